@@ -1,0 +1,1 @@
+"""Steer any diffusion model with any classifier, without training either."""
