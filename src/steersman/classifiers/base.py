@@ -1,0 +1,171 @@
+"""A trained classifier with what guidance must know of it.
+
+A classifier maps an image in [-1, 1] to logits f(x) ∈ R^K. With one logit (binary) it has two classes,
+
+    log p(names[1] | x) = log σ(f(x)),    log p(names[0] | x) = log σ(-f(x));
+
+otherwise log p(names[i] | x) is the log-softmax of f. Its weights are frozen: only the image has a gradient.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from steersman.classifiers.preprocess import Preprocess
+from steersman.classifiers.smoothing import SoftCalls, soften
+from steersman.errors import InputError, unknown
+from steersman.schedule import Level
+
+__all__ = ["Classifier"]
+
+
+class Classifier(nn.Module):
+    """A network, what it wants to be fed, and the names of what it tells apart.
+
+    The network is frozen in place: its weights ask for no gradient, and it stays in evaluation mode.
+
+    Args:
+        network: Maps the preprocessed image, ``(B, C, h, w)``, to logits ``(B, K)``; where ``told_level``, it
+            maps the image and the level's time, ``(B,)``.
+        preprocess: How an image in [-1, 1] becomes the network's input.
+        names: One name a class; synonyms within a name are separated by commas.
+        binary: Whether the network has one logit for two classes; σ(f) is the probability of ``names[1]``.
+        told_level: Whether the network was trained on noisy images and is told their level.
+        smoothed: How many activations of the network are softened ones; for the reader only.
+
+    Raises:
+        InputError: There are no names, or a binary network has other than two.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        preprocess: Preprocess,
+        names: Iterable[str],
+        binary: bool = False,
+        told_level: bool = False,
+        smoothed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.network = network.requires_grad_(False)
+        self.preprocess = preprocess
+        self.names = tuple(names)
+        self.binary = binary
+        self.told_level = told_level
+        self.smoothed = smoothed
+        if not self.names:
+            raise InputError("a classifier needs the names of its classes, got none")
+        if binary and len(self.names) != 2:
+            raise InputError(f"a binary classifier has two names, got {len(self.names)}")
+        self.eval()
+
+    def train(self, mode: bool = True) -> "Classifier":
+        """Keeps the network in evaluation mode, whatever is asked for: a guide is never trained."""
+        return super().train(False)
+
+    def forward(self, image: Float[Tensor, "B C H W"], level: Level | None = None) -> Float[Tensor, "B K"]:
+        """Returns the logits f(x).
+
+        Args:
+            image: Images in [-1, 1], on the network's device.
+            level: The noise level of the images; only a network that was trained to be told it sees it.
+
+        Returns:
+            The logits, in float64 where the network's weights are, else in float32.
+
+        Raises:
+            InputError: The network must be told the level, and there is none.
+        """
+        weights = _dtype(self.network)
+        # Half precision has too few digits for resizing, and for the log-softmax that follows.
+        exact = torch.promote_types(weights, torch.float32)
+        inputs = [self.preprocess(image.to(exact)).to(weights)]
+        if self.told_level:
+            if level is None:
+                raise InputError("this classifier was trained to be told the noise level, but got none")
+            inputs.append(level.time.to(image.device, exact).expand(image.shape[0]))
+        return self.network(*inputs).to(exact)
+
+    @torch.no_grad()
+    def features(self, image: Float[Tensor, "B C H W"], level: Level | None = None) -> Float[Tensor, "B D"]:
+        """Returns the penultimate features of the images: the input of the network's last linear layer.
+
+        Args:
+            image: Images in [-1, 1], on the network's device.
+            level: The noise level of the images, as in ``forward``.
+
+        Returns:
+            The features, without gradient, in the dtype of the logits.
+
+        Raises:
+            InputError: The network has no linear layer.
+        """
+        linear = [module for module in self.network.modules() if isinstance(module, nn.Linear)]
+        if not linear:
+            raise InputError(f"{type(self.network).__name__} has no linear layer to take features before")
+        seen: list[Tensor] = []
+        handle = linear[-1].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+        try:
+            logits = self(image, level)
+        finally:
+            handle.remove()
+        return seen[-1].flatten(1).to(logits.dtype)
+
+    def smooth(self, beta: float) -> "Classifier":
+        """Returns this classifier with every ReLU replaced by Softplus_β (EluCD 4.3), and the same weights.
+
+        Args:
+            beta: Sharpness β > 0 of the softplus; the larger, the closer to the trained network.
+
+        Raises:
+            InputError: β is not positive, or the network has no ReLU.
+        """
+        network, count = soften(self.network, beta)
+        if count == 0 and not isinstance(network, SoftCalls):
+            raise InputError(f"softplus {beta:g} given, but {type(self.network).__name__} has no ReLU to replace")
+        return Classifier(
+            network,
+            preprocess=self.preprocess,
+            names=self.names,
+            binary=self.binary,
+            told_level=self.told_level,
+            smoothed=count,
+        )
+
+    def resolve(self, target: str | int) -> int:
+        """Returns the index of a class.
+
+        Args:
+            target: An index in [0, K), as number or text, or a name in any case: first a class's full name,
+                then any of its comma-separated synonyms.
+
+        Raises:
+            InputError: The index is out of range, the name is unknown, or it names more than one class.
+        """
+        if isinstance(target, str):
+            full = _fold(target)
+            named = [i for i, name in enumerate(self.names) if _fold(name) == full]
+            named = named or [i for i, name in enumerate(self.names) if full in map(_fold, name.split(","))]
+            if len(named) > 1:
+                listed = ", ".join(f"{i} ({self.names[i]})" for i in named)
+                raise InputError(f"class {target!r} is ambiguous: {listed}; give the index")
+            if named:
+                return named[0]
+            if not full.removeprefix("-").isdecimal():
+                raise unknown("class", target, dict.fromkeys(s.strip() for n in self.names for s in n.split(",")))
+            target = int(full)
+        if not 0 <= target < len(self.names):
+            raise InputError(f"class index {target} is out of range; allowed: 0 to {len(self.names) - 1}")
+        return target
+
+
+def _dtype(network: nn.Module) -> torch.dtype:
+    floating = (p.dtype for p in network.parameters() if p.is_floating_point())
+    return next(floating, torch.float32)
+
+
+def _fold(name: str) -> str:
+    return " ".join(name.casefold().split())

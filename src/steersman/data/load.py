@@ -1,0 +1,47 @@
+"""Data sets by one string: ``sportballs``, ``sportballs:nrcg``, or an image folder with one folder a class."""
+
+from pathlib import Path
+
+import torch
+from torch.utils.data import Dataset
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
+
+from steersman.data.sportballs import SportBalls
+from steersman.errors import InputError
+
+__all__ = ["load_data"]
+
+
+def load_data(spec: str, *, resolution: int = 64, num: int = 100_000, seed: int = 0) -> tuple[Dataset, tuple[str, ...]]:
+    """Returns a map-style data set of images (3, H, W) in [-1, 1] with their labels, and the names of its classes.
+
+    Args:
+        spec: ``sportballs``, ``sportballs:PRESET``, or a folder.
+        resolution: The side of the images in pixels; a folder's are resized to it and cropped in the middle.
+        num: How many images, where they are drawn and not read.
+        seed: The seed of those.
+
+    Raises:
+        InputError: No such folder, or none with a class a folder.
+    """
+    name, _, preset = spec.partition(":")
+    if name == "sportballs":
+        balls = SportBalls.preset(preset or "large", num=num, seed=seed, resolution=resolution)
+        return balls, balls.classes
+    if not Path(spec).is_dir():
+        raise InputError(
+            f"data: {spec!r} given; allowed: sportballs, sportballs:nrcg, or a folder with a folder a class"
+        )
+    steps = [
+        v2.ToImage(),
+        v2.Resize(resolution, antialias=True),
+        v2.CenterCrop(resolution),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize([0.5], [0.5]),
+    ]
+    try:
+        folder = ImageFolder(spec, transform=v2.Compose(steps))
+    except FileNotFoundError as error:
+        raise InputError(f"data: {spec!r} holds no folder with images; allowed: a folder a class") from error
+    return folder, tuple(folder.classes)

@@ -1,0 +1,105 @@
+"""What a denoiser predicts, and its four ways of saying it.
+
+From ``x_t = alpha x_0 + sigma eps``, a network that predicts one of these predicts all of them:
+
+    epsilon   eps = (x_t - alpha x0) / sigma          x0 = (x_t - sigma eps) / alpha
+    sample    x0
+    v         v   = alpha eps - sigma x0              x0 = (alpha x_t - sigma v) / (alpha^2 + sigma^2)
+    flow      u   = eps - x0                          x0 = (x_t - sigma u) / (alpha + sigma)
+
+``v`` is Salimans & Ho's (2022), ``flow`` has diffusers' sign.
+"""
+
+from typing import Any, Literal, NamedTuple, Protocol, get_args
+
+from jaxtyping import Float
+from torch import Tensor
+
+from steersman.errors import unknown
+from steersman.schedule import Level, Schedule, broadcast
+
+__all__ = ["Denoiser", "Parameterization", "Prediction", "eps_from_x0", "output_for", "to_x0"]
+
+Parameterization = Literal["epsilon", "sample", "v_prediction", "flow_prediction"]
+
+
+class Prediction(NamedTuple):
+    """What a denoiser makes of a noisy image.
+
+    Attributes:
+        x0_hat: The denoised image, not yet clipped.
+        variance_fraction: ADM's learned place between the smallest and the largest log variance, in [0, 1], or None.
+        unconditional: The ``x0_hat`` without the label, where classifier-free guidance computed it.
+    """
+
+    x0_hat: Float[Tensor, "B C H W"]
+    variance_fraction: Float[Tensor, "B C H W"] | None = None
+    unconditional: Float[Tensor, "B C H W"] | None = None
+
+
+class Denoiser(Protocol):
+    """A network with what must be known to sample from it; images are in [-1, 1], or latents that `decode` turns so.
+
+    Attributes:
+        schedule: The noise that it was trained on.
+        shape: The shape (C, H, W) of one sample.
+        classes: The names of its labels; empty for a model without.
+    """
+
+    schedule: Schedule
+    shape: tuple[int, int, int]
+    classes: tuple[str, ...]
+
+    def __call__(self, x_t: Float[Tensor, "B C H W"], level: Level, **condition: Any) -> Prediction:  # noqa: ANN401
+        """Returns the prediction for noisy images at a level; the conditions are the model's own."""
+        ...
+
+    def decode(self, x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 3 H2 W2"]:
+        """Returns the image in [-1, 1] that a sample stands for; differentiable."""
+        ...
+
+
+def eps_from_x0(x_t: Float[Tensor, "B C H W"], x0: Float[Tensor, "B C H W"], level: Level) -> Float[Tensor, "B C H W"]:
+    """``eps = (x_t - alpha x0) / sigma``, for ``sigma > 0``."""
+    return (x_t - broadcast(level.alpha, x_t) * x0) / broadcast(level.sigma, x_t)
+
+
+def to_x0(
+    kind: Parameterization, x_t: Float[Tensor, "B C H W"], output: Float[Tensor, "B C H W"], level: Level
+) -> Float[Tensor, "B C H W"]:
+    """Returns ``x0_hat``, not clipped, from what a network put out.
+
+    Raises:
+        InputError: An unknown parameterization.
+    """
+    alpha, sigma = broadcast(level.alpha, x_t), broadcast(level.sigma, x_t)
+    match kind:
+        case "epsilon":
+            return (x_t - sigma * output) / alpha
+        case "sample":
+            return output
+        case "v_prediction":
+            return (alpha * x_t - sigma * output) / (alpha**2 + sigma**2)
+        case "flow_prediction":
+            return (x_t - sigma * output) / (alpha + sigma)
+    raise unknown("parameterization", kind, get_args(Parameterization))
+
+
+def output_for(
+    kind: Parameterization, x0: Float[Tensor, "B C H W"], eps: Float[Tensor, "B C H W"], level: Level
+) -> Float[Tensor, "B C H W"]:
+    """Returns what a network of that kind should put out for ``x_t = alpha x0 + sigma eps``.
+
+    Raises:
+        InputError: An unknown parameterization.
+    """
+    match kind:
+        case "epsilon":
+            return eps
+        case "sample":
+            return x0
+        case "v_prediction":
+            return broadcast(level.alpha, x0) * eps - broadcast(level.sigma, x0) * x0
+        case "flow_prediction":
+            return eps - x0
+    raise unknown("parameterization", kind, get_args(Parameterization))

@@ -1,0 +1,197 @@
+"""A guide: one choice on each axis, frozen; and guides at work during one walk.
+
+At a level, a guide takes the gradient g of ``log p(y | view)`` by one of two routes:
+
+    direct     g = d/d view, the view detached: the denoiser is never differentiated
+    through    g = d/d x_t, back through the denoiser where the view depends on it
+
+stabilises it, weighs it, and lets the push ``p = s w_t g`` into the step.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from steersman.denoise import Prediction
+from steersman.errors import unknown
+from steersman.guidance.injection import Estimate, Injection, Mean
+from steersman.guidance.objective import Objective
+from steersman.guidance.stabilizer import Identity, Stabilizer, State
+from steersman.guidance.step import Step
+from steersman.guidance.strength import Strength, Variance
+from steersman.guidance.view import Denoised, View
+
+__all__ = ["Decode", "Guide", "Push", "Route", "Steering"]
+
+Route = Literal["direct", "through"]
+Decode = Callable[[Float[Tensor, "B C H W"]], Float[Tensor, "B 3 H2 W2"]]
+
+
+class Push(NamedTuple):
+    """What one guide made of one step.
+
+    Attributes:
+        value: ``p = s w_t g``, zero where the gradient was not finite.
+        gradient: The gradient as it came from the classifier.
+        log_likelihood: The objective's value.
+        finite: Whether the image's gradient was finite.
+    """
+
+    value: Float[Tensor, "B C H W"]
+    gradient: Float[Tensor, "B C H W"]
+    log_likelihood: Float[Tensor, " B"]
+    finite: Bool[Tensor, " B"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guide:
+    """One choice on each axis of the design space.
+
+    Attributes:
+        objective: What it makes larger; holds the classifier.
+        scale: ``s``; comparable only among guides with the same route and injection.
+        view: What the classifier sees.
+        route: What the gradient is taken with respect to.
+        stabilizer: What is done to the gradient from step to step.
+        strength: Its weight over time.
+        injection: Where it enters the step.
+    """
+
+    objective: Objective
+    scale: float = 1.0
+    view: View = field(default_factory=Denoised)
+    route: Route = "direct"
+    stabilizer: Stabilizer = field(default_factory=Identity)
+    strength: Strength = field(default_factory=Variance)
+    injection: Injection = field(default_factory=Mean)
+
+    def __post_init__(self) -> None:
+        if self.route not in get_args(Route):
+            raise unknown("route", self.route, get_args(Route))
+
+    @property
+    def differentiates_denoiser(self) -> bool:
+        """Whether its gradient flows back through the denoiser."""
+        return self.route == "through" and self.view.needs_denoiser
+
+    @torch.enable_grad()
+    def gradient(
+        self,
+        x_t: Float[Tensor, "B C H W"],
+        prediction: Prediction | None,
+        step: Step,
+        target: Int[Tensor, " B"],
+        decode: Decode,
+        *,
+        retain_graph: bool = False,
+    ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, " B"]]:
+        """Returns the gradient by the guide's route, and the log-likelihood.
+
+        Args:
+            x_t: The noisy images; on the route ``through``, the leaf from which the prediction was computed.
+            prediction: What the denoiser made of them, where the view needs it.
+            step: Where in the walk.
+            target: A class each.
+            decode: Turns a sample into the image that the classifier sees.
+            retain_graph: Whether another guide differentiates the same prediction after this one.
+        """
+        view = self.view(x_t, prediction)
+        if self.route == "direct":
+            view = view.detach().requires_grad_()
+        log_likelihood = self.objective(decode(view), target, step.level)
+        leaf = view if self.route == "direct" else x_t
+        (g,) = torch.autograd.grad(log_likelihood.sum(), leaf, retain_graph=retain_graph)
+        return g, log_likelihood.detach()
+
+
+class Steering:
+    """Guides at work in one walk of a batch: their stabilizers' states, and what they push.
+
+    Args:
+        guides: The guides.
+        target: A class each.
+        decode: Turns a sample into the image that the classifiers see.
+    """
+
+    def __init__(self, guides: Sequence[Guide], target: Int[Tensor, " B"] | None, decode: Decode) -> None:
+        self.guides, self.target, self.decode = tuple(guides), target, decode
+        self.states: list[State] | None = None
+        self.pushes: tuple[Push | None, ...] = ()
+
+    def differentiates_denoiser(self, step: Step) -> bool:
+        """Whether the denoiser must be asked with gradients at this step."""
+        return any(guide.differentiates_denoiser and guide.strength.active(step) for guide in self.guides)
+
+    @property
+    def differentiates_sample(self) -> bool:
+        """Whether a guide takes its gradient with respect to the noisy sample."""
+        return any(guide.route == "through" for guide in self.guides)
+
+    def estimate(
+        self, x_t: Float[Tensor, "B C H W"], prediction: Prediction, estimate: Estimate, step: Step
+    ) -> Estimate:
+        """Takes each active guide's push at a level, and returns the estimate with those that enter there.
+
+        The stabilizers' states move on in the first stage of a step; its second sees them as the step found them.
+        """
+        if self.states is None:
+            self.states = [guide.stabilizer.init(estimate.x0) for guide in self.guides]
+        active = [guide.strength.active(step) for guide in self.guides]
+        through = sum(on and guide.differentiates_denoiser for guide, on in zip(self.guides, active, strict=True))
+        found, pushes = list(self.states), []
+        for place, guide in enumerate(self.guides):
+            if not active[place]:
+                pushes.append(None)
+                continue
+            through -= guide.differentiates_denoiser
+            push, state = self._push(guide, x_t, prediction, step, found[place], retain_graph=through > 0)
+            if step.stage == 0:
+                self.states[place] = state
+            estimate = guide.injection.estimate(estimate, push.value, step.level)
+            pushes.append(push)
+        if step.stage == 0:
+            self.pushes = tuple(pushes)
+        return estimate
+
+    def mean(self, mean: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """Returns the step's mean with the pushes that enter there."""
+        for guide, push in zip(self.guides, self.pushes, strict=True):
+            if push is not None:
+                mean = guide.injection.mean(mean, push.value)
+        return mean
+
+    def _push(
+        self,
+        guide: Guide,
+        x_t: Float[Tensor, "B C H W"],
+        prediction: Prediction,
+        step: Step,
+        state: State,
+        *,
+        retain_graph: bool,
+    ) -> tuple[Push, State]:
+        assert self.target is not None, "the loop refuses guides without targets"
+        g, log_likelihood = guide.gradient(x_t, prediction, step, self.target, self.decode, retain_graph=retain_graph)
+        finite = g.isfinite().flatten(1).all(1)
+        safe = torch.where(_lead(finite, g), g, 0)
+        with torch.no_grad():
+            stable, moved = guide.stabilizer.update(safe, state)
+            weight = guide.strength(step, x_t, prediction, stable)
+            value = torch.where(_lead(finite, g), guide.scale * weight * stable, 0)
+        return Push(value.to(g.dtype), g, log_likelihood, finite), _keep(finite, moved, state)
+
+
+def _lead(mask: Bool[Tensor, " B"], like: Tensor) -> Bool[Tensor, "B ..."]:
+    return mask.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def _keep(finite: Bool[Tensor, " B"], new: State, old: State) -> State:
+    """Returns the new state, and the old one for images whose gradient was dropped."""
+    return tuple(
+        _keep(finite, n, o) if isinstance(n, tuple) else torch.where(_lead(finite, n), n, o)
+        for n, o in zip(new, old, strict=True)
+    )

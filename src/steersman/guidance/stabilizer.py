@@ -1,0 +1,189 @@
+"""Stabilizers: transformations of the gradient from step to step, in the manner of optax.
+
+    ema          m <- beta m + (1 - beta) g                                     use m                     (nrCG eq. 7)
+    adam         m <- beta1 m + (1 - beta1) g,  v <- beta2 v + (1 - beta2) g^2   use m / (sqrt(v) + eps)  (nrCG eq. 8)
+    normalise    g / |g|  (or / rms(g))
+    clip         g min(1, norm / |g|)
+    chain        one after the other
+
+Norms are over one sample. States start at zero, without bias correction, on purpose: the first gradients come from
+noise, and are held back. A state is a tuple of tensors that lead with the batch, so that one image's can be kept back.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from steersman.errors import InputError, unknown
+from steersman.guidance.view import rms
+
+__all__ = ["Adam", "Chain", "Clip", "Ema", "Identity", "Normalise", "Stabilizer", "State"]
+
+State = tuple
+"""Tensors that lead with B, or such states."""
+
+
+class Stabilizer(Protocol):
+    """Turns a step's gradient into the one that is used."""
+
+    def init(self, x: Float[Tensor, "B C H W"]) -> State:
+        """Returns the state before the first gradient, for a batch like x."""
+        ...
+
+    def update(self, g: Float[Tensor, "B C H W"], state: State) -> tuple[Float[Tensor, "B C H W"], State]:
+        """Returns the gradient to use and the next state."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """The gradient as it is."""
+
+    def init(self, x: Float[Tensor, "B C H W"]) -> State:
+        """Returns no state."""
+        return ()
+
+    def update(self, g: Float[Tensor, "B C H W"], state: State) -> tuple[Float[Tensor, "B C H W"], State]:
+        """Returns ``g``."""
+        return g, state
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ema:
+    """The exponential moving average of the gradients (nrCG eq. 7).
+
+    Attributes:
+        beta: How much of the old average stays, in [0, 1); the paper's are 0.9 and 0.99.
+    """
+
+    beta: float = 0.99
+
+    def __post_init__(self) -> None:
+        _fraction("stabilizer.beta", self.beta)
+
+    def init(self, x: Float[Tensor, "B C H W"]) -> State:
+        """Returns ``m = 0``."""
+        return (torch.zeros_like(x),)
+
+    def update(self, g: Float[Tensor, "B C H W"], state: State) -> tuple[Float[Tensor, "B C H W"], State]:
+        """Returns ``m``."""
+        m = self.beta * state[0] + (1 - self.beta) * g
+        return m, (m,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adam:
+    """The ratio of the first moment's average to the root of the second's (nrCG eq. 8).
+
+    Attributes:
+        beta1: The first moment's decay, in [0, 1).
+        beta2: The second moment's, in [0, 1).
+        eps: What keeps the ratio finite.
+    """
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-4
+
+    def __post_init__(self) -> None:
+        _fraction("stabilizer.beta1", self.beta1)
+        _fraction("stabilizer.beta2", self.beta2)
+        _positive("stabilizer.eps", self.eps)
+
+    def init(self, x: Float[Tensor, "B C H W"]) -> State:
+        """Returns ``m = 0, v = 0``."""
+        return torch.zeros_like(x), torch.zeros_like(x)
+
+    def update(self, g: Float[Tensor, "B C H W"], state: State) -> tuple[Float[Tensor, "B C H W"], State]:
+        """Returns ``m / (sqrt(v) + eps)``."""
+        m = self.beta1 * state[0] + (1 - self.beta1) * g
+        v = self.beta2 * state[1] + (1 - self.beta2) * g.square()
+        return m / (v.sqrt() + self.eps), (m, v)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normalise:
+    """The gradient's direction; a zero gradient stays zero.
+
+    Attributes:
+        by: ``norm`` for length 1, ``rms`` for root mean square 1.
+    """
+
+    by: Literal["norm", "rms"] = "norm"
+
+    def __post_init__(self) -> None:
+        if self.by not in ("norm", "rms"):
+            raise unknown("stabilizer.by", self.by, get_args(Literal["norm", "rms"]))
+
+    def init(self, x: Float[Tensor, "B C H W"]) -> State:
+        """Returns no state."""
+        return ()
+
+    def update(self, g: Float[Tensor, "B C H W"], state: State) -> tuple[Float[Tensor, "B C H W"], State]:
+        """Returns ``g / |g|``."""
+        size = rms(g) if self.by == "rms" else _norm(g)
+        return g / torch.where(size > 0, size, 1), state
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """The gradient, shortened to a largest norm.
+
+    Attributes:
+        norm: That norm, over one sample.
+    """
+
+    norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        _positive("stabilizer.norm", self.norm)
+
+    def init(self, x: Float[Tensor, "B C H W"]) -> State:
+        """Returns no state."""
+        return ()
+
+    def update(self, g: Float[Tensor, "B C H W"], state: State) -> tuple[Float[Tensor, "B C H W"], State]:
+        """Returns ``g min(1, norm / |g|)``."""
+        size = _norm(g)
+        return g * (self.norm / torch.where(size > 0, size, 1)).clamp(max=1), state
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Stabilizers one after the other.
+
+    Attributes:
+        links: They, the first to see the gradient first.
+    """
+
+    links: Sequence[Stabilizer]
+
+    def init(self, x: Float[Tensor, "B C H W"]) -> State:
+        """Returns the links' states."""
+        return tuple(link.init(x) for link in self.links)
+
+    def update(self, g: Float[Tensor, "B C H W"], state: State) -> tuple[Float[Tensor, "B C H W"], State]:
+        """Returns what the last link makes of it."""
+        states = []
+        for link, old in zip(self.links, state, strict=True):
+            g, new = link.update(g, old)
+            states.append(new)
+        return g, tuple(states)
+
+
+def _norm(x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 1 1 1"]:
+    return x.square().sum((1, 2, 3), keepdim=True).sqrt()
+
+
+def _fraction(name: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise InputError(f"{name}: {value} given; allowed: 0 to below 1")
+
+
+def _positive(name: str, value: float) -> None:
+    if not value > 0:
+        raise InputError(f"{name}: {value} given; allowed: above 0")

@@ -1,0 +1,89 @@
+"""One step of a walk down the levels, and its reverse variance.
+
+From a level t to a cleaner level s, with ``r = alpha_t / alpha_s`` and ``beta = sigma_t^2 - r^2 sigma_s^2`` (for a
+variance-preserving schedule ``1 - a``, ``a = r^2``), the posterior of ``x_s`` given ``x_t`` and ``x_0`` is Gaussian:
+
+    mean       mu = (r sigma_s^2 x_t + alpha_s beta x_0) / sigma_t^2
+    variance   beta_tilde = beta sigma_s^2 / sigma_t^2                                    (Ho et al. 2020, eq. 6, 7)
+
+The variance belongs to the pair, so that it follows any respacing. ADM learns a fraction f per value:
+``log Sigma = f log beta + (1 - f) log beta_tilde`` (Nichol & Dhariwal 2021, eq. 15).
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from steersman.schedule import Level, broadcast
+
+__all__ = ["FixedVariance", "Step", "posterior_mean", "reverse_variance"]
+
+FixedVariance = Literal["small", "large"]
+
+
+class Step(NamedTuple):
+    """Where in the walk a step stands.
+
+    Attributes:
+        index: Its number, 0 first.
+        count: How many there are.
+        repeat: Which repeat of it this is, under recurrence.
+        stage: Which evaluation within it: 0, and 1 for Heun's second.
+        level: The level that it starts from.
+        next: The level that it goes to.
+        variance: The reverse variance ``Sigma_t`` of this pair of levels: (), or the sample's shape where learned.
+        peak: The largest variance of the steps so far.
+    """
+
+    index: int
+    count: int
+    repeat: int
+    stage: int
+    level: Level
+    next: Level
+    variance: Float[Tensor, "..."]
+    peak: Float[Tensor, "..."]
+
+    @property
+    def left(self) -> int:
+        """The steps left after this one: t, counted T-1 .. 0."""
+        return self.count - 1 - self.index
+
+
+def transition(level: Level, next: Level) -> tuple[Float64[Tensor, ""], Float64[Tensor, ""]]:
+    """Returns ``r = alpha_t / alpha_s`` and ``beta``, of ``x_t = r x_s + sqrt(beta) eps``."""
+    ratio = level.alpha / next.alpha
+    return ratio, level.sigma**2 - ratio**2 * next.sigma**2
+
+
+def posterior_mean(
+    x_t: Float[Tensor, "B C H W"], x0: Float[Tensor, "B C H W"], level: Level, next: Level
+) -> Float[Tensor, "B C H W"]:
+    """Returns ``mu``, the mean of ``x_s`` given ``x_t`` and ``x_0``."""
+    ratio, beta = transition(level, next)
+    of_x_t = ratio * next.sigma**2 / level.sigma**2
+    of_x0 = next.alpha * beta / level.sigma**2
+    return broadcast(of_x_t, x_t) * x_t + broadcast(of_x0, x0) * x0
+
+
+def reverse_variance(
+    level: Level,
+    next: Level,
+    fraction: Float[Tensor, "B C H W"] | None = None,
+    fixed: FixedVariance = "small",
+) -> Float[Tensor, "..."]:
+    """Returns ``Sigma_t`` of a pair of levels.
+
+    Args:
+        level: The level of ``x_t``.
+        next: The level of ``x_s``.
+        fraction: What the model learned of it, in [0, 1], where it did.
+        fixed: Where it did not: ``small`` for ``beta_tilde``, ``large`` for ``beta``.
+    """
+    _, beta = transition(level, next)
+    small = beta * next.sigma**2 / level.sigma**2
+    if fraction is None or not small > 0:
+        return beta if fixed == "large" and fraction is None else small
+    return torch.lerp(broadcast(small.log(), fraction), broadcast(beta.log(), fraction), fraction).exp()

@@ -1,0 +1,184 @@
+"""Strength: how the guidance's weight ``w_t`` runs over time.
+
+With t counted T-1 .. 0 over the steps really taken and ``Sigma_t`` the reverse variance of a step:
+
+    variance    w_t = Sigma_t                                                            (Dhariwal & Nichol 2021)
+    sine        w_t = Sigma_t + gamma sin(pi t / T) max_{u >= t} Sigma_u                 (EluCD eq. 5)
+    constant    w_t = 1
+    linear      w_t = t / T, or 1 - t / T rising towards the image
+    interval    w_t = 1 where low <= sigma / alpha <= high, else 0                       (Kynkäänniemi et al. 2024)
+    every       w_t = 1 at each k-th step, else 0
+    product     the product of several
+
+Where the weight is zero for all images, no gradient is taken.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import mul
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from steersman.denoise import Prediction
+from steersman.errors import InputError
+from steersman.guidance.step import Step
+
+__all__ = ["Constant", "Every", "Interval", "Linear", "Product", "Sine", "Strength", "Variance"]
+
+
+class Strength(Protocol):
+    """Weighs a step's gradient."""
+
+    def active(self, step: Step) -> bool:
+        """Whether the weight can be other than zero at this step; told before anything is computed."""
+        ...
+
+    def __call__(
+        self, step: Step, x_t: Float[Tensor, "B C H W"], prediction: Prediction | None, g: Float[Tensor, "B C H W"]
+    ) -> Float[Tensor, "..."]:
+        """Returns the weight: (), (B, 1, 1, 1), or of the sample's shape."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Always:
+    """A strength that is never zero for all images."""
+
+    def active(self, step: Step) -> bool:
+        """Returns true."""
+        return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variance(_Always):
+    """``w_t = Sigma_t``, the reverse variance."""
+
+    def __call__(
+        self, step: Step, x_t: Float[Tensor, "B C H W"], prediction: Prediction | None, g: Float[Tensor, "B C H W"]
+    ) -> Float[Tensor, "..."]:
+        """Returns ``Sigma_t``."""
+        return step.variance
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sine(_Always):
+    """``w_t = Sigma_t + gamma sin(pi t / T) max_{u >= t} Sigma_u`` (EluCD eq. 5).
+
+    Attributes:
+        gamma: The added factor; 0.3 in the paper.
+    """
+
+    gamma: float = 0.3
+
+    def __call__(
+        self, step: Step, x_t: Float[Tensor, "B C H W"], prediction: Prediction | None, g: Float[Tensor, "B C H W"]
+    ) -> Float[Tensor, "..."]:
+        """Returns ``w_t``; the maximum is each image's own."""
+        return step.variance + self.gamma * math.sin(math.pi * step.left / step.count) * step.peak
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constant(_Always):
+    """``w_t = 1``."""
+
+    def __call__(
+        self, step: Step, x_t: Float[Tensor, "B C H W"], prediction: Prediction | None, g: Float[Tensor, "B C H W"]
+    ) -> Float[Tensor, "..."]:
+        """Returns 1."""
+        return torch.ones((), dtype=x_t.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear(_Always):
+    """``w_t = (t + 1) / T``, falling towards the image, or ``1 - t / T``, rising.
+
+    Attributes:
+        rising: Whether it rises towards the image.
+    """
+
+    rising: bool = False
+
+    def __call__(
+        self, step: Step, x_t: Float[Tensor, "B C H W"], prediction: Prediction | None, g: Float[Tensor, "B C H W"]
+    ) -> Float[Tensor, "..."]:
+        """Returns ``w_t``."""
+        share = (step.left + 1) / step.count
+        return torch.tensor(1 - share + 1 / step.count if self.rising else share, dtype=x_t.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """``w_t = 1`` where ``low <= sigma / alpha <= high`` (Kynkäänniemi et al. 2024).
+
+    Attributes:
+        low: The smallest noise-to-signal ratio at which it acts.
+        high: The largest.
+    """
+
+    low: float = 0.0
+    high: float = math.inf
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low <= self.high:
+            raise InputError(f"strength.low, high: {self.low}, {self.high} given; allowed: 0 <= low <= high")
+
+    def active(self, step: Step) -> bool:
+        """Whether the level lies inside."""
+        return self.low <= float(step.level.sigma / step.level.alpha) <= self.high
+
+    def __call__(
+        self, step: Step, x_t: Float[Tensor, "B C H W"], prediction: Prediction | None, g: Float[Tensor, "B C H W"]
+    ) -> Float[Tensor, "..."]:
+        """Returns 1: outside, nothing is asked."""
+        return torch.ones((), dtype=x_t.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Every:
+    """``w_t = 1`` at each k-th step, the first included.
+
+    Attributes:
+        k: The period, in steps.
+    """
+
+    k: int = 2
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise InputError(f"strength.k: {self.k} given; allowed: 1 and more")
+
+    def active(self, step: Step) -> bool:
+        """Whether it is this step's turn."""
+        return step.index % self.k == 0
+
+    def __call__(
+        self, step: Step, x_t: Float[Tensor, "B C H W"], prediction: Prediction | None, g: Float[Tensor, "B C H W"]
+    ) -> Float[Tensor, "..."]:
+        """Returns 1: at other steps, nothing is asked."""
+        return torch.ones((), dtype=x_t.dtype)
+
+
+@dataclass(frozen=True)
+class Product:
+    """The product of several strengths, such as the variance inside an interval.
+
+    Attributes:
+        factors: They.
+    """
+
+    factors: Sequence[Strength]
+
+    def active(self, step: Step) -> bool:
+        """Whether all factors are."""
+        return all(factor.active(step) for factor in self.factors)
+
+    def __call__(
+        self, step: Step, x_t: Float[Tensor, "B C H W"], prediction: Prediction | None, g: Float[Tensor, "B C H W"]
+    ) -> Float[Tensor, "..."]:
+        """Returns the product."""
+        return reduce(mul, (factor(step, x_t, prediction, g) for factor in self.factors))

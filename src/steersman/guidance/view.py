@@ -1,0 +1,77 @@
+"""What the classifier is shown.
+
+    noisy       x_t
+    denoised    x0_hat(x_t), clipped to [-1, 1] or not
+    rescaled    z = x_t / max(1, rms(x_t)), rms over one sample's values (EluCD, Algorithm 2)
+
+A view is a sample: a latent one is decoded after it, so that the gradient keeps the sample's shape.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from jaxtyping import Float
+from torch import Tensor
+
+from steersman.denoise import Prediction
+
+__all__ = ["Denoised", "Noisy", "Rescaled", "View", "rms"]
+
+
+class View(Protocol):
+    """Chooses the image that the classifier sees.
+
+    Attributes:
+        needs_denoiser: Whether it depends on the prediction, so that the route `through` differentiates the denoiser.
+    """
+
+    @property
+    def needs_denoiser(self) -> bool: ...  # noqa: D102
+
+    def __call__(self, x_t: Float[Tensor, "B C H W"], prediction: Prediction | None) -> Float[Tensor, "B C H W"]:
+        """Returns the view; the prediction is there where it is needed."""
+        ...
+
+
+def rms(x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 1 1 1"]:
+    """The root mean square of each sample's values."""
+    return x.square().mean((1, 2, 3), keepdim=True).sqrt()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noisy:
+    """The noisy image ``x_t``, for classifiers that know noise."""
+
+    needs_denoiser = False
+
+    def __call__(self, x_t: Float[Tensor, "B C H W"], prediction: Prediction | None) -> Float[Tensor, "B C H W"]:
+        """Returns ``x_t``."""
+        return x_t
+
+
+@dataclass(frozen=True, kw_only=True)
+class Denoised:
+    """The denoised image ``x0_hat`` (EluCD 4.2, nrCG eq. 5).
+
+    Attributes:
+        clip: Whether to clip it to [-1, 1]; the clip is part of what is differentiated.
+    """
+
+    clip: bool = True
+    needs_denoiser = True
+
+    def __call__(self, x_t: Float[Tensor, "B C H W"], prediction: Prediction | None) -> Float[Tensor, "B C H W"]:
+        """Returns ``x0_hat``."""
+        assert prediction is not None, "the loop asks the denoiser first"
+        return prediction.x0_hat.clamp(-1, 1) if self.clip else prediction.x0_hat
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rescaled:
+    """The noisy image brought back to the range of images, ``x_t / max(1, rms(x_t))`` (EluCD, Algorithm 2)."""
+
+    needs_denoiser = False
+
+    def __call__(self, x_t: Float[Tensor, "B C H W"], prediction: Prediction | None) -> Float[Tensor, "B C H W"]:
+        """Returns ``z``."""
+        return x_t / rms(x_t).clamp(min=1)

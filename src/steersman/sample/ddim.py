@@ -1,0 +1,48 @@
+"""DDIM (Song et al. 2021): with ``Sigma = eta^2 beta_tilde``,
+
+    x_s = alpha_s x0_hat + sqrt(sigma_s^2 - Sigma) eps_hat + sqrt(Sigma) eps.
+
+``eta = 0`` is deterministic, ``eta = 1`` has DDPM's variance.
+"""  # noqa: D205, D415
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from steersman.errors import InputError
+from steersman.guidance.step import FixedVariance, Step, reverse_variance
+from steersman.sample.sampler import Draw, Move, Predict, randomly
+from steersman.schedule import broadcast
+
+__all__ = ["DDIM"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DDIM:
+    """The implicit sampler.
+
+    Attributes:
+        eta: The share of DDPM's deviation that is drawn anew, in [0, 1].
+    """
+
+    eta: float = 0.0
+    fixed: FixedVariance = "small"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eta <= 1:
+            raise InputError(f"sampler.eta: {self.eta} given; allowed: 0 to 1")
+
+    def init(self, x: Float[Tensor, "B C H W"]) -> tuple:
+        """Returns no state."""
+        return ()
+
+    def step(
+        self, x_t: Float[Tensor, "B C H W"], step: Step, predict: Predict, draw: Draw, state: tuple
+    ) -> tuple[Move, tuple]:
+        """Returns the deterministic part and ``sqrt(Sigma) eps``."""
+        estimate = predict(x_t, step.level)
+        variance = self.eta**2 * reverse_variance(step.level, step.next)
+        of_eps = (step.next.sigma**2 - variance).clamp(min=0).sqrt()
+        mean = broadcast(step.next.alpha, x_t) * estimate.x0 + broadcast(of_eps, x_t) * estimate.eps
+        return Move(mean, randomly(variance, draw, step)), state

@@ -1,0 +1,40 @@
+"""DDPM's ancestral step (Ho et al. 2020): ``x_s ~ N(mu(x_t, x0_hat), Sigma_t)``, of any pair of levels."""
+
+from dataclasses import dataclass
+from typing import get_args
+
+from jaxtyping import Float
+from torch import Tensor
+
+from steersman.errors import unknown
+from steersman.guidance.step import FixedVariance, Step, posterior_mean
+from steersman.sample.sampler import Draw, Move, Predict, randomly
+
+__all__ = ["DDPM"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DDPM:
+    """The ancestral sampler.
+
+    Attributes:
+        fixed: ``small`` for ``Sigma_t = beta_tilde``, ``large`` for ``beta``; a learned variance goes before either.
+    """
+
+    fixed: FixedVariance = "small"
+
+    def __post_init__(self) -> None:
+        if self.fixed not in get_args(FixedVariance):
+            raise unknown("variance", self.fixed, get_args(FixedVariance))
+
+    def init(self, x: Float[Tensor, "B C H W"]) -> tuple:
+        """Returns no state."""
+        return ()
+
+    def step(
+        self, x_t: Float[Tensor, "B C H W"], step: Step, predict: Predict, draw: Draw, state: tuple
+    ) -> tuple[Move, tuple]:
+        """Returns ``mu`` and ``sqrt(Sigma_t) eps``."""
+        estimate = predict(x_t, step.level)
+        mean = posterior_mean(x_t, estimate.x0, step.level, step.next)
+        return Move(mean, randomly(estimate.variance, draw, step)), state

@@ -1,0 +1,190 @@
+"""The loop: the only one, for every sampler, with guides, recurrence and callbacks.
+
+    for each pair of levels:
+        repeat:
+            predict, guided       x0_hat, eps  <-  denoiser, clipped, then the guides' pushes
+            step                  x_s = mean + pushes + deviation
+            renoise               x_t = r x_s + sqrt(beta) eps, unless it was the last repeat  (Bansal et al. 2023)
+
+Levels are float64, guidance is float32 or float64, and the networks see their own dtype.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from steersman.denoise import Denoiser, eps_from_x0
+from steersman.errors import InputError
+from steersman.guidance.guide import Guide, Push, Steering
+from steersman.guidance.injection import Estimate
+from steersman.guidance.step import Step, reverse_variance, transition
+from steersman.sample.noise import GivenNoise, Noise, SeededNoise
+from steersman.sample.sampler import Sampler
+from steersman.schedule import Level, Spacing, broadcast
+
+__all__ = ["Callback", "Recurrence", "Report", "sample"]
+
+
+class Report(NamedTuple):
+    """What a callback is told after each step.
+
+    Attributes:
+        step: Where in the walk.
+        x: The sample after the step.
+        x0: The denoised image that the step used, guided.
+        pushes: What each guide did, None where it was not active.
+    """
+
+    step: Step
+    x: Float[Tensor, "B C H W"]
+    x0: Float[Tensor, "B C H W"]
+    pushes: tuple[Push | None, ...]
+
+
+Callback = Callable[[Report], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recurrence:
+    """Each step done several times, with noise added back in between.
+
+    Attributes:
+        times: How often, 1 for once.
+        low: The smallest noise-to-signal ratio ``sigma / alpha`` at which it repeats.
+        high: The largest.
+    """
+
+    times: int = 1
+    low: float = 0.0
+    high: float = float("inf")
+
+    def __post_init__(self) -> None:
+        if self.times < 1:
+            raise InputError(f"recurrence.times: {self.times} given; allowed: 1 and more")
+        if not 0 <= self.low <= self.high:
+            raise InputError(f"recurrence.low, high: {self.low}, {self.high} given; allowed: 0 <= low <= high")
+
+    def at(self, level: Level) -> int:
+        """Returns how often the step from a level is done."""
+        return self.times if self.low <= float(level.sigma / level.alpha) <= self.high else 1
+
+
+@torch.no_grad()
+def sample(
+    denoiser: Denoiser,
+    sampler: Sampler,
+    *,
+    guides: Sequence[Guide] = (),
+    target: int | Sequence[int] | Int[Tensor, " B"] | None = None,
+    seeds: Sequence[int] = (0,),
+    steps: int = 50,
+    spacing: Spacing = "linspace",
+    clip: bool = True,
+    recurrence: Recurrence | None = None,
+    condition: Mapping[str, Any] | None = None,
+    noise: Iterable[Tensor] | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    callbacks: Sequence[Callback] = (),
+) -> Float[Tensor, "B C H W"]:
+    """Draws one image a seed, guided.
+
+    Args:
+        denoiser: The diffusion model.
+        sampler: How to step.
+        guides: The guides; none for plain sampling.
+        target: The class to guide to: one for all images, or one each.
+        seeds: One an image; an image depends on its seed and the settings alone.
+        steps: How many steps.
+        spacing: Which of the schedule's levels they visit.
+        clip: Whether the denoised image is clipped to [-1, 1] before each step, as pixel models expect.
+        recurrence: How often steps are repeated.
+        condition: What else the denoiser is told, such as ``label`` and ``cfg_scale``.
+        noise: Draws to use instead of the seeds': the start, then each step's in order.
+        device: Where the samples live; the denoiser's own device.
+        dtype: The samples' type, float32 or float64, whatever the networks run in.
+        callbacks: Called after each step.
+
+    Returns:
+        Samples in the denoiser's space; `Denoiser.decode` turns them into images.
+
+    Raises:
+        InputError: Guides without a target, a target too many or too few, or settings out of range.
+    """
+    steering = Steering(guides, _targets(target, len(seeds), device, needed=bool(guides)), denoiser.decode)
+    levels = denoiser.schedule.levels(steps, spacing)
+    draws: Noise = (
+        SeededNoise(seeds, denoiser.shape, device, dtype) if noise is None else GivenNoise(noise, device, dtype)
+    )
+    x = draws("start") * denoiser.schedule.start
+    state = sampler.init(x)
+    predictor = _Predictor(denoiser, steering, sampler, clip, condition or {}, peak=torch.zeros((), dtype=dtype))
+    for index, (level, next) in enumerate(pairwise(levels)):
+        for repeat in range(again := (recurrence or Recurrence()).at(level)):
+            step = Step(index, steps, repeat, 0, level, next, predictor.peak, predictor.peak)
+            move, state = sampler.step(x, step, partial(predictor, step), partial(draws, "step"), state)
+            x_s = steering.mean(move.mean)
+            x_s = x_s if move.deviation is None else x_s + move.deviation
+            for callback in callbacks:
+                callback(Report(step, x_s, predictor.x0, steering.pushes))
+            x = _renoise(x_s, level, next, draws) if repeat + 1 < again else x_s
+    return x
+
+
+@dataclass
+class _Predictor:
+    """The guided denoiser of one walk, and what it last saw: the clipped, guided ``x0`` and the variances' peak."""
+
+    denoiser: Denoiser
+    steering: Steering
+    sampler: Sampler
+    clip: bool
+    condition: Mapping[str, Any]
+    peak: Float[Tensor, "..."]
+    x0: Float[Tensor, "B C H W"] = field(init=False)
+
+    def __call__(self, step: Step, x_t: Float[Tensor, "B C H W"], level: Level, stage: int = 0) -> Estimate:
+        through = self.steering.differentiates_denoiser(step)
+        x_t = x_t.detach().requires_grad_(through or self.steering.differentiates_sample)
+        with torch.set_grad_enabled(through):
+            prediction = self.denoiser(x_t, level, **self.condition)
+        x0 = prediction.x0_hat.detach()
+        x0 = x0.clamp(-1, 1) if self.clip else x0
+        variance = reverse_variance(level, step.next, _detached(prediction.variance_fraction), self.sampler.fixed)
+        if stage == 0:
+            self.peak = torch.maximum(self.peak, variance.to(self.peak))
+        estimate = Estimate(x0, eps_from_x0(x_t.detach(), x0, level), variance)
+        step = step._replace(stage=stage, level=level, variance=variance, peak=self.peak)
+        estimate = self.steering.estimate(x_t, prediction, estimate, step)
+        self.x0 = estimate.x0
+        return estimate
+
+
+def _detached(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.detach()
+
+
+def _renoise(x_s: Float[Tensor, "B C H W"], level: Level, next: Level, draws: Noise) -> Float[Tensor, "B C H W"]:
+    """Takes a sample one step back: ``x_t = r x_s + sqrt(beta) eps``."""
+    ratio, beta = transition(level, next)
+    return broadcast(ratio, x_s) * x_s + broadcast(beta.sqrt(), x_s) * draws("renoise")
+
+
+def _targets(
+    target: int | Sequence[int] | Tensor | None, count: int, device: torch.device | str, *, needed: bool
+) -> Int[Tensor, " B"] | None:
+    """Returns one target an image."""
+    if target is None:
+        if needed:
+            raise InputError("target: none given, but there are guides; allowed: one class for all images, or one each")
+        return None
+    targets = torch.as_tensor(target, dtype=torch.int64, device=device)
+    if targets.ndim and len(targets) != count:
+        raise InputError(f"target: {len(targets)} given for {count} seeds; allowed: one, or one a seed")
+    return targets.expand(count)

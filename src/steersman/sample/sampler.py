@@ -1,0 +1,65 @@
+"""What a sampler is: a way from one level to the next.
+
+A step takes ``x_t`` to ``mean + deviation``. Guides may move the mean, so the two are told apart; a deterministic step
+has no deviation and draws no noise.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from steersman.guidance.injection import Estimate
+from steersman.guidance.step import FixedVariance, Step
+from steersman.schedule import Level
+
+__all__ = ["Draw", "Move", "Predict", "Sampler"]
+
+
+class Predict(Protocol):
+    """The denoiser, already guided and clipped; may be asked twice a step."""
+
+    def __call__(self, x_t: Float[Tensor, "B C H W"], level: Level, stage: int = 0) -> Estimate:
+        """Returns the estimate at a level; the stage counts the evaluations within the step."""
+        ...
+
+
+Draw = Callable[[], Float[Tensor, "B C H W"]]
+
+
+class Move(NamedTuple):
+    """A step's outcome: ``x_s = mean + deviation``."""
+
+    mean: Float[Tensor, "B C H W"]
+    deviation: Float[Tensor, "B C H W"] | None = None
+
+
+class Sampler(Protocol):
+    """Steps from level to level.
+
+    Attributes:
+        fixed: Which reverse variance belongs to its steps where the model learned none.
+    """
+
+    @property
+    def fixed(self) -> FixedVariance: ...  # noqa: D102
+
+    def init(self, x: Float[Tensor, "B C H W"]) -> tuple:
+        """Returns the state before the first step; empty for one-step methods."""
+        ...
+
+    def step(
+        self, x_t: Float[Tensor, "B C H W"], step: Step, predict: Predict, draw: Draw, state: tuple
+    ) -> tuple[Move, tuple]:
+        """Returns the way to ``step.next`` and the next state."""
+        ...
+
+
+def randomly(variance: Float[Tensor, "..."], draw: Draw, step: Step) -> Float[Tensor, "B C H W"] | None:
+    """Returns ``sqrt(variance) eps``, or None into a clean image and where the variance is zero."""
+    if not step.next.sigma > 0 or not torch.any(variance > 0):
+        return None
+    eps = draw()
+    return variance.sqrt().to(eps.dtype) * eps

@@ -1,0 +1,164 @@
+"""Noise over time: a schedule gives levels, and a walk down them.
+
+A noisy image is ``x_t = alpha x_0 + sigma eps`` with ``eps ~ N(0, I)``. What tells one level from another is the ratio
+``sigma / alpha``; a variance-preserving schedule (Ho et al. 2020) has ``alpha^2 + sigma^2 = 1``, with ``alpha^2`` the
+running product of ``1 - beta`` over T discrete times. Between two of those times, ``log(sigma / alpha)`` is linear.
+
+All of it is float64; it is cast where it meets an image (`broadcast`).
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol, Self, get_args
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from steersman.errors import InputError, unknown
+
+__all__ = ["CLEAN", "Level", "Schedule", "Spacing", "VP", "broadcast"]
+
+Spacing = Literal["linspace", "leading", "trailing"]
+
+
+class Level(NamedTuple):
+    """A noise level: ``x_t = alpha x_0 + sigma eps``, and the time that the network was trained to be told."""
+
+    alpha: Float64[Tensor, "*batch"]
+    sigma: Float64[Tensor, "*batch"]
+    time: Float64[Tensor, "*batch"]
+
+
+CLEAN = Level(*(torch.tensor(value, dtype=torch.float64) for value in (1.0, 0.0, 0.0)))
+"""The end of every walk. No network is asked there, so its time is never told."""
+
+
+class Schedule(Protocol):
+    """What a denoiser was trained on."""
+
+    @property
+    def start(self) -> float:
+        """The standard deviation of the noise that a walk starts from."""
+        ...
+
+    def at_time(self, time: float | Tensor) -> Level:
+        """Returns the level at a time, or at one time an image."""
+        ...
+
+    def at_sigma(self, sigma: float | Tensor) -> Level:
+        """Returns the level whose noise-to-signal ratio ``sigma / alpha`` is given."""
+        ...
+
+    def levels(self, steps: int, spacing: Spacing = "linspace") -> tuple[Level, ...]:
+        """Returns ``steps + 1`` levels from the noisiest down to `CLEAN`."""
+        ...
+
+
+def broadcast(value: Float[Tensor, "*batch"], like: Tensor) -> Tensor:
+    """Casts a level's number to an image's dtype, and shapes (B,) to (B, 1, 1, 1); () serves on any device as it is."""
+    if value.ndim == 0:
+        return value.to(dtype=like.dtype)
+    return value.to(device=like.device, dtype=like.dtype).reshape(-1, *[1] * (like.ndim - 1))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class VP:
+    """A variance-preserving schedule of T discrete times, ``alpha_t = sqrt(alpha_bar_t)``.
+
+    Attributes:
+        alpha_bar: The running product of ``1 - beta``, falling, in (0, 1).
+    """
+
+    alpha_bar: Float64[Tensor, " T"]
+    start = 1.0
+
+    @classmethod
+    def linear(cls, count: int = 1000, first: float = 1e-4, last: float = 0.02) -> Self:
+        """``beta`` linear from first to last (Ho et al. 2020)."""
+        return cls.from_betas(torch.linspace(first, last, count, dtype=torch.float64))
+
+    @classmethod
+    def cosine(cls, count: int = 1000, offset: float = 0.008, largest: float = 0.999) -> Self:
+        """``alpha_bar(u) ~ cos^2((u + offset) / (1 + offset) pi / 2)``, ``beta`` capped (Nichol & Dhariwal 2021)."""
+        u = torch.linspace(0, 1, count + 1, dtype=torch.float64)
+        alpha_bar = torch.cos((u + offset) / (1 + offset) * math.pi / 2) ** 2
+        return cls.from_betas((1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=largest))
+
+    @classmethod
+    def from_betas(cls, betas: Float64[Tensor, " T"]) -> Self:
+        """``alpha_bar_t = prod_{u <= t} (1 - beta_u)``."""
+        return cls(alpha_bar=(1 - betas).cumprod(0))
+
+    @classmethod
+    def from_diffusers(cls, config: Mapping[str, Any]) -> Self:
+        """The schedule that a diffusers scheduler's configuration describes.
+
+        Raises:
+            InputError: The configuration describes no variance-preserving schedule, or one unknown here.
+        """
+        count = int(config.get("num_train_timesteps", 1000))
+        first, last = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
+        if (betas := config.get("trained_betas")) is not None:
+            return cls.from_betas(torch.as_tensor(betas, dtype=torch.float64))
+        match config.get("beta_schedule", "linear"):
+            case "linear":
+                return cls.linear(count, first, last)
+            case "scaled_linear":
+                return cls.from_betas(torch.linspace(first**0.5, last**0.5, count, dtype=torch.float64) ** 2)
+            case "squaredcos_cap_v2":
+                return cls.cosine(count)
+            case other:
+                raise unknown("beta_schedule", other, ("linear", "scaled_linear", "squaredcos_cap_v2"))
+
+    @property
+    def _log_ratio(self) -> Float64[Tensor, " T"]:
+        """``log(sigma / alpha)``, rising with time."""
+        return (torch.log1p(-self.alpha_bar) - self.alpha_bar.log()) / 2
+
+    def at_time(self, time: float | Tensor) -> Level:
+        """Returns the level at a time in [0, T - 1], whole or between."""
+        time = torch.as_tensor(time, dtype=torch.float64, device="cpu")
+        below = time.floor().long().clamp(0, len(self.alpha_bar) - 1)
+        above = time.ceil().long().clamp(0, len(self.alpha_bar) - 1)
+        log_ratio = torch.lerp(self._log_ratio[below], self._log_ratio[above], time - below)
+        return self._level(log_ratio, time)
+
+    def at_sigma(self, sigma: float | Tensor) -> Level:
+        """Returns the level whose ``sigma / alpha`` is given, within the schedule's own range."""
+        log_ratio = torch.as_tensor(sigma, dtype=torch.float64, device="cpu").log()
+        knots = self._log_ratio
+        log_ratio = log_ratio.clamp(knots[0], knots[-1])
+        above = torch.searchsorted(knots, log_ratio).clamp(1, len(knots) - 1)
+        time = above - 1 + (log_ratio - knots[above - 1]) / (knots[above] - knots[above - 1])
+        return self._level(log_ratio, time)
+
+    @staticmethod
+    def _level(log_ratio: Tensor, time: Tensor) -> Level:
+        return Level(torch.sigmoid(-2 * log_ratio).sqrt(), torch.sigmoid(2 * log_ratio).sqrt(), time)
+
+    def levels(self, steps: int, spacing: Spacing = "linspace") -> tuple[Level, ...]:
+        """Returns the levels of a walk of so many steps, noisiest first, and `CLEAN` after them.
+
+        Args:
+            steps: How many steps, in [1, T].
+            spacing: ``linspace`` rounds ``linspace(0, T - 1, steps)`` (ADM's respacing); ``leading`` and ``trailing``
+                take every ``T / steps``-th time from the clean and from the noisy end, as diffusers names them.
+
+        Raises:
+            InputError: More steps than the schedule has times, fewer than one, or an unknown spacing.
+        """
+        count = len(self.alpha_bar)
+        if not 1 <= steps <= count:
+            raise InputError(f"steps: {steps} given; allowed: 1 to {count}, the times that the model was trained on")
+        match spacing:
+            case "linspace":
+                times = torch.linspace(count - 1, 0, steps, dtype=torch.float64).round()
+            case "leading":
+                times = (torch.arange(steps, dtype=torch.float64) * (count // steps)).flip(0)
+            case "trailing":
+                times = (count - torch.arange(steps, dtype=torch.float64) * count / steps).round() - 1
+            case _:
+                raise unknown("spacing", spacing, get_args(Spacing))
+        return (*(self.at_time(time) for time in times), CLEAN)

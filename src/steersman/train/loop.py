@@ -1,0 +1,254 @@
+"""The training loop of all networks here: AdamW, warm-up and cosine, mixed precision, exact resumption.
+
+Everything random in step k follows from ``(seed, k)`` alone: which images, which noise. So a run that was killed goes
+on from its last checkpoint as if nothing had happened; the state is the weights, their average, the optimiser's moments
+and k.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from diffusers.optimization import get_cosine_schedule_with_warmup
+from diffusers.training_utils import EMAModel
+from jaxtyping import Float
+from rich.console import Console
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from steersman.errors import InputError
+
+__all__ = ["Batch", "Loss", "Training", "fit"]
+
+CHECKPOINT = "checkpoint.pt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How to train.
+
+    Attributes:
+        images: How many images to show in all, repeats counted.
+        batch_size: Images a step, over all processes.
+        learning_rate: AdamW's, at its peak.
+        warmup: Steps of linear warm-up; cosine to zero follows.
+        weight_decay: AdamW's.
+        clip: The largest norm of the gradient over all weights.
+        average: The decay of the weights' moving average, or 0 for none; it warms up as ``1 - (1 + k)^(-3/4)``.
+        precision: ``no`` for float32, ``bf16`` or ``fp16`` for mixed precision.
+        channels_last: The memory layout; which is faster differs from machine to machine.
+        workers: Processes that load data.
+        seed: What all randomness follows from.
+        save_seconds: A checkpoint is written this often, and at the end.
+    """
+
+    images: int
+    batch_size: int = 64
+    learning_rate: float = 1e-4
+    warmup: int = 500
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    average: float = 0.0
+    precision: str = "no"
+    channels_last: bool = False
+    workers: int = 0
+    seed: int = 0
+    save_seconds: float = 300.0
+
+    def __post_init__(self) -> None:
+        for name in ("images", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}: {getattr(self, name)} given; allowed: 1 and more")
+        if self.precision not in ("no", "bf16", "fp16"):
+            raise InputError(f"precision: {self.precision!r} given; allowed: no, bf16, fp16")
+
+    @property
+    def steps(self) -> int:
+        """How many steps that makes, the last one full too."""
+        return -(-self.images // self.batch_size)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's images in [-1, 1], their labels, and the generator of all else that is random in the step."""
+
+    images: Float[Tensor, "B C H W"]
+    labels: Tensor
+    generator: torch.Generator
+
+
+Loss = Callable[[nn.Module, Batch], Tensor]
+
+
+class _Batches(Sampler[list[int]]):
+    """The indices of step k, k + 1, …: a new permutation each epoch, each from the seed and the epoch."""
+
+    def __init__(self, size: int, training: Training, start: int) -> None:
+        self.size, self.training, self.start = size, training, start
+
+    def __len__(self) -> int:
+        return self.training.steps - self.start
+
+    def __iter__(self) -> Iterator[list[int]]:
+        batch, epoch, order = self.training.batch_size, -1, torch.empty(0)
+        for step in range(self.start, self.training.steps):
+            indices = []
+            for place in range(step * batch, (step + 1) * batch):
+                if place // self.size != epoch:
+                    epoch = place // self.size
+                    order = torch.randperm(self.size, generator=_generator(self.training.seed, 2**31 + epoch))
+                indices.append(int(order[place % self.size]))
+            yield indices
+
+
+def _generator(seed: int, step: int) -> torch.Generator:
+    return torch.Generator().manual_seed((seed << 32) + step)
+
+
+def fit(
+    network: nn.Module,
+    data: Dataset,
+    loss: Loss,
+    training: Training,
+    out: Path,
+    *,
+    preview: Callable[[nn.Module, int], None] | None = None,
+    preview_seconds: float = 900.0,
+    console: Console | None = None,
+) -> nn.Module:
+    """Trains a network in place, from the folder's checkpoint where it has one.
+
+    Args:
+        network: The network; on return it holds the averaged weights where the settings ask for an average.
+        data: A map-style data set of images (C, H, W) in [-1, 1] and labels.
+        loss: The mean loss of a batch.
+        training: The settings.
+        out: The folder of ``checkpoint.pt``.
+        preview: Called with the (averaged) network and the images seen, at intervals and at the end.
+        preview_seconds: That interval.
+        console: Where progress is told.
+
+    Returns:
+        The network, in evaluation mode.
+    """
+    accelerator = Accelerator(mixed_precision=training.precision, cpu=not torch.cuda.is_available())
+    console = console or Console(quiet=not accelerator.is_main_process)
+    out.mkdir(parents=True, exist_ok=True)
+    if training.channels_last:
+        network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    optimizer = torch.optim.AdamW(network.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay)
+    average = (
+        EMAModel(network.parameters(), decay=training.average, use_ema_warmup=True, power=3 / 4)
+        if training.average
+        else None
+    )
+    start = _resume(out / CHECKPOINT, network, optimizer, average)
+    if start:
+        console.print(f"going on from step {start} of {training.steps}")
+    rates = get_cosine_schedule_with_warmup(optimizer, training.warmup, training.steps, last_epoch=start - 1)
+    loader = DataLoader(
+        data,
+        batch_sampler=_Batches(len(data), training, start),
+        num_workers=training.workers,  # pyright: ignore[reportArgumentType]
+    )
+    model, optimizer, loader = accelerator.prepare(network, optimizer, loader)
+    if average is not None:
+        average.to(accelerator.device)
+
+    def save(step: int) -> None:
+        if accelerator.is_main_process:
+            _save(out / CHECKPOINT, step, network, optimizer, average)
+
+    def show(step: int) -> None:
+        if preview is not None and accelerator.is_main_process:
+            with _averaged(network, average):
+                preview(network, step * training.batch_size)
+
+    network.train()
+    running = torch.zeros((), device=accelerator.device)
+    began = saved = told = shown = time.monotonic()
+    since = start
+    for step, (images, labels) in enumerate(loader, start):
+        generator = _generator(training.seed * accelerator.num_processes + accelerator.process_index, step)
+        value = loss(model, Batch(images, labels, generator))
+        accelerator.backward(value)
+        accelerator.clip_grad_norm_(network.parameters(), training.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        rates.step()
+        if average is not None:
+            average.step(network.parameters())
+        running = torch.lerp(value.detach().float(), running, min(0.99, (step - start) / (step - start + 1)))
+        now = time.monotonic()
+        if now - told > 20 or step + 1 == training.steps:
+            speed = (step + 1 - since) / (now - told)
+            left = (training.steps - step - 1) / speed / 60
+            console.print(
+                f"{(step + 1) * training.batch_size:>9,} of {training.images:,} images  loss {float(running):.4f}  "
+                f"{speed * training.batch_size:.0f} images/s  {left:.0f} min left"
+            )
+            told, since = now, step + 1
+        if now - saved > training.save_seconds:
+            save(step + 1)
+            saved = now
+        if now - shown > preview_seconds:
+            show(step + 1)
+            shown = now
+    if start < training.steps:
+        save(training.steps)
+        show(training.steps)
+        console.print(f"trained for {(time.monotonic() - began) / 3600:.2f} hours since the start or the last restart")
+    if average is not None:
+        average.copy_to(network.parameters())
+    return network.eval()
+
+
+class _averaged:  # noqa: N801
+    """Inside, the network holds its averaged weights and is in evaluation mode."""
+
+    def __init__(self, network: nn.Module, average: EMAModel | None) -> None:
+        self.network, self.average = network, average
+
+    def __enter__(self) -> None:
+        self.network.eval()
+        if self.average is not None:
+            self.average.store(self.network.parameters())
+            self.average.copy_to(self.network.parameters())
+
+    def __exit__(self, *_: object) -> None:
+        if self.average is not None:
+            self.average.restore(self.network.parameters())
+        self.network.train()
+
+
+def _save(
+    file: Path, step: int, network: nn.Module, optimizer: torch.optim.Optimizer, average: EMAModel | None
+) -> None:
+    beside = file.with_suffix(".part")
+    state = {"step": step, "network": network.state_dict(), "optimizer": optimizer.state_dict()}
+    if average is not None:
+        state["average"] = average.state_dict()
+    torch.save(state, beside)
+    os.replace(beside, file)
+
+
+def _resume(file: Path, network: nn.Module, optimizer: torch.optim.Optimizer, average: EMAModel | None) -> int:
+    """Loads a checkpoint where there is one, and returns the steps it has behind it."""
+    if not file.exists():
+        return 0
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        if average is not None:
+            average.load_state_dict(state["average"])
+    except (RuntimeError, KeyError, ValueError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"checkpoint: {str(file)!r} does not fit these settings ({reason}); start in an empty folder"
+        ) from error
+    return state["step"]
