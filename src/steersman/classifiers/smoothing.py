@@ -41,10 +41,10 @@ def softplus(a: Float[Tensor, "*shape"], beta: float) -> Float[Tensor, "*shape"]
     """
     # Above the threshold torch returns a itself and a slope of 1, which both are the rounded exact values from β a = 37
     # on in float64, and earlier in less precise types; torch's own threshold of 20 is not exact in float64.
-    # Far below zero the cube of exp(β a), which the logarithm's expansion takes, would leave the type's normal range,
-    # and a CPU would be slowed down several times. The value there is held at its bound, 2e-13 / β in float32, and the
-    # slope, smaller still, is taken as zero.
-    lowest = math.log(torch.finfo(torch.promote_types(a.dtype, torch.float32)).tiny) / 3
+    # Far below zero the powers of exp(β a) that the logarithm takes would leave the type's normal range, and a CPU is
+    # then slowed down several times. The value there is held at its bound, in float32 3e-10 / β, far less than the
+    # rounding of 1 / β, and the slope, as small, is taken as zero.
+    lowest = math.log(torch.finfo(torch.promote_types(a.dtype, torch.float32)).tiny) / 4
     return functional.softplus(a.clamp(min=lowest / beta), beta=beta, threshold=40)
 
 

@@ -1,5 +1,7 @@
 """``steersman train``: a denoiser or a classifier, on SportBalls or on an image folder."""
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -71,4 +73,63 @@ def denoiser(
         layers=layers,
         dropout=dropout,
         init=init,
+    )
+
+
+@app.command()
+def classifier(
+    out: Out,
+    data: Data = "sportballs",
+    architecture: Annotated[
+        str, typer.Option(help="mobilenet_v3_small, resnet10_narrow or convnext_narrow.")
+    ] = "mobilenet_v3_small",
+    robust: Annotated[bool, typer.Option(help="Train on noisy images, not told how noisy.")] = False,
+    augment: Annotated[bool, typer.Option(help="Shift, tint, blur and noise the images a little, as for a judge.")] = (
+        False
+    ),
+    half: Annotated[bool, typer.Option(help="Write the weights in float16.")] = False,
+    images: Images = 100_000,
+    resolution: Resolution = 64,
+    num: Num = 1_000_000,
+    data_seed: DataSeed = 0,
+    held_out: Annotated[int, typer.Option(help="Images that the accuracy is measured on.")] = 4000,
+    held_out_seed: Annotated[int, typer.Option(help="Their seed, where they are drawn.")] = 99,
+    batch_size: Batch = 64,
+    learning_rate: Rate = 1e-3,
+    warmup: Warmup = 200,
+    average: Annotated[float, typer.Option(help="Decay of the weights' moving average; 0 for none.")] = 0.0,
+    precision: Precision = "no",
+    channels_last: ChannelsLast = False,
+    workers: Workers = 0,
+    seed: Seed = 0,
+) -> None:
+    """Train a classifier, plain or robust to noise, and measure it on images that it has not seen."""
+    from steersman.train.classifier import train_classifier
+    from steersman.train.loop import Training
+
+    training = Training(
+        images=images,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        warmup=warmup,
+        average=average,
+        precision=precision,
+        channels_last=channels_last,
+        workers=workers,
+        seed=seed,
+    )
+    train_classifier(
+        out,
+        training,
+        data=data,
+        architecture=architecture,
+        resolution=resolution,
+        num=num,
+        data_seed=data_seed,
+        robust=robust,
+        augment=augment,
+        half=half,
+        held_out=held_out,
+        held_out_seed=held_out_seed,
+        command=shlex.join(["steersman", *sys.argv[1:]]),
     )

@@ -136,9 +136,8 @@ def _basketball(p: Points, w: Values, look: Int[Tensor, "P"]) -> Points:
 
 
 def _volleyball(p: Points, w: Values, look: Int[Tensor, "P"]) -> Points:
-    size, face = p.abs().max(dim=0)
-    q = p.abs()
-    x, y, z = q
+    x, y, z = q = p.abs()
+    size, face = q.max(dim=0)
     second = x + y + z - size - torch.minimum(torch.minimum(x, y), z)
     across = torch.where(face == 0, y, torch.where(face == 1, z, x))
     k = math.tan(math.pi / 12)
@@ -182,16 +181,10 @@ def _soccer_ball(p: Points, w: Values, look: Int[Tensor, "P"]) -> Points:
 TEXTURES: tuple[Texture, ...] = (_baseball, _basketball, _volleyball, _soccer_ball)
 
 
-def _dot(n: Points, direction: Points) -> Values:
-    return n[0] * direction[0] + n[1] * direction[1] + n[2] * direction[2]
-
-
-def _shade(albedo: Points, n: Points, light: Points, half: Points) -> Points:
-    """Returns the lit colour: ambient, diffuse, limb darkening and highlight, as in the module's formula."""
-    lit = AMBIENT + DIFFUSE * _dot(n, light).clamp_min_(0)
-    limb = 1 - LIMB * (1 - n[2]) ** 2
-    shine = SPECULAR * _dot(n, half).clamp_min_(0) ** SHININESS
-    return (albedo * (lit * limb) + shine).clamp_(0, 1)
+def _shade(albedo: Points, z: Values, facing: Values, shine: Values) -> Points:
+    """Returns the lit colour of the module's formula, with ``facing = n·l`` and ``shine = n·u``."""
+    lit = (AMBIENT + DIFFUSE * facing.clamp_min(0)) * (1 - LIMB * (1 - z) ** 2)
+    return (albedo * lit + SPECULAR * shine.clamp_min(0) ** SHININESS).clamp_(0, 1)
 
 
 def _balls(
@@ -211,16 +204,20 @@ def _balls(
     width = 1 / (fine * radius)
     rho = (column[:, None, :] ** 2 + row[:, :, None] ** 2).sqrt_()
     b, j, i = (rho < 1 + width[:, None, None] / 2).nonzero(as_tuple=True)
-    rho, w = rho[b, j, i], width[b]
-    x, y = column[b, i], row[b, j]
-    n = torch.stack([x, y, (1 - rho * rho).clamp_min(0).sqrt()])
-    turn = rotation.permute(1, 2, 0)[:, :, b]
-    p = torch.stack([_dot(n, turn[:, k]) for k in range(3)])
+    across, down = b * fine + i, b * fine + j
+    cells = down * fine + i
+    rho, w = rho.flatten()[cells], width[b]
+    n = torch.stack([column.flatten()[across], row.flatten()[down], (1 - rho * rho).clamp_min_(0).sqrt_()])
     half = torch.nn.functional.normalize(light + light.new_tensor([0.0, 0.0, 1.0]), dim=1)
-    colour = _shade(texture(p, w, look[b]), n, light.T[:, b], half.T[:, b])
-    canvas = torch.ones(3, len(centre), fine, fine, device=centre.device)
-    canvas[:, b, j, i] = 1 + (colour - 1) * _edge(1 - rho, w)
-    return torch.nn.functional.avg_pool2d(canvas.transpose(0, 1), SAMPLES) * 2 - 1
+    frames = torch.cat([rotation.mT, light[:, None], half[:, None]], dim=1)
+    counts = torch.bincount(b, minlength=len(centre)).tolist()
+    # an image at a time, so that no other image in the batch can change how its sums are rounded
+    seen = torch.cat([frame @ part for frame, part in zip(frames, n.split(counts, dim=1), strict=True)], dim=1)
+    colour = _shade(texture(seen[:3], w, look[b]), n[2], seen[3], seen[4])
+    canvas = torch.ones(3, len(centre) * fine * fine, device=centre.device)
+    canvas.scatter_(1, cells.expand(3, -1), 1 + (colour - 1) * _edge(1 - rho, w))
+    pixels = torch.nn.functional.avg_pool2d(canvas.view(3, -1, fine, fine), SAMPLES)
+    return pixels.transpose(0, 1) * 2 - 1
 
 
 def render(
@@ -250,7 +247,8 @@ def render(
     look = torch.zeros_like(label) if look is None else look
     images = torch.empty(len(label), 3, resolution, resolution, device=label.device)
     for k, texture in enumerate(TEXTURES):
-        for of in (label == k).nonzero().flatten().split(CHUNK):
+        mine = (label == k).nonzero().flatten()
+        for of in mine.split(CHUNK) if len(mine) else ():
             images[of] = _balls(texture, centre[of], radius[of], rotation[of], light[of], look[of], resolution)
     return images
 

@@ -1,7 +1,7 @@
 """Training a denoiser.
 
-With ``t`` uniform and ``x_t = alpha_t x_0 + sigma_t eps``, the loss is ``mean (network(x_t, t, y) - target)^2``, where the
-target is what `steersman.denoise.output_for` says of the parameterization. The label y is replaced by the null label in
+With ``t`` uniform and ``x_t = alpha_t x_0 + sigma_t eps``, the loss is ``mean (network(x_t, t, y) - target)^2``, where
+the target is what `steersman.denoise.output_for` says of the parameterization. The label y is replaced by the null label in
 a share of the images, so that one set of weights is the conditional and the unconditional model (Ho & Salimans 2022).
 """
 

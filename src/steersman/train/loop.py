@@ -6,6 +6,7 @@ and k.
 """
 
 import os
+import pickle
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from steersman.errors import InputError
 
-__all__ = ["Batch", "Loss", "Training", "fit"]
+__all__ = ["Batch", "Loss", "Training", "fit", "seconds_spent"]
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -146,7 +147,7 @@ def fit(
         if training.average
         else None
     )
-    start = _resume(out / CHECKPOINT, network, optimizer, average)
+    start, spent = _resume(out / CHECKPOINT, network, optimizer, average)
     if start:
         console.print(f"going on from step {start} of {training.steps}")
     rates = get_cosine_schedule_with_warmup(optimizer, training.warmup, training.steps, last_epoch=start - 1)
@@ -161,7 +162,7 @@ def fit(
 
     def save(step: int) -> None:
         if accelerator.is_main_process:
-            _save(out / CHECKPOINT, step, network, optimizer, average)
+            _save(out / CHECKPOINT, step, spent + time.monotonic() - began, network, optimizer, average)
 
     def show(step: int) -> None:
         if preview is not None and accelerator.is_main_process:
@@ -173,7 +174,10 @@ def fit(
     began = saved = told = shown = time.monotonic()
     since = start
     for step, (images, labels) in enumerate(loader, start):
-        generator = _generator(training.seed * accelerator.num_processes + accelerator.process_index, step)
+        seed = training.seed * accelerator.num_processes + accelerator.process_index
+        generator = _generator(seed, step)
+        # Dropout and random transforms draw from the global generator, not from the batch's.
+        torch.manual_seed((seed << 32) + 2**30 + step)
         value = loss(model, Batch(images, labels, generator))
         accelerator.backward(value)
         accelerator.clip_grad_norm_(network.parameters(), training.clip)
@@ -225,30 +229,42 @@ class _averaged:  # noqa: N801
         self.network.train()
 
 
+def seconds_spent(out: Path) -> float:
+    """Returns how long the training in a folder took up to its last checkpoint, restarts left out."""
+    return torch.load(out / CHECKPOINT, map_location="cpu", weights_only=True, mmap=True).get("seconds", 0.0)
+
+
 def _save(
-    file: Path, step: int, network: nn.Module, optimizer: torch.optim.Optimizer, average: EMAModel | None
+    file: Path,
+    step: int,
+    seconds: float,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: EMAModel | None,
 ) -> None:
     beside = file.with_suffix(".part")
-    state = {"step": step, "network": network.state_dict(), "optimizer": optimizer.state_dict()}
+    state = {"step": step, "seconds": seconds, "network": network.state_dict(), "optimizer": optimizer.state_dict()}
     if average is not None:
         state["average"] = average.state_dict()
     torch.save(state, beside)
     os.replace(beside, file)
 
 
-def _resume(file: Path, network: nn.Module, optimizer: torch.optim.Optimizer, average: EMAModel | None) -> int:
-    """Loads a checkpoint where there is one, and returns the steps it has behind it."""
+def _resume(
+    file: Path, network: nn.Module, optimizer: torch.optim.Optimizer, average: EMAModel | None
+) -> tuple[int, float]:
+    """Loads a checkpoint where there is one, and returns the steps and the seconds that it has behind it."""
     if not file.exists():
-        return 0
+        return 0, 0.0
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         if average is not None:
             average.load_state_dict(state["average"])
-    except (RuntimeError, KeyError, ValueError, OSError) as error:
-        reason = str(error).splitlines()[0]
+    except (RuntimeError, KeyError, ValueError, OSError, EOFError, pickle.UnpicklingError) as error:
+        reason = str(error).partition("\n")[0]
         raise InputError(
             f"checkpoint: {str(file)!r} does not fit these settings ({reason}); start in an empty folder"
         ) from error
-    return state["step"]
+    return state["step"], state.get("seconds", 0.0)

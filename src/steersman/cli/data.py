@@ -1,0 +1,37 @@
+"""``steersman data``: draw a data set as an image folder."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Draw a data set as an image folder.", no_args_is_help=True)
+
+
+@app.callback()
+def data() -> None:
+    """Draw a data set as an image folder."""
+
+
+@app.command()
+def sportballs(
+    out: Annotated[Path, typer.Option(help="Folder to write, a class a folder.")],
+    num: Annotated[int, typer.Option(help="Images in all.")] = 1000,
+    preset: Annotated[str, typer.Option(help="large (0.45 to 0.95 of the canvas) or nrcg (9 to 25 of 64).")] = "large",
+    resolution: Annotated[int, typer.Option(help="Side in pixels.")] = 64,
+    seed: Annotated[int, typer.Option(help="Seed of the set; image i depends on it and on i alone.")] = 0,
+    device: Annotated[str, typer.Option(help="Where to render.")] = "cpu",
+) -> None:
+    """Four kinds of ball on white: baseball, basketball, volleyball, soccer ball."""
+    from rich.progress import track
+
+    from steersman.data import SportBalls
+    from steersman.data.folder import write_folder
+    from steersman.run import check_device
+
+    check_device(device)
+    balls = SportBalls.preset(preset, num=num, seed=seed, resolution=resolution)
+    for _ in track(write_folder(balls, out, device=device), total=num, description=f"{num} images"):
+        pass

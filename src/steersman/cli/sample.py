@@ -1,0 +1,68 @@
+"""``steersman sample``: draw images, steered."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["sample"]
+
+EPILOG = "Example: steersman sample --target baseball --num 16 --out balls"
+
+
+def sample(
+    target: Annotated[
+        list[str] | None, typer.Option(help="Class to steer to, by name or index; repeat, or all.")
+    ] = None,
+    num: Annotated[int, typer.Option(help="Images of each target.")] = 16,
+    seed: Annotated[int, typer.Option(help="Seed of the first image.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder to write.  [outputs/TARGET]")] = None,
+    denoiser: Annotated[str, typer.Option(help="Diffusion model.")] = "zoo:sportballs",
+    classifier: Annotated[str, typer.Option(help="Guide.")] = "imagenet:efficientnet-lite0",
+    judge: Annotated[str, typer.Option(help="Network that measures, or none.")] = "zoo:sportballs-judge",
+    recipe: Annotated[str, typer.Option(help="Name, name/variant or file.")] = "default",
+    sampler: Annotated[str | None, typer.Option(help="Sampler, instead of the recipe's.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps, instead of the recipe's.")] = None,
+    scale: Annotated[float | None, typer.Option(help="Guidance scale, instead of the recipe's.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="AXIS.OPTION=VALUE", help="Change a setting.")
+    ] = None,
+    label: Annotated[str | None, typer.Option(help="The denoiser's own label, where it has them.")] = None,
+    cfg_scale: Annotated[float, typer.Option(help="Classifier-free scale, with a label.")] = 1.0,
+    no_guidance: Annotated[
+        bool, typer.Option("--no-guidance", help="Draw unsteered; the guide only measures.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 16,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    gif: Annotated[
+        bool, typer.Option("--gif", help="Also animate the denoising, with the gradient beside it.")
+    ] = False,
+    from_: Annotated[Path | None, typer.Option("--from", metavar="RUN.YAML", help="Repeat a recorded run.")] = None,
+) -> None:
+    """Draw images with a diffusion model, steered by a classifier."""
+    from steersman.cli.sampling import carry_out
+    from steersman.recipes import load_recipe
+    from steersman.run import Run, read_run
+
+    if from_ is not None:
+        run = read_run(from_)
+    else:
+        short = {"sampler.kind": sampler, "walk.steps": steps, "scale": scale}
+        changes = [f"{key}={value}" for key, value in short.items() if value is not None]
+        run = Run(
+            targets=tuple(target or ()),
+            num=num,
+            seed=seed,
+            denoiser=denoiser,
+            classifier=classifier,
+            judge=None if judge == "none" else judge,
+            recipe=load_recipe(recipe, [*(set_ or ()), *changes]),
+            guided=not no_guidance,
+            label=label,
+            cfg_scale=cfg_scale,
+            batch_size=batch_size,
+            device=device,
+            dtype=dtype,
+        )
+    carry_out(run, out or Path("outputs", "-".join(run.targets).replace(" ", "-")), gif=gif)

@@ -1,0 +1,68 @@
+"""A run on the terminal: a live progress bar, and a short table at the end."""
+
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from steersman.generate import Session, Summary
+from steersman.run import Run
+
+__all__ = ["carry_out"]
+
+
+def carry_out(run: Run, out: Path, *, gif: bool = False) -> None:
+    """Does a run with a progress bar, and prints its table.
+
+    Args:
+        run: The run.
+        out: Its folder.
+        gif: Whether to animate the first images.
+
+    Raises:
+        typer.Exit: With 1, where an image became non-finite.
+    """
+    console = Console()
+    with console.status("loading the networks"):
+        session = Session(run)
+    recorder = _recorder(session) if gif else None
+    count = run.num * len(session.targets)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        steps = run.recipe.walk()["steps"] * -(-count // run.batch_size)
+        task = progress.add_task(f"{count} images", total=steps)
+        summary = session.generate(
+            out, on_step=lambda: progress.advance(task), callbacks=[recorder] if recorder else []
+        )
+    if recorder is not None:
+        recorder.save(out / "animation.gif")
+    _print(console, session, summary, out)
+    if summary.lost:
+        raise typer.Exit(1)
+
+
+def _print(console: Console, session: Session, summary: Summary, out: Path) -> None:
+    metrics = summary.metrics
+    table = Table(box=None, pad_edge=False)
+    table.add_column("target")
+    for title in ("guide sees it", "judge sees it", "guide's probability", "judge's"):
+        table.add_column(title, justify="right")
+    names = [target.name for target in session.targets]
+    for name, figures in metrics.get("targets", {names[0]: metrics}).items():
+        cells = [figures[figure][network] for figure in ("accuracy", "probability") for network in ("guide", "judge")]
+        table.add_row(name, *("–" if cell is None else f"{cell:.0%}" for cell in cells))
+    console.print(table)
+    evaluations = metrics["network_evaluations"]
+    console.print(
+        f"{metrics['seconds']:.1f} s, {metrics['images_per_second']:.2f} images/s; an image took "
+        f"{evaluations['denoiser']:g} evaluations of the denoiser and {evaluations['classifier']:g} of the guide"
+    )
+    if metrics["nonfinite_gradients"]:
+        console.print(f"{metrics['nonfinite_gradients']} gradients were not finite and were dropped")
+    for warning in summary.warnings:
+        console.print(f"[yellow]{warning}[/yellow]")
+    if summary.lost:
+        console.print(f"[red]not finite and not written: {', '.join(summary.lost)}[/red]")
+    console.print(f"images in {out}", soft_wrap=True)

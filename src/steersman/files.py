@@ -1,0 +1,31 @@
+"""Files that are whole or not there: each is written beside its place and renamed."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+__all__ = ["replacing", "write_image"]
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a path beside the given one to write to; on success the file takes its place, else it is removed."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield beside
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_image(path: Path, image: Float[Tensor, "3 H W"]) -> None:
+    """Writes an image in [-1, 1] as PNG."""
+    pixels = ((image.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    with replacing(path) as beside:
+        Image.fromarray(pixels).save(beside, format="PNG")

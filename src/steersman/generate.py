@@ -1,0 +1,356 @@
+"""A run: many images of one or several targets, written to a folder with what made them and how they were judged.
+
+    OUT/000000.png …      one image a seed; with several targets, a folder each
+    OUT/grid.png          the first of each target
+    OUT/run.yaml          every resolved setting, seeds, versions; `read_run` reads it back
+    OUT/metrics.json      accuracy and probability by guide and by judge, time, network evaluations
+
+The guide's figures are those of the network that steered; the judge is another one, which never does.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from steersman.classifiers import Classifier, load_classifier
+from steersman.denoisers import DiffusersDenoiser, load_denoiser
+from steersman.errors import InputError, unknown
+from steersman.files import replacing, write_image
+from steersman.guidance.view import rms
+from steersman.run import DTYPES, Run, read_run
+from steersman.sample import Callback, Report, sample
+
+__all__ = ["Session", "Summary", "Target"]
+
+GRID = 64  # images of a target in the grid, at most
+DISAGREE = 0.25  # a difference in accuracy between guide and judge that is worth a word
+UNMOVED = 0.01  # a summed push with a smaller root mean square leaves an image in [-1, 1] as it was
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """One target, in each network's vocabulary.
+
+    Attributes:
+        name: Its name, the first of the synonyms.
+        guide: Its index in the guide's.
+        judge: Its index in the judge's, None where the judge has no such class.
+    """
+
+    name: str
+    guide: int
+    judge: int | None
+
+
+@dataclass(kw_only=True)
+class Summary:
+    """What came of a run.
+
+    Attributes:
+        metrics: What ``metrics.json`` holds.
+        warnings: What the user should know and do.
+        lost: The names of images that became non-finite and were not written.
+    """
+
+    metrics: dict[str, Any]
+    warnings: list[str]
+    lost: list[str]
+
+
+class Verdict(NamedTuple):
+    """What a network says of an image: 1 where the target is its likeliest class, and the target's probability."""
+
+    accuracy: float
+    probability: float
+
+
+class _Tally:
+    """What is gathered of one target's images."""
+
+    def __init__(self) -> None:
+        self.verdicts: dict[str, list[Verdict]] = {"guide": [], "judge": []}
+        self.shown: list[Tensor] = []
+
+    def add(self, image: Float[Tensor, "3 H W"], verdicts: Mapping[str, Verdict | None]) -> None:
+        for name, verdict in verdicts.items():
+            if verdict is not None:
+                self.verdicts[name].append(verdict)
+        if len(self.shown) < GRID:
+            self.shown.append(image.cpu())
+
+
+class Session:
+    """A run with its networks loaded and its targets resolved; nothing is written before `generate`.
+
+    Args:
+        run: The run.
+
+    Raises:
+        InputError: A network that cannot be loaded, or a target or label that it does not know.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        dtype = DTYPES[run.dtype]
+        self.denoiser: DiffusersDenoiser = load_denoiser(run.denoiser, device=run.device, dtype=dtype)
+        self.guide: Classifier = load_classifier(
+            run.classifier, device=run.device, dtype=dtype, **run.recipe.classifier_settings()
+        )
+        self.judge = load_classifier(run.judge, device=run.device) if run.judge else None
+        self.guides = run.recipe.guides(self.guide) if run.guided else []
+        self.denoiser.schedule.levels(run.recipe.walk()["steps"])
+        self.targets = self._targets()
+        self.condition = self._condition()
+
+    def _targets(self) -> tuple[Target, ...]:
+        wanted = self.run.targets
+        if wanted == ("all",):
+            known = self.denoiser.classes or self.guide.names
+            wanted = tuple(name for name in known if _index(self.guide, name) is not None)
+            if not wanted:
+                raise InputError(f"target: all given, but the guide knows none of {', '.join(known)}")
+        indices = dict.fromkeys(self.guide.resolve(target) for target in wanted)
+        names = {index: self.guide.names[index].split(",")[0].strip() for index in indices}
+        return tuple(Target(name=name, guide=index, judge=_index(self.judge, name)) for index, name in names.items())
+
+    def _condition(self) -> dict[str, Any]:
+        label, classes = self.run.label, self.denoiser.classes
+        if label is None:
+            if self.run.cfg_scale != 1:
+                raise InputError(f"cfg-scale: {self.run.cfg_scale} given without a label; allowed: 1, or a label too")
+            return {}
+        if label not in classes:
+            raise (
+                unknown("label", label, classes)
+                if classes
+                else InputError(f"label: {label!r} given; the denoiser has no labels; allowed: none")
+            )
+        return {"label": classes.index(label), "cfg_scale": self.run.cfg_scale}
+
+    def draw(self, jobs: Sequence[tuple[Target, int]], callbacks: Sequence[Callback] = ()) -> Float[Tensor, "B 3 H W"]:
+        """Returns the images of a batch of targets and seeds, not clipped.
+
+        In half precision the batch is padded to its full size, so that an image does not depend on its neighbours'
+        number.
+        """
+        run = self.run
+        padded = list(jobs)
+        if run.dtype != "float32":
+            padded += [jobs[-1]] * (run.batch_size - len(jobs))
+        condition = dict(self.condition)
+        if "label" in condition:
+            condition["label"] = torch.full((len(padded),), condition["label"], device=run.device)
+        samples = sample(
+            self.denoiser,
+            run.recipe.sampler(),
+            guides=self.guides,
+            target=[target.guide for target, _ in padded],
+            seeds=[seed for _, seed in padded],
+            condition=condition,
+            device=run.device,
+            callbacks=callbacks,
+            **run.recipe.walk(),
+        )
+        return self.denoiser.decode(samples[: len(jobs)])
+
+    def generate(
+        self,
+        out: Path,
+        *,
+        on_step: Callable[[], None] = lambda: None,
+        callbacks: Sequence[Callback] = (),
+    ) -> Summary:
+        """Draws all images and writes the run's folder.
+
+        Args:
+            out: The folder; made if it is not there.
+            on_step: Called after each step of each batch.
+            callbacks: More callbacks for the loop of the first batch.
+
+        Raises:
+            InputError: The folder cannot be written to, or holds a run with other settings.
+        """
+        folders = self._claim(out)
+        seeds = range(self.run.seed, self.run.seed + self.run.num)
+        jobs = [(target, seed) for target in self.targets for seed in seeds]
+        tallies = {target.name: _Tally() for target in self.targets}
+        watch, lost, seconds = _Watch(on_step), [], 0.0
+        meters = _Meter(self.denoiser.network), _Meter(self.guide.network)
+        for first in range(0, len(jobs), self.run.batch_size):
+            batch = jobs[first : first + self.run.batch_size]
+            watch.begin(len(batch))
+            began = time.monotonic()
+            with meters[0], meters[1]:
+                images = self.draw(batch, [watch, *(callbacks if first == 0 else ())])
+            seconds += time.monotonic() - began
+            whole = images.isfinite().flatten(1).all(1).tolist()
+            images = images.clamp(-1, 1)
+            verdicts = self._verdicts(images, [target for target, _ in batch])
+            for place, (target, seed) in enumerate(batch):
+                if whole[place]:
+                    write_image(folders[target.name] / f"{seed:06d}.png", images[place])
+                    tallies[target.name].add(images[place], {name: rows[place] for name, rows in verdicts.items()})
+                else:
+                    lost.append(f"{target.name} {seed}")
+        evaluations = [meter.images / len(jobs) for meter in meters]
+        metrics = _figures(tallies) | {
+            "seconds": round(seconds, 3),
+            "images_per_second": round(len(jobs) / seconds, 4),
+            "network_evaluations": dict(zip(("denoiser", "classifier"), evaluations, strict=True)),
+            "nonfinite_gradients": watch.dropped,
+            "lost": lost,
+        }
+        _write_grid(out / "grid.png", tallies)
+        with replacing(out / "metrics.json") as path:
+            path.write_text(json.dumps(metrics, indent=2) + "\n")
+        return Summary(metrics=metrics, warnings=_warnings(metrics, watch.moved), lost=lost)
+
+    @torch.no_grad()
+    def _verdicts(self, images: Float[Tensor, "B 3 H W"], targets: Sequence[Target]) -> dict[str, list[Verdict | None]]:
+        """Returns what guide and judge say of each image; the judge nothing of a class that it does not have."""
+        verdicts: dict[str, list[Verdict | None]] = {"guide": [], "judge": [None] * len(images)}
+        verdicts["guide"] = _judged(self.guide(images), [target.guide for target in targets])
+        if self.judge is not None:
+            indices = [target.judge for target in targets]
+            said = _judged(self.judge(images), [index or 0 for index in indices])
+            verdicts["judge"] = [row if index is not None else None for row, index in zip(said, indices, strict=True)]
+        return verdicts
+
+    def _claim(self, out: Path) -> dict[str, Path]:
+        """Makes the folders and writes ``run.yaml``, and returns each target's folder."""
+        record = self.run.record()
+        several = len(self.targets) > 1
+        folders = {target.name: out / target.name if several else out for target in self.targets}
+        before = out / "run.yaml"
+        if before.exists() and read_run(before).record() != record:
+            raise InputError(
+                f"out: {str(out)!r} holds a run with other settings; allowed: an empty folder, or that run"
+            )
+        try:
+            for folder in folders.values():
+                folder.mkdir(parents=True, exist_ok=True)
+            with replacing(before) as path:
+                path.write_text(yaml.safe_dump(record, sort_keys=False))
+        except OSError as error:
+            raise InputError(
+                f"out: {str(out)!r} cannot be written to ({error.strerror}); allowed: a writable folder"
+            ) from error
+        return folders
+
+
+def _figures(tallies: Mapping[str, _Tally]) -> dict[str, Any]:
+    """Returns accuracy and probability by guide and by judge, over all targets and for each."""
+
+    def figures(chosen: Sequence[_Tally]) -> dict[str, Any]:
+        said = {name: [row for tally in chosen for row in tally.verdicts[name]] for name in ("guide", "judge")}
+        return {
+            figure: {
+                name: round(sum(getattr(row, figure) for row in rows) / len(rows), 4) if rows else None
+                for name, rows in said.items()
+            }
+            for figure in ("accuracy", "probability")
+        }
+
+    whole = figures(list(tallies.values()))
+    if len(tallies) > 1:
+        whole["targets"] = {name: figures([tally]) for name, tally in tallies.items()}
+    return whole
+
+
+def _warnings(metrics: Mapping[str, Any], moved: Sequence[float]) -> list[str]:
+    """Returns what the user should know of the figures, and what to try."""
+    guide, judge = (metrics["accuracy"][name] for name in ("guide", "judge"))
+    warnings = []
+    if moved and sum(moved) / len(moved) < UNMOVED:
+        warnings.append(
+            "The guide hardly moved the images: they are as they would be unguided. Try a larger --scale, or "
+            "--set strength=constant."
+        )
+    if guide is not None and judge is not None and guide - judge > DISAGREE:
+        warnings.append(
+            "The guide sees its target more often than the judge: it may be fooled by its own gradient. Try a smaller "
+            "--scale, --set route=through, or --set stabilizer=ema."
+        )
+    if guide is not None and judge is not None and judge - guide > DISAGREE:
+        warnings.append(
+            "The judge sees the target more often than the guide: look at the pictures before you trust one."
+        )
+    if moved and judge is not None and judge < 0.5 and not warnings:
+        warnings.append(
+            "The judge sees the target in less than half of the images. Try a larger --scale or more --steps."
+        )
+    return warnings
+
+
+def _write_grid(path: Path, tallies: Mapping[str, _Tally]) -> None:
+    from steersman.report import grid
+
+    rows = {name: torch.stack(tally.shown) for name, tally in tallies.items() if tally.shown}
+    if rows:
+        grid(rows, path)
+
+
+class _Watch:
+    """Follows the loop: gradients that were dropped, and how far each image was pushed in all."""
+
+    def __init__(self, on_step: Callable[[], None]) -> None:
+        self.on_step, self.dropped = on_step, 0
+        self.moved: list[float] = []
+
+    def begin(self, count: int) -> None:
+        """Starts a batch of so many images; what follows them is padding."""
+        self.count, self.pushed = count, torch.zeros(())
+
+    def __call__(self, report: Report) -> None:
+        for push in report.pushes:
+            if push is not None:
+                self.dropped += int((~push.finite[: self.count]).sum())
+                self.pushed = self.pushed + push.value[: self.count]
+        if report.step.left == 0 and self.pushed.ndim:
+            self.moved += rms(self.pushed).flatten().tolist()
+        if report.step.repeat == 0:
+            self.on_step()
+
+
+class _Meter:
+    """Inside, counts the images that a network is asked about."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network, self.images = network, 0
+
+    def __enter__(self) -> None:
+        self.hook = self.network.register_forward_pre_hook(self._add)
+
+    def __exit__(self, *_: object) -> None:
+        self.hook.remove()
+
+    def _add(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.images += len(inputs[0])
+
+
+def _index(classifier: Classifier | None, name: str) -> int | None:
+    if classifier is None:
+        return None
+    try:
+        return classifier.resolve(name)
+    except InputError:
+        return None
+
+
+def _judged(logits: Float[Tensor, "B K"], targets: Sequence[int]) -> list[Verdict]:
+    if logits.shape[1] == 1:
+        logits = torch.cat([-logits, logits], dim=1) / 2
+    probability = logits.softmax(1)
+    right = probability.argmax(1).tolist()
+    return [
+        Verdict(float(right[place] == target), float(probability[place, target]))
+        for place, target in enumerate(targets)
+    ]

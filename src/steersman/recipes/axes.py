@@ -1,0 +1,221 @@
+"""The axes of the design space as a recipe names them: for each axis its options, for each option its settings.
+
+A recipe's section is a mapping with ``kind`` and that option's settings, a bare kind, or, for stabilizers and
+strengths, a list of them: a chain, a product. An axis with one option has no kind, and a bare value is its first
+setting. The settings are the fields of the option's dataclass, so there is one place for each name, default and bound.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from steersman.errors import InputError, unknown
+from steersman.guidance import injection, objective, stabilizer, strength, view
+from steersman.guidance.guide import Route
+from steersman.sample import DDIM, DDPM, Recurrence
+from steersman.schedule import Spacing
+
+__all__ = ["AXES", "Input", "Softplus", "Walk", "build", "describe", "options", "plain"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Softplus:
+    """Every ReLU of the classifier becomes ``log(1 + exp(beta a)) / beta`` (EluCD 4.3).
+
+    Attributes:
+        beta: The sharpness; the classifier as it was trained is the limit of large ones.
+    """
+
+    beta: float = 8.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unsmoothed:
+    """The classifier as it was trained."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """What the classifier is fed.
+
+    Attributes:
+        preprocess: ``own`` for what it was trained with, ``raw`` for the sample as it is (EluCD's released code).
+        size: The side in pixels to resize to, or None for its own.
+    """
+
+    preprocess: Literal["own", "raw"] = "own"
+    size: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Direct:
+    """The gradient with respect to the view; the denoiser is never differentiated."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Through:
+    """The gradient with respect to ``x_t``, back through the denoiser."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Walk:
+    """The levels that are visited.
+
+    Attributes:
+        steps: How many steps.
+        spacing: Which of the schedule's levels.
+        clip: Whether the denoised image is clipped to [-1, 1] before each step.
+    """
+
+    steps: int = 50
+    spacing: Spacing = "linspace"
+    clip: bool = True
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise InputError(f"walk.steps: {self.steps} given; allowed: 1 and more")
+        if self.spacing not in get_args(Spacing):
+            raise unknown("walk.spacing", self.spacing, get_args(Spacing))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """How strong the guidance is.
+
+    Attributes:
+        value: ``s``; comparable only among recipes with the same route, strength and injection.
+    """
+
+    value: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.value):
+            raise InputError(f"scale.value: {self.value} given; allowed: any finite number")
+
+
+AXES: dict[str, dict[str, type]] = {
+    "objective": {
+        "class": objective.ClassProbability,
+        "logit": objective.TargetLogit,
+        "binary": objective.BinaryProbability,
+    },
+    "input": {"image": Input},
+    "smoothing": {"none": Unsmoothed, "softplus": Softplus},
+    "view": {"denoised": view.Denoised, "noisy": view.Noisy, "rescaled": view.Rescaled},
+    "route": {"direct": Direct, "through": Through},
+    "stabilizer": {
+        "none": stabilizer.Identity,
+        "ema": stabilizer.Ema,
+        "adam": stabilizer.Adam,
+        "normalise": stabilizer.Normalise,
+        "clip": stabilizer.Clip,
+    },
+    "strength": {
+        "variance": strength.Variance,
+        "sine": strength.Sine,
+        "constant": strength.Constant,
+        "linear": strength.Linear,
+        "interval": strength.Interval,
+        "every": strength.Every,
+    },
+    "injection": {
+        "mean": injection.Mean,
+        "noise": injection.NoisePrediction,
+        "denoised": injection.DenoisedImage,
+    },
+    "scale": {"factor": Scale},
+    "sampler": {"ddpm": DDPM, "ddim": DDIM},
+    "walk": {"levels": Walk},
+    "recurrence": {"repeat": Recurrence},
+}
+"""Axis to kind to dataclass. The first kind of an axis is its default."""
+
+LISTS = {"stabilizer": stabilizer.Chain, "strength": strength.Product}
+"""Axes on which several options may stand together, and what they make."""
+
+assert set(get_args(Route)) == set(AXES["route"])
+
+
+def options(axis: str) -> dict[str, type]:
+    """Returns an axis's options by name.
+
+    Raises:
+        InputError: There is no such axis.
+    """
+    if axis not in AXES:
+        raise unknown("axis", axis, AXES)
+    return AXES[axis]
+
+
+def settings_of(kind: type) -> dict[str, dataclasses.Field]:
+    """Returns an option's settings by name; the classifier is not a setting."""
+    return {field.name: field for field in dataclasses.fields(kind) if field.name != "classifier"}
+
+
+def normal(axis: str, section: object) -> list[dict[str, Any]]:
+    """Returns a section in its full form, a list of mappings with ``kind`` and every setting, checked.
+
+    Raises:
+        InputError: An unknown kind or key, or a value of the wrong type.
+    """
+    known = options(axis)
+    if isinstance(section, Sequence) and not isinstance(section, str):
+        if axis not in LISTS:
+            raise InputError(f"{axis}: a list given; allowed: one of {', '.join(known)}")
+        if not section:
+            raise InputError(f"{axis}: an empty list given; allowed: one or more of {', '.join(known)}")
+        return [normal(axis, each)[0] for each in section]
+    default = next(iter(known))
+    bare = "kind" if len(known) > 1 else next(iter(settings_of(known[default])))
+    given = dict(section) if isinstance(section, Mapping) else {bare: section}
+    kind = str(given.pop("kind", default))
+    if kind not in known:
+        raise unknown(axis, kind, known)
+    hints, fields = get_type_hints(known[kind]), settings_of(known[kind])
+    for key in given:
+        if key not in fields:
+            raise unknown(f"setting of {axis} {kind!r}", key, ["kind", *fields] if len(known) > 1 else fields)
+    full: dict[str, Any] = {"kind": kind}
+    for key, field in fields.items():
+        value = given.get(key, field.default)
+        try:
+            full[key] = TypeAdapter(hints[key]).validate_python(value)
+        except ValidationError as error:
+            problem = error.errors()[0]["msg"].removeprefix("Input should be ")
+            raise InputError(f"{axis}.{key}: {value!r} given; allowed: {problem}") from error
+    return [full]
+
+
+def plain(axis: str, section: object) -> dict[str, Any] | list[dict[str, Any]]:
+    """Returns a section with every setting filled in, as it is written to a file."""
+    full = normal(axis, section)
+    if len(AXES[axis]) == 1:
+        full[0].pop("kind")
+    return full if len(full) > 1 else full[0]
+
+
+def build(axis: str, section: object, **fixed: object) -> Any:  # noqa: ANN401
+    """Returns the object that a section describes.
+
+    Args:
+        axis: The axis's name.
+        section: The section.
+        fixed: What is not a setting, such as the classifier of an objective.
+
+    Raises:
+        InputError: As in `normal`, or a value out of its range.
+    """
+    parts = [
+        options(axis)[full["kind"]](**{key: value for key, value in full.items() if key != "kind"}, **fixed)
+        for full in normal(axis, section)
+    ]
+    return parts[0] if len(parts) == 1 else LISTS[axis](tuple(parts))
+
+
+def describe(kind: type) -> str:
+    """Returns the first sentence of an option's docstring."""
+    return (kind.__doc__ or "").strip().splitlines()[0]

@@ -1,0 +1,208 @@
+"""Recipes: a published method, or one's own, as a file.
+
+A recipe is a YAML file: what it is, the settings of each axis (`steersman.recipes.axes`), and variants that change
+some of them. ``NAME`` or ``NAME/VARIANT`` names a bundled one, a path one's own. Unknown keys are refused with the
+known ones.
+"""
+
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from steersman.errors import InputError, unknown
+from steersman.guidance import Guide
+from steersman.guidance.objective import Logits
+from steersman.recipes.axes import AXES, build, normal, plain
+from steersman.sample import Recurrence, Sampler
+
+__all__ = ["Recipe", "load_recipe", "recipe_names"]
+
+GUIDE_AXES = ("view", "route", "stabilizer", "strength", "injection")
+
+
+class Recipe(BaseModel):
+    """A point in the design space, with where it comes from.
+
+    Attributes:
+        name: Its name, the variant's included.
+        title: What it is, in a line.
+        paper: The paper, or none for our own.
+        equations: Which equations, tables and algorithms of it.
+        notes: What else one must know, such as values that are not the paper's.
+        expected: Published or measured figures that the settings aim at.
+        settings: The section of each axis; what is missing has its default.
+        variants: Changes of the settings, by name.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    title: str
+    paper: str = ""
+    equations: str = ""
+    notes: str = ""
+    expected: tuple[str, ...] = ()
+    settings: dict[str, Any]
+    variants: dict[str, dict[str, Any]] = {}
+
+    def changed(self, changes: Mapping[str, object], name: str | None = None) -> Self:
+        """Returns the recipe with some settings changed.
+
+        Args:
+            changes: By axis (a whole section) or by ``axis.option`` (one setting of it); a section whose kind changes
+                starts from that kind's defaults.
+            name: A new name, if it gets one.
+
+        Raises:
+            InputError: An unknown axis, option, or value.
+        """
+        settings = dict(self.settings)
+        for key, value in changes.items():
+            axis, _, option = key.partition(".")
+            if axis not in AXES:
+                raise unknown("axis", axis, AXES)
+            settings[axis] = _changed(axis, settings.get(axis, {}), option, value)
+        return self.model_copy(update={"settings": settings, "name": name or self.name, "variants": {}})
+
+    def resolved(self) -> dict[str, Any]:
+        """Returns every axis's section with every setting filled in."""
+        return {axis: plain(axis, self.settings.get(axis, {})) for axis in AXES}
+
+    def check(self) -> Self:
+        """Returns the recipe, all of whose sections can be built.
+
+        Raises:
+            InputError: One cannot.
+        """
+        for axis in self.settings:
+            if axis not in AXES:
+                raise unknown("axis", axis, AXES)
+        for axis in AXES:
+            fixed = {"classifier": None} if axis == "objective" else {}
+            build(axis, self.settings.get(axis, {}), **fixed)
+        return self
+
+    def _build(self, axis: str, **fixed: object) -> Any:  # noqa: ANN401
+        return build(axis, self.settings.get(axis, {}), **fixed)
+
+    def classifier_settings(self) -> dict[str, Any]:
+        """Returns the settings with which `steersman.classifiers.load_classifier` loads the guide's classifier."""
+        shown = self._build("input")
+        return {
+            "preprocess": shown.preprocess,
+            "size": shown.size,
+            "softplus": getattr(self._build("smoothing"), "beta", None),
+        }
+
+    def guides(self, classifier: Logits) -> list[Guide]:
+        """Returns the guides, for a classifier loaded with `classifier_settings`."""
+        choices = {axis: self._build(axis) for axis in GUIDE_AXES if axis != "route"}
+        route = normal("route", self.settings.get("route", {}))[0]["kind"]
+        objective = self._build("objective", classifier=classifier)
+        return [Guide(objective=objective, scale=self._build("scale").value, route=route, **choices)]
+
+    def sampler(self) -> Sampler:
+        """Returns the sampler."""
+        return self._build("sampler")
+
+    def walk(self) -> dict[str, Any]:
+        """Returns how the levels are walked, as `steersman.sample.sample` takes it."""
+        walk = self._build("walk")
+        recurrence: Recurrence = self._build("recurrence")
+        return {"steps": walk.steps, "spacing": walk.spacing, "clip": walk.clip, "recurrence": recurrence}
+
+
+def _changed(axis: str, section: object, option: str, value: object) -> object:
+    if not option:
+        return value
+    if isinstance(section, list):
+        raise InputError(f"{axis}.{option}: {axis} is a list here; allowed: the whole section, --set {axis}='[…]'")
+    full = normal(axis, section)[0]
+    if option == "kind" and value != full["kind"]:
+        return {"kind": value}
+    changed = {**full, option: value}
+    normal(axis, changed)
+    return changed
+
+
+def recipe_names(*, variants: bool = True) -> list[str]:
+    """Returns the names of the bundled recipes, ``NAME/VARIANT`` among them if wanted."""
+    names = []
+    for file in sorted(resources.files("steersman.recipes").iterdir(), key=lambda file: file.name):
+        if file.name.endswith(".yaml"):
+            name = file.name.removesuffix(".yaml")
+            listed = yaml.safe_load(file.read_text()).get("variants", {}) if variants else {}
+            names += [name, *(f"{name}/{variant}" for variant in listed)]
+    return names
+
+
+def load_recipe(name: str, changes: Iterable[str] = ()) -> Recipe:
+    """Returns a recipe, checked.
+
+    Args:
+        name: ``NAME``, ``NAME/VARIANT``, or a path to a YAML file.
+        changes: Settings to change, each ``axis.option=value`` with a YAML value.
+
+    Raises:
+        InputError: No such recipe, a file that is none, an unknown key or a value out of range.
+    """
+    bundled, _, variant = name.partition("/")
+    file = resources.files("steersman.recipes") / f"{bundled}.yaml"
+    if name.endswith((".yaml", ".yml")):
+        recipe = _parse(name, _read(Path(name)))
+    elif "." not in bundled and file.is_file():
+        recipe = _parse(bundled, file.read_text())
+        if variant and variant not in recipe.variants:
+            raise unknown(f"variant of {bundled}", variant, recipe.variants)
+        if variant:
+            recipe = recipe.changed(recipe.variants[variant], name)
+    else:
+        raise unknown("recipe", name, recipe_names())
+    return recipe.changed(_assignments(changes), recipe.name).check()
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a text"
+        raise InputError(f"recipe: {str(path)!r} cannot be read ({reason}); allowed: a YAML file") from error
+
+
+def _parse(name: str, text: str) -> Recipe:
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"recipe: {name!r} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"recipe: {name!r} holds {type(content).__name__}; allowed: a mapping with {_keys()}")
+    for key in content:
+        if key not in Recipe.model_fields:
+            raise unknown("key of a recipe", key, Recipe.model_fields)
+    try:
+        return Recipe.model_validate({"name": Path(name).stem, **content})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InputError(f"recipe: {name!r}, {where}: {first['msg']}; allowed: {_keys()}") from error
+
+
+def _keys() -> str:
+    return ", ".join(Recipe.model_fields)
+
+
+def _assignments(changes: Iterable[str]) -> dict[str, object]:
+    parsed = {}
+    for change in changes:
+        key, equals, value = change.partition("=")
+        if not equals or not key:
+            raise InputError(f"--set {change!r} given; allowed: axis.option=value, as in stabilizer.beta=0.9")
+        try:
+            parsed[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise InputError(f"--set {change!r} given; its value is no YAML") from error
+    return parsed

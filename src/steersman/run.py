@@ -1,0 +1,116 @@
+"""What makes a run, and its file: every resolved setting, the seeds, the versions."""
+
+import platform
+from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from steersman.errors import InputError, unknown
+from steersman.recipes import Recipe, load_recipe
+
+__all__ = ["DTYPES", "Run", "check_device", "read_run"]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """All that makes a run's images.
+
+    Attributes:
+        targets: Names or indices in the guide's vocabulary; ``all`` for every class that the denoiser has.
+        num: Images of each target.
+        seed: The first image's seed; the others follow.
+        denoiser: As `steersman.denoisers.load_denoiser` reads it.
+        classifier: The guide, as `steersman.classifiers.load_classifier` reads it.
+        judge: The network that judges, likewise; None for no judge.
+        recipe: The settings of every axis.
+        guided: Whether the guide steers; else it only measures.
+        label: The denoiser's own label, for class-conditional ones.
+        cfg_scale: The classifier-free scale; 1 for the conditional model alone.
+        batch_size: Images at a time.
+        device: Where the networks run.
+        dtype: In what: float32, bfloat16 or float16.
+    """
+
+    targets: tuple[str, ...]
+    num: int = 16
+    seed: int = 0
+    denoiser: str = "zoo:sportballs"
+    classifier: str = "imagenet:efficientnet-lite0"
+    judge: str | None = "zoo:sportballs-judge"
+    recipe: Recipe = field(default_factory=lambda: load_recipe("default"))
+    guided: bool = True
+    label: str | None = None
+    cfg_scale: float = 1.0
+    batch_size: int = 16
+    device: str = "cpu"
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        for name, least in (("num", 1), ("seed", 0), ("batch_size", 1)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name}: {getattr(self, name)} given; allowed: {least} and more")
+        if not self.targets:
+            raise InputError("target: none given; allowed: one or more names or indices of classes, or all")
+        if self.dtype not in DTYPES:
+            raise unknown("dtype", self.dtype, DTYPES)
+        if self.judge == self.classifier:
+            raise InputError(f"judge: {self.judge!r} given, which is the guide; allowed: another network, or none")
+        check_device(self.device)
+
+    def record(self) -> dict[str, Any]:
+        """Returns what ``run.yaml`` holds: settings and versions."""
+        settings = asdict(self) | {"targets": list(self.targets)}
+        settings["recipe"] = {"name": self.recipe.name, "settings": self.recipe.resolved()}
+        packages = ("steersman", "torch", "torchvision", "diffusers", "timm")
+        return settings | {
+            "versions": {"python": platform.python_version()} | {name: version(name) for name in packages}
+        }
+
+
+def check_device(device: str) -> None:
+    """Refuses a device that this machine does not have.
+
+    Raises:
+        InputError: It does not.
+    """
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise InputError(f"device: {device!r} given; allowed: cpu, cuda, cuda:0, …, mps") from None
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(kind, False):
+        here = ", ".join(name for name, there in available.items() if there)
+        raise InputError(f"device: {device!r} given, which this machine does not have; allowed here: {here}")
+
+
+def read_run(path: Path) -> Run:
+    """Returns the run that a ``run.yaml`` records.
+
+    Raises:
+        InputError: The file cannot be read, or is no such record.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = getattr(error, "strerror", None) or "no YAML"
+        raise InputError(f"run: {str(path)!r} cannot be read ({reason}); allowed: the run.yaml of a run") from error
+    known = [each.name for each in fields(Run)]
+    if not isinstance(content, dict) or not {"targets", "recipe"} <= content.keys():
+        raise InputError(f"run: {str(path)!r} records no run; allowed: a mapping with {', '.join(known)}")
+    content.pop("versions", None)
+    for key in content:
+        if key not in known:
+            raise unknown("key of a run", key, known)
+    try:
+        recipe = Recipe(**{"title": "", **content.pop("recipe")}).check()
+        return Run(**content | {"targets": tuple(content["targets"]), "recipe": recipe})
+    except (TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"run: {str(path)!r} records no run ({str(error).splitlines()[0]})") from error

@@ -1,0 +1,234 @@
+"""Training a classifier, plain or robust to noise.
+
+    plain      -log p(y | x_0)
+    robust     -log p(y | x_t),    x_t = alpha_t x_0 + sigma_t eps,    t uniform, and not told        (nrCG)
+
+A robust classifier is the upper bound that guidance by a plain one is compared with. A judge is plain, but it is to judge
+what a generator makes, imperfectly: its training images are shifted, tinted, blurred and noised a little, so that it
+looks for what makes the class and not for how the renderer draws a pixel.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from rich.console import Console
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, Dataset, Subset
+from torchvision.transforms import v2
+
+from steersman.classifiers.networks import build_network
+from steersman.data.load import load_data
+from steersman.data.sportballs import SportBalls
+from steersman.errors import InputError
+from steersman.metrics.accuracy import accuracy
+from steersman.schedule import VP, broadcast
+from steersman.train.loop import Batch, Training, fit, seconds_spent
+from steersman.zoo.load import read_network
+
+__all__ = ["ClassificationLoss", "augmentation", "noisy", "train_classifier"]
+
+TIMES = (0.1, 0.25, 0.5, 0.75, 0.9)
+"""Where along the forward process the finished classifier is measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationLoss:
+    """The cross entropy of a batch.
+
+    Attributes:
+        schedule: The noise that a robust classifier is trained on; None for clean images.
+        transform: What is done to each image (C, H, W) before the noise, at random.
+    """
+
+    schedule: VP | None = None
+    transform: Callable[[Tensor], Tensor] | None = None
+
+    def __call__(self, network: nn.Module, batch: Batch) -> Tensor:
+        """Returns the mean cross entropy, ()."""
+        images = batch.images
+        if self.transform is not None:
+            images = torch.stack([self.transform(image) for image in images])
+        if self.schedule is not None:
+            times = torch.randint(len(self.schedule.alpha_bar), (len(images),), generator=batch.generator)
+            images = noisy(images, times, self.schedule, batch.generator)
+        return cross_entropy(network(images).float(), batch.labels)
+
+
+def noisy(
+    x0: Float[Tensor, "B C H W"], times: Tensor, schedule: VP, generator: torch.Generator
+) -> Float[Tensor, "B C H W"]:
+    """Returns ``x_t = alpha_t x_0 + sigma_t eps``.
+
+    Args:
+        x0: Images in [-1, 1].
+        times: ``t``, one for all or one each.
+        schedule: The noise.
+        generator: What ``eps`` is drawn from, on the CPU.
+    """
+    level = schedule.at_time(times)
+    eps = torch.randn(x0.shape, generator=generator).to(x0)
+    return broadcast(level.alpha, x0) * x0 + broadcast(level.sigma, x0) * eps
+
+
+def augmentation(resolution: int) -> Callable[[Tensor], Tensor]:
+    """Returns the random changes of a judge's training images (C, H, W) in [-1, 1]: shift, tint, blur and noise.
+
+    Args:
+        resolution: The side of the images, in pixels; they are shifted by a sixteenth of it at most.
+    """
+    noises = [v2.GaussianNoise(sigma=sigma) for sigma in (0.02, 0.05, 0.1)]
+    return v2.Compose(
+        [
+            v2.Normalize([-1], [2]),
+            v2.RandomCrop(resolution, padding=resolution // 16, padding_mode="edge"),
+            v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.3),
+            v2.RandomApply([v2.GaussianBlur(5, sigma=(0.2, 1.5))], p=0.5),
+            v2.RandomApply([v2.RandomChoice(noises)], p=0.5),
+            v2.Normalize([0.5], [0.5]),
+        ]
+    )
+
+
+def train_classifier(
+    out: Path,
+    training: Training,
+    *,
+    data: str = "sportballs",
+    architecture: str = "mobilenet_v3_small",
+    resolution: int = 64,
+    num: int = 1_000_000,
+    data_seed: int = 0,
+    robust: bool = False,
+    schedule: VP | None = None,
+    augment: bool = False,
+    half: bool = False,
+    held_out: int = 4000,
+    held_out_seed: int = 99,
+    command: str | None = None,
+    console: Console | None = None,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Trains a classifier, writes it, and measures what it wrote on images that it was not trained on.
+
+    Args:
+        out: Where ``model.safetensors``, ``card.json`` and ``checkpoint.pt`` go.
+        training: The settings of the loop; without a weight average where the network has batch normalisation, whose
+            statistics are those of the last weights.
+        data: The data set, as `steersman.data.load_data` reads it.
+        architecture: The network, as `steersman.classifiers.build_network` builds it.
+        resolution: The side of the images, in pixels.
+        num: The size of the data set, where it is drawn.
+        data_seed: Its seed.
+        robust: Whether it is trained on noisy images.
+        schedule: Their noise, and that of the measurements; the cosine schedule of 1000 times if not given.
+        augment: Whether the images are shifted, tinted, blurred and noised a little, as a judge's are.
+        half: Whether the weights are written in float16; the statistics of batch normalisation stay in float32.
+        held_out: How many images it is measured on; of an image folder they are kept out, at most a tenth.
+        held_out_seed: Their seed, where they are drawn.
+        command: The command line, for the card.
+        console: Where progress and accuracy are told.
+
+    Returns:
+        The network as it was written, in float32 and evaluation mode, and its card.
+
+    Raises:
+        InputError: A setting that cannot be used.
+    """
+    torch.manual_seed(training.seed)
+    schedule = schedule or VP.cosine()
+    images, unseen, classes = _split(data, resolution, num, data_seed, held_out, held_out_seed)
+    network = build_network(architecture, len(classes))
+    if training.average and any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
+        raise InputError(
+            f"average: {training.average} given; allowed: 0, for {architecture} has batch normalisation, whose statistics "
+            "do not follow averaged weights"
+        )
+    loss = ClassificationLoss(
+        schedule=schedule if robust else None, transform=augmentation(resolution) if augment else None
+    )
+    fit(network, images, loss, training, out, console=console)
+
+    weights, card = out / "model.safetensors", out / "card.json"
+    facts = {
+        "architecture": architecture,
+        "classes": list(classes),
+        "resolution": resolution,
+        "robust": robust,
+        "augmented": augment,
+        "data": data,
+        "data_seed": data_seed,
+        "command": command,
+        "images_seen": training.steps * training.batch_size,
+        "hours": round(seconds_spent(out) / 3600, 3),
+    }
+    _write_weights(network, weights, half=half)
+    _write(card, facts)
+    written, _ = read_network(weights, card)
+    facts["accuracy"] = _measure(written, unseen, schedule, training.batch_size, held_out_seed)
+    _write(card, facts)
+    (console or Console()).print(f"accuracy: {facts['accuracy']}")
+    return written, facts
+
+
+def _split(
+    spec: str, resolution: int, num: int, seed: int, held_out: int, held_out_seed: int
+) -> tuple[Dataset, Dataset, tuple[str, ...]]:
+    """Returns the images to train on, those to measure on, and the names of their classes."""
+    if held_out < 1:
+        raise InputError(f"held_out: {held_out} given; allowed: 1 and more")
+    images, classes = load_data(spec, resolution=resolution, num=num, seed=seed)
+    if isinstance(images, SportBalls):
+        if held_out_seed == seed:
+            raise InputError(f"held_out_seed: {seed} given; allowed: another one than the data seed")
+        unseen, _ = load_data(spec, resolution=resolution, num=held_out, seed=held_out_seed)
+        return images, unseen, classes
+    count = len(images)  # pyright: ignore[reportArgumentType]
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(held_out_seed)).tolist()
+    kept = min(held_out, -(-count // 10))
+    return Subset(images, order[kept:]), Subset(images, order[:kept]), classes
+
+
+@torch.no_grad()
+def _measure(network: nn.Module, data: Dataset, schedule: VP, batch_size: int, seed: int) -> dict[str, Any]:
+    """Returns the accuracy on clean images, and on noisy ones at some times, fresh noise at each."""
+    generator = torch.Generator().manual_seed(seed)
+    times = [round(share * len(schedule.alpha_bar)) for share in TIMES]
+    logits: dict[int | None, list[Tensor]] = {time: [] for time in (None, *times)}
+    targets = []
+    for images, labels in DataLoader(data, batch_size=batch_size):
+        targets.append(labels)
+        logits[None].append(network(images))
+        for time in times:
+            logits[time].append(network(noisy(images, torch.tensor(time), schedule, generator)))
+    target = torch.cat(targets)
+    shares = {time: round(accuracy(torch.cat(values), target), 5) for time, values in logits.items()}
+    return {
+        "held_out": len(target),
+        "held_out_seed": seed,
+        "clean": shares[None],
+        "noisy": {str(time): shares[time] for time in times},
+    }
+
+
+def _write_weights(network: nn.Module, file: Path, *, half: bool) -> None:
+    learned = {name for name, _ in network.named_parameters()}
+    state = {
+        name: value.detach().cpu().to(torch.float16 if half and name in learned else value.dtype).contiguous()
+        for name, value in network.state_dict().items()
+    }
+    beside = file.with_suffix(".part")
+    save_file(state, beside)
+    os.replace(beside, file)
+
+
+def _write(file: Path, facts: dict[str, Any]) -> None:
+    beside = file.with_suffix(".part")
+    beside.write_text(json.dumps(facts, indent=2) + "\n")
+    os.replace(beside, file)
