@@ -51,8 +51,11 @@ def _resnet10_narrow(num_classes: int) -> nn.Module:
 def _convnext_narrow(num_classes: int) -> nn.Module:
     from timm.models.convnext import ConvNeXt
 
-    # Patches of 2 rather than 4 pixels: the balls are 9 to 25 pixels wide.
-    return ConvNeXt(depths=(1, 1, 3, 1), dims=(32, 64, 96, 128), patch_size=2, num_classes=num_classes)
+    # Patches of 2 rather than 4 pixels, as the balls are 9 to 25 pixels wide. No layer scale: starting at 1e-6, it
+    # keeps so shallow a network from learning for its first hundreds of steps.
+    return ConvNeXt(
+        depths=(1, 1, 3, 1), dims=(32, 64, 96, 128), patch_size=2, ls_init_value=None, num_classes=num_classes
+    )
 
 
 ARCHITECTURES: dict[str, Callable[[int], nn.Module]] = {

@@ -243,8 +243,14 @@ def render(
 
     Returns:
         Images in [-1, 1], float32, on the device of the arguments.
+
+    Raises:
+        InputError: If a label or a look is none of the known ones.
     """
     look = torch.zeros_like(label) if look is None else look
+    for name, values, count in (("label", label, len(CLASSES)), ("look", look, len(SCHEMES))):
+        if ((values < 0) | (values >= count)).any():
+            raise InputError(f"{name} is {values.tolist()}; allowed: 0 to {count - 1}")
     images = torch.empty(len(label), 3, resolution, resolution, device=label.device)
     for k, texture in enumerate(TEXTURES):
         mine = (label == k).nonzero().flatten()

@@ -12,6 +12,7 @@ from typing import Any, Self
 import torch
 from diffusers import UNet2DModel
 from jaxtyping import Float, Int
+from safetensors import SafetensorError
 from torch import Tensor
 
 from steersman.denoise import Parameterization, Prediction, to_x0
@@ -68,8 +69,12 @@ class DiffusersDenoiser:
             raise InputError(
                 f"denoiser: {str(folder)!r} given; allowed: a folder with unet/ and scheduler/, as diffusers saves them"
             )
-        scheduler = json.loads(settings.read_text())
-        network = UNet2DModel.from_pretrained(folder / "unet", local_files_only=True, use_safetensors=True)
+        try:
+            scheduler = json.loads(settings.read_text())
+            network = UNet2DModel.from_pretrained(folder / "unet", local_files_only=True, use_safetensors=True)
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(f"denoiser: {str(folder)!r} cannot be read ({reason})") from error
         return cls(
             network,
             schedule=VP.from_diffusers(scheduler),
@@ -79,7 +84,10 @@ class DiffusersDenoiser:
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Self:
         """Moves the network, and returns self."""
-        self.network.to(device=device, dtype=dtype)
+        if device is not None:
+            self.network.to(device)
+        if dtype is not None and dtype != self.network.dtype:
+            self.network.to(dtype)
         return self
 
     def __call__(

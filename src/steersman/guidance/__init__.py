@@ -3,7 +3,7 @@ from steersman.guidance.injection import DenoisedImage, Estimate, Injection, Mea
 from steersman.guidance.objective import BinaryProbability, ClassProbability, Objective, TargetLogit
 from steersman.guidance.stabilizer import Adam, Chain, Clip, Ema, Identity, Normalise, Stabilizer, State
 from steersman.guidance.step import Step, posterior_mean, reverse_variance
-from steersman.guidance.strength import Constant, Every, Interval, Linear, Product, Sine, Strength, Variance
+from steersman.guidance.strength import Constant, Deviation, Every, Interval, Linear, Product, Sine, Strength, Variance
 from steersman.guidance.view import Denoised, Noisy, Rescaled, View
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Constant",
     "Denoised",
     "DenoisedImage",
+    "Deviation",
     "Ema",
     "Estimate",
     "Every",

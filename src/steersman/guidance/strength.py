@@ -3,6 +3,7 @@
 With t counted T-1 .. 0 over the steps really taken and ``Sigma_t`` the reverse variance of a step:
 
     variance    w_t = Sigma_t                                                            (Dhariwal & Nichol 2021)
+    deviation   w_t = sqrt(Sigma_t)                       a push as large as the step's own noise, for a unit gradient
     sine        w_t = Sigma_t + gamma sin(pi t / T) max_{u >= t} Sigma_u                 (EluCD eq. 5)
     constant    w_t = 1
     linear      w_t = t / T, or 1 - t / T rising towards the image
@@ -28,7 +29,7 @@ from steersman.denoise import Prediction
 from steersman.errors import InputError
 from steersman.guidance.step import Step
 
-__all__ = ["Constant", "Every", "Interval", "Linear", "Product", "Sine", "Strength", "Variance"]
+__all__ = ["Constant", "Deviation", "Every", "Interval", "Linear", "Product", "Sine", "Strength", "Variance"]
 
 
 class Strength(Protocol):
@@ -63,6 +64,17 @@ class Variance(_Always):
     ) -> Float[Tensor, "..."]:
         """Returns ``Sigma_t``."""
         return step.variance
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deviation(_Always):
+    """``w_t = sqrt(Sigma_t)``: with a gradient of unit rms, the scale is the push in units of the step's own noise."""
+
+    def __call__(
+        self, step: Step, x_t: Float[Tensor, "B C H W"], prediction: Prediction | None, g: Float[Tensor, "B C H W"]
+    ) -> Float[Tensor, "..."]:
+        """Returns ``sqrt(Sigma_t)``."""
+        return step.variance.sqrt()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -116,6 +116,7 @@ AXES: dict[str, dict[str, type]] = {
     },
     "strength": {
         "variance": strength.Variance,
+        "deviation": strength.Deviation,
         "sine": strength.Sine,
         "constant": strength.Constant,
         "linear": strength.Linear,
@@ -218,4 +219,4 @@ def build(axis: str, section: object, **fixed: object) -> Any:  # noqa: ANN401
 
 def describe(kind: type) -> str:
     """Returns the first sentence of an option's docstring."""
-    return (kind.__doc__ or "").strip().splitlines()[0]
+    return (kind.__doc__ or "").strip().splitlines()[0].replace("``", "")

@@ -50,7 +50,7 @@ class Recipe(BaseModel):
     variants: dict[str, dict[str, Any]] = {}
 
     def changed(self, changes: Mapping[str, object], name: str | None = None) -> Self:
-        """Returns the recipe with some settings changed.
+        """Returns the recipe with some settings changed; its variants stay.
 
         Args:
             changes: By axis (a whole section) or by ``axis.option`` (one setting of it); a section whose kind changes
@@ -66,7 +66,7 @@ class Recipe(BaseModel):
             if axis not in AXES:
                 raise unknown("axis", axis, AXES)
             settings[axis] = _changed(axis, settings.get(axis, {}), option, value)
-        return self.model_copy(update={"settings": settings, "name": name or self.name, "variants": {}})
+        return self.model_copy(update={"settings": settings, "name": name or self.name})
 
     def resolved(self) -> dict[str, Any]:
         """Returns every axis's section with every setting filled in."""

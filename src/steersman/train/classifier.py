@@ -3,13 +3,12 @@
     plain      -log p(y | x_0)
     robust     -log p(y | x_t),    x_t = alpha_t x_0 + sigma_t eps,    t uniform, and not told        (nrCG)
 
-A robust classifier is the upper bound that guidance by a plain one is compared with. A judge is plain, but it is to judge
+A robust classifier is the upper bound that guidance by a plain one is compared with. A judge is plain, but is to judge
 what a generator makes, imperfectly: its training images are shifted, tinted, blurred and noised a little, so that it
 looks for what makes the class and not for how the renderer draws a pixel.
 """
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from rich.console import Console
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -28,6 +27,7 @@ from steersman.classifiers.networks import build_network
 from steersman.data.load import load_data
 from steersman.data.sportballs import SportBalls
 from steersman.errors import InputError
+from steersman.files import replacing
 from steersman.metrics.accuracy import accuracy
 from steersman.schedule import VP, broadcast
 from steersman.train.loop import Batch, Training, fit, seconds_spent
@@ -147,8 +147,8 @@ def train_classifier(
     network = build_network(architecture, len(classes))
     if training.average and any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
         raise InputError(
-            f"average: {training.average} given; allowed: 0, for {architecture} has batch normalisation, whose statistics "
-            "do not follow averaged weights"
+            f"average: {training.average} given; allowed: 0, as {architecture} has batch normalisation, and its "
+            "statistics do not follow averaged weights"
         )
     loss = ClassificationLoss(
         schedule=schedule if robust else None, transform=augmentation(resolution) if augment else None
@@ -169,10 +169,10 @@ def train_classifier(
         "hours": round(seconds_spent(out) / 3600, 3),
     }
     _write_weights(network, weights, half=half)
-    _write(card, facts)
+    _write_card(facts, card)
     written, _ = read_network(weights, card)
     facts["accuracy"] = _measure(written, unseen, schedule, training.batch_size, held_out_seed)
-    _write(card, facts)
+    _write_card(facts, card)
     (console or Console()).print(f"accuracy: {facts['accuracy']}")
     return written, facts
 
@@ -223,12 +223,10 @@ def _write_weights(network: nn.Module, file: Path, *, half: bool) -> None:
         name: value.detach().cpu().to(torch.float16 if half and name in learned else value.dtype).contiguous()
         for name, value in network.state_dict().items()
     }
-    beside = file.with_suffix(".part")
-    save_file(state, beside)
-    os.replace(beside, file)
+    with replacing(file) as path:
+        path.write_bytes(save(state))
 
 
-def _write(file: Path, facts: dict[str, Any]) -> None:
-    beside = file.with_suffix(".part")
-    beside.write_text(json.dumps(facts, indent=2) + "\n")
-    os.replace(beside, file)
+def _write_card(facts: dict[str, Any], file: Path) -> None:
+    with replacing(file) as path:
+        path.write_text(json.dumps(facts, indent=2) + "\n")

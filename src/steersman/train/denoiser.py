@@ -1,10 +1,13 @@
 """Training a denoiser.
 
-With ``t`` uniform and ``x_t = alpha_t x_0 + sigma_t eps``, the loss is ``mean (network(x_t, t, y) - target)^2``, where
-the target is what `steersman.denoise.output_for` says of the parameterization. The label y is replaced by the null label in
-a share of the images, so that one set of weights is the conditional and the unconditional model (Ho & Salimans 2022).
+With ``t`` uniform and ``x_t = alpha_t x_0 + sigma_t eps``, the loss is ``mean (network(x_t, t, y) - target)^2``; the
+target is what `steersman.denoise.output_for` says of the parameterization. The label y is replaced by the null label
+in a share of the images, so that one set of weights is the conditional and the unconditional model (Ho & Salimans
+2022).
 """
 
+import copy
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +18,12 @@ from torch import Tensor, nn
 from steersman.data.load import load_data
 from steersman.denoise import Parameterization, output_for
 from steersman.denoisers.diffusers import DiffusersDenoiser
+from steersman.report import grid
+from steersman.sample import DDIM, sample
 from steersman.schedule import VP, broadcast
 from steersman.train.loop import Batch, Training, fit
+
+PREVIEW = 16  # images in a picture of samples
 
 __all__ = ["DenoisingLoss", "train_denoiser", "unet"]
 
@@ -116,9 +123,16 @@ def train_denoiser(
     schedule = VP.from_diffusers(scheduler.config)
     loss = DenoisingLoss(schedule=schedule, null=len(classes), dropout=dropout)
 
-    def preview(averaged: nn.Module, seen: int) -> None:
+    def denoiser(network: UNet2DModel) -> DiffusersDenoiser:
+        return DiffusersDenoiser(network, schedule=schedule, parameterization="v_prediction", classes=classes)
+
+    def preview(averaged: UNet2DModel, seen: int) -> None:
         averaged.save_pretrained(out / "unet")
         scheduler.save_pretrained(out / "scheduler")
+        (out / "card.json").write_text(json.dumps({"classes": classes, "images": seen}))
+        frozen = denoiser(copy.deepcopy(averaged))
+        samples = sample(frozen, DDIM(), seeds=range(PREVIEW), steps=25, device=averaged.device)
+        grid({"": samples}, out / f"samples-{seen:08d}.png")
 
     fit(network, images, loss, training, out, preview=preview)
-    return DiffusersDenoiser(network, schedule=schedule, parameterization="v_prediction", classes=classes)
+    return denoiser(network)
