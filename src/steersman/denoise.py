@@ -10,7 +10,7 @@ From ``x_t = alpha x_0 + sigma eps``, a network that predicts one of these predi
 ``v`` is Salimans & Ho's (2022), ``flow`` has diffusers' sign.
 """
 
-from typing import Any, Literal, NamedTuple, Protocol, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -37,6 +37,7 @@ class Prediction(NamedTuple):
     unconditional: Float[Tensor, "B C H W"] | None = None
 
 
+@runtime_checkable
 class Denoiser(Protocol):
     """A network with what must be known to sample from it; images are in [-1, 1], or latents that `decode` turns so.
 

@@ -10,7 +10,7 @@ All of it is float64; it is cast where it meets an image (`broadcast`).
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol, Self, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Float, Float64
@@ -35,6 +35,7 @@ CLEAN = Level(*(torch.tensor(value, dtype=torch.float64) for value in (1.0, 0.0,
 """The end of every walk. No network is asked there, so its time is never told."""
 
 
+@runtime_checkable
 class Schedule(Protocol):
     """What a denoiser was trained on."""
 
@@ -75,24 +76,24 @@ class VP:
     start = 1.0
 
     @classmethod
-    def linear(cls, count: int = 1000, first: float = 1e-4, last: float = 0.02) -> Self:
+    def linear(cls, count: int = 1000, first: float = 1e-4, last: float = 0.02) -> "VP":
         """``beta`` linear from first to last (Ho et al. 2020)."""
         return cls.from_betas(torch.linspace(first, last, count, dtype=torch.float64))
 
     @classmethod
-    def cosine(cls, count: int = 1000, offset: float = 0.008, largest: float = 0.999) -> Self:
+    def cosine(cls, count: int = 1000, offset: float = 0.008, largest: float = 0.999) -> "VP":
         """``alpha_bar(u) ~ cos^2((u + offset) / (1 + offset) pi / 2)``, ``beta`` capped (Nichol & Dhariwal 2021)."""
         u = torch.linspace(0, 1, count + 1, dtype=torch.float64)
         alpha_bar = torch.cos((u + offset) / (1 + offset) * math.pi / 2) ** 2
         return cls.from_betas((1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=largest))
 
     @classmethod
-    def from_betas(cls, betas: Float64[Tensor, " T"]) -> Self:
+    def from_betas(cls, betas: Float64[Tensor, " T"]) -> "VP":
         """``alpha_bar_t = prod_{u <= t} (1 - beta_u)``."""
         return cls(alpha_bar=(1 - betas).cumprod(0))
 
     @classmethod
-    def from_diffusers(cls, config: Mapping[str, Any]) -> Self:
+    def from_diffusers(cls, config: Mapping[str, Any]) -> "VP":
         """The schedule that a diffusers scheduler's configuration describes.
 
         Raises:

@@ -18,11 +18,23 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+Usage = typer.BadParameter.__mro__[1]
+"""The base of all complaints about the command line itself."""
+
 
 def main() -> None:
-    """Runs the command line."""
+    """Runs the command line, and exits."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
     except InputError as error:
-        Console(stderr=True, soft_wrap=True, highlight=False).print(f"steersman: {error}", markup=False)
-        sys.exit(2)
+        _fail(str(error), 2)
+    except Usage as error:
+        _fail(" ".join(error.format_message().split()), 2)
+    except (typer.Abort, KeyboardInterrupt):
+        _fail("interrupted", 130)
+
+
+def _fail(message: str, code: int) -> None:
+    if message:  # a bare "steersman" has printed its help
+        Console(stderr=True, soft_wrap=True, highlight=False).print(f"steersman: {message}", markup=False)
+    sys.exit(code)

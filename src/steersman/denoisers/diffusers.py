@@ -7,7 +7,7 @@ classifier-free guidance of scale ``w`` (Ho & Salimans 2022) predicts
 
 import json
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from diffusers import UNet2DModel
@@ -57,7 +57,7 @@ class DiffusersDenoiser:
         self.null = labels - 1 if len(self.classes) < labels else None
 
     @classmethod
-    def from_folder(cls, folder: str | Path, *, classes: tuple[str, ...] = ()) -> Self:
+    def from_folder(cls, folder: str | Path, *, classes: tuple[str, ...] = ()) -> "DiffusersDenoiser":
         """Loads a pipeline's folder as diffusers saves it: ``unet`` and ``scheduler`` beside each other.
 
         Raises:
@@ -82,7 +82,7 @@ class DiffusersDenoiser:
             classes=classes,
         )
 
-    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Self:
+    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "DiffusersDenoiser":
         """Moves the network, and returns self."""
         if device is not None:
             self.network.to(device)

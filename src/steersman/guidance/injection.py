@@ -9,7 +9,7 @@ In score terms the noise injection adds p to the score; the mean injection of ``
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -33,6 +33,7 @@ class Estimate(NamedTuple):
     variance: Float[Tensor, "..."]
 
 
+@runtime_checkable
 class Injection(Protocol):
     """Lets a push into the step, before it (the estimate) or after it (the mean)."""
 

@@ -8,7 +8,7 @@
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -20,6 +20,7 @@ from steersman.schedule import Level
 __all__ = ["BinaryProbability", "ClassProbability", "Logits", "Objective", "TargetLogit"]
 
 
+@runtime_checkable
 class Logits(Protocol):
     """A classifier: images in [-1, 1] to logits; see `steersman.classifiers.Classifier`."""
 
@@ -28,6 +29,7 @@ class Logits(Protocol):
         ...
 
 
+@runtime_checkable
 class Objective(Protocol):
     """What guidance makes larger."""
 

@@ -12,7 +12,7 @@ noise, and are held back. A state is a tuple of tensors that lead with the batch
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -27,6 +27,7 @@ State = tuple
 """Tensors that lead with B, or such states."""
 
 
+@runtime_checkable
 class Stabilizer(Protocol):
     """Turns a step's gradient into the one that is used."""
 

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import mul
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -32,6 +32,7 @@ from steersman.guidance.step import Step
 __all__ = ["Constant", "Deviation", "Every", "Interval", "Linear", "Product", "Sine", "Strength", "Variance"]
 
 
+@runtime_checkable
 class Strength(Protocol):
     """Weighs a step's gradient."""
 

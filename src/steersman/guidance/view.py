@@ -8,7 +8,7 @@ A view is a sample: a latent one is decoded after it, so that the gradient keeps
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -18,6 +18,7 @@ from steersman.denoise import Prediction
 __all__ = ["Denoised", "Noisy", "Rescaled", "View", "rms"]
 
 
+@runtime_checkable
 class View(Protocol):
     """Chooses the image that the classifier sees.
 

@@ -48,7 +48,7 @@ def mean_pairwise_distance(features: Float[Tensor, "B D"]) -> float:
     return float(total) / (count * (count - 1))
 
 
-def frechet_distance(features_a: Float[Tensor, "A D"], features_b: Float[Tensor, "B D"]) -> float:
+def frechet_distance(features_a: Float[Tensor, "A D1"], features_b: Float[Tensor, "B D2"]) -> float:
     """Returns the Fréchet distance of two sets, computed in float64; the unit is that of the features, squared.
 
     Args:

@@ -8,16 +8,18 @@ known ones.
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
 
 from steersman.errors import InputError, unknown
 from steersman.guidance import Guide
 from steersman.guidance.objective import Logits
 from steersman.recipes.axes import AXES, build, normal, plain
 from steersman.sample import Recurrence, Sampler
+from steersman.schedule import Level
 
 __all__ = ["Recipe", "load_recipe", "recipe_names"]
 
@@ -49,7 +51,7 @@ class Recipe(BaseModel):
     settings: dict[str, Any]
     variants: dict[str, dict[str, Any]] = {}
 
-    def changed(self, changes: Mapping[str, object], name: str | None = None) -> Self:
+    def changed(self, changes: Mapping[str, object], name: str | None = None) -> "Recipe":
         """Returns the recipe with some settings changed; its variants stay.
 
         Args:
@@ -72,7 +74,7 @@ class Recipe(BaseModel):
         """Returns every axis's section with every setting filled in."""
         return {axis: plain(axis, self.settings.get(axis, {})) for axis in AXES}
 
-    def check(self) -> Self:
+    def check(self) -> "Recipe":
         """Returns the recipe, all of whose sections can be built.
 
         Raises:
@@ -82,7 +84,7 @@ class Recipe(BaseModel):
             if axis not in AXES:
                 raise unknown("axis", axis, AXES)
         for axis in AXES:
-            fixed = {"classifier": None} if axis == "objective" else {}
+            fixed = {"classifier": _no_classifier} if axis == "objective" else {}
             build(axis, self.settings.get(axis, {}), **fixed)
         return self
 
@@ -114,6 +116,11 @@ class Recipe(BaseModel):
         walk = self._build("walk")
         recurrence: Recurrence = self._build("recurrence")
         return {"steps": walk.steps, "spacing": walk.spacing, "clip": walk.clip, "recurrence": recurrence}
+
+
+def _no_classifier(image: Tensor, level: Level | None = None) -> Tensor:
+    """Stands where a classifier will, while a recipe is checked."""
+    raise AssertionError("a recipe is checked without its classifier")
 
 
 def _changed(axis: str, section: object, option: str, value: object) -> object:

@@ -101,7 +101,7 @@ def animation(
     """
     if not images or len(images) != len(gradients):
         raise InputError(
-            f"frames: {len(images)} images and {len(gradients)} gradients given; allowed: as many, 1 or more"
+            f"frames: {len(images)} images, {len(gradients)} gradients given; allowed: as many, 1 and more"
         )
     frames = [_frame(image, gradient, zoom) for image, gradient in zip(images, gradients, strict=True)]
     times = [round(1000 * seconds)] * (len(frames) - 1) + [round(1000 * last)]

@@ -19,7 +19,7 @@ GAP = 2  # pixels between images
 SMALL, LARGE = 10, 24  # of the captions, in pixels
 
 
-def grid(rows: Mapping[str, Float[Tensor, "B C H W"]], path: Path, *, columns: int = 8, zoom: int = 1) -> None:
+def grid(rows: Mapping[str, Float[Tensor, "_ _ _ _"]], path: Path, *, columns: int = 8, zoom: int = 1) -> None:
     """Writes a contact sheet as PNG.
 
     Args:
@@ -36,7 +36,7 @@ def grid(rows: Mapping[str, Float[Tensor, "B C H W"]], path: Path, *, columns: i
         drawn.save(beside, format="PNG")
 
 
-def sheet(rows: Mapping[str, Float[Tensor, "B C H W"]], *, columns: int = 8, zoom: int = 1) -> Image.Image:
+def sheet(rows: Mapping[str, Float[Tensor, "_ _ _ _"]], *, columns: int = 8, zoom: int = 1) -> Image.Image:
     """Returns a contact sheet; the arguments and errors are those of `grid`."""
     if not any(map(len, rows.values())):
         raise InputError("images: 0 given; allowed: 1 and more")

@@ -5,7 +5,7 @@ the device; so a change of batch, device or recurrence leaves the other draws as
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -19,6 +19,7 @@ Purpose = Literal["start", "step", "renoise"]
 PURPOSES: tuple[Purpose, ...] = ("start", "step", "renoise")
 
 
+@runtime_checkable
 class Noise(Protocol):
     """Standard normal draws for a batch."""
 

@@ -5,7 +5,7 @@ has no deviation and draws no noise.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -18,6 +18,7 @@ from steersman.schedule import Level
 __all__ = ["Draw", "Move", "Predict", "Sampler"]
 
 
+@runtime_checkable
 class Predict(Protocol):
     """The denoiser, already guided and clipped; may be asked twice a step."""
 
@@ -36,6 +37,7 @@ class Move(NamedTuple):
     deviation: Float[Tensor, "B C H W"] | None = None
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """Steps from level to level.
 

@@ -11,7 +11,9 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeVar, get_args
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers.optimization import get_cosine_schedule_with_warmup
@@ -43,7 +45,7 @@ class Training:
         precision: ``no`` for float32, ``bf16`` or ``fp16`` for mixed precision.
         channels_last: The memory layout; which is faster differs from machine to machine.
         workers: Processes that load data.
-        seed: What all randomness follows from.
+        seed: What all randomness follows from, 0 or more.
         save_seconds: A checkpoint is written this often, and at the end.
     """
 
@@ -64,6 +66,8 @@ class Training:
         for name in ("images", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}: {getattr(self, name)} given; allowed: 1 and more")
+        if self.seed < 0:
+            raise InputError(f"seed: {self.seed} given; allowed: 0 and more")
         if self.precision not in ("no", "bf16", "fp16"):
             raise InputError(f"precision: {self.precision!r} given; allowed: no, bf16, fp16")
 
@@ -82,7 +86,9 @@ class Batch:
     generator: torch.Generator
 
 
+Network = TypeVar("Network", bound=nn.Module)
 Loss = Callable[[nn.Module, Batch], Tensor]
+Use = Literal["order", "loss", "network"]
 
 
 class _Batches(Sampler[list[int]]):
@@ -101,26 +107,31 @@ class _Batches(Sampler[list[int]]):
             for place in range(step * batch, (step + 1) * batch):
                 if place // self.size != epoch:
                     epoch = place // self.size
-                    order = torch.randperm(self.size, generator=_generator(self.training.seed, 2**31 + epoch))
+                    order = torch.randperm(self.size, generator=_generator(self.training.seed, "order", epoch))
                 indices.append(int(order[place % self.size]))
             yield indices
 
 
-def _generator(seed: int, step: int) -> torch.Generator:
-    return torch.Generator().manual_seed((seed << 32) + step)
+def _generator(seed: int, use: Use, *key: int) -> torch.Generator:
+    return torch.Generator().manual_seed(_seed(seed, use, *key))
+
+
+def _seed(seed: int, use: Use, *key: int) -> int:
+    """Returns 32 bits: a CPU generator takes no more, and leaves out what is above them."""
+    return int(np.random.SeedSequence([seed, get_args(Use).index(use), *key]).generate_state(1)[0])
 
 
 def fit(
-    network: nn.Module,
+    network: Network,
     data: Dataset,
     loss: Loss,
     training: Training,
     out: Path,
     *,
-    preview: Callable[[nn.Module, int], None] | None = None,
+    preview: Callable[[Network, int], None] | None = None,
     preview_seconds: float = 900.0,
     console: Console | None = None,
-) -> nn.Module:
+) -> Network:
     """Trains a network in place, from the folder's checkpoint where it has one.
 
     Args:
@@ -153,8 +164,8 @@ def fit(
     rates = get_cosine_schedule_with_warmup(optimizer, training.warmup, training.steps, last_epoch=start - 1)
     loader = DataLoader(
         data,
-        batch_sampler=_Batches(len(data), training, start),
-        num_workers=training.workers,  # pyright: ignore[reportArgumentType]
+        batch_sampler=_Batches(len(data), training, start),  # pyright: ignore[reportArgumentType]
+        num_workers=training.workers,
     )
     model, optimizer, loader = accelerator.prepare(network, optimizer, loader)
     if average is not None:
@@ -174,10 +185,9 @@ def fit(
     began = saved = told = shown = time.monotonic()
     since = start
     for step, (images, labels) in enumerate(loader, start):
-        seed = training.seed * accelerator.num_processes + accelerator.process_index
-        generator = _generator(seed, step)
+        generator = _generator(training.seed, "loss", accelerator.process_index, step)
         # Dropout and random transforms draw from the global generator, not from the batch's.
-        torch.manual_seed((seed << 32) + 2**30 + step)
+        torch.manual_seed(_seed(training.seed, "network", accelerator.process_index, step))
         value = loss(model, Batch(images, labels, generator))
         accelerator.backward(value)
         accelerator.clip_grad_norm_(network.parameters(), training.clip)

@@ -1,0 +1,116 @@
+"""Recipes: strict, complete, and the same after a round trip through a file."""
+
+import math
+
+import pytest
+import yaml
+
+from steersman.errors import InputError
+from steersman.guidance import Adam, Chain, Clip, Ema, Interval, Product, Sine, Variance
+from steersman.recipes import load_recipe, recipe_names
+from steersman.recipes.axes import AXES, build, settings_of
+
+
+def flat(image, level=None):
+    """A classifier that finds all of two classes alike."""
+    return image.new_zeros(len(image), 2)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_loads_and_fills_in_every_setting(name):
+    resolved = load_recipe(name).resolved()
+    assert list(resolved) == list(AXES)
+    for axis, section in resolved.items():
+        for full in section if isinstance(section, list) else [section]:
+            kinds = AXES[axis]
+            kind = kinds[full["kind"]] if len(kinds) > 1 else next(iter(kinds.values()))
+            assert set(settings_of(kind)) == set(full) - {"kind"}
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_the_resolved_settings_written_as_a_file_make_the_same_recipe(name, tmp_path):
+    resolved = load_recipe(name).resolved()
+    file = tmp_path / "own.yaml"
+    file.write_text(yaml.safe_dump({"title": "own", "settings": resolved}))
+    assert load_recipe(str(file)).resolved() == resolved
+
+
+def test_the_papers_settings():
+    """nrCG's SportBalls and CelebA settings, and EluCD's Table 7, as published."""
+    (nrcg,) = load_recipe("nrcg").guides(classifier=flat)
+    assert (nrcg.route, nrcg.scale, nrcg.stabilizer, nrcg.strength) == ("through", 15, Ema(beta=0.99), Variance())
+    (celeba,) = load_recipe("nrcg/celeba").guides(classifier=flat)
+    assert (celeba.scale, type(celeba.objective).__name__) == (150, "BinaryProbability")
+    (adam,) = load_recipe("nrcg/adam").guides(classifier=flat)
+    assert adam.stabilizer == Adam(beta1=0.9, beta2=0.999, eps=1e-4)
+    elucd = load_recipe("elucd-ddpm")
+    (guide,) = elucd.guides(classifier=flat)
+    assert (guide.route, guide.scale, guide.strength) == ("direct", 1, Sine(gamma=0.3))
+    assert (guide.objective.joint, guide.objective.marginal) == (1, 0.5)
+    assert elucd.classifier_settings() == {"preprocess": "own", "size": None, "softplus": 3.0}
+    assert elucd.walk()["steps"] == 250
+
+
+def test_a_list_is_a_chain_or_a_product():
+    recipe = load_recipe(
+        "nrcg", ["stabilizer=[{kind: clip, norm: 2}, ema]", "strength=[variance, {kind: interval, low: 1}]"]
+    )
+    (guide,) = recipe.guides(classifier=flat)
+    assert guide.stabilizer == Chain((Clip(norm=2.0), Ema()))
+    assert guide.strength == Product((Variance(), Interval(low=1.0, high=math.inf)))
+
+
+def test_a_change_of_kind_starts_from_that_kinds_defaults():
+    recipe = load_recipe("nrcg/adam", ["stabilizer.kind=ema"])
+    assert recipe.resolved()["stabilizer"] == {"kind": "ema", "beta": 0.99}
+    assert load_recipe("nrcg", ["stabilizer.beta=0.5"]).resolved()["stabilizer"] == {"kind": "ema", "beta": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("nrgc", [], "unknown recipe 'nrgc'; did you mean 'nrcg'"),
+        ("nrcg/ema98", [], "unknown variant of nrcg 'ema98'; did you mean 'ema99'"),
+        ("nrcg", ["stabiliser.beta=1"], "unknown axis 'stabiliser'; did you mean 'stabilizer'"),
+        ("nrcg", ["stabilizer.bta=1"], "unknown setting of stabilizer 'ema' 'bta'; did you mean 'beta'"),
+        ("nrcg", ["stabilizer.beta=much"], "stabilizer.beta: 'much' given; allowed: a valid number"),
+        ("nrcg", ["stabilizer.beta=2"], "stabilizer.beta: 2.0 given; allowed: 0 to below 1"),
+        ("nrcg", ["view=nosy"], "unknown view 'nosy'; did you mean 'noisy'"),
+        ("nrcg", ["walk.steps=0"], "walk.steps: 0 given; allowed: 1 and more"),
+        ("nrcg", ["beta"], "--set 'beta' given; allowed: axis.option=value"),
+        ("nrcg", ["view=[noisy, noisy]"], "view: a list given"),
+        ("nrcg", ["scale=.nan"], "scale.value: nan given"),
+        ("absent.yaml", [], "'absent.yaml' cannot be read (No such file or directory)"),
+    ],
+)
+def test_bad_input_is_one_line_that_says_what_is_allowed(name, changes, message):
+    with pytest.raises(InputError) as error:
+        load_recipe(name, changes)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is no YAML"),
+        ("- a", "holds list"),
+        ("title: t\nsetings: {}", "unknown key of a recipe 'setings'; did you mean 'settings'"),
+        ("title: t", "settings: Field required"),
+        ("title: t\nsettings: {vieww: noisy}", "unknown axis 'vieww'; did you mean 'view'"),
+    ],
+)
+def test_a_bad_file_is_refused(text, message, tmp_path):
+    file = tmp_path / "own.yaml"
+    file.write_text(text)
+    with pytest.raises(InputError) as error:
+        load_recipe(str(file))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("axis", "kind"), [(axis, kind) for axis, kinds in AXES.items() for kind in kinds])
+def test_every_option_builds_from_its_defaults(axis, kind):
+    section = {"kind": kind} if len(AXES[axis]) > 1 else {}
+    fixed = {"classifier": flat} if axis == "objective" else {}
+    assert isinstance(build(axis, section, **fixed), AXES[axis][kind])
