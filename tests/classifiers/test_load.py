@@ -3,6 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from steersman.classifiers import build_network, load_classifier
 from steersman.errors import InputError
@@ -46,6 +47,9 @@ def test_zoo_delegates(zoo):
     assert logits.shape == (1, 4) and logits.dtype == torch.float64
 
 
-def test_softplus_on_a_network_without_relu_is_refused(zoo):
-    with pytest.raises(InputError, match="ConvNeXt has no ReLU"):
-        load_classifier("zoo:convnext_narrow", softplus=5.0)
+def test_softplus_on_a_network_without_relu_is_refused(monkeypatch):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 2), nn.GELU())
+    zoo = SimpleNamespace(load_network=lambda name: (network, {"classes": ["a", "b"]}))
+    monkeypatch.setitem(sys.modules, "steersman.zoo", zoo)
+    with pytest.raises(InputError, match="Sequential has no ReLU"):
+        load_classifier("zoo:linear", softplus=5.0)

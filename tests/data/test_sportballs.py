@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from steersman.data import CLASSES, SportBalls, render
-from steersman.data.sportballs import SEAM_A, STITCH
+from steersman.data.sportballs import SEAM_A, STITCH, TEXTURES
 from steersman.errors import InputError
 
 
@@ -141,8 +141,6 @@ def test_seam_runs_along_its_parametric_curve():
 def test_soccer_ball_has_twelve_black_pentagons():
     """The black share of the whole sphere, over many turns, is twelve spherical pentagons' less the seam."""
     p = torch.nn.functional.normalize(torch.randn(3, 20000, generator=torch.Generator().manual_seed(0)), dim=0)
-    from steersman.data.sportballs import TEXTURES
-
     w = torch.full((20000,), 1e-3)
     black = (TEXTURES[3](p, w, torch.zeros(20000, dtype=torch.int64))[0] < 0.1).float().mean()
     # an icosahedral cap of solid angle 0.2952 sr each; widened by 0.01 at its edge of about 3.7 % of its inradius
@@ -169,3 +167,10 @@ def test_settings_that_cannot_be_rendered_are_refused(bad: dict):
 def test_unknown_preset_lists_the_known():
     with pytest.raises(InputError, match="nrcg"):
         SportBalls.preset("huge", num=1)
+
+
+def test_unknown_label_is_refused():
+    with pytest.raises(InputError, match="label"):
+        render(
+            torch.tensor([4]), torch.full((1, 2), 0.5), torch.tensor([0.4]), torch.eye(3)[None], torch.eye(3)[2:], 16
+        )

@@ -1,0 +1,131 @@
+"""What a classifier is shown, what is written of it, and what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+from torch import nn
+
+from steersman.data.folder import write_folder
+from steersman.data.sportballs import SportBalls
+from steersman.errors import InputError
+from steersman.schedule import VP
+from steersman.train.classifier import ClassificationLoss, augmentation, train_classifier
+from steersman.train.loop import Batch, Training
+from steersman.zoo import read_network
+
+QUIET = Console(quiet=True)
+TINY = {"architecture": "resnet10_narrow", "resolution": 32, "num": 40, "held_out": 12, "console": QUIET}
+
+
+class Seen(nn.Module):
+    """Keeps what it is shown, and says nothing."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.images = images
+        return torch.zeros(len(images), 2)
+
+
+def batch(images: torch.Tensor, seed: int = 0) -> Batch:
+    return Batch(images, torch.zeros(len(images), dtype=torch.int64), torch.Generator().manual_seed(seed))
+
+
+def test_plain_loss_shows_the_image_as_it_is():
+    images, network = torch.rand(5, 3, 4, 4), Seen()
+    loss = ClassificationLoss()(network, batch(images))
+    assert torch.equal(network.images, images)
+    assert loss.item() == pytest.approx(torch.tensor(2.0).log().item())
+
+
+def test_robust_loss_noises_at_the_schedules_level():
+    """With one time only, x_t - alpha x_0 has standard deviation sigma."""
+    schedule, network = VP(alpha_bar=torch.tensor([0.36], dtype=torch.float64)), Seen()
+    x0 = torch.linspace(-1, 1, 16)[:, None, None, None].expand(16, 3, 32, 32)
+    ClassificationLoss(schedule=schedule)(network, batch(x0))
+    noise = network.images - 0.6 * x0
+    # n normal values: the mean is off by sigma / sqrt(n), the deviation by sigma / sqrt(2 n); four times that
+    n = noise.numel()
+    assert abs(noise.mean()) < 4 * 0.8 / n**0.5
+    assert abs(noise.std() - 0.8) < 4 * 0.8 / (2 * n) ** 0.5
+
+
+def test_robust_loss_takes_all_times_alike():
+    """Levels far apart: each image's own noise tells its time."""
+    schedule, network = VP(alpha_bar=torch.tensor([0.9999, 0.75, 1e-4], dtype=torch.float64)), Seen()
+    count = 600
+    ClassificationLoss(schedule=schedule)(network, batch(torch.zeros(count, 3, 8, 8)))
+    sigma = network.images.flatten(1).std(1)
+    times = torch.bucketize(sigma, torch.tensor([0.25, 0.75])).bincount(minlength=3)
+    # four standard deviations of a binomial count
+    assert (times - count / 3).abs().max() < 4 * (count * 2 / 9) ** 0.5
+
+
+def test_robust_loss_follows_the_batchs_generator_alone():
+    loss, images, shown = ClassificationLoss(schedule=VP.cosine()), torch.zeros(2, 3, 4, 4), []
+    for seed in (0, 0, 1):
+        torch.rand(1)  # moves the global generator
+        network = Seen()
+        loss(network, batch(images, seed))
+        shown.append(network.images)
+    assert torch.equal(shown[0], shown[1])
+    assert not torch.equal(shown[0], shown[2])
+
+
+def test_augmented_images_stay_near_the_range_and_their_original():
+    images, _ = SportBalls(num=40, resolution=64).batch(range(40))
+    torch.manual_seed(0)
+    change = augmentation(64)
+    changed = torch.stack([change(image) for image in images])
+    assert changed.shape == images.shape
+    # rounding of the normalisations
+    assert changed.min() >= -1 - 1e-6 and changed.max() <= 1 + 1e-6
+    differs = (changed - images).abs().flatten(1).mean(1)
+    assert differs.min() > 0 and differs.max() < 0.6
+    # each image on its own: the same image twice becomes two
+    assert not torch.equal(change(images[0]), change(images[0]))
+
+
+def test_writes_weights_and_card_that_read_back(tmp_path: Path):
+    training = Training(images=16, batch_size=8, learning_rate=0.01, warmup=1)
+    network, card = train_classifier(tmp_path, training, robust=True, half=True, command="as typed", **TINY)
+    stored = load_file(tmp_path / "model.safetensors")
+    learned = dict(network.named_parameters())
+    assert {value.dtype for name, value in stored.items() if name in learned} == {torch.float16}
+    assert {value.dtype for name, value in stored.items() if "running" in name} == {torch.float32}
+    read, facts = read_network(tmp_path / "model.safetensors", tmp_path / "card.json")
+    assert facts == card == json.loads((tmp_path / "card.json").read_text())
+    images, _ = SportBalls(num=4, resolution=32).batch(range(4))
+    assert not read.training
+    torch.testing.assert_close(read(images), network(images), rtol=0, atol=0)
+    assert facts["classes"] == list(SportBalls.classes)
+    assert facts["robust"] and facts["images_seen"] == 16 and facts["command"] == "as typed" and facts["hours"] >= 0
+    assert facts["accuracy"]["held_out"] == 12
+    assert list(facts["accuracy"]["noisy"]) == ["100", "250", "500", "750", "900"]
+
+
+def test_image_folder_is_measured_on_images_that_it_does_not_train_on(tmp_path: Path):
+    list(write_folder(SportBalls(num=60, resolution=32), tmp_path / "data"))
+    training = Training(images=8, batch_size=8, warmup=1)
+    settings = {**TINY, "data": str(tmp_path / "data")}
+    _, card = train_classifier(tmp_path / "out", training, **settings)
+    assert card["accuracy"]["held_out"] == 6
+    assert card["classes"] == sorted(SportBalls.classes)
+
+
+@pytest.mark.parametrize(
+    ("settings", "training", "told"),
+    [
+        ({"architecture": "resnet10"}, {}, "unknown architecture 'resnet10'; did you mean"),
+        ({"data": "sportsballs"}, {}, "sportballs"),
+        ({"held_out": 0}, {}, "held_out"),
+        ({"data_seed": 5, "held_out_seed": 5}, {}, "held_out_seed: 5"),
+        ({}, {"average": 0.99}, "batch normalisation"),
+    ],
+)
+def test_refuses_before_anything_is_written(tmp_path: Path, settings: dict, training: dict, told: str):
+    with pytest.raises(InputError, match=told):
+        train_classifier(tmp_path / "out", Training(images=8, **training), **{**TINY, **settings})
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,141 @@
+"""A run that was killed and went on is the run that was not killed."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from steersman.errors import InputError
+from steersman.train.loop import Batch, Training, fit, seconds_spent
+
+QUIET = Console(quiet=True)
+
+
+class Killed(Exception):
+    pass
+
+
+def network(width: int = 4) -> nn.Module:
+    """Batch statistics and dropout: both must come back as they were."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, width, 3),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Dropout(0.5),
+        nn.Linear(4 * width, 2),
+    )
+
+
+def data() -> TensorDataset:
+    images = torch.rand(10, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return TensorDataset(images, torch.arange(10) % 2)
+
+
+class Loss:
+    """Cross entropy of images with noise; dies before a step. ``seen`` holds what it was shown."""
+
+    def __init__(self, dies_at: int | None = None) -> None:
+        self.dies_at, self.step, self.seen = dies_at, 0, []
+
+    def __call__(self, module: nn.Module, batch: Batch) -> torch.Tensor:
+        if self.step == self.dies_at:
+            raise Killed
+        self.step += 1
+        self.seen.append(batch.images)
+        noise = torch.randn(batch.images.shape, generator=batch.generator)
+        return nn.functional.cross_entropy(module(batch.images + noise), batch.labels)
+
+
+def training(**changes: float) -> Training:
+    # 4 of 10 images a step: epochs end in the middle of a step
+    settings = {"images": 28, "batch_size": 4, "warmup": 2, "learning_rate": 0.01, "average": 0.9, "save_seconds": 0.0}
+    return Training(**{**settings, **changes})  # pyright: ignore[reportArgumentType]
+
+
+def test_killed_run_goes_on_bit_for_bit(tmp_path: Path):
+    whole, resumed = network(), network()
+    fit(whole, data(), Loss(), training(), tmp_path / "whole", console=QUIET)
+    for dies_at in (3, 2):  # killed twice: after step 3, and two steps further on
+        with pytest.raises(Killed):
+            fit(network(), data(), Loss(dies_at), training(), tmp_path / "killed", console=QUIET)
+    last = Loss()
+    fit(resumed, data(), last, training(), tmp_path / "killed", console=QUIET)
+    assert last.step == 2
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+    states = [torch.load(tmp_path / run / "checkpoint.pt", weights_only=True) for run in ("whole", "killed")]
+    for state in states:
+        assert state.pop("seconds") > 0
+        assert state["step"] == 7
+    torch.testing.assert_close(*states, rtol=0, atol=0)
+
+
+def test_other_seeds_are_other_runs(tmp_path: Path):
+    shown = []
+    for seed in (0, 1):
+        shown.append(Loss())
+        fit(network(), data(), shown[-1], training(seed=seed), tmp_path / str(seed), console=QUIET)
+    assert not torch.equal(torch.cat(shown[0].seen), torch.cat(shown[1].seen))
+
+
+def test_every_image_is_shown_once_an_epoch(tmp_path: Path):
+    loss, images = Loss(), data().tensors[0]
+    fit(network(), data(), loss, training(), tmp_path, console=QUIET)
+    shown = torch.cat(loss.seen)
+    which = (shown[:, None] == images).flatten(2).all(2).long().argmax(1)
+    assert sorted(which[:10].tolist()) == sorted(which[10:20].tolist()) == list(range(10))
+    assert which[:10].tolist() != which[10:20].tolist()
+
+
+def test_finished_run_is_not_trained_again(tmp_path: Path):
+    fit(network(), data(), Loss(), training(), tmp_path, console=QUIET)
+    spent = seconds_spent(tmp_path)
+    again, loss = network(), Loss()
+    fit(again, data(), loss, training(), tmp_path, console=QUIET)
+    assert loss.step == 0 and seconds_spent(tmp_path) == spent
+
+
+def test_average_is_what_the_preview_sees_and_training_goes_on_from_the_weights(tmp_path: Path):
+    previews = []
+
+    def preview(averaged: nn.Module, seen: int) -> None:
+        previews.append((seen, averaged.training, [p.clone() for p in averaged.parameters()]))
+
+    shown, plain = network(), network()
+    fit(shown, data(), Loss(), training(), tmp_path / "a", preview=preview, preview_seconds=0.0, console=QUIET)
+    fit(plain, data(), Loss(), training(), tmp_path / "b", console=QUIET)
+    assert [seen for seen, *_ in previews] == [4, 8, 12, 16, 20, 24, 28, 28]
+    assert not any(training for _, training, _ in previews)
+    for last, p, q in zip(previews[-1][2], shown.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(last, p) and torch.equal(p, q)
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path):
+    fit(network(), data(), Loss(), training(images=4), tmp_path, console=QUIET)
+    with pytest.raises(InputError, match="does not fit these settings"):
+        fit(network(5), data(), Loss(), training(), tmp_path, console=QUIET)
+
+
+def test_a_checkpoint_without_average_is_refused_where_one_is_asked_for(tmp_path: Path):
+    fit(network(), data(), Loss(), training(images=4, average=0.0), tmp_path, console=QUIET)
+    with pytest.raises(InputError, match="does not fit these settings.*average"):
+        fit(network(), data(), Loss(), training(), tmp_path, console=QUIET)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint"])
+def test_a_damaged_checkpoint_is_refused_in_one_line(tmp_path: Path, content: bytes):
+    (tmp_path / "checkpoint.pt").write_bytes(content)
+    with pytest.raises(InputError, match="start in an empty folder") as caught:
+        fit(network(), data(), Loss(), training(), tmp_path, console=QUIET)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("bad", [{"images": 0}, {"batch_size": 0}, {"precision": "float32"}, {"seed": -1}])
+def test_settings_that_cannot_be_used_are_refused(bad: dict):
+    with pytest.raises(InputError, match="allowed"):
+        Training(**{"images": 4, **bad})

@@ -1,0 +1,78 @@
+"""Bundled weights: each name loads, and damage is told in one line."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from steersman.classifiers import build_network
+from steersman.data.sportballs import SportBalls
+from steersman.errors import InputError
+from steersman.zoo import folder, load_network, names, read_network
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    weights, card = tmp_path / "model.safetensors", tmp_path / "card.json"
+    save_file(build_network("resnet10_narrow", 3).half().state_dict(), weights)
+    card.write_text(json.dumps({"architecture": "resnet10_narrow", "classes": ["a", "b", "c"]}))
+    return weights, card
+
+
+def test_half_precision_weights_become_float32(files: tuple[Path, Path]):
+    network, card = read_network(*files)
+    assert {p.dtype for p in network.parameters()} == {torch.float32}
+    assert not network.training and card["classes"] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_bundled_network_knows_sportballs(name: str):
+    network, card = load_network(name)
+    images, labels = SportBalls(num=64, seed=98).batch(range(64))
+    with torch.no_grad():
+        right = (network(images).argmax(1) == labels).sum()
+    assert card["classes"] == list(SportBalls.classes) and card["licence"] == "Apache-2.0"
+    # robust networks give up some accuracy on clean images
+    assert right >= (60 if card["robust"] else 63)
+    assert card["accuracy"]["clean"] >= (0.95 if card["robust"] else 0.995)
+
+
+def test_unknown_names_list_the_known():
+    with pytest.raises(InputError, match="unknown bundled network 'sportballs-mobilenett'"):
+        load_network("sportballs-mobilenett")
+    with pytest.raises(InputError, match="unknown bundled denoiser '../..'"):
+        folder("../..")
+
+
+def test_damage_is_told_in_one_line(files: tuple[Path, Path]):
+    weights, card = files
+    whole = weights.read_bytes()
+    for content in (b"", whole[:1000], whole[:-10], b"\xff" * 100):
+        weights.write_bytes(content)
+        with pytest.raises(InputError, match=r"weights: .*model\.safetensors") as caught:
+            read_network(weights, card)
+        assert "\n" not in str(caught.value)
+    weights.write_bytes(whole)
+    card.write_text(json.dumps({"architecture": "mobilenet_v3_small", "classes": ["a"]}))
+    with pytest.raises(InputError, match="weights: .* cannot be used") as caught:
+        read_network(weights, card)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="weights: .*FileNotFoundError"):
+        read_network(weights.with_name("none"), card)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"architecture": "resnet10_narrow"}'])
+def test_damaged_card(files: tuple[Path, Path], content: str):
+    weights, card = files
+    card.write_text(content)
+    with pytest.raises(InputError, match=r"card: .*card\.json"):
+        read_network(weights, card)
+
+
+def test_card_of_an_unknown_architecture(files: tuple[Path, Path]):
+    weights, card = files
+    card.write_text(json.dumps({"architecture": "vgg", "classes": ["a"]}))
+    with pytest.raises(InputError, match="card: .*unknown architecture 'vgg'"):
+        read_network(weights, card)
