@@ -11,6 +11,7 @@ import yaml
 
 from steersman.errors import InputError, unknown
 from steersman.recipes import Recipe, load_recipe
+from steersman.sample.noise import SEEDS
 
 __all__ = ["DTYPES", "Run", "check_device", "read_run"]
 
@@ -55,6 +56,8 @@ class Run:
         for name, least in (("num", 1), ("seed", 0), ("batch_size", 1)):
             if getattr(self, name) < least:
                 raise InputError(f"{name}: {getattr(self, name)} given; allowed: {least} and more")
+        if self.seed + self.num > SEEDS:
+            raise InputError(f"seed: {self.seed} given for {self.num} images; allowed: the last below {SEEDS}")
         if not self.targets:
             raise InputError("target: none given; allowed: one or more names or indices of classes, or all")
         if self.dtype not in DTYPES:

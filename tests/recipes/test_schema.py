@@ -6,7 +6,19 @@ import pytest
 import yaml
 
 from steersman.errors import InputError
-from steersman.guidance import Adam, Chain, Clip, Ema, Interval, Product, Sine, Variance
+from steersman.guidance import (
+    Adam,
+    Augmented,
+    Chain,
+    Clip,
+    Ema,
+    Interval,
+    MonteCarlo,
+    Product,
+    Sine,
+    TargetLogit,
+    Variance,
+)
 from steersman.recipes import load_recipe, recipe_names
 from steersman.recipes.axes import AXES, build, settings_of
 
@@ -112,5 +124,14 @@ def test_a_bad_file_is_refused(text, message, tmp_path):
 @pytest.mark.parametrize(("axis", "kind"), [(axis, kind) for axis, kinds in AXES.items() for kind in kinds])
 def test_every_option_builds_from_its_defaults(axis, kind):
     section = {"kind": kind} if len(AXES[axis]) > 1 else {}
-    fixed = {"classifier": flat} if axis == "objective" else {}
-    assert isinstance(build(axis, section, **fixed), AXES[axis][kind])
+    parts = {"classifier": flat, "objective": TargetLogit(classifier=flat)}
+    assert isinstance(build(axis, section, **parts), AXES[axis][kind])
+
+
+def test_smoothings_stand_together():
+    recipe = load_recipe("nrcg", ["smoothing=[{kind: softplus, beta: 5}, {kind: augment, copies: 2}, montecarlo]"])
+    assert recipe.classifier_settings()["softplus"] == 5
+    (guide,) = recipe.guides(classifier=flat)
+    assert guide.objective == MonteCarlo(objective=Augmented(objective=TargetLogit(classifier=flat), copies=2))
+    with pytest.raises(InputError, match="softplus given 2 times; allowed: once"):
+        load_recipe("nrcg", ["smoothing=[softplus, softplus]"])

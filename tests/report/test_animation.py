@@ -1,5 +1,6 @@
 """Heat maps, and the frames of a walk."""
 
+import jaxtyping
 import pytest
 import torch
 from PIL import Image, ImageSequence
@@ -13,7 +14,7 @@ from steersman.schedule import VP
 
 
 def report(index: int, count: int, *, active: bool = True) -> Report:
-    level = VP.cosine().at_time(500)
+    level = VP.cosine().at_time(500.0)
     zero = torch.zeros(())
     step = Step(index, count, 0, 0, level, level, zero, zero)
     image = torch.full((3, 3, 4, 4), index / count)
@@ -77,7 +78,11 @@ def test_refusals(tmp_path):
         animation([], [], tmp_path / "walk.gif")
     with pytest.raises(InputError, match="2 images, 1"):
         animation([frame, frame], [frame], tmp_path / "walk.gif")
-    with pytest.raises(InputError, match="known: x0, x"):
-        Frames("x1")
     with pytest.raises(InputError, match="every"):
         Frames(every=0)
+
+
+def test_unknown_view_lists_the_known(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as outside the tests
+    with pytest.raises(InputError, match="unknown view 'x1'; .*known: x0, x"):
+        Frames("x1")  # pyright: ignore[reportArgumentType]

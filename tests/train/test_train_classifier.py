@@ -129,3 +129,28 @@ def test_refuses_before_anything_is_written(tmp_path: Path, settings: dict, trai
     with pytest.raises(InputError, match=told):
         train_classifier(tmp_path / "out", Training(images=8, **training), **{**TINY, **settings})
     assert not (tmp_path / "out").exists()
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    from steersman.cli import main
+
+    monkeypatch.setattr("sys.argv", ["/usr/bin/steersman", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return int(ended.value.code or 0)
+
+
+def test_command_writes_itself_into_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = "train classifier --out my.run --architecture resnet10_narrow --resolution 32 --images 8 --batch-size 8"
+    arguments += " --num 8 --held-out 8 --augment --half"
+    assert run(monkeypatch, *arguments.split()) == 0
+    card = json.loads((tmp_path / "my.run" / "card.json").read_text())
+    assert card["command"] == f"steersman {arguments}"
+    assert card["augmented"] and not card["robust"]
+
+
+def test_command_refuses_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    assert run(monkeypatch, "train", "classifier", "--out", str(tmp_path), "--architecture", "resnet") == 2
+    told = capsys.readouterr().err
+    assert told.startswith("steersman: unknown architecture 'resnet'") and told.count("\n") == 1

@@ -8,9 +8,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from steersman.generate import Session, Summary
+from steersman.report import Frames
 from steersman.run import Run
 
 __all__ = ["carry_out"]
+
+ANIMATED = 4  # images in an animation
 
 
 def carry_out(run: Run, out: Path, *, gif: bool = False) -> None:
@@ -27,17 +30,15 @@ def carry_out(run: Run, out: Path, *, gif: bool = False) -> None:
     console = Console()
     with console.status("loading the networks"):
         session = Session(run)
-    recorder = _recorder(session) if gif else None
+    frames = Frames(count=ANIMATED) if gif else None
     count = run.num * len(session.targets)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         steps = run.recipe.walk()["steps"] * -(-count // run.batch_size)
         task = progress.add_task(f"{count} images", total=steps)
-        summary = session.generate(
-            out, on_step=lambda: progress.advance(task), callbacks=[recorder] if recorder else []
-        )
-    if recorder is not None:
-        recorder.save(out / "animation.gif")
+        summary = session.generate(out, on_step=lambda: progress.advance(task), callbacks=[frames] if frames else [])
+    if frames is not None:
+        frames.write(out / "animation.gif")
     _print(console, session, summary, out)
     if summary.lost:
         raise typer.Exit(1)

@@ -1,3 +1,4 @@
+from steersman.guidance.average import Augmented, MonteCarlo
 from steersman.guidance.guide import Guide, Push, Route, Steering
 from steersman.guidance.injection import DenoisedImage, Estimate, Injection, Mean, NoisePrediction
 from steersman.guidance.objective import BinaryProbability, ClassProbability, Objective, TargetLogit
@@ -8,6 +9,7 @@ from steersman.guidance.view import Denoised, Noisy, Rescaled, View
 
 __all__ = [
     "Adam",
+    "Augmented",
     "BinaryProbability",
     "Chain",
     "ClassProbability",
@@ -25,6 +27,7 @@ __all__ = [
     "Interval",
     "Linear",
     "Mean",
+    "MonteCarlo",
     "NoisePrediction",
     "Noisy",
     "Normalise",

@@ -7,14 +7,14 @@ setting. The settings are the fields of the option's dataclass, so there is one 
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
 from steersman.errors import InputError, unknown
-from steersman.guidance import injection, objective, stabilizer, strength, view
+from steersman.guidance import average, injection, objective, stabilizer, strength, view
 from steersman.guidance.guide import Route
 from steersman.sample import DDIM, DDPM, Recurrence
 from steersman.schedule import Spacing
@@ -104,7 +104,12 @@ AXES: dict[str, dict[str, type]] = {
         "binary": objective.BinaryProbability,
     },
     "input": {"image": Input},
-    "smoothing": {"none": Unsmoothed, "softplus": Softplus},
+    "smoothing": {
+        "none": Unsmoothed,
+        "softplus": Softplus,
+        "augment": average.Augmented,
+        "montecarlo": average.MonteCarlo,
+    },
     "view": {"denoised": view.Denoised, "noisy": view.Noisy, "rescaled": view.Rescaled},
     "route": {"direct": Direct, "through": Through},
     "stabilizer": {
@@ -135,8 +140,15 @@ AXES: dict[str, dict[str, type]] = {
 }
 """Axis to kind to dataclass. The first kind of an axis is its default."""
 
-LISTS = {"stabilizer": stabilizer.Chain, "strength": strength.Product}
+LISTS: dict[str, Callable[[tuple], Any]] = {
+    "stabilizer": stabilizer.Chain,
+    "strength": strength.Product,
+    "smoothing": tuple,
+}
 """Axes on which several options may stand together, and what they make."""
+
+FIXED = ("classifier", "objective")
+"""Fields of an option that are not settings: the parts that it is built around."""
 
 assert set(get_args(Route)) == set(AXES["route"])
 
@@ -153,8 +165,8 @@ def options(axis: str) -> dict[str, type]:
 
 
 def settings_of(kind: type) -> dict[str, dataclasses.Field]:
-    """Returns an option's settings by name; the classifier is not a setting."""
-    return {field.name: field for field in dataclasses.fields(kind) if field.name != "classifier"}
+    """Returns an option's settings by name."""
+    return {field.name: field for field in dataclasses.fields(kind) if field.name not in FIXED}
 
 
 def normal(axis: str, section: object) -> list[dict[str, Any]]:
@@ -210,10 +222,11 @@ def build(axis: str, section: object, **fixed: object) -> Any:  # noqa: ANN401
     Raises:
         InputError: As in `normal`, or a value out of its range.
     """
-    parts = [
-        options(axis)[full["kind"]](**{key: value for key, value in full.items() if key != "kind"}, **fixed)
-        for full in normal(axis, section)
-    ]
+    parts = []
+    for full in normal(axis, section):
+        kind = options(axis)[full.pop("kind")]
+        wanted = {field.name for field in dataclasses.fields(kind)}
+        parts.append(kind(**full, **{name: part for name, part in fixed.items() if name in wanted}))
     return parts[0] if len(parts) == 1 else LISTS[axis](tuple(parts))
 
 

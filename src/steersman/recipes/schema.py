@@ -23,6 +23,7 @@ from steersman.schedule import Level
 
 __all__ = ["Recipe", "load_recipe", "recipe_names"]
 
+AVERAGES = ("augment", "montecarlo")
 GUIDE_AXES = ("view", "route", "stabilizer", "strength", "injection")
 
 
@@ -83,9 +84,10 @@ class Recipe(BaseModel):
         for axis in self.settings:
             if axis not in AXES:
                 raise unknown("axis", axis, AXES)
-        for axis in AXES:
-            fixed = {"classifier": _no_classifier} if axis == "objective" else {}
-            build(axis, self.settings.get(axis, {}), **fixed)
+        self.guides(_no_classifier)
+        self.classifier_settings()
+        self.sampler()
+        self.walk()
         return self
 
     def _build(self, axis: str, **fixed: object) -> Any:  # noqa: ANN401
@@ -94,17 +96,26 @@ class Recipe(BaseModel):
     def classifier_settings(self) -> dict[str, Any]:
         """Returns the settings with which `steersman.classifiers.load_classifier` loads the guide's classifier."""
         shown = self._build("input")
+        softplus = [part["beta"] for part in self._smoothing() if part["kind"] == "softplus"]
+        if len(softplus) > 1:
+            raise InputError(f"smoothing: softplus given {len(softplus)} times; allowed: once")
         return {
             "preprocess": shown.preprocess,
             "size": shown.size,
-            "softplus": getattr(self._build("smoothing"), "beta", None),
+            "softplus": softplus[0] if softplus else None,
         }
+
+    def _smoothing(self) -> list[dict[str, Any]]:
+        return normal("smoothing", self.settings.get("smoothing", {}))
 
     def guides(self, classifier: Logits) -> list[Guide]:
         """Returns the guides, for a classifier loaded with `classifier_settings`."""
         choices = {axis: self._build(axis) for axis in GUIDE_AXES if axis != "route"}
         route = normal("route", self.settings.get("route", {}))[0]["kind"]
         objective = self._build("objective", classifier=classifier)
+        for part in self._smoothing():
+            if part["kind"] in AVERAGES:
+                objective = build("smoothing", part, objective=objective)
         return [Guide(objective=objective, scale=self._build("scale").value, route=route, **choices)]
 
     def sampler(self) -> Sampler:

@@ -1,7 +1,8 @@
 """Who draws what: each image has random numbers of its own, so that no other image changes them.
 
-Image k draws from generators seeded by k alone, one for each purpose, on the CPU whatever
-the device; so a change of batch, device or recurrence leaves the other draws as they were.
+Image k draws from generators seeded by k alone, one for each purpose, on the CPU whatever the device; so a change of
+batch, device or recurrence leaves the other draws as they were. A CPU generator keeps 32 bits of its seed, which bounds
+the seeds.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,10 +14,11 @@ from torch import Tensor
 
 from steersman.errors import InputError
 
-__all__ = ["GivenNoise", "Noise", "Purpose", "SeededNoise"]
+__all__ = ["SEEDS", "GivenNoise", "Noise", "Purpose", "SeededNoise"]
 
 Purpose = Literal["start", "step", "renoise"]
 PURPOSES: tuple[Purpose, ...] = ("start", "step", "renoise")
+SEEDS = 2**30
 
 
 @runtime_checkable
@@ -32,15 +34,21 @@ class SeededNoise:
     """Draws that follow from each image's seed.
 
     Args:
-        seeds: One an image, 0 and more.
+        seeds: One an image, from 0 to below 2^30.
         shape: A sample's shape (C, H, W).
         device: Where the draws go.
         dtype: Their type; drawn in float32, or in float64 where that is asked for.
+
+    Raises:
+        InputError: A seed out of range.
     """
 
     def __init__(
         self, seeds: Sequence[int], shape: tuple[int, ...], device: torch.device | str, dtype: torch.dtype
     ) -> None:
+        for seed in seeds:
+            if not 0 <= seed < SEEDS:
+                raise InputError(f"seed: {seed} given; allowed: 0 to {SEEDS - 1}")
         self.shape, self.device, self.dtype = shape, device, dtype
         self.generators = {
             purpose: [torch.Generator().manual_seed(seed * len(PURPOSES) + place) for seed in seeds]

@@ -24,7 +24,9 @@ _WEIGHTS = ".safetensors"
 
 def names() -> tuple[str, ...]:
     """Returns the names of the bundled networks."""
-    return tuple(sorted(entry.name.removesuffix(_WEIGHTS) for entry in _ROOT.iterdir() if _WEIGHTS in entry.name))
+    return tuple(
+        sorted(entry.name.removesuffix(_WEIGHTS) for entry in _ROOT.iterdir() if entry.name.endswith(_WEIGHTS))
+    )
 
 
 def folders() -> tuple[str, ...]:

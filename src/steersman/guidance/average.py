@@ -1,0 +1,102 @@
+"""Averages: an objective shown several versions of each image, so that one pixel's whim counts less.
+
+    augmented     (1 / n) sum_k log p(y | T_k view)             T_k a random turn, zoom and shift     (Shen et al. 2024)
+    montecarlo    log (1 / n) sum_k p(y | view + r sigma_t z_k)                         (LGD-MC, Song et al. 2023)
+
+The draws follow from the level's time alone and are shared by the batch: an image sees the same ones whatever its
+neighbours are.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from steersman.errors import InputError
+from steersman.guidance.objective import Objective
+from steersman.schedule import Level, broadcast
+
+__all__ = ["Augmented", "MonteCarlo"]
+
+
+def _generator(level: Level) -> torch.Generator:
+    """Returns a generator that depends on the level's time, to a thousandth."""
+    return torch.Generator().manual_seed(round(1000 * float(level.time.max())))
+
+
+def _repeat(level: Level, copies: int) -> Level:
+    return Level(*(value.repeat(copies) if value.ndim else value for value in level))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmented:
+    """The mean log-likelihood over random similarity transforms of the image.
+
+    Attributes:
+        objective: What is averaged.
+        copies: How many transforms; the first shows the image as it is.
+        zoom: The largest share by which a copy is drawn larger or smaller, in [0, 1).
+        shift: The largest shift, as a share of the image's side, in [0, 1].
+        turn: The largest angle, in degrees.
+    """
+
+    objective: Objective
+    copies: int = 4
+    zoom: float = 0.3
+    shift: float = 0.1
+    turn: float = 180.0
+
+    def __post_init__(self) -> None:
+        if self.copies < 1:
+            raise InputError(f"smoothing.copies: {self.copies} given; allowed: 1 and more")
+        if not (0 <= self.zoom < 1 and 0 <= self.shift <= 1 and 0 <= self.turn <= 180):
+            raise InputError(
+                f"smoothing.zoom, shift, turn: {self.zoom}, {self.shift}, {self.turn} given; "
+                "allowed: 0 to below 1, 0 to 1, 0 to 180"
+            )
+
+    def __call__(self, image: Float[Tensor, "B C H W"], target: Int[Tensor, " B"], level: Level) -> Float[Tensor, " B"]:
+        """Returns the mean."""
+        unit = torch.rand(self.copies - 1, 4, generator=_generator(level), dtype=torch.float64) * 2 - 1
+        size, angle = (1 + self.zoom) ** unit[:, 0], unit[:, 1] * math.radians(self.turn)
+        cos, sin = size * angle.cos(), size * angle.sin()
+        x, y = 2 * self.shift * unit[:, 2], 2 * self.shift * unit[:, 3]
+        maps = torch.stack([torch.stack([cos, -sin, x], 1), torch.stack([sin, cos, y], 1)], 1).to(image)
+        shown = [image, *(_transformed(image, each) for each in maps)]
+        values = self.objective(torch.cat(shown), target.repeat(self.copies), _repeat(level, self.copies))
+        return values.unflatten(0, (self.copies, -1)).mean(0)
+
+
+def _transformed(image: Float[Tensor, "B C H W"], map: Float[Tensor, "2 3"]) -> Float[Tensor, "B C H W"]:
+    grid = torch.nn.functional.affine_grid(map.expand(len(image), 2, 3), list(image.shape), align_corners=False)
+    return torch.nn.functional.grid_sample(image, grid, padding_mode="border", align_corners=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MonteCarlo:
+    """The log of the mean likelihood over noisy copies of the image (LGD-MC).
+
+    Attributes:
+        objective: A log-likelihood.
+        copies: How many.
+        radius: ``r``: the noise's deviation is ``r sigma_t``.
+    """
+
+    objective: Objective
+    copies: int = 4
+    radius: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.copies < 1 or self.radius < 0:
+            raise InputError(
+                f"smoothing.copies, radius: {self.copies}, {self.radius} given; allowed: 1 and more, 0 and more"
+            )
+
+    def __call__(self, image: Float[Tensor, "B C H W"], target: Int[Tensor, " B"], level: Level) -> Float[Tensor, " B"]:
+        """Returns the log of the mean."""
+        z = torch.randn(self.copies, 1, *image.shape[1:], generator=_generator(level)).to(image)
+        shown = (image + self.radius * broadcast(level.sigma, image) * z).flatten(0, 1)
+        values = self.objective(shown, target.repeat(self.copies), _repeat(level, self.copies))
+        return values.unflatten(0, (self.copies, -1)).logsumexp(0) - math.log(self.copies)

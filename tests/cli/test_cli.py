@@ -1,0 +1,103 @@
+"""The command line: what it refuses, in one line, with exit code 2 and nothing written; and what it prints."""
+
+import sys
+
+import pytest
+
+from steersman.cli import main
+
+
+def call(capsys, monkeypatch, *arguments):
+    """Returns the exit code, standard output and standard error of a command."""
+    monkeypatch.setattr(sys, "argv", ["steersman", *map(str, arguments)])
+    with pytest.raises(SystemExit) as exit:
+        main()
+    said = capsys.readouterr()
+    return exit.value.code or 0, said.out, said.err
+
+
+BAD = [
+    (["--target", "basebal"], "unknown class 'basebal'; did you mean 'baseball'"),
+    (["--target", "1000"], "class index 1000 is out of range; allowed: 0 to 999"),
+    ([], "target: none given"),
+    (["--target", "baseball", "--recipe", "defualt"], "unknown recipe 'defualt'; did you mean 'default'"),
+    (["--target", "baseball", "--set", "stabilizer.speed=1"], "unknown setting of stabilizer"),
+    (["--target", "baseball", "--set", "walk.steps=many"], "walk.steps: 'many' given"),
+    (["--target", "baseball", "--num", "-1"], "num: -1 given; allowed: 1 and more"),
+    (["--target", "baseball", "--seed", "-1"], "seed: -1 given; allowed: 0 and more"),
+    (["--target", "baseball", "--steps", "2000"], "steps: 2000 given; allowed: 1 to 1000"),
+    (["--target", "baseball", "--device", "cuda"], "device: 'cuda' given, which this machine does not have"),
+    (["--target", "baseball", "--device", "toaster"], "device: 'toaster' given"),
+    (["--target", "baseball", "--dtype", "float8"], "unknown dtype 'float8'"),
+    (["--target", "baseball", "--denoiser", "nowhere"], "denoiser: 'nowhere' given"),
+    (["--target", "baseball", "--denoiser", "zoo:basketballs"], "unknown bundled denoiser 'basketballs'"),
+    (["--target", "baseball", "--classifier", "imagenet:resnet"], "unknown ImageNet classifier 'resnet'"),
+    (["--target", "baseball", "--classifier", "efficientnet"], "unknown classifier source 'efficientnet'"),
+    (["--target", "baseball", "--judge", "imagenet:efficientnet-lite0"], "which is the guide"),
+    (["--target", "baseball", "--label", "cube"], "unknown label 'cube'"),
+    (["--target", "baseball", "--cfg-scale", "2"], "cfg-scale: 2.0 given without a label"),
+    (["--from", "nowhere.yaml"], "run: 'nowhere.yaml' cannot be read (No such file or directory)"),
+    (["--num", "few"], "Invalid value for '--num'"),
+    (["--nmu", "3"], "No such option: --nmu"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD, ids=[" ".join(arguments) or "none" for arguments, _ in BAD])
+def test_bad_input_is_one_line_and_nothing_is_written(arguments, message, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call(capsys, monkeypatch, "sample", "--out", tmp_path / "out", *arguments)
+    assert code == 2
+    assert message in err
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_the_loop(capsys, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, _, err = call(capsys, monkeypatch, "sample", "--target", "baseball", "--out", tmp_path / "file" / "out")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "cannot be written to (Not a directory)" in err
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "missing"])
+def test_a_damaged_weight_file_is_refused(damage, capsys, monkeypatch, tmp_path):
+    import shutil
+
+    from steersman.zoo import folder
+
+    copy = tmp_path / "denoiser"
+    shutil.copytree(folder("sportballs"), copy)
+    weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    content = weights.read_bytes()
+    if damage == "missing":
+        weights.unlink()
+    else:
+        weights.write_bytes(content[: len(content) // 2] if damage == "truncated" else b"\xff" * 64 + content[64:])
+    arguments = ("--target", "baseball", "--denoiser", copy, "--out", tmp_path / "out")
+    code, _, err = call(capsys, monkeypatch, "sample", *arguments)
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"denoiser: {str(copy)!r} cannot be read" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_help_fits_on_a_screen_and_has_an_example(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    code, out, _ = call(capsys, monkeypatch, "sample", "--help")
+    assert code == 0
+    assert "Example: steersman sample --target baseball" in out
+    assert len(out.splitlines()) <= 40
+
+
+def test_data_are_drawn_as_an_image_folder(capsys, monkeypatch, tmp_path):
+    code, _, _ = call(capsys, monkeypatch, "data", "sportballs", "--num", 9, "--resolution", 16, "--out", tmp_path)
+    assert code == 0
+    files = sorted(tmp_path.glob("*/*.png"))
+    assert sorted(file.stem for file in files) == [f"{index:06d}" for index in range(9)]
+    assert {file.parent.name for file in files} <= {"baseball", "basketball", "volleyball", "soccer ball"}
+
+
+@pytest.mark.parametrize("arguments", [[], ["axes"], ["show", "nrcg/adam"]], ids=["list", "axes", "show"])
+def test_recipes_explain_themselves(arguments, capsys, monkeypatch):
+    code, out, _ = call(capsys, monkeypatch, "recipes", *arguments)
+    assert code == 0
+    assert {0: "elucd-ddpm", 1: "stabilizer.beta=0.99", 2: "Vaeth"}[len(arguments)] in out

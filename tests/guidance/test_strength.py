@@ -1,0 +1,169 @@
+import math
+
+import pytest
+import torch
+
+from steersman.denoise import Prediction
+from steersman.errors import InputError
+from steersman.guidance import Constant, Every, Guide, Interval, Linear, Noisy, Product, Sine, Variance
+from steersman.sample import DDIM, DDPM, Recurrence, sample
+from steersman.schedule import VP
+
+F64 = torch.float64
+SHAPE = (1, 2, 2)
+
+
+class Learned:
+    """Denoises to zero, and has learned a variance that is large at every other step, and in some pixels more."""
+
+    schedule, shape, classes = VP.cosine(), SHAPE, ()
+    pixels = torch.tensor([0.2, 0.4, 0.6, 0.8], dtype=F64).reshape(SHAPE)
+
+    def __call__(self, x_t, level, **_):
+        image = torch.arange(1, len(x_t) + 1, dtype=F64).reshape(-1, 1, 1, 1) / len(x_t)
+        even = int(level.time) % 2 == 0
+        return Prediction(torch.zeros_like(x_t), variance_fraction=image * self.pixels * (1.0 if even else 0.1))
+
+    def decode(self, x0):
+        return x0
+
+
+class Fixed(Learned):
+    def __call__(self, x_t, level, **_):
+        return Prediction(torch.zeros_like(x_t))
+
+
+def weights(strength, denoiser=None, sampler=None, steps=7, **settings):
+    """The weight at each step of a walk: the push of a gradient that is 1 everywhere."""
+    reports = []
+    guide = Guide(objective=lambda image, target, level: image.sum((1, 2, 3)), view=Noisy(), strength=strength)
+    sample(
+        denoiser or Fixed(),
+        sampler or DDPM(),
+        guides=[guide],
+        target=0,
+        seeds=range(3),
+        steps=steps,
+        dtype=F64,
+        callbacks=[reports.append],
+        **settings,
+    )
+    return [None if report.pushes[0] is None else report.pushes[0].value for report in reports]
+
+
+def variances(steps=7, *, learned=False):
+    """``Sigma_t`` of each pair of levels, written out from ``alpha_bar``."""
+    levels, out = Fixed.schedule.levels(steps), []
+    for level, next in zip(levels, levels[1:], strict=False):
+        beta = 1 - level.alpha**2 / next.alpha**2
+        variance = (1 - next.alpha**2) / (1 - level.alpha**2) * beta
+        if learned and variance > 0:
+            f = Learned()(torch.zeros(3, *SHAPE, dtype=F64), level).variance_fraction
+            variance = beta**f * variance ** (1 - f)
+        out.append(variance.expand(3, *SHAPE))
+    return out
+
+
+ROUNDING = {"rtol": 1e-11, "atol": 1e-14}
+"""Float64's, through ``beta``, a difference that keeps twelve digits at worst here."""
+
+
+def assert_all_close(found, expected):
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, **ROUNDING)
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_variance(learned):
+    assert_all_close(weights(Variance(), Learned() if learned else Fixed()), variances(learned=learned))
+
+
+def test_variance_follows_the_samplers_choice():
+    levels = Fixed.schedule.levels(7)
+    betas = [1 - high.alpha**2 / low.alpha**2 for high, low in zip(levels, levels[1:], strict=False)]
+    found = weights(Variance(), sampler=DDPM(fixed="large"))
+    assert_all_close(found, [beta.expand(3, *SHAPE) for beta in betas])
+
+
+def test_variance_does_not_follow_how_much_noise_ddim_draws():
+    assert_all_close(weights(Variance(), sampler=DDIM(eta=0.0)), variances())
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("gamma", [0.0, 0.3])
+def test_sine_adds_a_share_of_the_largest_variance_so_far(gamma, learned):
+    """EluCD eq. 5: ``w_t = Sigma_t + gamma sin(pi t / T) max_{u >= t} Sigma_u``, t = T-1 .. 0; each value its own."""
+    all_of_them, expected = variances(learned=learned), []
+    assert not learned or bool((all_of_them[2] < torch.stack(all_of_them[:2]).amax(0)).any())
+    for index, variance in enumerate(all_of_them):
+        t = 6 - index
+        peak = torch.stack(all_of_them[: index + 1]).amax(0)
+        expected.append(variance + gamma * math.sin(math.pi * t / 7) * peak)
+    assert_all_close(weights(Sine(gamma=gamma), Learned() if learned else Fixed()), expected)
+
+
+@pytest.mark.parametrize(
+    ("strength", "expected"),
+    [
+        (Constant(), [1, 1, 1, 1]),
+        (Linear(), [1, 0.75, 0.5, 0.25]),
+        (Linear(rising=True), [0.25, 0.5, 0.75, 1]),
+        (Every(k=1), [1, 1, 1, 1]),
+        (Every(k=2), [1, None, 1, None]),
+        (Every(k=3), [1, None, None, 1]),
+        (Product([Linear(), Every(k=2)]), [1, None, 0.5, None]),
+        (Product([Linear(), Linear(rising=True)]), [0.25, 0.375, 0.375, 0.25]),
+    ],
+    ids=repr,
+)
+def test_weights_over_four_steps(strength, expected):
+    for found, weight in zip(weights(strength, steps=4), expected, strict=True):
+        assert found is None if weight is None else torch.allclose(found, torch.full_like(found, weight), rtol=1e-15)
+
+
+def test_interval_acts_on_the_noise_to_signal_ratio_both_ends_included():
+    levels = Fixed.schedule.levels(7)[:-1]
+    ratios = [float(level.sigma / level.alpha) for level in levels]
+    found = weights(Interval(low=ratios[4], high=ratios[2]))
+    assert [push is not None for push in found] == [False, False, True, True, True, False, False]
+    assert torch.equal(found[3], torch.ones_like(found[3]))
+
+
+def test_a_product_of_variance_and_interval_is_the_variance_inside():
+    levels = Fixed.schedule.levels(7)
+    inside = Interval(low=float(levels[3].sigma / levels[3].alpha))
+    expected = [*variances()[:4], None, None, None]
+    for found, weight in zip(weights(Product([Variance(), inside])), expected, strict=True):
+        assert found is None if weight is None else torch.allclose(found, weight, **ROUNDING)
+
+
+@pytest.mark.parametrize("strength", [Every(k=3), Interval(low=0.5, high=2.0), Product([Variance(), Every(k=3)])])
+def test_where_the_weight_is_zero_the_classifier_is_never_asked(mixture, strength):
+    asked, reports = [], []
+
+    def objective(image, target, level):
+        asked.append(float(level.time))
+        return mixture.log_posterior(image, level)[:, 0]
+
+    settings = {"target": 0, "steps": 10, "callbacks": [reports.append], "clip": False, "dtype": F64}
+    sample(mixture, DDPM(), guides=[Guide(objective=objective, strength=strength)], **settings)
+    active = [float(r.step.level.time) for r in reports if r.pushes[0] is not None]
+    assert asked == active and 0 < len(asked) < 10
+
+
+def test_every_counts_steps_not_repeats():
+    found = weights(Every(k=2), steps=3, recurrence=Recurrence(times=2))
+    assert [push is not None for push in found] == [True, True, False, False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("strength", "settings", "message"),
+    [
+        (Interval, {"low": 2.0, "high": 1.0}, "strength.low, high: 2.0, 1.0 given; allowed: 0 <= low <= high"),
+        (Interval, {"low": -1.0}, "strength.low, high: -1.0, inf given"),
+        (Every, {"k": 0}, "strength.k: 0 given; allowed: 1 and more"),
+    ],
+)
+def test_refuses_settings(strength, settings, message):
+    with pytest.raises(InputError, match=message):
+        strength(**settings)

@@ -1,0 +1,97 @@
+import math
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+
+from steersman.denoise import eps_from_x0, output_for, to_x0
+from steersman.errors import InputError
+from steersman.schedule import VP, Level
+
+KINDS = ("epsilon", "sample", "v_prediction", "flow_prediction")
+
+
+def level(alpha, sigma):
+    return Level(*(torch.as_tensor(value, dtype=torch.float64) for value in (alpha, sigma, 0.0)))
+
+
+LEVELS = {
+    "VP, noisy": VP.linear().at_time(999.0),
+    "VP, half": VP.linear().at_time(250.0),
+    "VP, clean": VP.linear().at_time(0.0),
+    "EDM, noisy": level(1.0, 80.0),
+    "EDM, clean": level(1.0, 0.002),
+    "flow, noisy": level(0.001, 0.999),
+    "flow, clean": level(0.98, 0.02),
+    "one each": level([1.0, 0.6, 0.3], [2.0, 0.8, 0.7]),
+}
+
+
+@pytest.fixture
+def pair(draw):
+    return draw(3, 2, 4, 4), draw(3, 2, 4, 4)
+
+
+def shaped(value):
+    return value.reshape(-1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("name", LEVELS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_perfect_output_gives_back_the_image_and_the_noise(kind, name, pair):
+    (x0, eps), at = pair, LEVELS[name]
+    alpha, sigma = shaped(at.alpha), shaped(at.sigma)
+    x_t = alpha * x0 + sigma * eps
+    found = to_x0(kind, x_t, output_for(kind, x0, eps, at), at)
+    # x_t is rounded by 2^-53 of itself, and the division by alpha (by sigma) enlarges that
+    torch.testing.assert_close(found, x0, rtol=0, atol=2e-15 * float((1 + sigma / alpha).max()))
+    torch.testing.assert_close(eps_from_x0(x_t, x0, at), eps, rtol=0, atol=4e-15 * float((1 + alpha / sigma).max()))
+
+
+def test_v_is_the_velocity_along_the_circle(pair):
+    """Salimans & Ho (2022), appendix D: ``v = d x_phi / d phi`` with ``alpha = cos phi``, ``sigma = sin phi``."""
+    (x0, eps), phi = pair, torch.tensor(0.7, dtype=torch.float64)
+    _, velocity = torch.func.jvp(lambda p: p.cos() * x0 + p.sin() * eps, (phi,), (torch.ones_like(phi),))
+    v = output_for("v_prediction", x0, eps, level(math.cos(0.7), math.sin(0.7)))
+    torch.testing.assert_close(v, velocity, rtol=0, atol=1e-14)  # float64's rounding
+
+
+def test_flow_is_the_velocity_along_the_line(pair):
+    """``u = d x_sigma / d sigma`` with ``alpha = 1 - sigma``."""
+    (x0, eps), sigma = pair, torch.tensor(0.7, dtype=torch.float64)
+    _, velocity = torch.func.jvp(lambda s: (1 - s) * x0 + s * eps, (sigma,), (torch.ones_like(sigma),))
+    u = output_for("flow_prediction", x0, eps, level(0.3, 0.7))
+    torch.testing.assert_close(u, velocity, rtol=0, atol=1e-14)  # float64's rounding
+
+
+def test_flow_starts_from_pure_noise(pair):
+    x0, eps = pair
+    assert torch.equal(to_x0("flow_prediction", eps, eps - x0, level(0.0, 1.0)), eps - (eps - x0))
+
+
+@pytest.mark.parametrize("kind", KINDS[:3])
+@pytest.mark.parametrize("time", [0, 500, 999])
+def test_to_x0_is_that_of_diffusers(kind, time, pair):
+    scheduler = DDIMScheduler(prediction_type=kind, clip_sample=False)
+    scheduler.set_timesteps(1000)
+    x_t, output = pair
+    theirs = scheduler.step(output, time, x_t).pred_original_sample
+    at = VP.from_diffusers(scheduler.config).at_time(float(time))
+    # alpha_bar is float32 there, with up to 1000 roundings of 2^-24: 6e-5, seen 1e-6; 1 - alpha_bar loses more at time 0
+    torch.testing.assert_close(to_x0(kind, x_t, output, at), theirs, rtol=1e-4, atol=1e-4 * float(1 / at.alpha))
+
+
+def test_flow_to_x0_is_that_of_diffusers(pair):
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    scheduler.set_timesteps(1)  # one Euler step to sigma = 0 lands on the denoised image
+    x_t, output = pair
+    theirs = scheduler.step(output, scheduler.timesteps[0], x_t).prev_sample
+    at = level(1 - float(scheduler.sigmas[0]), float(scheduler.sigmas[0]))
+    torch.testing.assert_close(to_x0("flow_prediction", x_t, output, at), theirs, rtol=1e-6, atol=1e-6)  # float32 there
+
+
+def test_refuses_a_parameterization(pair, unchecked):
+    x0, eps = pair
+    for call in (to_x0, output_for):
+        with pytest.raises(InputError, match="unknown parameterization 'eps'; did you mean .*'epsilon'"):
+            call("eps", x0, eps, LEVELS["VP, half"])

@@ -1,0 +1,134 @@
+"""Runs: what they write, that they repeat, and that no image depends on its neighbours."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from PIL import Image
+
+from steersman.errors import InputError
+from steersman.generate import Session
+from steersman.recipes import load_recipe
+from steersman.run import Run, read_run
+from steersman.train.denoiser import unet
+
+GUIDE, JUDGE = "zoo:sportballs-mobilenet", "zoo:sportballs-judge"
+CLASSES = ["baseball", "basketball", "volleyball", "soccer ball"]
+
+
+@pytest.fixture(scope="session")
+def denoiser(tmp_path_factory):
+    """A folder with a small U-Net of random weights, 16x16, with the bundled one's labels."""
+    folder = tmp_path_factory.mktemp("denoiser")
+    torch.manual_seed(0)
+    unet(16, 4, widths=(8, 16)).save_pretrained(folder / "unet")
+    scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
+    scheduler.save_pretrained(folder / "scheduler")
+    (folder / "card.json").write_text(json.dumps({"classes": CLASSES}))
+    return str(folder)
+
+
+def run(denoiser, **settings):
+    recipe = load_recipe("default", ["walk.steps=3"])
+    given = {"targets": ("baseball",), "num": 2, "denoiser": denoiser, "classifier": GUIDE, "judge": JUDGE}
+    return Run(**{**given, "recipe": recipe, **settings})
+
+
+def pixels(folder):
+    return {file.name: np.asarray(Image.open(file)).astype(int) for file in sorted(folder.glob("0*.png"))}
+
+
+def test_a_run_writes_images_grid_settings_and_metrics(denoiser, tmp_path):
+    summary = Session(run(denoiser, seed=7)).generate(tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        *("000007.png", "000008.png", "grid.png", "metrics.json", "run.yaml")
+    ]
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics == summary.metrics
+    assert set(metrics["accuracy"]) == set(metrics["probability"]) == {"guide", "judge"}
+    assert metrics["network_evaluations"] == {"denoiser": 3, "classifier": 3}
+    assert metrics["nonfinite_gradients"] == 0
+    assert metrics["lost"] == []
+
+
+def test_a_recorded_run_repeats_to_the_pixel(denoiser, tmp_path):
+    Session(run(denoiser, targets=("soccer ball",))).generate(tmp_path / "a")
+    again = read_run(tmp_path / "a" / "run.yaml")
+    Session(again).generate(tmp_path / "b")
+    first, second = pixels(tmp_path / "a"), pixels(tmp_path / "b")
+    assert first.keys() == second.keys()
+    assert all((first[name] == second[name]).all() for name in first)
+    assert again.record() == read_run(tmp_path / "b" / "run.yaml").record()
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_images_do_not_depend_on_the_batch(denoiser, tmp_path, batch_size):
+    Session(run(denoiser, num=5)).generate(tmp_path / "whole")
+    Session(run(denoiser, num=5, batch_size=batch_size)).generate(tmp_path / "parts")
+    whole, parts = pixels(tmp_path / "whole"), pixels(tmp_path / "parts")
+    assert whole.keys() == parts.keys()
+    # float32 sums differ with the batch's layout by about 1e-6, and a pixel may round either way
+    assert max(abs(whole[name] - parts[name]).max() for name in whole) <= 1
+
+
+def test_several_targets_get_a_folder_each_and_mix_in_a_batch(denoiser, tmp_path):
+    summary = Session(run(denoiser, targets=("all",), num=1)).generate(tmp_path)
+    assert [folder.name for folder in sorted(tmp_path.iterdir()) if folder.is_dir()] == sorted(CLASSES)
+    assert list(summary.metrics["targets"]) == CLASSES
+    Session(run(denoiser, targets=("volleyball",), num=1)).generate(tmp_path / "alone")
+    alone, mixed = pixels(tmp_path / "alone"), pixels(tmp_path / "volleyball")
+    assert abs(alone["000000.png"] - mixed["000000.png"]).max() <= 1
+
+
+def test_unguided_images_are_the_same_for_every_target(denoiser, tmp_path):
+    for target in ("baseball", "volleyball"):
+        session = Session(run(denoiser, targets=(target,), guided=False))
+        assert session.generate(tmp_path / target).metrics["network_evaluations"]["classifier"] == 0
+    first, second = pixels(tmp_path / "baseball"), pixels(tmp_path / "volleyball")
+    assert all((first[name] == second[name]).all() for name in first)
+
+
+def test_a_judge_without_the_class_says_nothing(denoiser, tmp_path):
+    session = Session(run(denoiser, targets=("goldfish",), classifier="imagenet:efficientnet-lite0", guided=False))
+    metrics = session.generate(tmp_path).metrics
+    assert metrics["accuracy"]["judge"] is None
+    assert metrics["probability"]["judge"] is None
+    assert metrics["accuracy"]["guide"] is not None
+
+
+def test_an_image_that_becomes_nan_is_named_and_leaves_the_others_alone(denoiser, tmp_path, monkeypatch):
+    Session(run(denoiser, num=3)).generate(tmp_path / "sound")
+    session = Session(run(denoiser, num=3))
+    forward, spoilt = session.denoiser.network.forward, []
+
+    def spoil(x, *args, **kwargs):
+        out = forward(x, *args, **kwargs)
+        if not spoilt:
+            spoilt.append(True)
+            out.sample = out.sample + torch.tensor([0, float("nan"), 0])[:, None, None, None]
+        return out
+
+    monkeypatch.setattr(session.denoiser.network, "forward", spoil)
+    summary = session.generate(tmp_path / "spoilt")
+    assert summary.lost == ["baseball 1"]
+    assert summary.metrics["nonfinite_gradients"] == 3
+    sound, others = pixels(tmp_path / "sound"), pixels(tmp_path / "spoilt")
+    assert sorted(others) == ["000000.png", "000002.png"]
+    assert all((sound[name] == others[name]).all() for name in others)
+
+
+def test_a_folder_with_another_run_is_left_alone(denoiser, tmp_path):
+    Session(run(denoiser)).generate(tmp_path)
+    before = pixels(tmp_path)
+    with pytest.raises(InputError, match="holds a run with other settings"):
+        Session(run(denoiser, seed=5)).generate(tmp_path)
+    assert pixels(tmp_path).keys() == before.keys()
+
+
+def test_half_precision_does_not_depend_on_the_number_of_images(denoiser, tmp_path):
+    for num in (1, 3):
+        Session(run(denoiser, num=num, batch_size=4, dtype="bfloat16")).generate(tmp_path / str(num))
+    one, three = pixels(tmp_path / "1"), pixels(tmp_path / "3")
+    assert abs(one["000000.png"] - three["000000.png"]).max() <= 1

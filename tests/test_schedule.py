@@ -1,0 +1,146 @@
+import math
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+
+from steersman.errors import InputError
+from steersman.schedule import CLEAN, VP, broadcast
+
+F64 = torch.float64
+SCHEDULES = {"linear": VP.linear(), "cosine": VP.cosine(), "short": VP.linear(400)}
+
+
+@pytest.mark.parametrize("betas", ["linear", "scaled_linear", "squaredcos_cap_v2"])
+@pytest.mark.parametrize("ends", [{}, {"beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 400}])
+def test_alpha_bar_is_that_of_diffusers(betas, ends):
+    scheduler = DDPMScheduler(beta_schedule=betas, **ends)
+    ours = VP.from_diffusers(scheduler.config).alpha_bar
+    # diffusers is in float32: each factor 1 - beta is rounded by 2^-24, relative to itself, and so is each product;
+    # beta itself carries some units more, from the linspace, square or cosine that it came from.
+    rounding = 2**-24 * (3 / (1 - scheduler.betas.double()) + 1).cumsum(0)
+    assert ((scheduler.alphas_cumprod.double() / ours - 1).abs() < rounding).all()
+
+
+def test_trained_betas_go_before_a_named_schedule():
+    config = {"beta_schedule": "linear", "trained_betas": [0.1, 0.2, 0.5]}
+    expected = torch.tensor([0.9, 0.72, 0.36], dtype=F64)
+    # three products in float64
+    torch.testing.assert_close(VP.from_diffusers(config).alpha_bar, expected, rtol=1e-15, atol=0)
+
+
+def test_cosine_is_the_ratio_of_squared_cosines():
+    def squared(u):
+        return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    alpha_bar = VP.cosine().alpha_bar
+    for t in (0, 1, 500, 998):  # the last beta alone is capped
+        # a product of t + 1 factors, each rounded by 2^-53
+        assert float(alpha_bar[t]) == pytest.approx(squared((t + 1) / 1000) / squared(0), rel=(t + 1) * 2**-51)
+    assert float(alpha_bar[999] / alpha_bar[998]) == pytest.approx(0.001, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_at_time_gives_the_trained_levels(name):
+    schedule = SCHEDULES[name]
+    times = torch.arange(len(schedule.alpha_bar), dtype=F64)
+    level = schedule.at_time(times)
+    assert torch.equal(level.time, times)
+    # through the logarithm of the ratio, up to 20 here, and back: its rounding is 20 * 2^-52
+    torch.testing.assert_close(level.alpha**2, schedule.alpha_bar, rtol=2e-14, atol=0)
+    torch.testing.assert_close(level.alpha**2 + level.sigma**2, torch.ones_like(times), rtol=1e-15, atol=0)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_between_two_times_the_log_ratio_is_linear(name):
+    low, high = (SCHEDULES[name].at_time(time) for time in (100.0, 101.0))
+    for share in (0.25, 0.5):
+        level = SCHEDULES[name].at_time(100 + share)
+        expected = (low.sigma / low.alpha) ** (1 - share) * (high.sigma / high.alpha) ** share
+        torch.testing.assert_close(level.sigma / level.alpha, expected, rtol=1e-14, atol=0)  # float64's rounding
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_at_sigma_is_the_inverse_of_at_time(name):
+    schedule = SCHEDULES[name]
+    last = len(schedule.alpha_bar) - 1
+    times = torch.cat([torch.arange(last + 1, dtype=F64), torch.linspace(0.1, last - 0.1, 500, dtype=F64)])
+    there = schedule.at_time(times)
+    back = schedule.at_sigma(there.sigma / there.alpha)
+    # a few units of float64 in a logarithm of at most 10, over its smallest slope in time, 0.004 here
+    torch.testing.assert_close(back.time, times, rtol=0, atol=1e-11)
+    torch.testing.assert_close(back.alpha, there.alpha, rtol=1e-14, atol=0)
+
+
+def test_at_sigma_stays_within_the_trained_range():
+    schedule = SCHEDULES["linear"]
+    assert schedule.at_sigma(0.0).time == 0
+    assert schedule.at_sigma(1e9).time == 999
+
+
+def test_one_time_an_image():
+    times = torch.tensor([0.0, 3.5, 999.0], dtype=F64)
+    together = SCHEDULES["linear"].at_time(times)
+    for row, time in enumerate(times):
+        alone = SCHEDULES["linear"].at_time(time)
+        assert all(torch.equal(one[row], other) for one, other in zip(together, alone, strict=True))
+
+
+def times(schedule, steps, spacing):
+    levels = schedule.levels(steps, spacing)
+    assert len(levels) == steps + 1 and levels[-1] is CLEAN
+    return [float(level.time) for level in levels[:-1]]
+
+
+@pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])
+@pytest.mark.parametrize("count", [1000, 400])
+def test_spacings_are_those_of_diffusers(spacing, count):
+    scheduler = DDPMScheduler(num_train_timesteps=count, timestep_spacing=spacing)
+    for steps in (2, 7, 10, 18, 25, 30, 50, 100, 250, 333, 400):
+        scheduler.set_timesteps(steps)
+        assert times(VP.linear(count), steps, spacing) == scheduler.timesteps.tolist(), steps
+
+
+@pytest.mark.parametrize("count", [1000, 400])
+def test_linspace_is_adms_respacing(count):
+    # numbers of steps that put no time half-way between two, where ADM's running sum rounds by accident
+    for steps in (2, 10, 25, 50, 100, 250, count):
+        stride, place, taken = (count - 1) / (steps - 1), 0.0, []  # guided-diffusion, respace.py, space_timesteps
+        for _ in range(steps):
+            taken.append(round(place))
+            place += stride
+        assert times(VP.linear(count), steps, "linspace") == sorted(taken, reverse=True), steps
+
+
+def test_a_single_step_starts_from_the_noisiest_level():
+    assert times(VP.linear(), 1, "linspace") == times(VP.linear(), 1, "trailing") == [999]
+
+
+def test_a_walk_goes_down():
+    for spacing in ("linspace", "leading", "trailing"):
+        levels = VP.cosine().levels(50, spacing)
+        ratios = [float(level.sigma / level.alpha) for level in levels]
+        assert all(high > low for high, low in zip(ratios, ratios[1:], strict=False))
+
+
+def test_broadcast_shapes_and_casts():
+    like = torch.zeros(2, 3, 4, 4, dtype=torch.float16)
+    assert broadcast(torch.zeros(2, dtype=F64), like).shape == (2, 1, 1, 1)
+    assert broadcast(torch.zeros((), dtype=F64), like).shape == ()
+    assert broadcast(torch.zeros(2, dtype=F64), like).dtype == torch.float16
+
+
+@pytest.mark.parametrize("steps", [0, -3, 1001])
+def test_refuses_a_number_of_steps(steps):
+    with pytest.raises(InputError, match=f"steps: {steps} given; allowed: 1 to 1000"):
+        VP.linear().levels(steps)
+
+
+def test_refuses_a_spacing(unchecked):
+    with pytest.raises(InputError, match="unknown spacing 'linspac'; did you mean 'linspace'"):
+        VP.linear().levels(10, "linspac")
+
+
+def test_refuses_a_schedule_that_it_does_not_know():
+    with pytest.raises(InputError, match="unknown beta_schedule 'sigmoid'.*known: linear, scaled_linear, squaredcos"):
+        VP.from_diffusers({"beta_schedule": "sigmoid"})
