@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
 
 from steersman.errors import InputError
 from steersman.schedule import CLEAN, VP, broadcast
@@ -144,3 +144,14 @@ def test_refuses_a_spacing(unchecked):
 def test_refuses_a_schedule_that_it_does_not_know():
     with pytest.raises(InputError, match="unknown beta_schedule 'sigmoid'.*known: linear, scaled_linear, squaredcos"):
         VP.from_diffusers({"beta_schedule": "sigmoid"})
+
+
+@pytest.mark.xfail(strict=True, reason="from_diffusers takes a configuration without betas, or rescaled ones, as linear")
+@pytest.mark.parametrize(
+    "scheduler",
+    [FlowMatchEulerDiscreteScheduler(), EDMEulerScheduler(), DDPMScheduler(rescale_betas_zero_snr=True)],
+    ids=lambda scheduler: type(scheduler).__name__,
+)
+def test_refuses_a_configuration_without_betas_or_with_rescaled_ones(scheduler):
+    with pytest.raises(InputError):
+        VP.from_diffusers(scheduler.config)

@@ -214,9 +214,11 @@ class Session:
         return Summary(metrics=metrics, warnings=_warnings(metrics, watch.moved), lost=lost)
 
     @torch.no_grad()
-    def _verdicts(self, images: Float[Tensor, "B 3 H W"], targets: Sequence[Target]) -> dict[str, list[Verdict | None]]:
+    def _verdicts(
+        self, images: Float[Tensor, "B 3 H W"], targets: Sequence[Target]
+    ) -> dict[str, Sequence[Verdict | None]]:
         """Returns what guide and judge say of each image; the judge nothing of a class that it does not have."""
-        verdicts: dict[str, list[Verdict | None]] = {"guide": [], "judge": [None] * len(images)}
+        verdicts: dict[str, Sequence[Verdict | None]] = {"guide": [], "judge": [None] * len(images)}
         verdicts["guide"] = _judged(self.guide(images), [target.guide for target in targets])
         if self.judge is not None:
             indices = [target.judge for target in targets]

@@ -235,7 +235,7 @@ def test_the_second_stage_sees_the_state_as_the_step_found_it(mixture, clean, dr
             before = found(x, prediction, at)
             after = steering.estimate(x, prediction, before, at)
             averages.append((before.eps - after.eps) / at.level.sigma)
-            gradients.append(gradient(lambda image: clean(image, TARGET, at.level), x))
+            gradients.append(gradient(lambda image, level=at.level: clean(image, TARGET, level), x))
     m = torch.zeros_like(x_t)
     for index in range(3):
         for stage in (0, 1):

@@ -5,7 +5,7 @@ import torch
 
 from steersman.denoise import Prediction
 from steersman.errors import InputError
-from steersman.guidance import Constant, Every, Guide, Interval, Linear, Noisy, Product, Sine, Variance
+from steersman.guidance import Constant, Deviation, Every, Guide, Interval, Linear, Noisy, Product, Sine, Variance
 from steersman.sample import DDIM, DDPM, Recurrence, sample
 from steersman.schedule import VP
 
@@ -76,6 +76,12 @@ def assert_all_close(found, expected):
 @pytest.mark.parametrize("learned", [False, True])
 def test_variance(learned):
     assert_all_close(weights(Variance(), Learned() if learned else Fixed()), variances(learned=learned))
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_deviation_is_its_root(learned):
+    expected = [variance.sqrt() for variance in variances(learned=learned)]
+    assert_all_close(weights(Deviation(), Learned() if learned else Fixed()), expected)
 
 
 def test_variance_follows_the_samplers_choice():
@@ -167,3 +173,9 @@ def test_every_counts_steps_not_repeats():
 def test_refuses_settings(strength, settings, message):
     with pytest.raises(InputError, match=message):
         strength(**settings)
+
+
+@pytest.mark.xfail(strict=True, reason="Product takes no factors, and fails in the walk")
+def test_refuses_a_product_of_nothing():
+    with pytest.raises(InputError):
+        Product([])

@@ -4,7 +4,8 @@ For a Gaussian mixture the law of a class is known, ``N(mu_j, S_j)``, and so is 
 Wasserstein-2 distances of Gaussians, between a walk's first two moments and the exact ones (the classes' deviations are
 0.2, their means 0.6 apart). Where a walk is affine in its draws its moments are read off without sampling; elsewhere
 they are taken over N images, of draws that are orthogonal to each other and of mean exactly 0 and square exactly 1, so
-that the sampling noise of all that is affine is zero: between seeds, distances differ by 0.0002 at N = 1,000.
+that the sampling noise of all that is affine is zero: at N = 1,000, from seed to seed, distances differ by 0.0002 with
+the larger variance, and by a fiftieth of themselves with the smaller, whose guidance errs more.
 """
 
 import math
@@ -17,6 +18,7 @@ from steersman.guidance import (
     ClassProbability,
     Constant,
     Denoised,
+    Deviation,
     Guide,
     NoisePrediction,
     Noisy,
@@ -135,10 +137,14 @@ def test_a_mean_injection_halves_its_distance_as_the_steps_double(mixture, exact
     ratios = [far / near for far, near in pairwise(distances)]
     assert all(low < ratio for low, ratio in zip(least, ratios, strict=True)), (distances, ratios)
     assert distances[-1] < most
-    assert fixed == "small" or sliced(mixture, x) < 2 * max(
-        sliced(mixture, mixture.sample(N, torch.Generator().manual_seed(seed), label=CLASS)[:, :, 0, 0])
-        for seed in range(5)
-    )
+
+
+def test_the_shape_of_the_law_is_right_as_well(mixture, exact):
+    """At T = 160, as far from the exact law as N exact samples are."""
+    x = walk(mixture, DDPM(fixed="large"), 160, orthogonal_draws(160, seed=0), guides=[mean_injection(exact)])
+    samples = (mixture.sample(N, torch.Generator().manual_seed(seed), label=CLASS) for seed in range(5))
+    floor = [sliced(mixture, each[:, :, 0, 0]) for each in samples]
+    assert sliced(mixture, x) < max(floor)
 
 
 def sliced(mixture, x):
@@ -149,13 +155,6 @@ def sliced(mixture, x):
     deviation = torch.einsum("ld,de,le->l", lines, mixture.covariances[CLASS], lines).sqrt()
     quantiles = lines @ mixture.means[CLASS] + standard[:, None] * deviation
     return float(((x @ lines.T).sort(0).values - quantiles).square().mean().sqrt())
-
-
-class Deviation(Variance):
-    """Wrong: the standard deviation for the variance."""
-
-    def __call__(self, step, x_t, prediction, g):
-        return step.variance.sqrt()
 
 
 class Trained(Variance):
@@ -221,9 +220,9 @@ the noise injection above, and that of the mean injection's conversion in `tests
 """
 
 STEPS = 80
-LIMIT = 0.018
+LIMIT = 0.017
 """At T = 80, N = 1,000, the larger variance: the right guides are 0.0114 (mean) and 0.0105 (noise) away, the mutants
-0.026 and more; a factor of 1.4 at least on both sides, and 0.0002 of sampling noise."""
+0.0257 and more: a factor of 1.5 to either side. From seed to seed these differ by 0.0002, or a hundredth."""
 
 
 @pytest.fixture(scope="module")

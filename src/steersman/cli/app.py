@@ -18,7 +18,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Usage = typer.BadParameter.__mro__[1]
+Usage: type[Exception] = typer.BadParameter.__mro__[1]
 """The base of all complaints about the command line itself."""
 
 
@@ -29,7 +29,8 @@ def main() -> None:
     except InputError as error:
         _fail(str(error), 2)
     except Usage as error:
-        _fail(" ".join(error.format_message().split()), 2)
+        message = error.format_message()  # pyright: ignore[reportAttributeAccessIssue]
+        _fail(" ".join(message.split()), 2)
     except (typer.Abort, KeyboardInterrupt):
         _fail("interrupted", 130)
 

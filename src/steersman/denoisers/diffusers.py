@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DModel
+from diffusers.models.unets.unet_2d import UNet2DModel
 from jaxtyping import Float, Int
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from steersman.denoise import Parameterization, Prediction, to_x0
 from steersman.errors import InputError
@@ -84,10 +84,7 @@ class DiffusersDenoiser:
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "DiffusersDenoiser":
         """Moves the network, and returns self."""
-        if device is not None:
-            self.network.to(device)
-        if dtype is not None and dtype != self.network.dtype:
-            self.network.to(dtype)
+        nn.Module.to(self.network, device=device, dtype=dtype)
         return self
 
     def __call__(

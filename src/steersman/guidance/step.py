@@ -37,8 +37,8 @@ class Step(NamedTuple):
         peak: The largest variance of the steps so far.
     """
 
-    index: int
-    count: int
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride]
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride]
     repeat: int
     stage: int
     level: Level

@@ -1,0 +1,31 @@
+"""The README's Python, run as it stands."""
+
+import re
+from pathlib import Path
+
+from steersman.guidance import Guide
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def test_the_python_in_the_readme_runs():
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    assert len(blocks) == 2
+    names = {}
+    for block in blocks:
+        exec(compile(block, str(README), "exec"), names)  # noqa: S102
+    images = names["images"]
+    assert images.shape == (4, 3, 64, 64)
+    assert images.abs().max() <= 1
+    assert isinstance(names["guide"], Guide)
+
+
+def test_the_commands_in_the_readme_are_known():
+    from steersman.cli import app
+
+    known = {command.name or command.callback.__name__ for command in app.registered_commands}
+    known |= {group.name for group in app.registered_groups}
+    used = set(
+        re.findall(r"steersman (\w+)", " ".join(re.findall(r"```bash\n(.*?)```", README.read_text(), re.DOTALL)))
+    )
+    assert used <= known
