@@ -42,6 +42,7 @@ def denoiser(
     learning_rate: Rate = 5e-4,
     warmup: Warmup = 500,
     average: Annotated[float, typer.Option(help="Decay of the weights' moving average.")] = 0.9995,
+    half: Annotated[bool, typer.Option(help="Write the weights in float16.")] = False,
     precision: Precision = "no",
     channels_last: ChannelsLast = False,
     workers: Workers = 0,
@@ -73,6 +74,8 @@ def denoiser(
         layers=layers,
         dropout=dropout,
         init=init,
+        half=half,
+        command=shlex.join(["steersman", *sys.argv[1:]]),
     )
 
 

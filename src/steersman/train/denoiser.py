@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from steersman.data.load import load_data
 from steersman.denoise import Parameterization, output_for
 from steersman.denoisers.diffusers import DiffusersDenoiser
+from steersman.files import replacing
 from steersman.report import grid
 from steersman.sample import DDIM, sample
 from steersman.schedule import VP, broadcast
@@ -97,11 +98,13 @@ def train_denoiser(
     layers: int = 1,
     dropout: float = 0.15,
     init: Path | None = None,
+    half: bool = False,
+    command: str = "",
 ) -> DiffusersDenoiser:
     """Trains a class-conditional U-Net with a null label, and writes it as a diffusers pipeline's folder.
 
     Args:
-        out: Where ``unet/``, ``scheduler/``, ``checkpoint.pt`` and the pictures of samples go.
+        out: Where ``unet/``, ``scheduler/``, ``card.json``, ``checkpoint.pt`` and the pictures of samples go.
         training: The settings of the loop.
         data: The data set, as `steersman.data.load_data` reads it.
         resolution: The side of the images, in pixels.
@@ -111,6 +114,8 @@ def train_denoiser(
         layers: Its residual blocks at each.
         dropout: The share of images shown without their label.
         init: A pipeline's folder to take the first weights from, instead of random ones.
+        half: Whether the weights are written in float16.
+        command: The command line, for the card.
 
     Returns:
         The denoiser, with the averaged weights.
@@ -127,13 +132,21 @@ def train_denoiser(
     def denoiser(network: UNet2DModel) -> DiffusersDenoiser:
         return DiffusersDenoiser(network, schedule=schedule, parameterization="v_prediction", classes=classes)
 
-    def preview(averaged: UNet2DModel, seen: int) -> None:
-        averaged.save_pretrained(out / "unet")
+    def write(averaged: UNet2DModel, seen: int) -> None:
+        averaged = copy.deepcopy(averaged)
+        (averaged.half() if half else averaged).save_pretrained(out / "unet")
         scheduler.save_pretrained(out / "scheduler")
-        (out / "card.json").write_text(json.dumps({"classes": classes, "images": seen}))
+        card = {"classes": classes, "resolution": resolution, "data": data, "data_seed": data_seed, "command": command}
+        card |= {"images_seen": seen, "dtype": "float16" if half else "float32"}
+        with replacing(out / "card.json") as path:
+            path.write_text(json.dumps(card, indent=2) + "\n")
+
+    def preview(averaged: UNet2DModel, seen: int) -> None:
+        write(averaged, seen)
         frozen = denoiser(copy.deepcopy(averaged))
         samples = sample(frozen, DDIM(), seeds=range(PREVIEW), steps=25, device=averaged.device)
         grid({"": samples}, out / f"samples-{seen:08d}.png")
 
     fit(network, images, loss, training, out, preview=preview)
+    write(network, training.steps * training.batch_size)
     return denoiser(network)
