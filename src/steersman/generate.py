@@ -25,6 +25,7 @@ from steersman.denoisers import DiffusersDenoiser, load_denoiser
 from steersman.errors import InputError, unknown
 from steersman.files import replacing, write_image
 from steersman.guidance.view import rms
+from steersman.metrics import correct, target_probability
 from steersman.run import DTYPES, Run, read_run
 from steersman.sample import Callback, Report, sample
 
@@ -348,11 +349,6 @@ def _index(classifier: Classifier | None, name: str) -> int | None:
 
 
 def _judged(logits: Float[Tensor, "B K"], targets: Sequence[int]) -> list[Verdict]:
-    if logits.shape[1] == 1:
-        logits = torch.cat([-logits, logits], dim=1) / 2
-    probability = logits.softmax(1)
-    right = probability.argmax(1).tolist()
-    return [
-        Verdict(float(right[place] == target), float(probability[place, target]))
-        for place, target in enumerate(targets)
-    ]
+    target = torch.tensor(targets, device=logits.device)
+    right, probability = correct(logits, target).tolist(), target_probability(logits, target).tolist()
+    return [Verdict(float(yes), share) for yes, share in zip(right, probability, strict=True)]

@@ -21,7 +21,7 @@ BAD = [
     (["--target", "1000"], "class index 1000 is out of range; allowed: 0 to 999"),
     ([], "target: none given"),
     (["--target", "baseball", "--recipe", "defualt"], "unknown recipe 'defualt'; did you mean 'default'"),
-    (["--target", "baseball", "--set", "stabilizer.speed=1"], "unknown setting of stabilizer"),
+    (["--target", "baseball", "--set", "view.speed=1"], "unknown setting of view"),
     (["--target", "baseball", "--set", "walk.steps=many"], "walk.steps: 'many' given"),
     (["--target", "baseball", "--num", "-1"], "num: -1 given; allowed: 1 and more"),
     (["--target", "baseball", "--seed", "-1"], "seed: -1 given; allowed: 0 and more"),
@@ -97,6 +97,7 @@ def test_data_are_drawn_as_an_image_folder(capsys, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("arguments", [[], ["axes"], ["show", "nrcg/adam"]], ids=["list", "axes", "show"])
+@pytest.mark.usefixtures("unchecked")  # the context that typer passes is not the class that it has one annotate
 def test_recipes_explain_themselves(arguments, capsys, monkeypatch):
     code, out, _ = call(capsys, monkeypatch, "recipes", *arguments)
     assert code == 0

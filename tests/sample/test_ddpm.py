@@ -30,9 +30,8 @@ def test_a_walk_is_the_formula_step_by_step(recording, draw, fixed, clip):
 
 
 @pytest.mark.parametrize("fixed", ["small", "large"])
-@pytest.mark.parametrize("clip", [True, False])
-def test_a_walk_is_that_of_diffusers(mixture, fixed, clip):
-    scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2", variance_type=f"fixed_{fixed}", clip_sample=clip)
+def test_a_walk_is_that_of_diffusers(mixture, fixed):
+    scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2", variance_type=f"fixed_{fixed}", clip_sample=False)
     scheduler.set_timesteps(20)
     generator = torch.Generator().manual_seed(1)
     start = torch.randn(4, 2, 1, 1, generator=generator, dtype=F64)
@@ -44,11 +43,10 @@ def test_a_walk_is_that_of_diffusers(mixture, fixed, clip):
     draws.manual_seed(2)
     noise = [start, *(torch.randn(4, 2, 1, 1, generator=draws, dtype=F64) for _ in range(19))]
     ours = sample(
-        mixture, DDPM(fixed=fixed), seeds=range(4), noise=noise, steps=20, spacing="leading", clip=clip, dtype=F64
+        mixture, DDPM(fixed=fixed), seeds=range(4), noise=noise, steps=20, spacing="leading", clip=False, dtype=F64
     )
-    # alpha_bar is float32 there: 1 - alpha_bar is 4e-5 at time 0 and rounded by 2^-24, 1.5e-3 of itself, but the
-    # image has settled by then; 2e-5 is seen
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-4)
+    # alpha_bar is float32 there: each level's 1 - alpha_bar is rounded by 2^-24 at least; 4e-6 is seen
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5)
 
 
 def test_refuses_a_variance(unchecked):

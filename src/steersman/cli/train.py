@@ -84,7 +84,7 @@ def classifier(
     out: Out,
     data: Data = "sportballs",
     architecture: Annotated[
-        str, typer.Option(help="mobilenet_v3_small, resnet10_narrow or convnext_narrow.")
+        str, typer.Option(help="mobilenet_v3_small, resnet10_narrow or densenet_narrow.")
     ] = "mobilenet_v3_small",
     robust: Annotated[bool, typer.Option(help="Train on noisy images, not told how noisy.")] = False,
     augment: Annotated[bool, typer.Option(help="Shift, tint, blur and noise the images a little, as for a judge.")] = (
