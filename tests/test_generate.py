@@ -31,7 +31,8 @@ def denoiser(tmp_path_factory):
 
 
 def run(denoiser, **settings):
-    recipe = load_recipe("default", ["walk.steps=3"])
+    changes = ["walk.steps=3", "recurrence.times=1", "strength=deviation", "smoothing=none", "input.size=null"]
+    recipe = load_recipe("default", changes)
     given = {"targets": ("baseball",), "num": 2, "denoiser": denoiser, "classifier": GUIDE, "judge": JUDGE}
     return Run(**{**given, "recipe": recipe, **settings})
 

@@ -146,9 +146,6 @@ def test_refuses_a_schedule_that_it_does_not_know():
         VP.from_diffusers({"beta_schedule": "sigmoid"})
 
 
-@pytest.mark.xfail(
-    strict=True, reason="from_diffusers takes a configuration without betas, or rescaled ones, as linear"
-)
 @pytest.mark.parametrize(
     "scheduler",
     [FlowMatchEulerDiscreteScheduler(), EDMEulerScheduler(), DDPMScheduler(rescale_betas_zero_snr=True)],

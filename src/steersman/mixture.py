@@ -68,7 +68,7 @@ class Mixture:
         covariance = alpha**2 * self.covariances.to(x_t) + sigma**2 * torch.eye(x_t.shape[1]).to(x_t)
         away = x_t[:, None, :, 0, 0] - alpha[..., 0] * self.means.to(x_t)
         factor = torch.linalg.cholesky(covariance)
-        pull = torch.cholesky_solve(away[..., None], factor)[..., 0]
+        pull = (torch.cholesky_inverse(factor) * away[..., None, :]).sum(-1)
         half_log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         return pull, self.weights.to(x_t).log() - half_log_det - (away * pull).sum(-1) / 2
 

@@ -100,9 +100,16 @@ class VP:
             InputError: The configuration describes no variance-preserving schedule, or one unknown here.
         """
         count = int(config.get("num_train_timesteps", 1000))
+        if config.get("rescale_betas_zero_snr"):
+            raise InputError(
+                "schedule: rescale_betas_zero_snr given; allowed: a last level with some signal, alpha > 0"
+            )
         first, last = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
         if (betas := config.get("trained_betas")) is not None:
             return cls.from_betas(torch.as_tensor(betas, dtype=torch.float64))
+        if "beta_schedule" not in config:
+            given = config.get("_class_name", "a configuration without betas")
+            raise InputError(f"schedule: {given} given; allowed: a scheduler with a beta_schedule or trained_betas")
         match config.get("beta_schedule", "linear"):
             case "linear":
                 return cls.linear(count, first, last)

@@ -221,7 +221,6 @@ def test_a_push_is_scale_times_weight_times_stabilised_gradient(mixture, clean, 
     assert push.finite.tolist() == [True, True, True]
 
 
-@pytest.mark.xfail(strict=True, reason="Steering.estimate takes self.states, already moved on, in the second stage")
 def test_the_second_stage_sees_the_state_as_the_step_found_it(mixture, clean, draw, step):
     """Heun's second evaluation: from the same average as the first, and it does not move the average on."""
     x_t = draw(3, 2, 1, 1)

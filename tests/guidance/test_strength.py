@@ -175,7 +175,6 @@ def test_refuses_settings(strength, settings, message):
         strength(**settings)
 
 
-@pytest.mark.xfail(strict=True, reason="Product takes no factors, and fails in the walk")
 def test_refuses_a_product_of_nothing():
     with pytest.raises(InputError):
         Product([])

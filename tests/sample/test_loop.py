@@ -160,7 +160,6 @@ def test_callbacks_see_each_step_in_turn(recording):
     assert all(report.pushes == () for report in reports)
 
 
-@pytest.mark.xfail(strict=True, reason="the loop tells samplers and callbacks the peak so far as the step's variance")
 def test_a_report_holds_the_steps_own_variance(mixture):
     reports, peak = [], torch.zeros((), dtype=F64)
     draw(mixture, DDPM(), callbacks=[reports.append])
@@ -246,7 +245,6 @@ def test_refuses_before_the_walk_begins(recording, settings, changes, message, u
     assert recording.asked == []
 
 
-@pytest.mark.xfail(strict=True, reason="the loop does not look at these; they fail inside of it, or draw nothing")
 @pytest.mark.parametrize(
     "changes",
     [

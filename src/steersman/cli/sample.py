@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["sample"]
+__all__ = ["EPILOG", "sample"]
 
 EPILOG = "Example: steersman sample --target baseball --num 16 --out balls"
 

@@ -120,6 +120,7 @@ class Steering:
     def __init__(self, guides: Sequence[Guide], target: Int[Tensor, " B"] | None, decode: Decode) -> None:
         self.guides, self.target, self.decode = tuple(guides), target, decode
         self.states: list[State] | None = None
+        self.found: list[State] = []
         self.pushes: tuple[Push | None, ...] = ()
 
     def differentiates_denoiser(self, step: Step) -> bool:
@@ -140,15 +141,17 @@ class Steering:
         """
         if self.states is None:
             self.states = [guide.stabilizer.init(estimate.x0) for guide in self.guides]
+        if step.stage == 0:
+            self.found = list(self.states)
         active = [guide.strength.active(step) for guide in self.guides]
         through = sum(on and guide.differentiates_denoiser for guide, on in zip(self.guides, active, strict=True))
-        found, pushes = list(self.states), []
+        pushes: list[Push | None] = []
         for place, guide in enumerate(self.guides):
             if not active[place]:
                 pushes.append(None)
                 continue
             through -= guide.differentiates_denoiser
-            push, state = self._push(guide, x_t, prediction, step, found[place], retain_graph=through > 0)
+            push, state = self._push(guide, x_t, prediction, step, self.found[place], retain_graph=through > 0)
             if step.stage == 0:
                 self.states[place] = state
             estimate = guide.injection.estimate(estimate, push.value, step.level)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from steersman.schedule import Level, broadcast
 
-__all__ = ["FixedVariance", "Step", "posterior_mean", "reverse_variance"]
+__all__ = ["FixedVariance", "Step", "posterior_mean", "reverse_variance", "transition"]
 
 FixedVariance = Literal["small", "large"]
 

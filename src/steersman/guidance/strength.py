@@ -6,7 +6,7 @@ With t counted T-1 .. 0 over the steps really taken and ``Sigma_t`` the reverse 
     deviation   w_t = sqrt(Sigma_t)                       a push as large as the step's own noise, for a unit gradient
     sine        w_t = Sigma_t + gamma sin(pi t / T) max_{u >= t} Sigma_u                 (EluCD eq. 5)
     constant    w_t = 1
-    linear      w_t = t / T, or 1 - t / T rising towards the image
+    linear      w_t = (t + 1) / T, or 1 - t / T rising towards the image
     interval    w_t = 1 where low <= sigma / alpha <= high, else 0                       (Kynkäänniemi et al. 2024)
     every       w_t = 1 at each k-th step, else 0
     product     the product of several
@@ -185,6 +185,10 @@ class Product:
     """
 
     factors: Sequence[Strength]
+
+    def __post_init__(self) -> None:
+        if not self.factors:
+            raise InputError("strength.factors: none given; allowed: one and more")
 
     def active(self, step: Step) -> bool:
         """Whether all factors are."""

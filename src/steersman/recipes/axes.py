@@ -19,7 +19,7 @@ from steersman.guidance.guide import Route
 from steersman.sample import DDIM, DDPM, Recurrence
 from steersman.schedule import Spacing
 
-__all__ = ["AXES", "Input", "Softplus", "Walk", "build", "describe", "options", "plain"]
+__all__ = ["AXES", "Input", "Softplus", "Walk", "build", "describe", "normal", "options", "plain", "settings_of"]
 
 
 @dataclass(frozen=True, kw_only=True)

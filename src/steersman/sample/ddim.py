@@ -6,6 +6,7 @@
 """  # noqa: D205, D415
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -27,7 +28,7 @@ class DDIM:
     """
 
     eta: float = 0.0
-    fixed: FixedVariance = "small"
+    fixed: ClassVar[FixedVariance] = "small"
 
     def __post_init__(self) -> None:
         if not 0 <= self.eta <= 1:

@@ -117,22 +117,31 @@ def sample(
     Raises:
         InputError: Guides without a target, a target too many or too few, or settings out of range.
     """
+    if not seeds:
+        raise InputError("seeds: none given; allowed: one an image")
+    if dtype not in (torch.float32, torch.float64):
+        raise InputError(f"dtype: {dtype} given; allowed: torch.float32, torch.float64")
     steering = Steering(guides, _targets(target, len(seeds), device, needed=bool(guides)), denoiser.decode)
     levels = denoiser.schedule.levels(steps, spacing)
     draws: Noise = (
         SeededNoise(seeds, denoiser.shape, device, dtype) if noise is None else GivenNoise(noise, device, dtype)
     )
     x = draws("start") * denoiser.schedule.start
+    if x.shape != (len(seeds), *denoiser.shape):
+        raise InputError(f"noise: draws of shape {tuple(x.shape)} given; allowed: {(len(seeds), *denoiser.shape)}")
     state = sampler.init(x)
-    predictor = _Predictor(denoiser, steering, sampler, clip, condition or {}, peak=torch.zeros((), dtype=dtype))
+    predictor = _Predictor(
+        denoiser, steering, sampler, clip, condition or {}, peak=torch.zeros((), dtype=dtype, device=device)
+    )
     for index, (level, next) in enumerate(pairwise(levels)):
         for repeat in range(again := (recurrence or Recurrence()).at(level)):
-            step = Step(index, steps, repeat, 0, level, next, predictor.peak, predictor.peak)
+            variance = reverse_variance(level, next, fixed=sampler.fixed)
+            step = Step(index, steps, repeat, 0, level, next, variance, predictor.peak)
             move, state = sampler.step(x, step, partial(predictor, step), partial(draws, "step"), state)
             x_s = steering.mean(move.mean)
             x_s = x_s if move.deviation is None else x_s + move.deviation
             for callback in callbacks:
-                callback(Report(step, x_s, predictor.x0, steering.pushes))
+                callback(Report(predictor.step, x_s, predictor.x0, steering.pushes))
             x = _renoise(x_s, level, next, draws) if repeat + 1 < again else x_s
     return x
 
@@ -148,6 +157,7 @@ class _Predictor:
     condition: Mapping[str, Any]
     peak: Float[Tensor, "..."]
     x0: Float[Tensor, "B C H W"] = field(init=False)
+    step: Step = field(init=False)
 
     def __call__(self, step: Step, x_t: Float[Tensor, "B C H W"], level: Level, stage: int = 0) -> Estimate:
         through = self.steering.differentiates_denoiser(step)
@@ -161,6 +171,8 @@ class _Predictor:
             self.peak = torch.maximum(self.peak, variance.to(self.peak))
         estimate = Estimate(x0, eps_from_x0(x_t.detach(), x0, level), variance)
         step = step._replace(stage=stage, level=level, variance=variance, peak=self.peak)
+        if stage == 0:
+            self.step = step
         estimate = self.steering.estimate(x_t, prediction, estimate, step)
         self.x0 = estimate.x0
         return estimate
@@ -187,4 +199,6 @@ def _targets(
     targets = torch.as_tensor(target, dtype=torch.int64, device=device)
     if targets.ndim and len(targets) != count:
         raise InputError(f"target: {len(targets)} given for {count} seeds; allowed: one, or one a seed")
+    if bool((targets < 0).any()):
+        raise InputError(f"target: {targets.tolist()} given; allowed: 0 and more")
     return targets.expand(count)

@@ -15,7 +15,7 @@ from steersman.guidance.injection import Estimate
 from steersman.guidance.step import FixedVariance, Step
 from steersman.schedule import Level
 
-__all__ = ["Draw", "Move", "Predict", "Sampler"]
+__all__ = ["Draw", "Move", "Predict", "Sampler", "randomly"]
 
 
 @runtime_checkable
