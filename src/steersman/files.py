@@ -1,16 +1,18 @@
 """Files that are whole or not there: each is written beside its place and renamed."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-__all__ = ["replacing", "write_image"]
+__all__ = ["replacing", "write_image", "write_json"]
 
 
 @contextmanager
@@ -29,3 +31,9 @@ def write_image(path: Path, image: Float[Tensor, "3 H W"]) -> None:
     pixels = ((image.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
     with replacing(path) as beside:
         Image.fromarray(pixels).save(beside, format="PNG")
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes a mapping as indented JSON."""
+    with replacing(path) as beside:
+        beside.write_text(json.dumps(content, indent=2) + "\n")

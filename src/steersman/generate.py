@@ -8,7 +8,6 @@
 The guide's figures are those of the network that steered; the judge is another one, which never does.
 """
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from steersman.classifiers import Classifier, load_classifier
 from steersman.denoisers import DiffusersDenoiser, load_denoiser
 from steersman.errors import InputError, unknown
-from steersman.files import replacing, write_image
+from steersman.files import replacing, write_image, write_json
 from steersman.guidance.view import rms
 from steersman.metrics import correct, target_probability
 from steersman.run import DTYPES, Run, read_run
@@ -210,8 +209,7 @@ class Session:
             "lost": lost,
         }
         _write_grid(out / "grid.png", tallies)
-        with replacing(out / "metrics.json") as path:
-            path.write_text(json.dumps(metrics, indent=2) + "\n")
+        write_json(out / "metrics.json", metrics)
         return Summary(metrics=metrics, warnings=_warnings(metrics, watch.moved), lost=lost)
 
     @torch.no_grad()
@@ -219,8 +217,8 @@ class Session:
         self, images: Float[Tensor, "B 3 H W"], targets: Sequence[Target]
     ) -> dict[str, Sequence[Verdict | None]]:
         """Returns what guide and judge say of each image; the judge nothing of a class that it does not have."""
-        verdicts: dict[str, Sequence[Verdict | None]] = {"guide": [], "judge": [None] * len(images)}
-        verdicts["guide"] = _judged(self.guide(images), [target.guide for target in targets])
+        guided = _judged(self.guide(images), [target.guide for target in targets])
+        verdicts: dict[str, Sequence[Verdict | None]] = {"guide": guided, "judge": [None] * len(images)}
         if self.judge is not None:
             indices = [target.judge for target in targets]
             said = _judged(self.judge(images), [index or 0 for index in indices])

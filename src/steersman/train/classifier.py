@@ -8,7 +8,6 @@ what a generator makes, imperfectly: its training images are shifted, tinted, bl
 looks for what makes the class and not for how the renderer draws a pixel.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from steersman.classifiers.networks import build_network
 from steersman.data.load import load_data
 from steersman.data.sportballs import SportBalls
 from steersman.errors import InputError
-from steersman.files import replacing
+from steersman.files import replacing, write_json
 from steersman.metrics.accuracy import accuracy
 from steersman.schedule import VP, broadcast
 from steersman.train.loop import Batch, Training, fit, seconds_spent
@@ -169,10 +168,10 @@ def train_classifier(
         "hours": round(seconds_spent(out) / 3600, 3),
     }
     _write_weights(network, weights, half=half)
-    _write_card(facts, card)
+    write_json(card, facts)
     written, _ = read_network(weights, card)
     facts["accuracy"] = _measure(written, unseen, schedule, training.batch_size, held_out_seed)
-    _write_card(facts, card)
+    write_json(card, facts)
     (console or Console()).print(f"accuracy: {facts['accuracy']}")
     return written, facts
 
@@ -225,8 +224,3 @@ def _write_weights(network: nn.Module, file: Path, *, half: bool) -> None:
     }
     with replacing(file) as path:
         path.write_bytes(save(state))
-
-
-def _write_card(facts: dict[str, Any], file: Path) -> None:
-    with replacing(file) as path:
-        path.write_text(json.dumps(facts, indent=2) + "\n")

@@ -7,7 +7,6 @@ in a share of the images, so that one set of weights is the conditional and the 
 """
 
 import copy
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from steersman.data.load import load_data
 from steersman.denoise import Parameterization, output_for
 from steersman.denoisers.diffusers import DiffusersDenoiser
-from steersman.files import replacing
+from steersman.files import write_json
 from steersman.report import grid
 from steersman.sample import DDIM, sample
 from steersman.schedule import VP, broadcast
@@ -138,8 +137,7 @@ def train_denoiser(
         scheduler.save_pretrained(out / "scheduler")
         card = {"classes": classes, "resolution": resolution, "data": data, "data_seed": data_seed, "command": command}
         card |= {"images_seen": seen, "dtype": "float16" if half else "float32"}
-        with replacing(out / "card.json") as path:
-            path.write_text(json.dumps(card, indent=2) + "\n")
+        write_json(out / "card.json", card)
 
     def preview(averaged: UNet2DModel, seen: int) -> None:
         write(averaged, seen)

@@ -5,7 +5,6 @@ on from its last checkpoint as if nothing had happened; the state is the weights
 and k.
 """
 
-import os
 import pickle
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from steersman.errors import InputError
+from steersman.files import replacing
 
 __all__ = ["Batch", "Loss", "Training", "fit", "seconds_spent"]
 
@@ -252,12 +252,11 @@ def _save(
     optimizer: torch.optim.Optimizer,
     average: EMAModel | None,
 ) -> None:
-    beside = file.with_suffix(".part")
     state = {"step": step, "seconds": seconds, "network": network.state_dict(), "optimizer": optimizer.state_dict()}
     if average is not None:
         state["average"] = average.state_dict()
-    torch.save(state, beside)
-    os.replace(beside, file)
+    with replacing(file) as beside:
+        torch.save(state, beside)
 
 
 def _resume(
