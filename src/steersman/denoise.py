@@ -10,6 +10,7 @@ From ``x_t = alpha x_0 + sigma eps``, a network that predicts one of these predi
 ``v`` is Salimans & Ho's (2022), ``flow`` has diffusers' sign.
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 from jaxtyping import Float
@@ -18,7 +19,16 @@ from torch import Tensor
 from steersman.errors import unknown
 from steersman.schedule import Level, Schedule, broadcast
 
-__all__ = ["Denoiser", "Parameterization", "Prediction", "eps_from_x0", "output_for", "to_x0"]
+__all__ = [
+    "Conditioned",
+    "Denoiser",
+    "Parameterization",
+    "Prediction",
+    "eps_from_x0",
+    "look_ahead",
+    "output_for",
+    "to_x0",
+]
 
 Parameterization = Literal["epsilon", "sample", "v_prediction", "flow_prediction"]
 
@@ -55,9 +65,30 @@ class Denoiser(Protocol):
         """Returns the prediction for noisy images at a level; the conditions are the model's own."""
         ...
 
-    def decode(self, x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 3 H2 W2"]:
+    def decode(self, x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H2 W2"]:
         """Returns the image in [-1, 1] that a sample stands for; differentiable."""
         ...
+
+
+class Conditioned:
+    """A denoiser with its conditions given: itself one, that needs no more to be told.
+
+    Args:
+        denoiser: The denoiser.
+        condition: What it is told beside image and level.
+    """
+
+    def __init__(self, denoiser: Denoiser, condition: Mapping[str, Any]) -> None:
+        self.denoiser, self.condition = denoiser, condition
+        self.schedule, self.shape, self.classes = denoiser.schedule, denoiser.shape, denoiser.classes
+
+    def __call__(self, x_t: Float[Tensor, "B C H W"], level: Level, **condition: Any) -> Prediction:  # noqa: ANN401
+        """Returns the denoiser's prediction; conditions given here go before those given at first."""
+        return self.denoiser(x_t, level, **{**self.condition, **condition})
+
+    def decode(self, x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H2 W2"]:
+        """Returns the denoiser's own."""
+        return self.denoiser.decode(x0)
 
 
 def eps_from_x0(x_t: Float[Tensor, "B C H W"], x0: Float[Tensor, "B C H W"], level: Level) -> Float[Tensor, "B C H W"]:
@@ -104,3 +135,33 @@ def output_for(
         case "flow_prediction":
             return eps - x0
     raise unknown("parameterization", kind, get_args(Parameterization))
+
+
+def look_ahead(
+    denoiser: Denoiser,
+    x_t: Float[Tensor, "B C H W"],
+    prediction: Prediction,
+    level: Level,
+    evaluations: int,
+    until: float,
+) -> Prediction:
+    """Returns what the denoiser predicts further on, where ``x0_hat`` is no longer the blur of all that could be.
+
+    Deterministic steps (DDIM) lead from ``x_t`` over levels of evenly falling ``log(sigma / alpha)``, each evaluated
+    once; differentiable.
+
+    Args:
+        denoiser: Whom to ask.
+        x_t: Noisy images.
+        prediction: What it predicts there.
+        level: Their level.
+        evaluations: How many levels further on it is asked.
+        until: The last of them, as ``sigma / alpha``; from there on down there is nothing ahead.
+    """
+    ratio = float(level.sigma / level.alpha)
+    for each in range(evaluations if ratio > until else 0):
+        next = denoiser.schedule.at_sigma(ratio * (until / ratio) ** ((each + 1) / evaluations))
+        eps = eps_from_x0(x_t, prediction.x0_hat, level)
+        x_t = broadcast(next.alpha, x_t) * prediction.x0_hat + broadcast(next.sigma, x_t) * eps
+        prediction, level = denoiser(x_t, next), next
+    return prediction

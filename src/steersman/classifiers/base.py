@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from steersman.blocks import in_blocks
 from steersman.classifiers.preprocess import Preprocess
 from steersman.classifiers.smoothing import SoftCalls, soften
 from steersman.errors import InputError, unknown
@@ -35,9 +36,14 @@ class Classifier(nn.Module):
         told_level: Whether the network was trained on noisy images and is told their level.
         smoothed: How many activations of the network are softened ones; for the reader only.
 
+    Attributes:
+        block: How many images the network sees at a time, None for the whole batch (`steersman.blocks`).
+
     Raises:
         InputError: There are no names, or a binary network has other than two.
     """
+
+    block: int | None = None
 
     def __init__(
         self,
@@ -87,7 +93,7 @@ class Classifier(nn.Module):
             if level is None:
                 raise InputError("this classifier was trained to be told the noise level, but got none")
             inputs.append(level.time.to(image.device, exact).expand(image.shape[0]))
-        return self.network(*inputs).to(exact)
+        return in_blocks(self.network, self.block, *inputs).to(exact)
 
     @torch.no_grad()
     def features(self, image: Float[Tensor, "B C H W"], level: Level | None = None) -> Float[Tensor, "B D"]:

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from steersman.blocks import in_blocks
 from steersman.denoise import Parameterization, Prediction, to_x0
 from steersman.errors import InputError
 from steersman.schedule import VP, Level, Schedule
@@ -33,7 +34,12 @@ class DiffusersDenoiser:
         schedule: The noise that it was trained on.
         parameterization: What its output means.
         classes: The names of its labels, without the null label.
+
+    Attributes:
+        block: How many images the network sees at a time, None for the whole batch (`steersman.blocks`).
     """
+
+    block: int | None = None
 
     def __init__(
         self,
@@ -132,12 +138,16 @@ class DiffusersDenoiser:
     def _predict(self, x_t: Tensor, level: Level, label: Tensor | None) -> Prediction:
         time = level.time.to(x_t.device).expand(len(x_t))
         dtype = self.network.dtype
-        output = self.network(x_t.to(dtype), time, class_labels=label).sample.to(x_t.dtype)
+        inputs = (x_t.to(dtype), time) if label is None else (x_t.to(dtype), time, label)
+        output = in_blocks(self._output, self.block, *inputs).to(x_t.dtype)
         fraction = None
         if output.shape[1] == 2 * x_t.shape[1]:
             output, learned = output.chunk(2, dim=1)
             fraction = (learned + 1) / 2
         return Prediction(to_x0(self.parameterization, x_t, output, level), fraction)
+
+    def _output(self, x_t: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
+        return self.network(x_t, time, class_labels=label).sample
 
     def decode(self, x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """Returns the sample itself: it is an image."""

@@ -5,10 +5,11 @@ from steersman.guidance.objective import BinaryProbability, ClassProbability, Ob
 from steersman.guidance.stabilizer import Adam, Chain, Clip, Ema, Identity, Normalise, Stabilizer, State
 from steersman.guidance.step import Step, posterior_mean, reverse_variance
 from steersman.guidance.strength import Constant, Deviation, Every, Interval, Linear, Product, Sine, Strength, Variance
-from steersman.guidance.view import Denoised, Noisy, Rescaled, View
+from steersman.guidance.view import Ahead, Denoised, Noisy, Rescaled, View
 
 __all__ = [
     "Adam",
+    "Ahead",
     "Augmented",
     "BinaryProbability",
     "Chain",

@@ -26,10 +26,6 @@ def _generator(level: Level) -> torch.Generator:
     return torch.Generator().manual_seed(round(1000 * float(level.time.max())))
 
 
-def _repeat(level: Level, copies: int) -> Level:
-    return Level(*(value.repeat(copies) if value.ndim else value for value in level))
-
-
 @dataclass(frozen=True, kw_only=True)
 class Augmented:
     """The mean log-likelihood over random similarity transforms of the image.
@@ -65,8 +61,7 @@ class Augmented:
         x, y = 2 * self.shift * unit[:, 2], 2 * self.shift * unit[:, 3]
         maps = torch.stack([torch.stack([cos, -sin, x], 1), torch.stack([sin, cos, y], 1)], 1).to(image)
         shown = [image, *(_transformed(image, each) for each in maps)]
-        values = self.objective(torch.cat(shown), target.repeat(self.copies), _repeat(level, self.copies))
-        return values.unflatten(0, (self.copies, -1)).mean(0)
+        return torch.stack([self.objective(each, target, level) for each in shown]).mean(0)
 
 
 def _transformed(image: Float[Tensor, "B C H W"], map: Float[Tensor, "2 3"]) -> Float[Tensor, "B C H W"]:
@@ -96,7 +91,7 @@ class MonteCarlo:
 
     def __call__(self, image: Float[Tensor, "B C H W"], target: Int[Tensor, " B"], level: Level) -> Float[Tensor, " B"]:
         """Returns the log of the mean."""
-        z = torch.randn(self.copies, 1, *image.shape[1:], generator=_generator(level)).to(image)
-        shown = (image + self.radius * broadcast(level.sigma, image) * z).flatten(0, 1)
-        values = self.objective(shown, target.repeat(self.copies), _repeat(level, self.copies))
-        return values.unflatten(0, (self.copies, -1)).logsumexp(0) - math.log(self.copies)
+        noise = torch.randn(self.copies, *image.shape[1:], generator=_generator(level)).to(image)
+        deviation = self.radius * broadcast(level.sigma, image)
+        values = torch.stack([self.objective(image + deviation * z, target, level) for z in noise])
+        return values.logsumexp(0) - math.log(self.copies)

@@ -8,7 +8,7 @@ At a level, a guide takes the gradient g of ``log p(y | view)`` by one of two ro
 stabilises it, weighs it, and lets the push ``p = s w_t g`` into the step.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
 
@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from steersman.denoise import Prediction
+from steersman.denoise import Denoiser, Prediction
 from steersman.errors import unknown
 from steersman.guidance.injection import Estimate, Injection, Mean
 from steersman.guidance.objective import Objective
@@ -25,10 +25,9 @@ from steersman.guidance.step import Step
 from steersman.guidance.strength import Strength, Variance
 from steersman.guidance.view import Denoised, View
 
-__all__ = ["Decode", "Guide", "Push", "Route", "Steering"]
+__all__ = ["Guide", "Push", "Route", "Steering"]
 
 Route = Literal["direct", "through"]
-Decode = Callable[[Float[Tensor, "B C H W"]], Float[Tensor, "B 3 H2 W2"]]
 
 
 class Push(NamedTuple):
@@ -85,7 +84,7 @@ class Guide:
         prediction: Prediction | None,
         step: Step,
         target: Int[Tensor, " B"],
-        decode: Decode,
+        denoiser: Denoiser,
         *,
         retain_graph: bool = False,
     ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, " B"]]:
@@ -96,13 +95,14 @@ class Guide:
             prediction: What the denoiser made of them, where the view needs it.
             step: Where in the walk.
             target: A class each.
-            decode: Turns a sample into the image that the classifier sees.
+            denoiser: Turns the view into the image that the classifier sees; a view may ask it for more.
             retain_graph: Whether another guide differentiates the same prediction after this one.
         """
-        view = self.view(x_t, prediction)
+        with torch.set_grad_enabled(self.route == "through"):
+            view = self.view(x_t, prediction, step.level, denoiser)
         if self.route == "direct":
             view = view.detach().requires_grad_()
-        log_likelihood = self.objective(decode(view), target, step.level)
+        log_likelihood = self.objective(denoiser.decode(view), target, step.level)
         leaf = view if self.route == "direct" else x_t
         (g,) = torch.autograd.grad(log_likelihood.sum(), leaf, retain_graph=retain_graph)
         return g, log_likelihood.detach()
@@ -114,11 +114,11 @@ class Steering:
     Args:
         guides: The guides.
         target: A class each.
-        decode: Turns a sample into the image that the classifiers see.
+        denoiser: The denoiser, which needs no more conditions.
     """
 
-    def __init__(self, guides: Sequence[Guide], target: Int[Tensor, " B"] | None, decode: Decode) -> None:
-        self.guides, self.target, self.decode = tuple(guides), target, decode
+    def __init__(self, guides: Sequence[Guide], target: Int[Tensor, " B"] | None, denoiser: Denoiser) -> None:
+        self.guides, self.target, self.denoiser = tuple(guides), target, denoiser
         self.states: list[State] | None = None
         self.found: list[State] = []
         self.pushes: tuple[Push | None, ...] = ()
@@ -178,7 +178,7 @@ class Steering:
         retain_graph: bool,
     ) -> tuple[Push, State]:
         assert self.target is not None, "the loop refuses guides without targets"
-        g, log_likelihood = guide.gradient(x_t, prediction, step, self.target, self.decode, retain_graph=retain_graph)
+        g, log_likelihood = guide.gradient(x_t, prediction, step, self.target, self.denoiser, retain_graph=retain_graph)
         finite = g.isfinite().flatten(1).all(1)
         safe = torch.where(_lead(finite, g), g, 0)
         with torch.no_grad():

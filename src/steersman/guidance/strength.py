@@ -57,7 +57,16 @@ class _Always:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Variance(_Always):
+class _OfVariance:
+    """A strength that is zero where the step has no variance, as the last one into a clean image."""
+
+    def active(self, step: Step) -> bool:
+        """Returns whether there is a variance."""
+        return bool((step.variance > 0).any())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variance(_OfVariance):
     """``w_t = Sigma_t``, the reverse variance."""
 
     def __call__(
@@ -68,7 +77,7 @@ class Variance(_Always):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Deviation(_Always):
+class Deviation(_OfVariance):
     """``w_t = sqrt(Sigma_t)``: with a gradient of unit rms, the scale is the push in units of the step's own noise."""
 
     def __call__(
@@ -79,8 +88,8 @@ class Deviation(_Always):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sine(_Always):
-    """``w_t = Sigma_t + gamma sin(pi t / T) max_{u >= t} Sigma_u`` (EluCD eq. 5).
+class Sine(_OfVariance):
+    """``w_t = Sigma_t + gamma sin(pi t / T) max_{u >= t} Sigma_u`` (EluCD eq. 5); zero where ``Sigma_t`` is.
 
     Attributes:
         gamma: The added factor; 0.3 in the paper.

@@ -2,6 +2,7 @@
 
     noisy       x_t
     denoised    x0_hat(x_t), clipped to [-1, 1] or not
+    ahead       x0_hat(x_s), where x_s is what x_t becomes some deterministic steps further on (Pan et al. 2023)
     rescaled    z = x_t / max(1, rms(x_t)), rms over one sample's values (EluCD, Algorithm 2)
 
 A view is a sample: a latent one is decoded after it, so that the gradient keeps the sample's shape.
@@ -13,9 +14,11 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
-from steersman.denoise import Prediction
+from steersman.denoise import Denoiser, Prediction, look_ahead
+from steersman.errors import InputError
+from steersman.schedule import Level
 
-__all__ = ["Denoised", "Noisy", "Rescaled", "View", "rms"]
+__all__ = ["Ahead", "Denoised", "Noisy", "Rescaled", "View", "rms"]
 
 
 @runtime_checkable
@@ -29,8 +32,10 @@ class View(Protocol):
     @property
     def needs_denoiser(self) -> bool: ...  # noqa: D102
 
-    def __call__(self, x_t: Float[Tensor, "B C H W"], prediction: Prediction | None) -> Float[Tensor, "B C H W"]:
-        """Returns the view; the prediction is there where it is needed."""
+    def __call__(
+        self, x_t: Float[Tensor, "B C H W"], prediction: Prediction | None, level: Level, denoiser: Denoiser
+    ) -> Float[Tensor, "B C H W"]:
+        """Returns the view; the prediction is there where it is needed, and the denoiser for whoever asks again."""
         ...
 
 
@@ -45,7 +50,9 @@ class Noisy:
 
     needs_denoiser = False
 
-    def __call__(self, x_t: Float[Tensor, "B C H W"], prediction: Prediction | None) -> Float[Tensor, "B C H W"]:
+    def __call__(
+        self, x_t: Float[Tensor, "B C H W"], prediction: Prediction | None, level: Level, denoiser: Denoiser
+    ) -> Float[Tensor, "B C H W"]:
         """Returns ``x_t``."""
         return x_t
 
@@ -61,10 +68,45 @@ class Denoised:
     clip: bool = True
     needs_denoiser = True
 
-    def __call__(self, x_t: Float[Tensor, "B C H W"], prediction: Prediction | None) -> Float[Tensor, "B C H W"]:
+    def __call__(
+        self, x_t: Float[Tensor, "B C H W"], prediction: Prediction | None, level: Level, denoiser: Denoiser
+    ) -> Float[Tensor, "B C H W"]:
         """Returns ``x0_hat``."""
         assert prediction is not None, "the loop asks the denoiser first"
         return prediction.x0_hat.clamp(-1, 1) if self.clip else prediction.x0_hat
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ahead:
+    """The denoised image from further on, by some more evaluations of the denoiser (Pan et al. 2023).
+
+    At high noise ``x0_hat`` is a blur, the mean of all that ``x_t`` could become, and a classifier has never seen one.
+    A few deterministic steps on, it is one of them, and sharp.
+
+    Attributes:
+        evaluations: How many more there are, at each step.
+        until: The last one's noise-to-signal ratio ``sigma / alpha``; at less noise than that, the view is `Denoised`.
+        clip: Whether to clip the image to [-1, 1]; the clip is part of what is differentiated.
+    """
+
+    evaluations: int = 1
+    until: float = 0.3
+    clip: bool = True
+    needs_denoiser = True
+
+    def __post_init__(self) -> None:
+        if self.evaluations < 1 or not self.until > 0:
+            raise InputError(
+                f"view.evaluations, until: {self.evaluations}, {self.until} given; allowed: 1 and more, above 0"
+            )
+
+    def __call__(
+        self, x_t: Float[Tensor, "B C H W"], prediction: Prediction | None, level: Level, denoiser: Denoiser
+    ) -> Float[Tensor, "B C H W"]:
+        """Returns ``x0_hat`` from further on."""
+        assert prediction is not None, "the loop asks the denoiser first"
+        x0_hat = look_ahead(denoiser, x_t, prediction, level, self.evaluations, self.until).x0_hat
+        return x0_hat.clamp(-1, 1) if self.clip else x0_hat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +115,8 @@ class Rescaled:
 
     needs_denoiser = False
 
-    def __call__(self, x_t: Float[Tensor, "B C H W"], prediction: Prediction | None) -> Float[Tensor, "B C H W"]:
+    def __call__(
+        self, x_t: Float[Tensor, "B C H W"], prediction: Prediction | None, level: Level, denoiser: Denoiser
+    ) -> Float[Tensor, "B C H W"]:
         """Returns ``z``."""
         return x_t / rms(x_t).clamp(min=1)

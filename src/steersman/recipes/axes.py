@@ -110,7 +110,7 @@ AXES: dict[str, dict[str, type]] = {
         "augment": average.Augmented,
         "montecarlo": average.MonteCarlo,
     },
-    "view": {"denoised": view.Denoised, "noisy": view.Noisy, "rescaled": view.Rescaled},
+    "view": {"denoised": view.Denoised, "ahead": view.Ahead, "noisy": view.Noisy, "rescaled": view.Rescaled},
     "route": {"direct": Direct, "through": Through},
     "stabilizer": {
         "none": stabilizer.Identity,

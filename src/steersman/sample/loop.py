@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from steersman.denoise import Denoiser, eps_from_x0
+from steersman.denoise import Conditioned, Denoiser, eps_from_x0
 from steersman.errors import InputError
 from steersman.guidance.guide import Guide, Push, Steering
 from steersman.guidance.injection import Estimate
@@ -121,7 +121,8 @@ def sample(
         raise InputError("seeds: none given; allowed: one an image")
     if dtype not in (torch.float32, torch.float64):
         raise InputError(f"dtype: {dtype} given; allowed: torch.float32, torch.float64")
-    steering = Steering(guides, _targets(target, len(seeds), device, needed=bool(guides)), denoiser.decode)
+    denoiser = Conditioned(denoiser, condition or {})
+    steering = Steering(guides, _targets(target, len(seeds), device, needed=bool(guides)), denoiser)
     levels = denoiser.schedule.levels(steps, spacing)
     draws: Noise = (
         SeededNoise(seeds, denoiser.shape, device, dtype) if noise is None else GivenNoise(noise, device, dtype)
@@ -130,9 +131,7 @@ def sample(
     if x.shape != (len(seeds), *denoiser.shape):
         raise InputError(f"noise: draws of shape {tuple(x.shape)} given; allowed: {(len(seeds), *denoiser.shape)}")
     state = sampler.init(x)
-    predictor = _Predictor(
-        denoiser, steering, sampler, clip, condition or {}, peak=torch.zeros((), dtype=dtype, device=device)
-    )
+    predictor = _Predictor(denoiser, steering, sampler, clip, peak=torch.zeros((), dtype=dtype, device=device))
     for index, (level, next) in enumerate(pairwise(levels)):
         for repeat in range(again := (recurrence or Recurrence()).at(level)):
             variance = reverse_variance(level, next, fixed=sampler.fixed)
@@ -154,7 +153,6 @@ class _Predictor:
     steering: Steering
     sampler: Sampler
     clip: bool
-    condition: Mapping[str, Any]
     peak: Float[Tensor, "..."]
     x0: Float[Tensor, "B C H W"] = field(init=False)
     step: Step = field(init=False)
@@ -163,7 +161,7 @@ class _Predictor:
         through = self.steering.differentiates_denoiser(step)
         x_t = x_t.detach().requires_grad_(through or self.steering.differentiates_sample)
         with torch.set_grad_enabled(through):
-            prediction = self.denoiser(x_t, level, **self.condition)
+            prediction = self.denoiser(x_t, level)
         x0 = prediction.x0_hat.detach()
         x0 = x0.clamp(-1, 1) if self.clip else x0
         variance = reverse_variance(level, step.next, _detached(prediction.variance_fraction), self.sampler.fixed)

@@ -1,12 +1,16 @@
 """Training a denoiser.
 
-With ``t`` uniform and ``x_t = alpha_t x_0 + sigma_t eps``, the loss is ``mean (network(x_t, t, y) - target)^2``; the
+With ``x_t = alpha_t x_0 + sigma_t eps``, the loss is ``mean (network(x_t, t, y) - target)^2``; the
 target is what `steersman.denoise.output_for` says of the parameterization. The label y is replaced by the null label
 in a share of the images, so that one set of weights is the conditional and the unconditional model (Ho & Salimans
 2022).
+
+With u uniform in [0, 1), the time is ``t = floor(T k u / (1 + (k - 1) u))`` (Esser et al. 2024, eq. 23): uniform for a
+shift k of 1. A larger one spends more of the training at high noise, where an image's class and place are decided.
 """
 
 import copy
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +22,7 @@ from torch import Tensor, nn
 from steersman.data.load import load_data
 from steersman.denoise import Parameterization, output_for
 from steersman.denoisers.diffusers import DiffusersDenoiser
+from steersman.errors import InputError
 from steersman.files import write_json
 from steersman.report import grid
 from steersman.sample import DDIM, sample
@@ -63,17 +68,29 @@ class DenoisingLoss:
         parameterization: What the network is to put out.
         null: The null label, or None for a model without labels.
         dropout: How often the label becomes the null label, in [0, 1].
+        shift: ``k``, above 0.
+
+    Raises:
+        InputError: A dropout or a shift out of its range.
     """
 
     schedule: VP
     parameterization: Parameterization = "v_prediction"
     null: int | None = None
     dropout: float = 0.15
+    shift: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.dropout <= 1:
+            raise InputError(f"dropout: {self.dropout} given; allowed: 0 to 1")
+        if not 0 < self.shift < math.inf:
+            raise InputError(f"shift: {self.shift} given; allowed: above 0")
 
     def __call__(self, network: nn.Module, batch: Batch) -> Tensor:
         """Returns the mean squared error, ()."""
         x0, count = batch.images, len(batch.images)
-        times = torch.randint(len(self.schedule.alpha_bar), (count,), generator=batch.generator)
+        u = torch.rand(count, generator=batch.generator, dtype=torch.float64)
+        times = (len(self.schedule.alpha_bar) * self.shift * u / (1 + (self.shift - 1) * u)).long()
         dropped = torch.rand(count, generator=batch.generator) < self.dropout
         eps = torch.randn(x0.shape, generator=batch.generator).to(x0)
         level = self.schedule.at_time(times)
@@ -96,6 +113,7 @@ def train_denoiser(
     widths: tuple[int, ...] = (32, 48, 64, 96, 128),
     layers: int = 1,
     dropout: float = 0.15,
+    shift: float = 1.0,
     init: Path | None = None,
     half: bool = False,
     command: str = "",
@@ -112,6 +130,7 @@ def train_denoiser(
         widths: The U-Net's channels at each resolution.
         layers: Its residual blocks at each.
         dropout: The share of images shown without their label.
+        shift: How far the times are shifted towards noise, 1 for not.
         init: A pipeline's folder to take the first weights from, instead of random ones.
         half: Whether the weights are written in float16.
         command: The command line, for the card.
@@ -126,7 +145,7 @@ def train_denoiser(
         network.load_state_dict(DiffusersDenoiser.from_folder(init).network.state_dict())
     scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
     schedule = VP.from_diffusers(scheduler.config)
-    loss = DenoisingLoss(schedule=schedule, null=len(classes), dropout=dropout)
+    loss = DenoisingLoss(schedule=schedule, null=len(classes), dropout=dropout, shift=shift)
 
     def denoiser(network: UNet2DModel) -> DiffusersDenoiser:
         return DiffusersDenoiser(network, schedule=schedule, parameterization="v_prediction", classes=classes)
