@@ -25,6 +25,7 @@ from steersman.errors import InputError, unknown
 from steersman.files import replacing, write_image, write_json
 from steersman.guidance.view import rms
 from steersman.metrics import correct, target_probability
+from steersman.recipes import Recipe
 from steersman.run import DTYPES, Run, read_run
 from steersman.sample import Callback, Report, sample
 
@@ -33,6 +34,7 @@ __all__ = ["Session", "Summary", "Target"]
 CPU_BLOCK = 4  # images that a network sees at a time on a CPU, where more are no faster
 GRID = 64  # images of a target in the grid, at most
 DISAGREE = 0.25  # a difference in accuracy between guide and judge that is worth a word
+STEADIER = {"route": "through", "view": "ahead"}  # choices that a gradient fools less easily
 UNMOVED = 0.01  # a summed push with a smaller root mean square leaves an image in [-1, 1] as it was
 
 
@@ -205,7 +207,7 @@ class Session:
         }
         _write_grid(out / "grid.png", tallies)
         write_json(out / "metrics.json", metrics)
-        return Summary(metrics=metrics, warnings=_warnings(metrics, watch.moved), lost=lost)
+        return Summary(metrics=metrics, warnings=_warnings(metrics, watch.moved, self.run.recipe), lost=lost)
 
     @torch.no_grad()
     def _verdicts(
@@ -261,9 +263,10 @@ def _figures(tallies: Mapping[str, _Tally]) -> dict[str, Any]:
     return whole
 
 
-def _warnings(metrics: Mapping[str, Any], moved: Sequence[float]) -> list[str]:
-    """Returns what the user should know of the figures, and what to try."""
+def _warnings(metrics: Mapping[str, Any], moved: Sequence[float], recipe: Recipe) -> list[str]:
+    """Returns what the user should know of the figures, and what to try that the recipe does not do yet."""
     guide, judge = (metrics["accuracy"][name] for name in ("guide", "judge"))
+    chosen = {axis: recipe.resolved()[axis]["kind"] for axis in STEADIER}
     warnings = []
     if moved and sum(moved) / len(moved) < UNMOVED:
         warnings.append(
@@ -271,9 +274,11 @@ def _warnings(metrics: Mapping[str, Any], moved: Sequence[float]) -> list[str]:
             "--set strength=constant."
         )
     if guide is not None and judge is not None and guide - judge > DISAGREE:
+        tries = ["a smaller --scale"]
+        tries += [f"--set {axis}={kind}" for axis, kind in STEADIER.items() if chosen[axis] != kind]
         warnings.append(
-            "The guide sees its target more often than the judge: it may be fooled by its own gradient. Try a smaller "
-            "--scale, --set route=through, or --set stabilizer=ema."
+            "The guide sees its target more often than the judge: it may be fooled by its own gradient. Try "
+            f"{' or '.join(tries)}."
         )
     if guide is not None and judge is not None and judge - guide > DISAGREE:
         warnings.append(
