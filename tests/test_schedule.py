@@ -2,10 +2,10 @@ import math
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDPMScheduler, EDMEulerScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 
 from steersman.errors import InputError
-from steersman.schedule import CLEAN, VP, broadcast
+from steersman.schedule import CLEAN, EDM, VP, broadcast
 
 F64 = torch.float64
 SCHEDULES = {"linear": VP.linear(), "cosine": VP.cosine(), "short": VP.linear(400)}
@@ -117,10 +117,68 @@ def test_a_single_step_starts_from_the_noisiest_level():
 
 
 def test_a_walk_goes_down():
-    for spacing in ("linspace", "leading", "trailing"):
-        levels = VP.cosine().levels(50, spacing)
+    walks = [VP.cosine().levels(50, spacing) for spacing in ("linspace", "leading", "trailing", "karras")]
+    for levels in (*walks, EDM().levels(50), EDM().levels(50, "karras")):
         ratios = [float(level.sigma / level.alpha) for level in levels]
         assert all(high > low for high, low in zip(ratios, ratios[1:], strict=False))
+
+
+@pytest.mark.parametrize("steps", [2, 10, 18, 36, 256])
+def test_karras_ratios_are_those_of_diffusers(steps):
+    scheduler = EDMEulerScheduler()
+    scheduler.set_timesteps(steps)
+    *levels, last = EDM().levels(steps, "karras")
+    assert last is CLEAN
+    # float32 there: seventh roots and powers, 2^-24 each, seven times as much after the power
+    rounding = {"rtol": 20 * 2**-24, "atol": 20 * 2**-24}
+    torch.testing.assert_close(
+        torch.stack([level.sigma for level in levels]), scheduler.sigmas[:-1].double(), **rounding
+    )
+    torch.testing.assert_close(torch.stack([level.time for level in levels]), scheduler.timesteps.double(), **rounding)
+
+
+def test_karras_ratios_are_the_formula():
+    """Karras et al. 2022, eq. 5, at rho = 7."""
+    for schedule, low, high in ((EDM(), 0.002, 80.0), (EDM(low=0.01, high=5.0), 0.01, 5.0)):
+        for i, level in enumerate(schedule.levels(18, "karras")[:-1]):
+            expected = (high ** (1 / 7) + i / 17 * (low ** (1 / 7) - high ** (1 / 7))) ** 7
+            assert float(level.sigma) == pytest.approx(expected, rel=1e-13)  # float64's rounding, after a power
+
+
+def test_a_variance_preserving_walk_may_have_karras_ratios():
+    scheduler = EulerDiscreteScheduler(use_karras_sigmas=True, beta_start=1e-4, beta_end=0.02)
+    scheduler.set_timesteps(18)
+    levels = VP.linear().levels(18, "karras")[:-1]
+    ratios = torch.stack([level.sigma / level.alpha for level in levels])
+    # alpha_bar is float32 there: 2^-24 of 1 - alpha_bar = 1e-4 at the cleanest time
+    torch.testing.assert_close(ratios, scheduler.sigmas[:-1].double(), rtol=1e-3, atol=0)
+    times = torch.stack([level.time for level in levels])
+    torch.testing.assert_close(times, scheduler.timesteps.double(), rtol=0, atol=0.01)
+
+
+def test_edm_has_levels_of_any_sigma_and_tells_their_logarithm():
+    sigmas = torch.tensor([1e-3, 0.002, 0.5, 80.0, 113.0], dtype=F64)
+    level = EDM().at_sigma(sigmas)
+    assert torch.equal(level.sigma, sigmas) and torch.equal(level.alpha, torch.ones_like(sigmas))
+    # float64's rounding, of an exponential of at most 7
+    torch.testing.assert_close(
+        level.time, torch.tensor([math.log(s) / 4 for s in sigmas], dtype=F64), rtol=1e-15, atol=0
+    )
+    torch.testing.assert_close(EDM().at_time(level.time).sigma, sigmas, rtol=1e-14, atol=0)
+
+
+def test_edm_starts_from_its_largest_sigma():
+    assert EDM().start == 80 and EDM(high=5.0).start == 5
+    for spacing in ("linspace", "karras"):
+        first, *_, last, _ = EDM(high=5.0).levels(10, spacing)
+        assert float(first.sigma) == pytest.approx(5.0, rel=1e-14)
+        assert float(last.sigma) == pytest.approx(0.002, rel=1e-13)
+        assert float(EDM().levels(1, spacing)[0].sigma) == pytest.approx(80.0, rel=1e-14)
+
+
+def test_edms_even_times():
+    times = [float(level.time) for level in EDM().levels(10)[:-1]]
+    assert times == pytest.approx(torch.linspace(math.log(80) / 4, math.log(0.002) / 4, 10, dtype=F64).tolist())
 
 
 def test_broadcast_shapes_and_casts():
@@ -139,6 +197,24 @@ def test_refuses_a_number_of_steps(steps):
 def test_refuses_a_spacing(unchecked):
     with pytest.raises(InputError, match="unknown spacing 'linspac'; did you mean 'linspace'"):
         VP.linear().levels(10, "linspac")
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+def test_edm_refuses_a_spacing_of_discrete_times(spacing):
+    with pytest.raises(InputError, match=f"unknown spacing of EDM '{spacing}'; .*known: linspace, karras"):
+        EDM().levels(10, spacing)
+
+
+@pytest.mark.parametrize("steps", [0, -3])
+def test_edm_refuses_a_number_of_steps(steps):
+    with pytest.raises(InputError, match=f"steps: {steps} given; allowed: 1 and more"):
+        EDM().levels(steps)
+
+
+@pytest.mark.parametrize("ends", [{"low": 0.0}, {"low": 5.0, "high": 2.0}, {"high": math.inf}])
+def test_refuses_the_ends_of_edm(ends):
+    with pytest.raises(InputError, match="schedule.low, high: .* given; allowed: 0 < low < high"):
+        EDM(**ends)
 
 
 def test_refuses_a_schedule_that_it_does_not_know():

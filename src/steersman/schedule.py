@@ -3,6 +3,7 @@
 A noisy image is ``x_t = alpha x_0 + sigma eps`` with ``eps ~ N(0, I)``. What tells one level from another is the ratio
 ``sigma / alpha``; a variance-preserving schedule (Ho et al. 2020) has ``alpha^2 + sigma^2 = 1``, with ``alpha^2`` the
 running product of ``1 - beta`` over T discrete times. Between two of those times, ``log(sigma / alpha)`` is linear.
+A variance-exploding one (EDM, Karras et al. 2022) has ``alpha = 1``, any ``sigma``, and the time ``ln(sigma) / 4``.
 
 All of it is float64; it is cast where it meets an image (`broadcast`).
 """
@@ -18,9 +19,9 @@ from torch import Tensor
 
 from steersman.errors import InputError, unknown
 
-__all__ = ["CLEAN", "Level", "Schedule", "Spacing", "VP", "broadcast"]
+__all__ = ["CLEAN", "EDM", "Level", "Schedule", "Spacing", "VP", "broadcast", "karras_ratios"]
 
-Spacing = Literal["linspace", "leading", "trailing"]
+Spacing = Literal["linspace", "leading", "trailing", "karras"]
 
 
 class Level(NamedTuple):
@@ -62,6 +63,11 @@ def broadcast(value: Float[Tensor, "*batch"], like: Tensor) -> Tensor:
     if value.ndim == 0:
         return value.to(dtype=like.dtype)
     return value.to(device=like.device, dtype=like.dtype).reshape(-1, *[1] * (like.ndim - 1))
+
+
+def karras_ratios(steps: int, low: float, high: float, rho: float = 7.0) -> Float64[Tensor, " steps"]:
+    """``t_i = (high^(1 / rho) + i / (N - 1) (low^(1 / rho) - high^(1 / rho)))^rho`` (Karras et al. 2022, eq. 5)."""
+    return torch.linspace(high ** (1 / rho), low ** (1 / rho), steps, dtype=torch.float64) ** rho
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -152,7 +158,8 @@ class VP:
         Args:
             steps: How many steps, in [1, T].
             spacing: ``linspace`` rounds ``linspace(0, T - 1, steps)`` (ADM's respacing); ``leading`` and ``trailing``
-                take every ``T / steps``-th time from the clean and from the noisy end, as diffusers names them.
+                take every ``T / steps``-th time from the clean and from the noisy end, as diffusers names them;
+                ``karras`` spreads `karras_ratios` over the schedule's range, at times that are not whole.
 
         Raises:
             InputError: More steps than the schedule has times, fewer than one, or an unknown spacing.
@@ -167,6 +174,65 @@ class VP:
                 times = (torch.arange(steps, dtype=torch.float64) * (count // steps)).flip(0)
             case "trailing":
                 times = (count - torch.arange(steps, dtype=torch.float64) * count / steps).round() - 1
+            case "karras":
+                low, high = self._log_ratio[[0, -1]].exp().tolist()
+                times = self.at_sigma(karras_ratios(steps, low, high)).time
             case _:
                 raise unknown("spacing", spacing, get_args(Spacing))
         return (*(self.at_time(time) for time in times), CLEAN)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EDM:
+    """A variance-exploding schedule, ``x_t = x_0 + sigma eps``; networks are told ``ln(sigma) / 4`` (EDM, table 1).
+
+    Attributes:
+        low: The ``sigma`` of a walk's last level before the clean image.
+        high: The ``sigma`` that it starts from. Levels beyond these two exist as well.
+
+    Raises:
+        InputError: Not ``0 < low < high``.
+    """
+
+    low: float = 0.002
+    high: float = 80.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.low < self.high < math.inf:
+            raise InputError(f"schedule.low, high: {self.low}, {self.high} given; allowed: 0 < low < high")
+
+    @property
+    def start(self) -> float:
+        """``high``."""
+        return self.high
+
+    def at_time(self, time: float | Tensor) -> Level:
+        """Returns the level ``sigma = exp(4 time)``."""
+        return self.at_sigma((4 * torch.as_tensor(time, dtype=torch.float64, device="cpu")).exp())
+
+    def at_sigma(self, sigma: float | Tensor) -> Level:
+        """Returns the level of any ``sigma`` above 0."""
+        sigma = torch.as_tensor(sigma, dtype=torch.float64, device="cpu")
+        return Level(torch.ones_like(sigma), sigma, sigma.log() / 4)
+
+    def levels(self, steps: int, spacing: Spacing = "linspace") -> tuple[Level, ...]:
+        """Returns the levels of a walk of so many steps from ``high`` to ``low``, and `CLEAN` after them.
+
+        Args:
+            steps: How many steps.
+            spacing: ``linspace`` for even times, ``karras`` for `karras_ratios`.
+
+        Raises:
+            InputError: Fewer than one step, or a spacing that needs discrete times.
+        """
+        if steps < 1:
+            raise InputError(f"steps: {steps} given; allowed: 1 and more")
+        match spacing:
+            case "linspace":
+                first, last = math.log(self.high), math.log(self.low)
+                sigmas = torch.linspace(first, last, steps, dtype=torch.float64).exp()
+            case "karras":
+                sigmas = karras_ratios(steps, self.low, self.high)
+            case _:
+                raise unknown("spacing of EDM", spacing, ("linspace", "karras"))
+        return (*(self.at_sigma(sigma) for sigma in sigmas), CLEAN)

@@ -16,10 +16,12 @@ from steersman.guidance import (
     Guide,
     Interval,
     Mean,
+    Momentum,
     NoisePrediction,
     Noisy,
     Normalise,
     Rescaled,
+    Sample,
     Steering,
     Variance,
 )
@@ -31,6 +33,7 @@ ROUNDING = {"rtol": 1e-12, "atol": 1e-12}
 """Float64's, through one denoiser and one classifier of a few operations each."""
 
 TARGET = torch.tensor([2, 0, 1])
+VIEWS = [Noisy(), Denoised(), Denoised(clip=False), Ahead(), Ahead(clip=False), Rescaled()]
 
 
 class Refusing(torch.autograd.Function):
@@ -78,7 +81,7 @@ def gradient(function, x):
 def test_direct_is_the_gradient_at_the_view(mixture, clean, draw, step):
     x_t, at = draw(3, 2, 1, 1), step(4)
     prediction = mixture(x_t, at.level)
-    for view in (Noisy(), Denoised(), Denoised(clip=False), Ahead(), Rescaled()):
+    for view in VIEWS:
         g, value = Guide(objective=clean, view=view).gradient(x_t, prediction, at, TARGET, mixture)
         seen = view(x_t, prediction, at.level, mixture)
         torch.testing.assert_close(g, gradient(lambda image: clean(image, TARGET, at.level), seen), **ROUNDING)
@@ -86,15 +89,12 @@ def test_direct_is_the_gradient_at_the_view(mixture, clean, draw, step):
         assert not value.requires_grad
 
 
-@pytest.mark.parametrize(
-    "view", [Noisy(), Denoised(), Denoised(clip=False), Ahead(), Ahead(clip=False), Rescaled()], ids=repr
-)
+@pytest.mark.parametrize("view", VIEWS, ids=repr)
 def test_through_is_the_gradient_of_the_whole(mixture, clean, draw, step, view):
     x_t, at = draw(3, 2, 1, 1), step(4)
     leaf = x_t.clone().requires_grad_()
-    g, _ = Guide(objective=clean, view=view, route="through").gradient(
-        leaf, mixture(leaf, at.level), at, TARGET, mixture
-    )
+    guide = Guide(objective=clean, view=view, route="through")
+    g, _ = guide.gradient(leaf, mixture(leaf, at.level), at, TARGET, mixture)
     whole = gradient(lambda x: clean(view(x, mixture(x, at.level), at.level, mixture), TARGET, at.level), x_t)
     torch.testing.assert_close(g, whole, **ROUNDING)
 
@@ -254,8 +254,36 @@ def test_the_second_stage_sees_the_state_as_the_step_found_it(mixture, clean, dr
         m = averages[2 * index]
 
 
+def test_a_push_that_does_not_enter_the_estimate_is_taken_once_a_step(mixture, step, draw):
+    """Before the step for the sample, in its first stage for the mean; never in Heun's second."""
+    asked = []
+
+    def objective(image, target, level):
+        asked.append(level)
+        return image.sum((1, 2, 3))
+
+    settings = {"view": Noisy(), "strength": Constant(), "stabilizer": Momentum(beta=0.5)}
+    guides = [Guide(objective=objective, injection=injection, **settings) for injection in (Sample(), Mean())]
+    steering, x_t = Steering(guides, TARGET, mixture), draw(3, 2, 1, 1)
+    for index, size in enumerate((1.0, 1.5, 1.75)):
+        moved = steering.sample(x_t, None, step(index))
+        torch.testing.assert_close(moved, x_t + size, **ROUNDING)
+        for stage in (0, 1):
+            at = step(index, stage=stage)
+            prediction = mixture(moved, at.level)
+            before = found(moved, prediction, at)
+            assert steering.estimate(moved, prediction, before, at) is before
+        torch.testing.assert_close(steering.mean(x_t), x_t + size, **ROUNDING)
+        assert [float(push.value.max()) for push in steering.pushes] == [size, size]
+        assert len(asked) == 2 * (index + 1)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("stabilizer", [Ema(beta=0.9), Adam(), Chain([Normalise(), Ema(beta=0.5)])], ids=repr)
+@pytest.mark.parametrize(
+    "stabilizer",
+    [Ema(beta=0.9), Momentum(), Adam(), Adam(corrected=True), Chain([Normalise(), Ema(beta=0.5)])],
+    ids=repr,
+)
 def test_a_gradient_that_is_not_finite_is_dropped_and_its_image_keeps_its_state(mixture, stabilizer, bad, draw, step):
     """Image 1 has a bad gradient at step 2: no push there, and afterwards as if that step had not been."""
     wanted = list(draw(5, 3, 2, 1, 1))

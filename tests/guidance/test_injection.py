@@ -1,10 +1,32 @@
+import math
+
 import pytest
 import torch
 
 from steersman.denoise import output_for
-from steersman.guidance import ClassProbability, Constant, DenoisedImage, Estimate, Guide, Mean, NoisePrediction, Noisy
-from steersman.guidance.step import posterior_mean, transition
-from steersman.sample import DDIM, DDPM, sample
+from steersman.errors import InputError
+from steersman.guidance import (
+    ClassProbability,
+    Constant,
+    Denoised,
+    DenoisedImage,
+    Deviation,
+    Ema,
+    Estimate,
+    Guide,
+    Mean,
+    NoisePrediction,
+    Noisy,
+    Normalise,
+    Polyak,
+    Relative,
+    Rescaled,
+    Sample,
+    Spherical,
+    Taper,
+)
+from steersman.guidance.step import posterior_mean, reverse_variance, transition
+from steersman.sample import DDIM, DDPM, Heun, sample
 from steersman.schedule import VP, Level
 
 F64 = torch.float64
@@ -73,6 +95,8 @@ def test_denoised_image_keeps_the_noise(found, push):
 class Converted:
     """``sqrt(a_t) Sigma_t / beta_t``: the weight of a noise injection that equals the mean injection of ``Sigma_t``."""
 
+    needs_denoiser = False
+
     def active(self, step):
         return True
 
@@ -116,3 +140,181 @@ def test_on_ddim_a_pushed_image_reaches_the_sample_through_alpha(mixture):
     still, pushed = walk(0.0), walk(0.25)
     torch.testing.assert_close(pushed.x - still.x, 0.25 * still.step.next.alpha.expand(1, 2, 1, 1), **ROUNDING)
     torch.testing.assert_close(pushed.x0 - still.x0, torch.full((1, 2, 1, 1), 0.25, dtype=F64), **ROUNDING)
+
+
+class Recording:
+    """The mixture, and where it was asked."""
+
+    def __init__(self, mixture):
+        self.mixture, self.schedule, self.shape, self.classes = mixture, mixture.schedule, mixture.shape, ()
+        self.decode, self.asked = mixture.decode, []
+
+    def __call__(self, x_t, level, **_):
+        self.asked.append(x_t.detach().clone())
+        return self.mixture(x_t, level)
+
+
+@pytest.fixture
+def recording(mixture):
+    return Recording(mixture)
+
+
+def walk(denoiser, sampler, guides, *, steps=6, target=2, seeds=range(3), **settings):
+    """The reports of a walk, its draws, and the samples that its steps began with."""
+    generator, reports = torch.Generator().manual_seed(0), []
+    shape = (len(seeds), *denoiser.shape)
+    draws = [torch.randn(shape, generator=generator, dtype=F64) for _ in range(steps)]
+    settings = {"clip": False, "dtype": F64, "noise": draws, "callbacks": [reports.append]} | settings
+    sample(denoiser, sampler, guides=guides, target=target, seeds=seeds, steps=steps, **settings)
+    return reports, draws, [draws[0], *(report.x for report in reports[:-1])]
+
+
+def test_a_pushed_sample_is_what_the_denoiser_is_asked_about_and_what_is_stepped_from(recording, posterior):
+    """DDIM written out from ``x_t + p``; a view of the noisy sample costs no evaluation."""
+    guide = Guide(
+        objective=ClassProbability(classifier=posterior),
+        scale=0.1,
+        view=Noisy(),
+        strength=Constant(),
+        injection=Sample(),
+    )
+    reports, _, starts = walk(recording, DDIM(), [guide])
+    assert len(recording.asked) == 6
+    for report, x_t, asked in zip(reports, starts, recording.asked, strict=True):
+        (level, next), (push,) = (report.step.level, report.step.next), report.pushes
+        g = recording.mixture.conditional_direction(x_t, level, 2)
+        torch.testing.assert_close(push.value, 0.1 * g, **ROUNDING)
+        torch.testing.assert_close(asked, x_t + push.value, **ROUNDING)
+        x0 = recording.mixture(asked, level).x0_hat
+        expected = next.alpha * x0 + next.sigma * (asked - level.alpha * x0) / level.sigma
+        torch.testing.assert_close(report.x, expected, **ROUNDING)
+
+
+@pytest.mark.parametrize("route", ["direct", "through"])
+def test_a_push_of_the_sample_that_depends_on_the_denoiser_asks_it_once_more(recording, posterior, route):
+    objective = ClassProbability(classifier=posterior)
+    settings = {"scale": 0.1, "route": route, "strength": Constant(), "injection": Sample()}
+    guide = Guide(objective=objective, view=Denoised(clip=False), **settings)
+    reports, _, starts = walk(recording, DDPM(), [guide])
+    assert len(recording.asked) == 12
+    for report, x_t, first, second in zip(reports, starts, recording.asked[::2], recording.asked[1::2], strict=True):
+        leaf = x_t.clone().requires_grad_()
+        view = recording.mixture(leaf, report.step.level).x0_hat
+        value = objective(view, torch.full((3,), 2), report.step.level).sum()
+        (g,) = torch.autograd.grad(value, leaf if route == "through" else view)
+        assert torch.equal(first, x_t)
+        torch.testing.assert_close(second, x_t + 0.1 * g, **ROUNDING)
+
+
+@pytest.mark.parametrize("strength", [Relative(), Polyak()])
+def test_so_does_one_whose_strength_does(recording, posterior, strength):
+    objective = ClassProbability(classifier=posterior)
+    guide = Guide(objective=objective, scale=0.1, view=Noisy(), strength=strength, injection=Sample())
+    walk(recording, DDIM(), [guide])
+    assert len(recording.asked) == 12
+
+
+@pytest.mark.parametrize(("sampler", "evaluations"), [(DDIM(), 1), (Heun(), 2)], ids=repr)
+def test_elucds_algorithm_2_before_the_denoiser(recording, posterior, sampler, evaluations):
+    """``x + s [(N + 1 - i) / (N + 1) + gamma sin(pi i / N)] rms(x) g / rms(g)``, ``g = grad_z log p(y | z)``.
+
+    Heun's second evaluation has no push of its own.
+    """
+    guide = Guide(
+        objective=ClassProbability(classifier=posterior, marginal=0.0),
+        scale=0.05,
+        view=Rescaled(),
+        stabilizer=Normalise(by="rms"),
+        strength=Taper(gamma=0.3),
+        injection=Sample(),
+    )
+    reports, _, starts = walk(recording, sampler, [guide])
+
+    def rms(x):
+        return x.square().mean((1, 2, 3), keepdim=True).sqrt()
+
+    firsts = recording.asked[::evaluations]
+    for i, (report, x, asked) in enumerate(zip(reports, starts, firsts, strict=True)):
+        z = (x / rms(x).clamp(min=1)).requires_grad_()
+        (g,) = torch.autograd.grad(posterior(z, report.step.level)[:, 2].sum(), z)
+        weight = 0.05 * (7 - i) / 7 + math.sin(math.pi * i / 6) * 0.05 * 0.3
+        torch.testing.assert_close(asked, x + weight * rms(x) * g / rms(g), **ROUNDING)
+
+
+def length(x):
+    return x.square().sum((1, 2, 3), keepdim=True).sqrt()
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.2, 1.0])
+def test_spherical_is_dsgs_mix_on_the_sphere(draw, rate):
+    """Yang et al. 2024, of a loss's gradient: ``d* = -r g_L / |g_L|``, ``m = d + w (d* - d)``, ``r m / |m|``."""
+    variance, g_loss, eps = torch.tensor(0.3, dtype=F64), draw(4, 3, 5, 5), draw(4, 3, 5, 5)
+    d, radius = variance.sqrt() * eps, math.sqrt(3 * 5 * 5) * variance.sqrt()
+    star = -radius * g_loss / length(g_loss)
+    mixed = d + rate * (star - d)
+    push = rate * variance.sqrt() * -g_loss / g_loss.square().mean((1, 2, 3), keepdim=True).sqrt()
+    turned = Spherical().deviation(d, push, variance)
+    torch.testing.assert_close(turned, radius * mixed / length(mixed), **ROUNDING)
+    torch.testing.assert_close(length(turned), radius.expand(4, 1, 1, 1), **ROUNDING)
+
+
+def test_a_push_longer_than_the_noise_turns_it_all_the_way_and_no_further(draw):
+    d, push, variance = 0.5 * draw(2, 3, 4, 4), 100 * draw(2, 3, 4, 4), torch.tensor(0.25, dtype=F64)
+    turned = Spherical().deviation(d, push, variance)
+    torch.testing.assert_close(turned, math.sqrt(48) * 0.5 * push / length(push), **ROUNDING)
+
+
+def test_a_learned_variances_sphere_has_the_summed_variance_for_its_radius(draw):
+    variance = draw(2, 3, 4, 4).square()
+    turned = Spherical().deviation(variance.sqrt() * draw(2, 3, 4, 4), 0.1 * draw(2, 3, 4, 4), variance)
+    torch.testing.assert_close(turned.square().sum((1, 2, 3)), variance.sum((1, 2, 3)), **ROUNDING)
+
+
+@pytest.mark.parametrize(("sampler", "eta"), [(DDPM(), 1.0), (DDIM(eta=1.0), 1.0), (DDIM(eta=0.5), 0.5)], ids=repr)
+def test_a_walk_on_the_sphere(mixture, posterior, sampler, eta):
+    """The scale is the rate w for DSG's normalised gradient, and the radius that of the sampler's noise."""
+    guide = Guide(
+        objective=ClassProbability(classifier=posterior),
+        scale=0.2 * eta,
+        view=Noisy(),
+        stabilizer=Normalise(by="rms"),
+        strength=Deviation(),
+        injection=Spherical(),
+    )
+    reports, draws, starts = walk(mixture, sampler, [guide])
+    for report, x_t, eps in zip(reports[:-1], starts, draws[1:], strict=False):
+        level, next = report.step.level, report.step.next
+        x0 = mixture(x_t, level).x0_hat
+        variance = eta**2 * reverse_variance(level, next)
+        mean = next.alpha * x0 + (next.sigma**2 - variance).sqrt() * (x_t - level.alpha * x0) / level.sigma
+        g = mixture.conditional_direction(x_t, level, 2)
+        d, radius = variance.sqrt() * eps, (2 * variance).sqrt()
+        mixed = d + 0.2 * (radius * g / length(g) - d)
+        # DDPM's mean is DDIM's at eta = 1; at the first level beta and alpha = 5e-5 leave eleven digits
+        torch.testing.assert_close(report.x, mean + radius * mixed / length(mixed), rtol=0, atol=1e-10)
+    assert reports[-1].pushes == (None,)
+
+
+def test_spherical_refuses_a_sampler_without_noise(mixture, posterior):
+    guide = Guide(objective=ClassProbability(classifier=posterior), strength=Constant(), injection=Spherical())
+    with pytest.raises(InputError, match="injection: spherical turns the noise .* this sampler's steps end without"):
+        walk(mixture, DDIM(), [guide])
+    reports, _, _ = walk(mixture, DDPM(), [guide])  # but the last step, into the clean image, has none anywhere
+    assert torch.equal(reports[-1].x, reports[-1].x0)
+
+
+@pytest.mark.parametrize("route", ["direct", "through"])
+def test_all_injections_together_leave_each_image_to_itself(mixture, posterior, route):
+    settings = {"objective": ClassProbability(classifier=posterior), "route": route, "stabilizer": Ema(beta=0.5)}
+    guides = [
+        Guide(scale=0.05, injection=injection, strength=strength, **settings)
+        for injection in (Sample(), Spherical(), NoisePrediction(), DenoisedImage(), Mean())
+        for strength in (Constant(), Relative())
+    ]
+    (*_, together), draws, _ = walk(mixture, DDPM(), guides, target=[0, 1, 2])
+    assert all(push is not None for push in together.pushes) and together.x.isfinite().all()
+    for row in range(3):
+        alone, *_ = walk(
+            mixture, DDPM(), guides, target=row, seeds=[row], noise=[each[row : row + 1] for each in draws]
+        )
+        torch.testing.assert_close(alone[-1].x, together.x[row : row + 1], rtol=0, atol=1e-10)

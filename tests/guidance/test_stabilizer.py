@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from steersman.errors import InputError
-from steersman.guidance import Adam, Chain, Clip, Ema, Identity, Normalise
+from steersman.guidance import Adam, Chain, Clip, Ema, Identity, Momentum, Normalise
 
 F64 = torch.float64
 ROUNDING = {"rtol": 1e-13, "atol": 1e-14}
@@ -11,7 +11,9 @@ ROUNDING = {"rtol": 1e-13, "atol": 1e-14}
 EVERY = [
     Identity(),
     Ema(beta=0.9),
+    Momentum(beta=0.9),
     Adam(),
+    Adam(corrected=True),
     Normalise(),
     Normalise(by="rms"),
     Clip(norm=0.5),
@@ -48,6 +50,15 @@ def test_ema_is_a_geometric_sum(gradients, beta):
         torch.testing.assert_close(used, expected, **ROUNDING)
 
 
+@pytest.mark.parametrize("beta", [0.0, 0.9])
+def test_momentum_is_the_heavy_ball(gradients, beta):
+    """``m_n = sum_k beta^(n-k) g_k``: the first gradient in full, a steady one grown to ``1 / (1 - beta)``."""
+    for n, used in enumerate(run(Momentum(beta=beta), gradients)):
+        torch.testing.assert_close(used, sum(beta ** (n - k) * gradients[k] for k in range(n + 1)), **ROUNDING)
+    *_, last = run(Momentum(beta=0.9), [torch.ones(1, 1, 1, 1, dtype=F64)] * 400)
+    assert float(last) == pytest.approx(10, rel=1e-12)  # 0.9^400 = 5e-19
+
+
 @pytest.mark.parametrize(("beta1", "beta2", "eps"), [(0.9, 0.999, 1e-4), (0.5, 0.7, 1e-2)])
 def test_adam_is_a_ratio_of_geometric_sums(gradients, beta1, beta2, eps):
     """nrCG eq. 8, likewise, with eps outside of the root."""
@@ -61,6 +72,18 @@ def test_adams_defaults_are_the_papers():
     """For a gradient of 1 always: ``m_n = 1 - 0.9^n``, ``v_n = 1 - 0.999^n``."""
     for n, used in enumerate(run(Adam(), [torch.ones(1, 1, 1, 1, dtype=F64)] * 5), start=1):
         assert float(used) == pytest.approx((1 - 0.9**n) / ((1 - 0.999**n) ** 0.5 + 1e-4), rel=1e-12)
+
+
+@pytest.mark.parametrize(("beta1", "beta2", "eps"), [(0.9, 0.999, 1e-8), (0.0, 0.817, 1e-8), (0.254, 0.726, 1e-2)])
+def test_adam_corrected_is_the_optimisers(gradients, beta1, beta2, eps):
+    """Kingma & Ba's algorithm as torch has it: at a rate of 1, its steps upwards are what is used."""
+    weight = torch.zeros_like(gradients[0], requires_grad=True)
+    optimiser = torch.optim.Adam([weight], lr=1.0, betas=(beta1, beta2), eps=eps, maximize=True)
+    for g, used in zip(gradients, run(Adam(beta1=beta1, beta2=beta2, eps=eps, corrected=True), gradients), strict=True):
+        before = weight.detach().clone()
+        weight.grad = g.clone()
+        optimiser.step()
+        torch.testing.assert_close(used, weight.detach() - before, rtol=1e-11, atol=1e-13)
 
 
 def test_normalise_keeps_the_direction(gradients):
@@ -126,6 +149,7 @@ def test_states_lead_with_the_batch(stabilizer):
     [
         (Ema, {"beta": 1.0}, "stabilizer.beta: 1.0 given; allowed: 0 to below 1"),
         (Ema, {"beta": -0.1}, "stabilizer.beta: -0.1 given"),
+        (Momentum, {"beta": 1.0}, "stabilizer.beta: 1.0 given; allowed: 0 to below 1"),
         (Adam, {"beta1": 1.0}, "stabilizer.beta1: 1.0 given"),
         (Adam, {"beta2": 2.0}, "stabilizer.beta2: 2.0 given"),
         (Adam, {"eps": 0.0}, "stabilizer.eps: 0.0 given; allowed: above 0"),

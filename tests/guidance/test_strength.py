@@ -1,11 +1,31 @@
+import dataclasses
 import math
 
 import pytest
 import torch
 
-from steersman.denoise import Prediction
+from steersman.denoise import Prediction, eps_from_x0
 from steersman.errors import InputError
-from steersman.guidance import Constant, Deviation, Every, Guide, Interval, Linear, Noisy, Product, Sine, Variance
+from steersman.guidance import (
+    ClassProbability,
+    Constant,
+    Deviation,
+    Every,
+    Guide,
+    Interval,
+    Linear,
+    Mean,
+    NoisePrediction,
+    Noisy,
+    Polyak,
+    Product,
+    Relative,
+    Sample,
+    Signal,
+    Sine,
+    Taper,
+    Variance,
+)
 from steersman.sample import DDIM, DDPM, Recurrence, sample
 from steersman.schedule import VP
 
@@ -33,10 +53,15 @@ class Fixed(Learned):
         return Prediction(torch.zeros_like(x_t))
 
 
-def weights(strength, denoiser=None, sampler=None, steps=7, **settings):
+def weights(strength, denoiser=None, sampler=None, steps=7, injection=None, **settings):
     """The weight at each step of a walk: the push of a gradient that is 1 everywhere."""
     reports = []
-    guide = Guide(objective=lambda image, target, level: image.sum((1, 2, 3)), view=Noisy(), strength=strength)
+    guide = Guide(
+        objective=lambda image, target, level: image.sum((1, 2, 3)),
+        view=Noisy(),
+        strength=strength,
+        injection=injection or Mean(),
+    )
     sample(
         denoiser or Fixed(),
         sampler or DDPM(),
@@ -114,6 +139,128 @@ def test_sine_adds_a_share_of_the_largest_variance_so_far(gamma, learned):
         peak = torch.stack(all_of_them[: index + 1]).amax(0)
         expected.append(variance + gamma * math.sin(math.pi * t / 7) * peak)
     assert_all_close(weights(Sine(gamma=gamma), Learned() if learned else Fixed()), expected)
+
+
+@pytest.mark.parametrize("strength", [Variance(), Sine(), Linear(), Every(k=2)], ids=repr)
+def test_before_the_denoiser_is_asked_the_weights_are_the_same(strength):
+    before, after = weights(strength, injection=Sample()), weights(strength)
+    for one, other in zip(before, after, strict=True):
+        assert (one is None and other is None) or torch.equal(one, other)
+
+
+def test_signal_is_its_growth_in_the_step():
+    """``1 / sqrt(a_t)``, ``a_t = alpha_bar_t / alpha_bar_{t-1}``."""
+    bars = [level.alpha**2 for level in Fixed.schedule.levels(7)]
+    expected = [(high / low).rsqrt().expand(3, *SHAPE) for high, low in zip(bars, bars[1:], strict=False)]
+    assert_all_close(weights(Signal()), expected)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.3])
+def test_taper_is_a_falling_line_and_a_sine_in_units_of_the_sample(draw, step, gamma):
+    """EluCD, Algorithm 2 (code), step 3 of 10: ``rms(x) ((10 + 1 - 3) / (10 + 1) + gamma sin(3 pi / 10))``."""
+    x_t = draw(3, 3, 4, 4)
+    rms = (x_t**2).sum((1, 2, 3), keepdim=True).div(48).sqrt()
+    expected = rms * (8 / 11 + gamma * math.sin(3 * math.pi / 10))
+    torch.testing.assert_close(Taper(gamma=gamma)(step(3), x_t, None, x_t), expected, **ROUNDING)
+
+
+def lengths(x):
+    return x.flatten(1).norm(dim=1)
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e5])
+def test_relative_pushes_by_the_length_of_the_exact_score(mixture, draw, step, size):
+    """``|grad log p(x_t)|`` from the mixture's own density, however large the gradient is."""
+    x_t, at, g = draw(4, 2, 1, 1), step(4), size * draw(4, 2, 1, 1)
+    leaf = x_t.clone().requires_grad_()
+    (score,) = torch.autograd.grad(mixture.log_joint(leaf, at.level).logsumexp(1).sum(), leaf)
+    push = Relative()(at, x_t, mixture(x_t, at.level), g) * g
+    torch.testing.assert_close(lengths(push), lengths(score), **ROUNDING)
+    torch.testing.assert_close(push / lengths(push)[:, None, None, None], g / lengths(g)[:, None, None, None])
+
+
+@pytest.fixture
+def linear(mixture):
+    """The mixture with a schedule that keeps some signal, alpha > 0.006: no push of the image is beyond all measure."""
+    return dataclasses.replace(mixture, schedule=VP.linear())
+
+
+def test_relative_in_the_noise_injection_moves_the_noise_by_a_share_of_itself(linear, posterior):
+    """``eps <- eps - s |eps| g / |g|``, at every step and for every image."""
+    settings = {"view": Noisy(), "strength": Relative(), "injection": NoisePrediction()}
+    guide = Guide(objective=ClassProbability(classifier=posterior), scale=0.2, **settings)
+    generator, reports = torch.Generator().manual_seed(0), []
+    draws = [torch.randn(4, 2, 1, 1, generator=generator, dtype=F64) for _ in range(8)]
+    walk = {"target": 2, "seeds": range(4), "steps": 8, "clip": False, "noise": draws, "dtype": F64}
+    sample(linear, DDPM(), guides=[guide], callbacks=[reports.append], **walk)
+    for x_t, report in zip([draws[0], *(report.x for report in reports)], reports, strict=False):
+        level = report.step.level
+        plain, guided = (eps_from_x0(x_t, x0, level) for x0 in (linear(x_t, level).x0_hat, report.x0))
+        torch.testing.assert_close(lengths(guided - plain), 0.2 * lengths(plain), **ROUNDING)
+
+
+class FreeDoM:
+    """FreeDoM's step as its code writes it, but for the mean over an image in place of the batch."""
+
+    needs_denoiser = True
+
+    def active(self, step):
+        return True
+
+    def __call__(self, step, x_t, prediction, g):
+        bar, next_bar = step.level.alpha**2, step.next.alpha**2
+        c_1 = next_bar.sqrt() * (1 - bar / next_bar) / (1 - bar)
+        eps = (x_t - bar.sqrt() * prediction.x0_hat) / (1 - bar).sqrt()
+        rms = [x.square().mean((1, 2, 3), keepdim=True).sqrt() for x in (eps, g)]
+        return c_1 * rms[0] * (1 - bar).sqrt() / bar.sqrt() / rms[1]
+
+
+@pytest.mark.parametrize("route", ["direct", "through"])
+def test_relative_in_the_noise_injection_is_freedoms_step_on_ddpm(linear, posterior, route):
+    def walk(**choices):
+        guide = Guide(objective=ClassProbability(classifier=posterior), scale=0.2, route=route, **choices)
+        settings = {"target": 2, "seeds": range(5), "steps": 20, "clip": False, "dtype": F64}
+        return sample(linear, DDPM(), guides=[guide], **settings)
+
+    ours = walk(strength=Relative(), injection=NoisePrediction())
+    # 20 steps of float64, whose errors the guidance carries on
+    torch.testing.assert_close(ours, walk(strength=FreeDoM()), rtol=0, atol=1e-10)
+    assert (ours - walk(strength=Relative())).abs().max() > 1e-3
+
+
+def test_polyaks_push_raises_a_linear_objective_by_the_length_of_the_noise(mixture, draw, step):
+    """``p = s |eps| g / |g|^2``, so that ``g . p = s |eps|``; twice the gradient, half the push."""
+    x_t, at, g = draw(4, 2, 1, 1), step(4), draw(4, 2, 1, 1)
+    prediction = mixture(x_t, at.level)
+    eps = (x_t - at.level.alpha * prediction.x0_hat) / at.level.sigma
+    push = Polyak()(at, x_t, prediction, g) * g
+    torch.testing.assert_close((g * push).sum((1, 2, 3)), lengths(eps), **ROUNDING)
+    torch.testing.assert_close(lengths(push), lengths(eps) / lengths(g), **ROUNDING)
+    torch.testing.assert_close(Polyak()(at, x_t, prediction, 2 * g) * 2 * g, push / 2, **ROUNDING)
+
+
+OF_THE_SAMPLE = [Taper(), Relative(), Polyak(), Product([Relative(), Variance()])]
+
+
+@pytest.mark.parametrize("strength", OF_THE_SAMPLE, ids=repr)
+def test_an_image_is_weighed_by_itself(mixture, draw, step, strength):
+    x_t, at, g = draw(4, 2, 1, 1), step(4), draw(4, 2, 1, 1)
+    together = strength(at, x_t, mixture(x_t, at.level), g)
+    for row in range(4):
+        x = x_t[row : row + 1]
+        alone = strength(at, x, mixture(x, at.level), g[row : row + 1])
+        torch.testing.assert_close(together[row : row + 1], alone, **ROUNDING)
+
+
+@pytest.mark.parametrize("strength", OF_THE_SAMPLE, ids=repr)
+def test_a_zero_gradient_has_a_finite_weight(mixture, draw, step, strength):
+    x_t, at = draw(4, 2, 1, 1), step(4)
+    assert strength(at, x_t, mixture(x_t, at.level), torch.zeros_like(x_t)).isfinite().all()
+
+
+def test_a_product_needs_the_denoiser_where_a_factor_does():
+    assert Product([Variance(), Polyak()]).needs_denoiser and Relative().needs_denoiser
+    assert not Product([Taper(), Every(), Interval()]).needs_denoiser
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,25 @@
 from steersman.guidance.average import Augmented, MonteCarlo
+from steersman.guidance.combine import Sum, Switch, Toward, Translated
 from steersman.guidance.guide import Guide, Push, Route, Steering
-from steersman.guidance.injection import DenoisedImage, Estimate, Injection, Mean, NoisePrediction
+from steersman.guidance.injection import DenoisedImage, Estimate, Injection, Mean, NoisePrediction, Sample, Spherical
 from steersman.guidance.objective import BinaryProbability, ClassProbability, Objective, TargetLogit
-from steersman.guidance.stabilizer import Adam, Chain, Clip, Ema, Identity, Normalise, Stabilizer, State
+from steersman.guidance.stabilizer import Adam, Chain, Clip, Ema, Identity, Momentum, Normalise, Stabilizer, State
 from steersman.guidance.step import Step, posterior_mean, reverse_variance
-from steersman.guidance.strength import Constant, Deviation, Every, Interval, Linear, Product, Sine, Strength, Variance
+from steersman.guidance.strength import (
+    Constant,
+    Deviation,
+    Every,
+    Interval,
+    Linear,
+    Polyak,
+    Product,
+    Relative,
+    Signal,
+    Sine,
+    Strength,
+    Taper,
+    Variance,
+)
 from steersman.guidance.view import Ahead, Denoised, Noisy, Rescaled, View
 
 __all__ = [
@@ -28,22 +43,33 @@ __all__ = [
     "Interval",
     "Linear",
     "Mean",
+    "Momentum",
     "MonteCarlo",
     "NoisePrediction",
     "Noisy",
     "Normalise",
     "Objective",
+    "Polyak",
     "Product",
     "Push",
+    "Relative",
     "Rescaled",
     "Route",
+    "Sample",
+    "Signal",
     "Sine",
+    "Spherical",
     "Stabilizer",
     "State",
     "Steering",
     "Step",
     "Strength",
+    "Sum",
+    "Switch",
+    "Taper",
     "TargetLogit",
+    "Toward",
+    "Translated",
     "Variance",
     "View",
     "posterior_mean",

@@ -8,7 +8,7 @@ At a level, a guide takes the gradient g of ``log p(y | view)`` by one of two ro
 stabilises it, weighs it, and lets the push ``p = s w_t g`` into the step.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
 
@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from steersman.denoise import Denoiser, Prediction
-from steersman.errors import unknown
+from steersman.errors import InputError, unknown
 from steersman.guidance.injection import Estimate, Injection, Mean
 from steersman.guidance.objective import Objective
 from steersman.guidance.stabilizer import Identity, Stabilizer, State
@@ -73,6 +73,11 @@ class Guide:
             raise unknown("route", self.route, get_args(Route))
 
     @property
+    def needs_denoiser(self) -> bool:
+        """Whether its push depends on the prediction."""
+        return self.view.needs_denoiser or self.strength.needs_denoiser
+
+    @property
     def differentiates_denoiser(self) -> bool:
         """Whether its gradient flows back through the denoiser."""
         return self.route == "through" and self.view.needs_denoiser
@@ -121,16 +126,43 @@ class Steering:
         self.guides, self.target, self.denoiser = tuple(guides), target, denoiser
         self.states: list[State] | None = None
         self.found: list[State] = []
-        self.pushes: tuple[Push | None, ...] = ()
+        self.taken: list[Push | None] = [None] * len(self.guides)
 
-    def differentiates_denoiser(self, step: Step) -> bool:
-        """Whether the denoiser must be asked with gradients at this step."""
-        return any(guide.differentiates_denoiser and guide.strength.active(step) for guide in self.guides)
+    @property
+    def pushes(self) -> tuple[Push | None, ...]:
+        """What each guide made of the step, None where it was not active."""
+        return tuple(self.taken)
+
+    def _asked(self, step: Step, *, before: bool) -> list[int]:
+        """Returns which guides act now: before the step's evaluations of the denoiser, or at one of them."""
+        moments = ("sample",) if before else ("estimate",) if step.stage else ("estimate", "mean", "deviation")
+        return [
+            place
+            for place, guide in enumerate(self.guides)
+            if guide.injection.moment in moments and guide.strength.active(step)
+        ]
+
+    def needs_denoiser(self, step: Step) -> bool:
+        """Whether the denoiser must be asked before the step, for pushes that enter there."""
+        return any(self.guides[place].needs_denoiser for place in self._asked(step, before=True))
+
+    def differentiates_denoiser(self, step: Step, *, before: bool = False) -> bool:
+        """Whether the denoiser must be asked with gradients at this step, or before it."""
+        return any(self.guides[place].differentiates_denoiser for place in self._asked(step, before=before))
 
     @property
     def differentiates_sample(self) -> bool:
         """Whether a guide takes its gradient with respect to the noisy sample."""
         return any(guide.route == "through" for guide in self.guides)
+
+    def sample(
+        self, x_t: Float[Tensor, "B C H W"], prediction: Prediction | None, step: Step
+    ) -> Float[Tensor, "B C H W"]:
+        """Returns the sample to step from, with the pushes that enter before the denoiser is asked."""
+        moved = x_t.detach()
+        for guide, push in self._take(x_t, prediction, step, before=True):
+            moved = guide.injection.sample(moved, push.value)
+        return moved
 
     def estimate(
         self, x_t: Float[Tensor, "B C H W"], prediction: Prediction, estimate: Estimate, step: Step
@@ -139,39 +171,63 @@ class Steering:
 
         The stabilizers' states move on in the first stage of a step; its second sees them as the step found them.
         """
-        if self.states is None:
-            self.states = [guide.stabilizer.init(estimate.x0) for guide in self.guides]
-        if step.stage == 0:
-            self.found = list(self.states)
-        active = [guide.strength.active(step) for guide in self.guides]
-        through = sum(on and guide.differentiates_denoiser for guide, on in zip(self.guides, active, strict=True))
-        pushes: list[Push | None] = []
-        for place, guide in enumerate(self.guides):
-            if not active[place]:
-                pushes.append(None)
-                continue
-            through -= guide.differentiates_denoiser
-            push, state = self._push(guide, x_t, prediction, step, self.found[place], retain_graph=through > 0)
-            if step.stage == 0:
-                self.states[place] = state
+        for guide, push in self._take(x_t, prediction, step, before=False):
             estimate = guide.injection.estimate(estimate, push.value, step.level)
-            pushes.append(push)
-        if step.stage == 0:
-            self.pushes = tuple(pushes)
         return estimate
 
     def mean(self, mean: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """Returns the step's mean with the pushes that enter there."""
-        for guide, push in zip(self.guides, self.pushes, strict=True):
+        for guide, push in zip(self.guides, self.taken, strict=True):
             if push is not None:
                 mean = guide.injection.mean(mean, push.value)
         return mean
+
+    def deviation(
+        self, deviation: Float[Tensor, "B C H W"] | None, variance: Float[Tensor, "..."] | None, step: Step
+    ) -> Float[Tensor, "B C H W"] | None:
+        """Returns the step's own noise with the pushes that enter there; None into a clean image.
+
+        Raises:
+            InputError: A push enters there, but the sampler draws no noise after its mean.
+        """
+        if deviation is None or variance is None:
+            if step.next.sigma > 0 and any(guide.injection.moment == "deviation" for guide in self.guides):
+                raise InputError(
+                    "injection: spherical turns the noise that a step ends with, but this sampler's steps end without; "
+                    "allowed: a sampler with noise, such as ddpm, or ddim with eta above 0"
+                )
+            return deviation
+        for guide, push in zip(self.guides, self.taken, strict=True):
+            if push is not None:
+                deviation = guide.injection.deviation(deviation, push.value, variance)
+        return deviation
+
+    def _take(
+        self, x_t: Float[Tensor, "B C H W"], prediction: Prediction | None, step: Step, *, before: bool
+    ) -> Iterator[tuple[Guide, Push]]:
+        """Yields the guides that act now, each with its push."""
+        if self.states is None:
+            self.states = [guide.stabilizer.init(x_t) for guide in self.guides]
+        if step.stage == 0:
+            self.found = list(self.states)
+            for place, guide in enumerate(self.guides):
+                if (guide.injection.moment == "sample") == before:
+                    self.taken[place] = None
+        asked = self._asked(step, before=before)
+        through = sum(self.guides[place].differentiates_denoiser for place in asked)
+        for place in asked:
+            guide = self.guides[place]
+            through -= guide.differentiates_denoiser
+            push, state = self._push(guide, x_t, prediction, step, self.found[place], retain_graph=through > 0)
+            if step.stage == 0:
+                self.states[place], self.taken[place] = state, push
+            yield guide, push
 
     def _push(
         self,
         guide: Guide,
         x_t: Float[Tensor, "B C H W"],
-        prediction: Prediction,
+        prediction: Prediction | None,
         step: Step,
         state: State,
         *,

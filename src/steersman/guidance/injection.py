@@ -1,22 +1,31 @@
 """Injections: where the push ``p = s w_t g`` of a guide enters the step.
 
-    mean        mu <- mu + p
-    noise       eps <- eps - sigma p,  so  x0_hat <- x0_hat + (sigma^2 / alpha) p
-    denoised    x0_hat <- x0_hat + p,  eps kept                                                  (MPGD, He et al. 2024)
+    sample       x_t <- x_t + p,  before the denoiser is asked for the step                     (EluCD, Algorithm 2)
+    noise        eps <- eps - sigma p,  so  x0_hat <- x0_hat + (sigma^2 / alpha) p
+    denoised     x0_hat <- x0_hat + p,  eps kept                                                 (MPGD, He et al. 2024)
+    mean         mu <- mu + p
+    spherical    d <- r m / |m|,  m = d + w (r p / |p| - d),  w = min(1, |p| / r)               (DSG, Yang et al. 2024)
+
+with d the step's own noise and ``r = sqrt(n Sigma)`` its length for n values. For a gradient of unit rms and
+``w_t = sqrt(Sigma_t)``, the scale is DSG's rate w.
 
 In score terms the noise injection adds p to the score; the mean injection of ``s Sigma_t g`` on DDPM does the same with
 ``sqrt(a_t) Sigma_t / beta_t`` times the scale. So a scale on one injection says nothing about another.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from steersman.guidance.view import norm
 from steersman.schedule import Level, broadcast
 
-__all__ = ["DenoisedImage", "Estimate", "Injection", "Mean", "NoisePrediction"]
+__all__ = ["DenoisedImage", "Estimate", "Injection", "Mean", "Moment", "NoisePrediction", "Sample", "Spherical"]
+
+Moment = Literal["sample", "estimate", "mean", "deviation"]
 
 
 class Estimate(NamedTuple):
@@ -35,24 +44,72 @@ class Estimate(NamedTuple):
 
 @runtime_checkable
 class Injection(Protocol):
-    """Lets a push into the step, before it (the estimate) or after it (the mean)."""
+    """Lets a push into the step at one moment; at the others, nothing changes.
+
+    Attributes:
+        moment: That moment, the name of the method that is its own.
+    """
+
+    moment: ClassVar[Moment]
+
+    def sample(self, x_t: Float[Tensor, "B C H W"], push: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """Returns the sample to step from; the denoiser is asked about it."""
+        return x_t
 
     def estimate(self, estimate: Estimate, push: Float[Tensor, "B C H W"], level: Level) -> Estimate:
         """Returns the estimate to step by."""
-        ...
+        return estimate
 
     def mean(self, mean: Float[Tensor, "B C H W"], push: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """Returns the mean of the next sample."""
-        ...
+        return mean
+
+    def deviation(
+        self, deviation: Float[Tensor, "B C H W"], push: Float[Tensor, "B C H W"], variance: Float[Tensor, "..."]
+    ) -> Float[Tensor, "B C H W"]:
+        """Returns what is added to that mean, of which the sampler drew one of the given variance."""
+        return deviation
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mean:
-    """The mean of the reverse step is moved."""
+class Sample(Injection):
+    """The sample is moved before the denoiser is asked; a push that needs the denoised image asks it once more."""
+
+    moment: ClassVar[Moment] = "sample"
+
+    def sample(self, x_t: Float[Tensor, "B C H W"], push: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """Returns ``x_t + p``."""
+        return x_t + push
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoisePrediction(Injection):
+    """The noise prediction is moved, and the denoised image with it; not clipped again."""
+
+    moment: ClassVar[Moment] = "estimate"
 
     def estimate(self, estimate: Estimate, push: Float[Tensor, "B C H W"], level: Level) -> Estimate:
-        """Returns it as it is."""
-        return estimate
+        """Returns ``eps - sigma p`` and its ``x0``."""
+        alpha, sigma = broadcast(level.alpha, push), broadcast(level.sigma, push)
+        return estimate._replace(x0=estimate.x0 + sigma**2 / alpha * push, eps=estimate.eps - sigma * push)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoisedImage(Injection):
+    """The denoised image is moved, the noise prediction kept."""
+
+    moment: ClassVar[Moment] = "estimate"
+
+    def estimate(self, estimate: Estimate, push: Float[Tensor, "B C H W"], level: Level) -> Estimate:
+        """Returns ``x0 + p``."""
+        return estimate._replace(x0=estimate.x0 + push)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mean(Injection):
+    """The mean of the reverse step is moved."""
+
+    moment: ClassVar[Moment] = "mean"
 
     def mean(self, mean: Float[Tensor, "B C H W"], push: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """Returns ``mu + p``."""
@@ -60,27 +117,17 @@ class Mean:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NoisePrediction:
-    """The noise prediction is moved, and the denoised image with it; not clipped again."""
+class Spherical(Injection):
+    """The step's own noise is turned towards the push, on the sphere where noise lies; not without noise (DSG)."""
 
-    def estimate(self, estimate: Estimate, push: Float[Tensor, "B C H W"], level: Level) -> Estimate:
-        """Returns ``eps - sigma p`` and its ``x0``."""
-        alpha, sigma = broadcast(level.alpha, push), broadcast(level.sigma, push)
-        return estimate._replace(x0=estimate.x0 + sigma**2 / alpha * push, eps=estimate.eps - sigma * push)
+    moment: ClassVar[Moment] = "deviation"
 
-    def mean(self, mean: Float[Tensor, "B C H W"], push: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        """Returns it as it is."""
-        return mean
-
-
-@dataclass(frozen=True, kw_only=True)
-class DenoisedImage:
-    """The denoised image is moved, the noise prediction kept."""
-
-    def estimate(self, estimate: Estimate, push: Float[Tensor, "B C H W"], level: Level) -> Estimate:
-        """Returns ``x0 + p``."""
-        return estimate._replace(x0=estimate.x0 + push)
-
-    def mean(self, mean: Float[Tensor, "B C H W"], push: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        """Returns it as it is."""
-        return mean
+    def deviation(
+        self, deviation: Float[Tensor, "B C H W"], push: Float[Tensor, "B C H W"], variance: Float[Tensor, "..."]
+    ) -> Float[Tensor, "B C H W"]:
+        """Returns ``r m / |m|``, r the root of the summed variances; without a push, the noise at the length r."""
+        radius = variance.to(push).expand_as(push).sum((1, 2, 3), keepdim=True).sqrt()
+        size = norm(push)
+        rate = (size / radius).clamp(max=1)
+        mixed = (1 - rate) * deviation + rate * radius * push / torch.where(size > 0, size, 1)
+        return radius * mixed / norm(mixed)

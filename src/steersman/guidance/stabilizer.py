@@ -1,13 +1,16 @@
 """Stabilizers: transformations of the gradient from step to step, in the manner of optax.
 
     ema          m <- beta m + (1 - beta) g                                     use m                     (nrCG eq. 7)
+    momentum     m <- beta m + g                                                use m              (Polyak 1964)
     adam         m <- beta1 m + (1 - beta1) g,  v <- beta2 v + (1 - beta2) g^2   use m / (sqrt(v) + eps)  (nrCG eq. 8)
+                 or, corrected, with m / (1 - beta1^n) and v / (1 - beta2^n) at the n-th gradient     (Kingma & Ba 2015)
     normalise    g / |g|  (or / rms(g))
     clip         g min(1, norm / |g|)
     chain        one after the other
 
-Norms are over one sample. States start at zero, without bias correction, on purpose: the first gradients come from
-noise, and are held back. A state is a tuple of tensors that lead with the batch, so that one image's can be kept back.
+Norms are over one sample. States start at zero, by default without bias correction, on purpose: the first gradients
+come from noise, and are held back. A state is a tuple of tensors that lead with the batch, so that one image's can be
+kept back.
 """
 
 from collections.abc import Sequence
@@ -19,9 +22,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steersman.errors import InputError, unknown
-from steersman.guidance.view import rms
+from steersman.guidance.view import norm, rms
 
-__all__ = ["Adam", "Chain", "Clip", "Ema", "Identity", "Normalise", "Stabilizer", "State"]
+__all__ = ["Adam", "Chain", "Clip", "Ema", "Identity", "Momentum", "Normalise", "Stabilizer", "State"]
 
 State = tuple
 """Tensors that lead with B, or such states."""
@@ -77,6 +80,29 @@ class Ema:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Momentum:
+    """The heavy ball (Polyak 1964): `Ema` over ``1 - beta``, so that the first gradient is used in full.
+
+    Attributes:
+        beta: How much of the old sum stays, in [0, 1); a steady gradient grows by ``1 / (1 - beta)``.
+    """
+
+    beta: float = 0.9
+
+    def __post_init__(self) -> None:
+        _fraction("stabilizer.beta", self.beta)
+
+    def init(self, x: Float[Tensor, "B C H W"]) -> State:
+        """Returns ``m = 0``."""
+        return (torch.zeros_like(x),)
+
+    def update(self, g: Float[Tensor, "B C H W"], state: State) -> tuple[Float[Tensor, "B C H W"], State]:
+        """Returns ``m``."""
+        m = self.beta * state[0] + g
+        return m, (m,)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Adam:
     """The ratio of the first moment's average to the root of the second's (nrCG eq. 8).
 
@@ -84,11 +110,13 @@ class Adam:
         beta1: The first moment's decay, in [0, 1).
         beta2: The second moment's, in [0, 1).
         eps: What keeps the ratio finite.
+        corrected: Whether the averages are freed of their bias towards the start at zero (Kingma & Ba 2015).
     """
 
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-4
+    corrected: bool = False
 
     def __post_init__(self) -> None:
         _fraction("stabilizer.beta1", self.beta1)
@@ -96,14 +124,16 @@ class Adam:
         _positive("stabilizer.eps", self.eps)
 
     def init(self, x: Float[Tensor, "B C H W"]) -> State:
-        """Returns ``m = 0, v = 0``."""
-        return torch.zeros_like(x), torch.zeros_like(x)
+        """Returns ``m = 0, v = 0`` and the count ``n = 0`` of an image's gradients."""
+        return torch.zeros_like(x), torch.zeros_like(x), torch.zeros_like(x[:, :1, :1, :1])
 
     def update(self, g: Float[Tensor, "B C H W"], state: State) -> tuple[Float[Tensor, "B C H W"], State]:
-        """Returns ``m / (sqrt(v) + eps)``."""
+        """Returns ``m / (sqrt(v) + eps)``, of the corrected averages if wanted; the state keeps the plain ones."""
         m = self.beta1 * state[0] + (1 - self.beta1) * g
         v = self.beta2 * state[1] + (1 - self.beta2) * g.square()
-        return m / (v.sqrt() + self.eps), (m, v)
+        n = state[2] + 1
+        first, second = (m / (1 - self.beta1**n), v / (1 - self.beta2**n)) if self.corrected else (m, v)
+        return first / (second.sqrt() + self.eps), (m, v, n)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +156,7 @@ class Normalise:
 
     def update(self, g: Float[Tensor, "B C H W"], state: State) -> tuple[Float[Tensor, "B C H W"], State]:
         """Returns ``g / |g|``."""
-        size = rms(g) if self.by == "rms" else _norm(g)
+        size = rms(g) if self.by == "rms" else norm(g)
         return g / torch.where(size > 0, size, 1), state
 
 
@@ -149,7 +179,7 @@ class Clip:
 
     def update(self, g: Float[Tensor, "B C H W"], state: State) -> tuple[Float[Tensor, "B C H W"], State]:
         """Returns ``g min(1, norm / |g|)``."""
-        size = _norm(g)
+        size = norm(g)
         return g * (self.norm / torch.where(size > 0, size, 1)).clamp(max=1), state
 
 
@@ -174,10 +204,6 @@ class Chain:
             g, new = link.update(g, old)
             states.append(new)
         return g, tuple(states)
-
-
-def _norm(x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 1 1 1"]:
-    return x.square().sum((1, 2, 3), keepdim=True).sqrt()
 
 
 def _fraction(name: str, value: float) -> None:

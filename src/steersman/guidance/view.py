@@ -18,7 +18,7 @@ from steersman.denoise import Denoiser, Prediction, look_ahead
 from steersman.errors import InputError
 from steersman.schedule import Level
 
-__all__ = ["Ahead", "Denoised", "Noisy", "Rescaled", "View", "rms"]
+__all__ = ["Ahead", "Denoised", "Noisy", "Rescaled", "View", "norm", "rms"]
 
 
 @runtime_checkable
@@ -42,6 +42,11 @@ class View(Protocol):
 def rms(x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 1 1 1"]:
     """The root mean square of each sample's values."""
     return x.square().mean((1, 2, 3), keepdim=True).sqrt()
+
+
+def norm(x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 1 1 1"]:
+    """The length of each sample."""
+    return x.square().sum((1, 2, 3), keepdim=True).sqrt()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from steersman.errors import InputError, unknown
 from steersman.guidance import average, injection, objective, stabilizer, strength, view
 from steersman.guidance.guide import Route
-from steersman.sample import DDIM, DDPM, Recurrence
+from steersman.sample import DDIM, DDPM, DPMpp, Heun, Recurrence
 from steersman.schedule import Spacing
 
 __all__ = ["AXES", "Input", "Softplus", "Walk", "build", "describe", "normal", "options", "plain", "settings_of"]
@@ -115,6 +115,7 @@ AXES: dict[str, dict[str, type]] = {
     "stabilizer": {
         "none": stabilizer.Identity,
         "ema": stabilizer.Ema,
+        "momentum": stabilizer.Momentum,
         "adam": stabilizer.Adam,
         "normalise": stabilizer.Normalise,
         "clip": stabilizer.Clip,
@@ -127,14 +128,20 @@ AXES: dict[str, dict[str, type]] = {
         "linear": strength.Linear,
         "interval": strength.Interval,
         "every": strength.Every,
+        "signal": strength.Signal,
+        "taper": strength.Taper,
+        "relative": strength.Relative,
+        "polyak": strength.Polyak,
     },
     "injection": {
         "mean": injection.Mean,
         "noise": injection.NoisePrediction,
         "denoised": injection.DenoisedImage,
+        "sample": injection.Sample,
+        "spherical": injection.Spherical,
     },
     "scale": {"factor": Scale},
-    "sampler": {"ddpm": DDPM, "ddim": DDIM},
+    "sampler": {"ddpm": DDPM, "ddim": DDIM, "heun": Heun, "dpmpp": DPMpp},
     "walk": {"levels": Walk},
     "recurrence": {"repeat": Recurrence},
 }

@@ -1,5 +1,7 @@
 from steersman.sample.ddim import DDIM
 from steersman.sample.ddpm import DDPM
+from steersman.sample.dpmpp import DPMpp
+from steersman.sample.heun import Heun
 from steersman.sample.loop import Callback, Recurrence, Report, sample
 from steersman.sample.noise import GivenNoise, Noise, SeededNoise
 from steersman.sample.sampler import Move, Predict, Sampler
@@ -7,8 +9,10 @@ from steersman.sample.sampler import Move, Predict, Sampler
 __all__ = [
     "DDIM",
     "DDPM",
+    "DPMpp",
     "Callback",
     "GivenNoise",
+    "Heun",
     "Move",
     "Noise",
     "Predict",

@@ -6,7 +6,6 @@
 """  # noqa: D205, D415
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -28,11 +27,15 @@ class DDIM:
     """
 
     eta: float = 0.0
-    fixed: ClassVar[FixedVariance] = "small"
 
     def __post_init__(self) -> None:
         if not 0 <= self.eta <= 1:
             raise InputError(f"sampler.eta: {self.eta} given; allowed: 0 to 1")
+
+    @property
+    def fixed(self) -> FixedVariance:
+        """``small``, whatever eta: strengths follow the pair of levels, not the noise that is drawn."""
+        return "small"
 
     def init(self, x: Float[Tensor, "B C H W"]) -> tuple:
         """Returns no state."""
@@ -46,4 +49,4 @@ class DDIM:
         variance = self.eta**2 * reverse_variance(step.level, step.next)
         of_eps = (step.next.sigma**2 - variance).clamp(min=0).sqrt()
         mean = broadcast(step.next.alpha, x_t) * estimate.x0 + broadcast(of_eps, x_t) * estimate.eps
-        return Move(mean, randomly(variance, draw, step)), state
+        return Move(mean, randomly(variance, draw, step), variance), state

@@ -37,4 +37,4 @@ class DDPM:
         """Returns ``mu`` and ``sqrt(Sigma_t) eps``."""
         estimate = predict(x_t, step.level)
         mean = posterior_mean(x_t, estimate.x0, step.level, step.next)
-        return Move(mean, randomly(estimate.variance, draw, step)), state
+        return Move(mean, randomly(estimate.variance, draw, step), estimate.variance), state

@@ -2,8 +2,9 @@
 
     for each pair of levels:
         repeat:
+            push                  x_t <- x_t + the pushes that enter before the denoiser is asked
             predict, guided       x0_hat, eps  <-  denoiser, clipped, then the guides' pushes
-            step                  x_s = mean + pushes + deviation
+            step                  x_s = mean + pushes + deviation, which pushes may turn
             renoise               x_t = r x_s + sqrt(beta) eps, unless it was the last repeat  (Bansal et al. 2023)
 
 Levels are float64, guidance is float32 or float64, and the networks see their own dtype.
@@ -26,7 +27,7 @@ from steersman.guidance.injection import Estimate
 from steersman.guidance.step import Step, reverse_variance, transition
 from steersman.sample.noise import GivenNoise, Noise, SeededNoise
 from steersman.sample.sampler import Sampler
-from steersman.schedule import Level, Spacing, broadcast
+from steersman.schedule import Level, Schedule, Spacing, broadcast
 
 __all__ = ["Callback", "Recurrence", "Report", "sample"]
 
@@ -135,10 +136,10 @@ def sample(
     for index, (level, next) in enumerate(pairwise(levels)):
         for repeat in range(again := (recurrence or Recurrence()).at(level)):
             variance = reverse_variance(level, next, fixed=sampler.fixed)
-            step = Step(index, steps, repeat, 0, level, next, variance, predictor.peak)
-            move, state = sampler.step(x, step, partial(predictor, step), partial(draws, "step"), state)
-            x_s = steering.mean(move.mean)
-            x_s = x_s if move.deviation is None else x_s + move.deviation
+            predictor.step = step = Step(index, steps, repeat, 0, level, next, variance, predictor.peak)
+            move, state = sampler.step(predictor.before(x), step, predictor, partial(draws, "step"), state)
+            x_s, deviation = steering.mean(move.mean), steering.deviation(move.deviation, move.variance, step)
+            x_s = x_s if deviation is None else x_s + deviation
             for callback in callbacks:
                 callback(Report(predictor.step, x_s, predictor.x0, steering.pushes))
             x = _renoise(x_s, level, next, draws) if repeat + 1 < again else x_s
@@ -147,7 +148,7 @@ def sample(
 
 @dataclass
 class _Predictor:
-    """The guided denoiser of one walk, and what it last saw: the clipped, guided ``x0`` and the variances' peak."""
+    """The guided denoiser of one walk: the step that it is at, the variances' peak, and the last ``x0``."""
 
     denoiser: Denoiser
     steering: Steering
@@ -157,20 +158,33 @@ class _Predictor:
     x0: Float[Tensor, "B C H W"] = field(init=False)
     step: Step = field(init=False)
 
-    def __call__(self, step: Step, x_t: Float[Tensor, "B C H W"], level: Level, stage: int = 0) -> Estimate:
+    @property
+    def schedule(self) -> Schedule:
+        return self.denoiser.schedule
+
+    def before(self, x_t: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """Returns the sample with the pushes that enter it; the denoiser is asked only where one depends on it."""
+        step = self.step._replace(peak=torch.maximum(self.peak, self.step.variance.to(self.peak)))
+        through = self.steering.differentiates_denoiser(step, before=True)
+        x_t = x_t.detach().requires_grad_(through or self.steering.differentiates_sample)
+        with torch.set_grad_enabled(through):
+            prediction = self.denoiser(x_t, step.level) if self.steering.needs_denoiser(step) else None
+        return self.steering.sample(x_t, prediction, step)
+
+    def __call__(self, x_t: Float[Tensor, "B C H W"], level: Level, stage: int = 0) -> Estimate:
+        step = self.step._replace(level=level, stage=stage)
         through = self.steering.differentiates_denoiser(step)
         x_t = x_t.detach().requires_grad_(through or self.steering.differentiates_sample)
         with torch.set_grad_enabled(through):
             prediction = self.denoiser(x_t, level)
+        if stage == 0:  # the variance is the whole step's
+            fraction = _detached(prediction.variance_fraction)
+            variance = reverse_variance(level, step.next, fraction, self.sampler.fixed)
+            self.peak = torch.maximum(self.peak, variance.to(self.peak))
+            self.step = step = step._replace(variance=variance, peak=self.peak)
         x0 = prediction.x0_hat.detach()
         x0 = x0.clamp(-1, 1) if self.clip else x0
-        variance = reverse_variance(level, step.next, _detached(prediction.variance_fraction), self.sampler.fixed)
-        if stage == 0:
-            self.peak = torch.maximum(self.peak, variance.to(self.peak))
-        estimate = Estimate(x0, eps_from_x0(x_t.detach(), x0, level), variance)
-        step = step._replace(stage=stage, level=level, variance=variance, peak=self.peak)
-        if stage == 0:
-            self.step = step
+        estimate = Estimate(x0, eps_from_x0(x_t.detach(), x0, level), step.variance)
         estimate = self.steering.estimate(x_t, prediction, estimate, step)
         self.x0 = estimate.x0
         return estimate

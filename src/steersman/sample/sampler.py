@@ -1,7 +1,7 @@
 """What a sampler is: a way from one level to the next.
 
-A step takes ``x_t`` to ``mean + deviation``. Guides may move the mean, so the two are told apart; a deterministic step
-has no deviation and draws no noise.
+A step takes ``x_t`` to ``mean + deviation``. Guides may move the mean or turn the deviation, so the two are told apart;
+a deterministic step has no deviation and draws no noise.
 """
 
 from collections.abc import Callable
@@ -13,14 +13,21 @@ from torch import Tensor
 
 from steersman.guidance.injection import Estimate
 from steersman.guidance.step import FixedVariance, Step
-from steersman.schedule import Level
+from steersman.schedule import Level, Schedule
 
 __all__ = ["Draw", "Move", "Predict", "Sampler", "randomly"]
 
 
 @runtime_checkable
 class Predict(Protocol):
-    """The denoiser, already guided and clipped; may be asked twice a step."""
+    """The denoiser, already guided and clipped; may be asked twice a step.
+
+    Attributes:
+        schedule: The denoiser's, for levels between those of the walk.
+    """
+
+    @property
+    def schedule(self) -> Schedule: ...  # noqa: D102
 
     def __call__(self, x_t: Float[Tensor, "B C H W"], level: Level, stage: int = 0) -> Estimate:
         """Returns the estimate at a level; the stage counts the evaluations within the step."""
@@ -31,10 +38,17 @@ Draw = Callable[[], Float[Tensor, "B C H W"]]
 
 
 class Move(NamedTuple):
-    """A step's outcome: ``x_s = mean + deviation``."""
+    """A step's outcome: ``x_s = mean + deviation``.
+
+    Attributes:
+        mean: Where it leads.
+        deviation: The noise that is added, None where there is none.
+        variance: The variance of that noise.
+    """
 
     mean: Float[Tensor, "B C H W"]
     deviation: Float[Tensor, "B C H W"] | None = None
+    variance: Float[Tensor, "..."] | None = None
 
 
 @runtime_checkable

@@ -1,0 +1,116 @@
+"""Combinations: objectives made of others.
+
+    sum           sum_k w_k log p_k(y_k | x)                     a product of experts; a negative weight steers away
+    switch        log p_above where sigma / alpha > at, else log p_below          (EluCD's combined classifier, Table 2)
+    toward        log p(c | x)                                   whatever the image's target is
+    translated    log p(c_y | x)                                 target y is class c_y of another vocabulary
+
+Each part holds its own classifier. A blend of targets is a sum of `Toward`; classifiers of different vocabularies stand
+together as `Translated`.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from steersman.errors import InputError
+from steersman.guidance.objective import Objective
+from steersman.schedule import Level
+
+__all__ = ["Sum", "Switch", "Toward", "Translated"]
+
+
+@dataclass(frozen=True)
+class Sum:
+    """``sum_k w_k log p_k``, the weighted sum of several objectives.
+
+    Attributes:
+        terms: Pairs of weight and objective; where the weight is negative, guidance steers away.
+    """
+
+    terms: Sequence[tuple[float, Objective]]
+
+    def __post_init__(self) -> None:
+        if not self.terms:
+            raise InputError("objective.terms: none given; allowed: one and more")
+        for weight, _ in self.terms:
+            if not math.isfinite(weight):
+                raise InputError(f"objective.terms: weight {weight} given; allowed: any finite number")
+
+    def __call__(self, image: Float[Tensor, "B C H W"], target: Int[Tensor, " B"], level: Level) -> Float[Tensor, " B"]:
+        """Returns the sum."""
+        return torch.stack([weight * objective(image, target, level) for weight, objective in self.terms]).sum(0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Switch:
+    """One objective at high noise, another at low noise; only the one is asked.
+
+    Attributes:
+        above: Serves the levels whose noise-to-signal ratio ``sigma / alpha`` is above the switch.
+        below: Serves the others.
+        at: The ratio, 0 and more.
+    """
+
+    above: Objective
+    below: Objective
+    at: float
+
+    def __post_init__(self) -> None:
+        if not self.at >= 0:
+            raise InputError(f"objective.at: {self.at} given; allowed: 0 and more")
+
+    def __call__(self, image: Float[Tensor, "B C H W"], target: Int[Tensor, " B"], level: Level) -> Float[Tensor, " B"]:
+        """Returns the value of the one whose level it is."""
+        objective = self.above if float(level.sigma / level.alpha) > self.at else self.below
+        return objective(image, target, level)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Toward:
+    """An objective with a class of its own, whatever the images' targets are.
+
+    Attributes:
+        objective: Whose class it is.
+        target: The class's number in that objective's vocabulary.
+    """
+
+    objective: Objective
+    target: int
+
+    def __post_init__(self) -> None:
+        if self.target < 0:
+            raise InputError(f"objective.target: {self.target} given; allowed: 0 and more")
+
+    def __call__(self, image: Float[Tensor, "B C H W"], target: Int[Tensor, " B"], level: Level) -> Float[Tensor, " B"]:
+        """Returns the log-likelihood of the one class."""
+        return self.objective(image, torch.full_like(target, self.target), level)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Translated:
+    """An objective whose classes have other numbers than the targets.
+
+    Attributes:
+        objective: Whose classes they are.
+        classes: ``c``: at place y its number for target y, or None where it has no such class.
+    """
+
+    objective: Objective
+    classes: Sequence[int | None]
+
+    def __call__(self, image: Float[Tensor, "B C H W"], target: Int[Tensor, " B"], level: Level) -> Float[Tensor, " B"]:
+        """Returns the log-likelihood of each target's own class.
+
+        Raises:
+            InputError: A target that has none.
+        """
+        own = [self.classes[y] if y < len(self.classes) else None for y in target.tolist()]
+        if None in own:
+            known = [y for y, c in enumerate(self.classes) if c is not None]
+            raise InputError(f"target: {target[own.index(None)]} given; the objective has a class for {known}")
+        return self.objective(image, torch.tensor(own).to(target), level)

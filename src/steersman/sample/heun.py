@@ -1,0 +1,82 @@
+"""EDM's sampler (Karras et al. 2022, Algorithm 2), in the coordinates ``z = x / alpha`` and ``t = sigma / alpha``:
+
+    churn    z_hat = z + S_noise sqrt(t_hat^2 - t^2) eps,   t_hat = (1 + gamma) t
+             gamma = min(S_churn / N, sqrt(2) - 1) where S_tmin <= t <= S_tmax, else 0
+    Euler    z_s = z_hat + (t_s - t_hat) d                  d = (z_hat - x0_hat) / t_hat = eps_hat
+    Heun     z_s = z_hat + (t_s - t_hat) (d + d_s) / 2      d_s at Euler's z_s; not into a clean image
+
+Euler's step is DDIM's, ``z_s = x0_hat + t_s eps_hat``, and Heun's adds ``(t_s - t_hat) (d_s - d) / 2`` to it.
+"""  # noqa: D205, D415
+
+import math
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from steersman.errors import InputError
+from steersman.guidance.step import FixedVariance, Step, transition
+from steersman.sample.sampler import Draw, Move, Predict
+from steersman.schedule import Level, broadcast
+
+__all__ = ["Heun"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heun:
+    """EDM's second-order sampler, two evaluations a step; deterministic without churn.
+
+    Attributes:
+        churn: ``S_churn``, the noise added along the whole walk; one draw at each step that adds some.
+        low: ``S_tmin``, the smallest noise-to-signal ratio ``sigma / alpha`` at which noise is added.
+        high: ``S_tmax``, the largest.
+        noise: ``S_noise``, the deviation of what is added, 1 for as much as the level asks for.
+    """
+
+    churn: float = 0.0
+    low: float = 0.0
+    high: float = math.inf
+    noise: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.churn >= 0:
+            raise InputError(f"sampler.churn: {self.churn} given; allowed: 0 and more")
+        if not 0 <= self.low <= self.high:
+            raise InputError(f"sampler.low, high: {self.low}, {self.high} given; allowed: 0 <= low <= high")
+        if not 0 < self.noise < math.inf:
+            raise InputError(f"sampler.noise: {self.noise} given; allowed: above 0")
+
+    @property
+    def fixed(self) -> FixedVariance:
+        """``small``: strengths follow the pair of levels."""
+        return "small"
+
+    def init(self, x: Float[Tensor, "B C H W"]) -> tuple:
+        """Returns no state."""
+        return ()
+
+    def step(
+        self, x_t: Float[Tensor, "B C H W"], step: Step, predict: Predict, draw: Draw, state: tuple
+    ) -> tuple[Move, tuple]:
+        """Returns Heun's step from the churned sample, or Euler's into a clean image."""
+        x_t, level = self._churned(x_t, step, predict, draw)
+        alpha, sigma = (broadcast(value, x_t) for value in (step.next.alpha, step.next.sigma))
+        estimate = predict(x_t, level)
+        x_s = alpha * estimate.x0 + sigma * estimate.eps
+        if step.next.sigma > 0:
+            change = predict(x_s, step.next, stage=1).eps - estimate.eps
+            half = (step.next.sigma - step.next.alpha * level.sigma / level.alpha) / 2
+            x_s = x_s + broadcast(half, x_s) * change
+        return Move(x_s), state
+
+    def _churned(
+        self, x_t: Float[Tensor, "B C H W"], step: Step, predict: Predict, draw: Draw
+    ) -> tuple[Float[Tensor, "B C H W"], Level]:
+        """Takes a sample up to ``t_hat``, or as far as the schedule goes."""
+        t = float(step.level.sigma / step.level.alpha)
+        gamma = min(self.churn / step.count, math.sqrt(2) - 1) if self.low <= t <= self.high else 0.0
+        if gamma == 0:
+            return x_t, step.level
+        hat = predict.schedule.at_sigma((1 + gamma) * t)
+        ratio, beta = transition(hat, step.level)
+        return broadcast(ratio, x_t) * x_t + broadcast(self.noise * beta.sqrt(), x_t) * draw(), hat

@@ -1,0 +1,153 @@
+import pytest
+import torch
+
+from steersman.errors import InputError
+from steersman.guidance import (
+    ClassProbability,
+    Constant,
+    Denoised,
+    Guide,
+    NoisePrediction,
+    Noisy,
+    Sum,
+    Switch,
+    TargetLogit,
+    Toward,
+    Translated,
+)
+from steersman.mixture import Mixture
+from steersman.sample import DDIM, DDPM, sample
+from steersman.schedule import VP
+
+F64 = torch.float64
+ROUNDING = {"rtol": 1e-12, "atol": 1e-12}
+"""Float64's, through one classifier of a few operations."""
+
+LEVEL = VP.cosine().at_time(600.0)
+TARGET = torch.tensor([2, 0, 1, 1])
+
+
+def gradient(objective, x, target=TARGET):
+    x = x.clone().requires_grad_()
+    return torch.autograd.grad(objective(x, target, LEVEL).sum(), x)[0]
+
+
+@pytest.fixture
+def exact(posterior):
+    return ClassProbability(classifier=posterior)
+
+
+@pytest.fixture
+def one():
+    """A single Gaussian."""
+    return gaussian([0.3, -0.1])
+
+
+def gaussian(mean):
+    return Mixture(
+        weights=torch.ones(1, dtype=F64),
+        means=torch.tensor([mean], dtype=F64),
+        covariances=torch.tensor([[[0.2, 0.05], [0.05, 0.1]]], dtype=F64),
+    )
+
+
+def tilt(*slope):
+    """A log-likelihood that is no class: it rises evenly in one direction."""
+    return lambda image, target, level: (image * torch.tensor(slope, dtype=F64).reshape(2, 1, 1)).sum((1, 2, 3))
+
+
+@pytest.mark.parametrize("sampler", [DDPM(), DDIM(), DDIM(eta=0.5)], ids=repr)
+@pytest.mark.parametrize(
+    ("objective", "slope"),
+    [(tilt(1.0, -2.0), (1.0, -2.0)), (Sum([(2.0, tilt(1.0, 0.0)), (-0.5, tilt(1.0, 3.0))]), (1.5, -1.5))],
+    ids=["callable", "sum"],
+)
+def test_a_tilted_gaussian_is_reached_exactly(one, objective, slope, sampler):
+    """``N(mu, S) exp(a . x) ~ N(mu + S a, S)``: guided through the denoiser, the walk is that of the tilted one.
+
+    ``x0_hat`` moves by ``(sigma^2 / alpha) J^T a``, J its Jacobian, which for a Gaussian is the posterior's covariance
+    times a: the exact ``x0_hat`` of the tilted law.
+    """
+    settings = {"seeds": range(6), "steps": 15, "clip": False, "dtype": F64}
+    choices = {"view": Denoised(clip=False), "strength": Constant(), "injection": NoisePrediction()}
+    guide = Guide(objective=objective, route="through", **choices)
+    tilted = gaussian((one.means[0] + one.covariances[0] @ torch.tensor(slope, dtype=F64)).tolist())
+    # 15 steps, the first from alpha = 5e-5, where x0_hat is divided by alpha: 1e-16 / 5e-5 = 2e-12
+    close = {"rtol": 0, "atol": 1e-10}
+    guided = sample(one, sampler, guides=[guide], target=0, **settings)
+    torch.testing.assert_close(guided, sample(tilted, sampler, **settings), **close)
+    assert (guided - sample(one, sampler, **settings)).abs().min() > 1e-2
+
+
+def test_a_sum_is_a_product_of_experts(mixture, exact, draw):
+    """Proposition 4.2's directions add up by their weights; without a denominator, two of them leave the joint ones."""
+    x_t = draw(4, 2, 1, 1)
+    blend = Sum([(1.0, Toward(objective=exact, target=2)), (-0.5, Toward(objective=exact, target=0))])
+    conditional = [mixture.conditional_direction(x_t, LEVEL, j) for j in range(3)]
+    torch.testing.assert_close(gradient(blend, x_t), conditional[2] - 0.5 * conditional[0], **ROUNDING)
+    ratio = Sum([(1.0, Toward(objective=exact, target=2)), (-1.0, Toward(objective=exact, target=0))])
+    joint = [mixture.joint_direction(x_t, LEVEL, j) for j in range(3)]
+    torch.testing.assert_close(gradient(ratio, x_t), joint[2] - joint[0], **ROUNDING)
+
+
+def test_a_sums_parts_have_classifiers_and_vocabularies_of_their_own(exact, draw):
+    """Each image's own target under the one, the class of the same name under another, a fixed one away from."""
+    x, weights = draw(4, 2, 1, 1), draw(5, 2)
+    other = TargetLogit(classifier=lambda image, level=None: image.flatten(1) @ weights.T)
+    named = Translated(objective=other, classes=[4, None, 1])
+    target = torch.tensor([2, 0, 2, 0])
+    blend = Sum([(1.0, exact), (0.3, named), (-2.0, Toward(objective=other, target=3))])
+    expected = exact(x, target, LEVEL)
+    expected = expected + 0.3 * (x.flatten(1) * weights[[1, 4, 1, 4]]).sum(1) - 2 * x.flatten(1) @ weights[3]
+    torch.testing.assert_close(blend(x, target, LEVEL), expected, **ROUNDING)
+
+
+def test_a_translation_refuses_a_target_that_it_does_not_have(exact, draw):
+    named = Translated(objective=exact, classes=(1, None))
+    for wrong in (1, 2):
+        with pytest.raises(InputError, match=rf"target: {wrong} given; the objective has a class for \[0\]"):
+            named(draw(2, 2, 1, 1), torch.tensor([0, wrong]), LEVEL)
+
+
+def test_a_switch_asks_the_one_whose_level_it_is(mixture, exact):
+    asked = {"above": [], "below": []}
+
+    def asking(name):
+        def objective(image, target, level):
+            asked[name].append(level)
+            return exact(image, target, level)
+
+        return objective
+
+    levels = mixture.schedule.levels(10)[:-1]
+    at = float(levels[6].sigma / levels[6].alpha)
+    switch = Switch(above=asking("above"), below=asking("below"), at=at)
+    settings = {"target": 1, "steps": 10, "clip": False, "dtype": F64}
+    choices = {"view": Noisy(), "strength": Constant(), "injection": NoisePrediction()}
+    walk = sample(mixture, DDPM(), guides=[Guide(objective=switch, **choices)], **settings)
+    assert asked == {"above": list(levels[:6]), "below": list(levels[6:])}
+    assert torch.equal(walk, sample(mixture, DDPM(), guides=[Guide(objective=exact, **choices)], **settings))
+
+
+def test_an_image_does_not_depend_on_its_neighbours(exact, draw):
+    x = draw(4, 2, 1, 1)
+    blend = Sum([(1.0, Translated(objective=exact, classes=[1, 2, 0])), (-0.5, Toward(objective=exact, target=0))])
+    both = gradient(blend, x)
+    for row in range(4):
+        alone = gradient(blend, x[row : row + 1], TARGET[row : row + 1])
+        torch.testing.assert_close(both[row : row + 1], alone, **ROUNDING)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda exact: Sum([]), "objective.terms: none given; allowed: one and more"),
+        (lambda exact: Sum([(float("nan"), exact)]), "objective.terms: weight nan given; allowed: any finite number"),
+        (lambda exact: Switch(above=exact, below=exact, at=-1.0), "objective.at: -1.0 given; allowed: 0 and more"),
+        (lambda exact: Switch(above=exact, below=exact, at=float("nan")), "objective.at: nan given"),
+        (lambda exact: Toward(objective=exact, target=-1), "objective.target: -1 given; allowed: 0 and more"),
+    ],
+)
+def test_refuses_settings(exact, wrong, message):
+    with pytest.raises(InputError, match=message):
+        wrong(exact)
