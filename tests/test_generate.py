@@ -75,7 +75,7 @@ def test_images_do_not_depend_on_the_batch(denoiser, tmp_path, batch_size):
 
 
 def test_a_guided_image_is_the_same_to_the_bit_whatever_its_batch():
-    """With the bundled networks. A difference in the last digit would do: over the default's steps it becomes visible."""
+    """With the bundled networks; over all of the default's steps, a difference in the last digit becomes visible."""
     recipe = load_recipe("default", ["walk.steps=3", "recurrence.times=1", "strength=deviation"])
     session = Session(Run(targets=("baseball",), num=5, recipe=recipe, judge=None))
     jobs = [(session.targets[0], seed) for seed in range(5)]
