@@ -57,6 +57,24 @@ def test_softplus_and_its_slope_are_exact(beta, dtype):
     torch.testing.assert_close(slope.double(), torch.sigmoid(beta * exact), **tolerance)
 
 
+@pytest.mark.parametrize("beta", [0.5, 3.0, 8.0, 20.0, 100.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_relu6_in_one_piece_is_the_difference_of_two_softplus(beta, dtype):
+    a = grid(dtype).requires_grad_()
+    values = soften(nn.ReLU6(), beta)[0](a)
+    (slope,) = torch.autograd.grad(values.sum(), a)
+    exact = a.detach().double()
+    # the difference of two values near |a| <= 60, each rounded
+    tolerance = {"rtol": 0, "atol": 64 * torch.finfo(dtype).eps}
+    zero = torch.zeros_like(exact)
+    expected = (torch.logaddexp(zero, beta * exact) - torch.logaddexp(zero, beta * (exact - 6))) / beta
+    torch.testing.assert_close(values.double(), expected, **tolerance)
+    expected = torch.sigmoid(beta * exact) - torch.sigmoid(beta * (exact - 6))
+    # exp(z) carries the rounding of z, which is 3 beta at the kinks
+    tolerance = {"rtol": 0, "atol": (4 + 3 * beta) * torch.finfo(dtype).eps + 1e-9}
+    torch.testing.assert_close(slope.double(), expected, **tolerance)
+
+
 @pytest.mark.parametrize("kind", HARD)
 def test_every_kind_tends_to_its_activation(kind):
     module, _ = HARD[kind]
