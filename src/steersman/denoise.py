@@ -13,10 +13,11 @@ From ``x_t = alpha x_0 + sigma eps``, a network that predicts one of these predi
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from steersman.errors import unknown
+from steersman.rows import take
 from steersman.schedule import Level, Schedule, broadcast
 
 __all__ = [
@@ -75,7 +76,7 @@ class Conditioned:
 
     Args:
         denoiser: The denoiser.
-        condition: What it is told beside image and level.
+        condition: What it is told beside image and level; a tensor has a row an image.
     """
 
     def __init__(self, denoiser: Denoiser, condition: Mapping[str, Any]) -> None:
@@ -89,6 +90,10 @@ class Conditioned:
     def decode(self, x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H2 W2"]:
         """Returns the denoiser's own."""
         return self.denoiser.decode(x0)
+
+    def take(self, rows: Int[Tensor, " N"]) -> None:
+        """Goes on with the conditions of those rows of the batch."""
+        self.condition = {key: take(value, rows) for key, value in self.condition.items()}
 
 
 def eps_from_x0(x_t: Float[Tensor, "B C H W"], x0: Float[Tensor, "B C H W"], level: Level) -> Float[Tensor, "B C H W"]:

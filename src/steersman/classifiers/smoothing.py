@@ -76,9 +76,9 @@ class SoftReLU6(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g: Float[Tensor, "*shape"]) -> tuple[Tensor, None]:  # noqa: ANN401
+    def backward(ctx: Any, *grad_outputs: Float[Tensor, "*shape"]) -> tuple[Tensor, None]:  # noqa: ANN401
         """Returns the gradient."""
-        (t,) = ctx.saved_tensors
+        (t,), (g,) = ctx.saved_tensors, grad_outputs
         return (t * (1 - ctx.k**2)).div_((t * ctx.k).add_(1).mul_(t + ctx.k)).mul_(g), None
 
 

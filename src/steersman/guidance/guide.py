@@ -10,6 +10,7 @@ stabilises it, weighs it, and lets the push ``p = s w_t g`` into the step.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -24,6 +25,8 @@ from steersman.guidance.stabilizer import Identity, Stabilizer, State
 from steersman.guidance.step import Step
 from steersman.guidance.strength import Strength, Variance
 from steersman.guidance.view import Denoised, View
+from steersman.rows import take
+from steersman.schedule import Level
 
 __all__ = ["Guide", "Push", "Route", "Steering"]
 
@@ -52,7 +55,7 @@ class Guide:
 
     Attributes:
         objective: What it makes larger; holds the classifier.
-        scale: ``s``; comparable only among guides with the same route and injection.
+        scale: ``s``; comparable only among guides with the same route and injection. At 0 it takes no gradient.
         view: What the classifier sees.
         route: What the gradient is taken with respect to.
         stabilizer: What is done to the gradient from step to step.
@@ -112,6 +115,18 @@ class Guide:
         (g,) = torch.autograd.grad(log_likelihood.sum(), leaf, retain_graph=retain_graph)
         return g, log_likelihood.detach()
 
+    @torch.no_grad()
+    def log_likelihood(
+        self,
+        x_t: Float[Tensor, "B C H W"],
+        prediction: Prediction,
+        level: Level,
+        target: Int[Tensor, " B"],
+        denoiser: Denoiser,
+    ) -> Float[Tensor, " B"]:
+        """Returns what the gradient is taken of, alone; the arguments are `gradient`'s."""
+        return self.objective(denoiser.decode(self.view(x_t, prediction, level, denoiser)), target, level)
+
 
 class Steering:
     """Guides at work in one walk of a batch: their stabilizers' states, and what they push.
@@ -133,13 +148,47 @@ class Steering:
         """What each guide made of the step, None where it was not active."""
         return tuple(self.taken)
 
+    def take(self, rows: Int[Tensor, " N"]) -> None:
+        """Goes on with those rows of the batch."""
+        self.states, self.found, self.taken = (take(held, rows) for held in (self.states, self.found, self.taken))
+        self.target = take(self.target, rows)
+
+    def undo(self) -> None:
+        """Takes the stabilizers' states back to where the step found them."""
+        self.states = list(self.found)
+
+    def log_likelihood(
+        self,
+        x_t: Float[Tensor, "B C H W"],
+        prediction: Prediction,
+        level: Level,
+        pushes: Sequence[Push | None] = (),
+    ) -> Float[Tensor, " B"]:
+        """Returns the sum over the guides.
+
+        Args:
+            x_t: Noisy images.
+            prediction: What the denoiser made of them.
+            level: Their level.
+            pushes: What the guides made of this level already; those at this very sample tell their likelihood.
+        """
+        assert self.target is not None, "the loop refuses particles without guides, and guides without targets"
+        return torch.stack(
+            [
+                guide.log_likelihood(x_t, prediction, level, self.target, self.denoiser)
+                if push is None or guide.injection.moment == "sample"
+                else push.log_likelihood
+                for guide, push in zip_longest(self.guides, pushes)
+            ]
+        ).sum(0)
+
     def _asked(self, step: Step, *, before: bool) -> list[int]:
         """Returns which guides act now: before the step's evaluations of the denoiser, or at one of them."""
         moments = ("sample",) if before else ("estimate",) if step.stage else ("estimate", "mean", "deviation")
         return [
             place
             for place, guide in enumerate(self.guides)
-            if guide.injection.moment in moments and guide.strength.active(step)
+            if guide.scale and guide.injection.moment in moments and guide.strength.active(step)
         ]
 
     def needs_denoiser(self, step: Step) -> bool:

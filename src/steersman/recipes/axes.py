@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from steersman.errors import InputError, unknown
 from steersman.guidance import average, injection, objective, stabilizer, strength, view
 from steersman.guidance.guide import Route
-from steersman.sample import DDIM, DDPM, DPMpp, Heun, Recurrence
+from steersman.sample import DDIM, DDPM, DPMpp, Heun, Particles, Recurrence
 from steersman.schedule import Spacing
 
 __all__ = ["AXES", "Input", "Softplus", "Walk", "build", "describe", "normal", "options", "plain", "settings_of"]
@@ -144,6 +144,7 @@ AXES: dict[str, dict[str, type]] = {
     "sampler": {"ddpm": DDPM, "ddim": DDIM, "heun": Heun, "dpmpp": DPMpp},
     "walk": {"levels": Walk},
     "recurrence": {"repeat": Recurrence},
+    "particles": {"candidates": Particles},
 }
 """Axis to kind to dataclass. The first kind of an axis is its default."""
 

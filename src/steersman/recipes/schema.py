@@ -18,7 +18,7 @@ from steersman.errors import InputError, unknown
 from steersman.guidance import Guide
 from steersman.guidance.objective import Logits
 from steersman.recipes.axes import AXES, build, normal, plain
-from steersman.sample import Recurrence, Sampler
+from steersman.sample import Sampler
 from steersman.schedule import Level
 
 __all__ = ["Recipe", "load_recipe", "recipe_names"]
@@ -125,8 +125,8 @@ class Recipe(BaseModel):
     def walk(self) -> dict[str, Any]:
         """Returns how the levels are walked, as `steersman.sample.sample` takes it."""
         walk = self._build("walk")
-        recurrence: Recurrence = self._build("recurrence")
-        return {"steps": walk.steps, "spacing": walk.spacing, "clip": walk.clip, "recurrence": recurrence}
+        chosen = {axis: self._build(axis) for axis in ("recurrence", "particles")}
+        return {"steps": walk.steps, "spacing": walk.spacing, "clip": walk.clip, **chosen}
 
 
 def _no_classifier(image: Tensor, level: Level | None = None) -> Tensor:

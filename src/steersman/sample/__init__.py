@@ -4,6 +4,7 @@ from steersman.sample.dpmpp import DPMpp
 from steersman.sample.heun import Heun
 from steersman.sample.loop import Callback, Recurrence, Report, sample
 from steersman.sample.noise import GivenNoise, Noise, SeededNoise
+from steersman.sample.particles import Particles
 from steersman.sample.sampler import Move, Predict, Sampler
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Heun",
     "Move",
     "Noise",
+    "Particles",
     "Predict",
     "Recurrence",
     "Report",

@@ -1,8 +1,9 @@
-"""The loop: the only one, for every sampler, with guides, recurrence and callbacks.
+"""The loop: the only one, for every sampler, with guides, recurrence, particles and callbacks.
 
     for each pair of levels:
         repeat:
             push                  x_t <- x_t + the pushes that enter before the denoiser is asked
+            choose                of an image's candidates, the likelier go on
             predict, guided       x0_hat, eps  <-  denoiser, clipped, then the guides' pushes
             step                  x_s = mean + pushes + deviation, which pushes may turn
             renoise               x_t = r x_s + sqrt(beta) eps, unless it was the last repeat  (Bansal et al. 2023)
@@ -20,20 +21,22 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from steersman.denoise import Conditioned, Denoiser, eps_from_x0
+from steersman.denoise import Conditioned, Denoiser, Prediction, eps_from_x0
 from steersman.errors import InputError
 from steersman.guidance.guide import Guide, Push, Steering
 from steersman.guidance.injection import Estimate
 from steersman.guidance.step import Step, reverse_variance, transition
+from steersman.rows import take
 from steersman.sample.noise import GivenNoise, Noise, SeededNoise
-from steersman.sample.sampler import Sampler
+from steersman.sample.particles import Particles, Swarm
+from steersman.sample.sampler import Draw, Sampler
 from steersman.schedule import Level, Schedule, Spacing, broadcast
 
 __all__ = ["Callback", "Recurrence", "Report", "sample"]
 
 
 class Report(NamedTuple):
-    """What a callback is told after each step.
+    """What a callback is told after each step; of an image with several candidates, the likeliest one's.
 
     Attributes:
         step: Where in the walk.
@@ -88,6 +91,7 @@ def sample(
     spacing: Spacing = "linspace",
     clip: bool = True,
     recurrence: Recurrence | None = None,
+    particles: Particles | None = None,
     condition: Mapping[str, Any] | None = None,
     noise: Iterable[Tensor] | None = None,
     device: torch.device | str = "cpu",
@@ -106,6 +110,7 @@ def sample(
         spacing: Which of the schedule's levels they visit.
         clip: Whether the denoised image is clipped to [-1, 1] before each step, as pixel models expect.
         recurrence: How often steps are repeated.
+        particles: How many candidates an image has, and which of them go on.
         condition: What else the denoiser is told, such as ``label`` and ``cfg_scale``.
         noise: Draws to use instead of the seeds': the start, then each step's in order.
         device: Where the samples live; the denoiser's own device.
@@ -116,47 +121,66 @@ def sample(
         Samples in the denoiser's space; `Denoiser.decode` turns them into images.
 
     Raises:
-        InputError: Guides without a target, a target too many or too few, or settings out of range.
+        InputError: Guides without a target, a target too many or too few, particles without a guide that weighs them,
+            or settings out of range.
     """
     if not seeds:
         raise InputError("seeds: none given; allowed: one an image")
     if dtype not in (torch.float32, torch.float64):
         raise InputError(f"dtype: {dtype} given; allowed: torch.float32, torch.float64")
+    if (particles := particles or Particles()).count > 1 and not guides:
+        raise InputError(f"particles.count: {particles.count} given, but there is no guide to weigh them; allowed: 1")
     denoiser = Conditioned(denoiser, condition or {})
     steering = Steering(guides, _targets(target, len(seeds), device, needed=bool(guides)), denoiser)
+    swarm = Swarm(particles, len(seeds), device)
+    for each in (denoiser, steering):
+        each.take(swarm.rows)
     levels = denoiser.schedule.levels(steps, spacing)
     draws: Noise = (
         SeededNoise(seeds, denoiser.shape, device, dtype) if noise is None else GivenNoise(noise, device, dtype)
     )
-    x = draws("start") * denoiser.schedule.start
-    if x.shape != (len(seeds), *denoiser.shape):
-        raise InputError(f"noise: draws of shape {tuple(x.shape)} given; allowed: {(len(seeds), *denoiser.shape)}")
+    x = draws("start", swarm.count) * denoiser.schedule.start
+    if x.shape != (len(seeds) * swarm.count, *denoiser.shape):
+        wanted = (len(seeds) * swarm.count, *denoiser.shape)
+        raise InputError(f"noise: draws of shape {tuple(x.shape)} given; allowed: {wanted}")
     state = sampler.init(x)
     predictor = _Predictor(denoiser, steering, sampler, clip, peak=torch.zeros((), dtype=dtype, device=device))
     for index, (level, next) in enumerate(pairwise(levels)):
         for repeat in range(again := (recurrence or Recurrence()).at(level)):
             variance = reverse_variance(level, next, fixed=sampler.fixed)
             predictor.step = step = Step(index, steps, repeat, 0, level, next, variance, predictor.peak)
-            move, state = sampler.step(predictor.before(x), step, predictor, partial(draws, "step"), state)
+            x = predictor.before(x)
+            if swarm.weighs(level, index):
+                rows = swarm.choose(predictor.log_likelihood(x), level, draws.uniform())
+                x, state = predictor.take(x, rows), take(state, rows)
+            move, state = sampler.step(x, step, predictor, partial(draws, "step", swarm.count), state)
             x_s, deviation = steering.mean(move.mean), steering.deviation(move.deviation, move.variance, step)
             x_s = x_s if deviation is None else x_s + deviation
             for callback in callbacks:
-                callback(Report(predictor.step, x_s, predictor.x0, steering.pushes))
-            x = _renoise(x_s, level, next, draws) if repeat + 1 < again else x_s
+                callback(_report(predictor, x_s, swarm))
+            x = _renoise(x_s, level, next, partial(draws, "renoise", swarm.count)) if repeat + 1 < again else x_s
+    if swarm.weighs(levels[-1], steps):
+        x = x[swarm.choose(steering.log_likelihood(x, Prediction(x), levels[-1]), levels[-1], draws.uniform())]
     return x
+
+
+def _report(predictor: "_Predictor", x_s: Float[Tensor, "N C H W"], swarm: Swarm) -> Report:
+    report = Report(predictor.step, x_s, predictor.x0, predictor.steering.pushes)
+    return take(report, swarm.leaders) if swarm.count > 1 else report
 
 
 @dataclass
 class _Predictor:
-    """The guided denoiser of one walk: the step that it is at, the variances' peak, and the last ``x0``."""
+    """The guided denoiser of one walk: where it is, the variances' peak, the last ``x0``, what it knows already."""
 
-    denoiser: Denoiser
+    denoiser: Conditioned
     steering: Steering
     sampler: Sampler
     clip: bool
     peak: Float[Tensor, "..."]
     x0: Float[Tensor, "B C H W"] = field(init=False)
     step: Step = field(init=False)
+    known: "_Known | None" = field(init=False, default=None)
 
     @property
     def schedule(self) -> Schedule:
@@ -171,7 +195,32 @@ class _Predictor:
             prediction = self.denoiser(x_t, step.level) if self.steering.needs_denoiser(step) else None
         return self.steering.sample(x_t, prediction, step)
 
+    def log_likelihood(self, x_t: Float[Tensor, "N C H W"]) -> Float[Tensor, " N"]:
+        """Returns what the guides say of each row; the step, where it begins there, asks nothing again."""
+        prediction, estimate = self._ask(x_t, self.step.level, 0)
+        self.known = _Known(x_t, estimate)
+        return self.steering.log_likelihood(x_t, prediction, self.step.level, self.steering.pushes)
+
+    def take(self, x_t: Float[Tensor, "N C H W"], rows: Int[Tensor, " M"]) -> Float[Tensor, "M C H W"]:
+        """Goes on with those rows, and returns the sample's."""
+        self.denoiser.take(rows)
+        self.steering.take(rows)
+        self.peak, variance, self.known = take((self.peak, self.step.variance, self.known), rows)
+        self.step = self.step._replace(variance=variance, peak=self.peak)
+        return self.known.x_t if self.known else x_t[rows]
+
     def __call__(self, x_t: Float[Tensor, "B C H W"], level: Level, stage: int = 0) -> Estimate:
+        if stage == 0 and self.known is not None:
+            known, self.known = self.known, None
+            if known.x_t is x_t and level is self.step.level:
+                self.x0 = known.estimate.x0
+                return known.estimate
+            self.steering.undo()
+        _, estimate = self._ask(x_t, level, stage)
+        self.x0 = estimate.x0
+        return estimate
+
+    def _ask(self, x_t: Float[Tensor, "B C H W"], level: Level, stage: int) -> tuple[Prediction, Estimate]:
         step = self.step._replace(level=level, stage=stage)
         through = self.steering.differentiates_denoiser(step)
         x_t = x_t.detach().requires_grad_(through or self.steering.differentiates_sample)
@@ -185,19 +234,24 @@ class _Predictor:
         x0 = prediction.x0_hat.detach()
         x0 = x0.clamp(-1, 1) if self.clip else x0
         estimate = Estimate(x0, eps_from_x0(x_t.detach(), x0, level), step.variance)
-        estimate = self.steering.estimate(x_t, prediction, estimate, step)
-        self.x0 = estimate.x0
-        return estimate
+        return prediction, self.steering.estimate(x_t, prediction, estimate, step)
+
+
+class _Known(NamedTuple):
+    """What came of a sample that the denoiser was asked about before the step."""
+
+    x_t: Float[Tensor, "N C H W"]
+    estimate: Estimate
 
 
 def _detached(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.detach()
 
 
-def _renoise(x_s: Float[Tensor, "B C H W"], level: Level, next: Level, draws: Noise) -> Float[Tensor, "B C H W"]:
+def _renoise(x_s: Float[Tensor, "B C H W"], level: Level, next: Level, draw: Draw) -> Float[Tensor, "B C H W"]:
     """Takes a sample one step back: ``x_t = r x_s + sqrt(beta) eps``."""
     ratio, beta = transition(level, next)
-    return broadcast(ratio, x_s) * x_s + broadcast(beta.sqrt(), x_s) * draws("renoise")
+    return broadcast(ratio, x_s) * x_s + broadcast(beta.sqrt(), x_s) * draw()
 
 
 def _targets(

@@ -1,15 +1,16 @@
 """Who draws what: each image has random numbers of its own, so that no other image changes them.
 
 Image k draws from generators seeded by k alone, one for each purpose, on the CPU whatever the device; so a change of
-batch, device or recurrence leaves the other draws as they were. A CPU generator keeps 32 bits of its seed, which bounds
-the seeds.
+batch, device or recurrence leaves the other draws as they were. Where an image has several candidates, the first draws
+as it would alone. A CPU generator keeps 32 bits of its seed, which bounds the seeds.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, Protocol, runtime_checkable
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from steersman.errors import InputError
@@ -23,10 +24,14 @@ SEEDS = 2**30
 
 @runtime_checkable
 class Noise(Protocol):
-    """Standard normal draws for a batch."""
+    """Draws for a batch of images, of which each may have several candidates, its rows."""
 
-    def __call__(self, purpose: Purpose) -> Float[Tensor, "B C H W"]:
-        """Returns the next draw for a purpose: the walk's start, a step's own noise, or recurrence's."""
+    def __call__(self, purpose: Purpose, candidates: int = 1) -> Float[Tensor, "N C H W"]:
+        """Returns the next normal draw for a purpose: the walk's start, a step's own noise, or recurrence's."""
+        ...
+
+    def uniform(self) -> Float64[Tensor, " B"]:
+        """Returns the next number from 0 to 1 for each image, by which its candidates are drawn."""
         ...
 
 
@@ -49,15 +54,32 @@ class SeededNoise:
         for seed in seeds:
             if not 0 <= seed < SEEDS:
                 raise InputError(f"seed: {seed} given; allowed: 0 to {SEEDS - 1}")
-        self.shape, self.device, self.dtype = shape, device, dtype
-        self.generators = {
-            purpose: [torch.Generator().manual_seed(seed * len(PURPOSES) + place) for seed in seeds]
-            for place, purpose in enumerate(PURPOSES)
-        }
+        self.seeds, self.shape, self.device, self.dtype = seeds, shape, device, dtype
+        self.generators: dict[tuple[str, int], list[torch.Generator]] = {}
 
-    def __call__(self, purpose: Purpose) -> Float[Tensor, "B C H W"]:
-        """Returns the next draw for a purpose."""
-        draws = [torch.randn(self.shape, generator=each, dtype=self.dtype) for each in self.generators[purpose]]
+    def _generators(self, purpose: str, candidate: int) -> list[torch.Generator]:
+        """Returns each image's generator for a purpose of a candidate, made when it is first asked for."""
+        if (purpose, candidate) not in self.generators:
+            place = [*PURPOSES, "choice"].index(purpose)
+            self.generators[purpose, candidate] = [
+                torch.Generator().manual_seed(
+                    seed * len(PURPOSES) + place
+                    if candidate == 0 and purpose in PURPOSES
+                    else int(np.random.SeedSequence((seed, place, candidate)).generate_state(1)[0])
+                )
+                for seed in self.seeds
+            ]
+        return self.generators[purpose, candidate]
+
+    def __call__(self, purpose: Purpose, candidates: int = 1) -> Float[Tensor, "N C H W"]:
+        """Returns the next draw for a purpose, for so many candidates an image, image by image."""
+        streams = zip(*(self._generators(purpose, candidate) for candidate in range(candidates)), strict=True)
+        draws = [torch.randn(self.shape, generator=each, dtype=self.dtype) for image in streams for each in image]
+        return torch.stack(draws).to(self.device)
+
+    def uniform(self) -> Float64[Tensor, " B"]:
+        """Returns the next number for each image."""
+        draws = [torch.rand((), generator=each, dtype=torch.float64) for each in self._generators("choice", 0)]
         return torch.stack(draws).to(self.device)
 
 
@@ -65,7 +87,8 @@ class GivenNoise:
     """Draws from outside, in the order in which they are used: the start first.
 
     Args:
-        draws: Tensors (B, C, H, W).
+        draws: Tensors (B, C, H, W), with as many rows as there are candidates in all; (B,) from 0 to 1 where
+            candidates are drawn.
         device: Where they go.
         dtype: Their type.
     """
@@ -74,14 +97,25 @@ class GivenNoise:
         self.draws: Iterator[Tensor] = iter(draws)
         self.device, self.dtype = device, dtype
 
-    def __call__(self, purpose: Purpose) -> Float[Tensor, "B C H W"]:
+    def __call__(self, purpose: Purpose, candidates: int = 1) -> Float[Tensor, "N C H W"]:
         """Returns the next draw, whatever it is for.
 
         Raises:
             InputError: There is none left.
         """
+        return self._next(purpose).to(dtype=self.dtype)
+
+    def uniform(self) -> Float64[Tensor, " B"]:
+        """Returns the next draw, one number an image.
+
+        Raises:
+            InputError: There is none left.
+        """
+        return self._next("choice").double()
+
+    def _next(self, purpose: str) -> Tensor:
         try:
-            return next(self.draws).to(device=self.device, dtype=self.dtype)
+            return next(self.draws).to(self.device)
         except StopIteration:
             raise InputError(
                 f"noise: no draw left for the {purpose}; allowed: the start and one for each random step"

@@ -1,0 +1,155 @@
+"""Particles: several candidates an image, of which the likelier go on.
+
+Before a step, each candidate x_t of an image is weighed by the guides' log-likelihood r of their target there, the sum
+over the guides. With inverse temperature lambda, the weights grow by a potential (Singhal et al. 2025),
+
+    sum           log G = lambda r(x_t)
+    difference    log G = lambda (r(x_t) - r(x_u)),  x_u the candidate's own past, the last time that it was weighed
+    max           log G = lambda max r  over the candidate's past and present
+
+and as many candidates are drawn by their weights, systematically (Kitagawa 1996), once the effective sample size
+``(sum w)^2 / sum w^2`` is small enough. In the end one of them goes on alone, the likeliest, or one by the weights.
+With differences the potentials of a whole walk multiply to ``exp(lambda r(x_0))``: many particles then draw from
+``p(x_0) exp(lambda r(x_0))``.
+
+No gradient is needed: a guide of scale 0 weighs and does not push. A guide that pushes gives its likelihood with the
+gradient, at no further cost.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from steersman.errors import InputError, unknown
+from steersman.schedule import Level
+
+__all__ = ["Particles", "Swarm"]
+
+Potential = Literal["sum", "difference", "max"]
+Choice = Literal["likeliest", "draw"]
+
+WORST = -1e12  # the log-likelihood of a candidate that has none; finite, since differences of infinite ones are nothing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Particles:
+    """Several candidates an image, weighed and resampled along the way.
+
+    ``high=0`` resamples nowhere: best of n.
+
+    Attributes:
+        count: How many candidates an image has, 1 for none to choose from.
+        low: The noise-to-signal ratio ``sigma / alpha`` at which one of them goes on alone, 0 for the clean images.
+        high: The largest ratio at which they are weighed.
+        every: Of the steps in between, every k-th weighs.
+        potential: By what the weights grow.
+        temperature: ``1 / lambda``; a small one lets only the likeliest survive.
+        fraction: They are drawn anew where the effective sample size is at most this part of the count.
+        choice: Which one goes on alone.
+    """
+
+    count: int = 1
+    low: float = 0.0
+    high: float = math.inf
+    every: int = 1
+    potential: Potential = "sum"
+    temperature: float = 1.0
+    fraction: float = 1.0
+    choice: Choice = "likeliest"
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or self.every < 1:
+            raise InputError(f"particles.count, every: {self.count}, {self.every} given; allowed: 1 and more")
+        if not (self.low >= 0 and self.high >= 0):
+            raise InputError(f"particles.low, high: {self.low}, {self.high} given; allowed: 0 and more")
+        if not 0 < self.temperature < math.inf:
+            raise InputError(f"particles.temperature: {self.temperature} given; allowed: above 0")
+        if not 0 <= self.fraction <= 1:
+            raise InputError(f"particles.fraction: {self.fraction} given; allowed: 0 to 1")
+        if self.potential not in get_args(Potential):
+            raise unknown("particles.potential", self.potential, get_args(Potential))
+        if self.choice not in get_args(Choice):
+            raise unknown("particles.choice", self.choice, get_args(Choice))
+
+
+class Swarm:
+    """The candidates of one walk of a batch: how many each image has left, and their weights.
+
+    Rows of the batch are image by image, each with its candidates.
+
+    Args:
+        particles: What is done with them.
+        images: How many images there are.
+        device: Where the log-likelihoods are.
+
+    Attributes:
+        count: The candidates that each image has left.
+        rows: Of a batch of images, the rows that make it one of candidates.
+        leaders: Each image's row that was the likeliest when they were weighed last.
+    """
+
+    def __init__(self, particles: Particles, images: int, device: torch.device | str) -> None:
+        self.particles, self.count = particles, particles.count
+        self.rows = torch.arange(images, device=device).repeat_interleave(self.count)
+        self.first = torch.arange(images, device=device)[:, None] * self.count
+        self.leaders = self.first[:, 0]
+        self.weights = torch.zeros(images, self.count, dtype=torch.float64, device=device)
+        self.past: Tensor | None = None
+
+    def weighs(self, level: Level, index: int) -> bool:
+        """Whether the candidates are weighed before the step from a level, the index-th."""
+        ratio = float(level.sigma / level.alpha)
+        return self.count > 1 and (
+            ratio <= self.particles.low or (ratio <= self.particles.high and index % self.particles.every == 0)
+        )
+
+    def choose(
+        self, log_likelihood: Float[Tensor, " N"], level: Level, uniform: Float[Tensor, " B"]
+    ) -> Int[Tensor, " M"]:
+        """Returns the rows that go on.
+
+        Args:
+            log_likelihood: Each candidate's; those that are not finite do not go on while another one is.
+            level: Where they are.
+            uniform: A draw between 0 and 1 for each image.
+        """
+        r = log_likelihood.reshape_as(self.weights).double()
+        r = torch.where(r.isfinite(), r, WORST)
+        self._weigh(r / self.particles.temperature)
+        share = self.weights.softmax(1)
+        if float(level.sigma / level.alpha) <= self.particles.low:
+            place = _drawn(share, uniform[:, None]) if self.particles.choice == "draw" else r.argmax(1, keepdim=True)
+            self.count = 1
+        elif (again := 1 / share.square().sum(1) <= self.particles.fraction * self.count).any():
+            marks = (uniform[:, None] + torch.arange(self.count, device=r.device)) / self.count
+            place = torch.where(again[:, None], _drawn(share, marks), torch.arange(self.count, device=r.device))
+            self.weights = torch.where(again[:, None], 0, self.weights)
+        else:
+            place = torch.arange(self.count, device=r.device).expand_as(r)
+        self.past = self.past.gather(1, place) if self.past is not None else None
+        rows = self.first + place
+        if self.count == 1:
+            self.leaders = torch.arange(len(rows), device=r.device)
+        else:
+            self.leaders = (self.first + r.gather(1, place).argmax(1, keepdim=True))[:, 0]
+        return rows.flatten()
+
+    def _weigh(self, r: Float[Tensor, "B K"]) -> None:
+        match self.particles.potential:
+            case "sum":
+                self.weights = self.weights + r
+            case "difference":
+                self.weights = self.weights + r - (0 if self.past is None else self.past)
+                self.past = r
+            case "max":
+                self.past = r if self.past is None else torch.maximum(r, self.past)
+                self.weights = self.weights + self.past
+
+
+def _drawn(share: Float[Tensor, "B K"], marks: Float[Tensor, "B M"]) -> Int[Tensor, "B M"]:
+    """Returns the place at which each row's running sum passes each mark."""
+    return torch.searchsorted(share.cumsum(1), marks, right=True).clamp(max=share.shape[1] - 1)
