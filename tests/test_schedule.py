@@ -168,12 +168,37 @@ def test_edm_has_levels_of_any_sigma_and_tells_their_logarithm():
 
 
 def test_edm_starts_from_its_largest_sigma():
-    assert EDM().start == 80 and EDM(high=5.0).start == 5
-    for spacing in ("linspace", "karras"):
+    for spacing in ("linspace", "karras", "logsnr"):
         first, *_, last, _ = EDM(high=5.0).levels(10, spacing)
         assert float(first.sigma) == pytest.approx(5.0, rel=1e-14)
         assert float(last.sigma) == pytest.approx(0.002, rel=1e-13)
         assert float(EDM().levels(1, spacing)[0].sigma) == pytest.approx(80.0, rel=1e-14)
+        assert EDM().start(first) == float(first.sigma)
+
+
+@pytest.mark.parametrize("schedule", [VP.cosine(), EDM()], ids=["VP", "EDM"])
+@pytest.mark.parametrize("spacing", ["linspace", "karras", "logsnr"])
+def test_a_walk_within_a_range(schedule, spacing):
+    *levels, last = schedule.levels(9, spacing, low=0.05, high=20.0)
+    ratios = torch.stack([level.sigma / level.alpha for level in levels])
+    # linspace takes whole times, of which a thousand lie in the range of the cosine schedule
+    tolerance = 0.03 if spacing == "linspace" else 1e-9
+    assert ratios[[0, -1]].tolist() == pytest.approx([20.0, 0.05], rel=tolerance)
+    assert last is CLEAN
+    if spacing == "logsnr":
+        torch.testing.assert_close(ratios.log().diff(), torch.full((8,), math.log(0.05 / 20) / 8).double())
+
+
+def test_a_range_ends_where_the_schedule_does():
+    for schedule in (VP.cosine(), EDM()):
+        whole, more = schedule.levels(9, "logsnr"), schedule.levels(9, "logsnr", low=1e-9, high=1e9)
+        assert [float(level.sigma) for level in more] == [float(level.sigma) for level in whole]
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+def test_diffusers_own_spacings_know_no_range(spacing):
+    with pytest.raises(InputError, match=f"walk.low, high: 0.0, 5.0 given with {spacing}; allowed: 0, inf"):
+        VP.linear().levels(10, spacing, high=5.0)
 
 
 def test_edms_even_times():
@@ -201,7 +226,7 @@ def test_refuses_a_spacing(unchecked):
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
 def test_edm_refuses_a_spacing_of_discrete_times(spacing):
-    with pytest.raises(InputError, match=f"unknown spacing of EDM '{spacing}'; .*known: linspace, karras"):
+    with pytest.raises(InputError, match=f"unknown spacing of EDM '{spacing}'; .*known: linspace, karras, logsnr"):
         EDM().levels(10, spacing)
 
 

@@ -5,11 +5,16 @@
     OUT/run.yaml          every resolved setting, seeds, versions; `read_run` reads it back
     OUT/metrics.json      accuracy and probability by guide and by judge, time, network evaluations
 
+On a CPU, several batches are drawn side by side, each by a few threads of its own: faster than to share out every
+operation among all threads. How many depends on the machine alone, since a sum is rounded by how it is shared.
+
 The guide's figures are those of the network that steered; the judge is another one, which never does.
 """
 
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +40,7 @@ CPU_BLOCK = 4  # images that a network sees at a time on a CPU, where more are n
 GRID = 64  # images of a target in the grid, at most
 DISAGREE = 0.25  # a difference in accuracy between guide and judge that is worth a word
 STEADIER = {"route": "through", "view": "ahead"}  # choices that a gradient fools less easily
+SIDE_BY_SIDE = 4  # batches that a CPU draws at once, at most
 UNMOVED = 0.01  # a summed push with a smaller root mean square leaves an image in [-1, 1] as it was
 
 
@@ -107,10 +113,12 @@ class Session:
         self.guide: Classifier = load_classifier(
             run.classifier, device=run.device, dtype=dtype, **run.recipe.classifier_settings()
         )
-        self.denoiser.block = self.guide.block = CPU_BLOCK if run.device == "cpu" else run.batch_size
+        self.denoiser.block = self.guide.block = CPU_BLOCK if run.device == "cpu" else run.at_once
+        self.meters = _Meter(self.denoiser.network), _Meter(self.guide.network)
         self.judge = load_classifier(run.judge, device=run.device) if run.judge else None
         self.guides = run.recipe.guides(self.guide) if run.guided else []
-        self.denoiser.schedule.levels(run.recipe.walk()["steps"])
+        walk = run.recipe.walk()
+        self.denoiser.schedule.levels(*(walk[key] for key in ("steps", "spacing", "low", "high")))
         self.targets = self._targets()
         self.condition = self._condition()
 
@@ -145,18 +153,38 @@ class Session:
         condition = dict(self.condition)
         if "label" in condition:
             condition["label"] = torch.full((len(jobs),), condition["label"], device=run.device)
-        samples = sample(
-            self.denoiser,
-            run.recipe.sampler(),
-            guides=self.guides,
-            target=[target.guide for target, _ in jobs],
-            seeds=[seed for _, seed in jobs],
-            condition=condition,
-            device=run.device,
-            callbacks=callbacks,
-            **run.recipe.walk(),
-        )
+        with self.meters[0], self.meters[1]:
+            samples = sample(
+                self.denoiser,
+                run.recipe.sampler(),
+                guides=self.guides,
+                target=[target.guide for target, _ in jobs],
+                seeds=[seed for _, seed in jobs],
+                condition=condition,
+                device=run.device,
+                callbacks=callbacks,
+                **run.recipe.walk(),
+            )
         return self.denoiser.decode(samples)
+
+    def _side_by_side(
+        self, batches: Sequence[Sequence[tuple[Target, int]]], callbacks: Sequence[Sequence[Callback]]
+    ) -> Iterator[Float[Tensor, "B 3 H W"]]:
+        """Yields the images of each batch in turn; if it is left early, those under way end with their next step."""
+        left = threading.Event()
+
+        def leave(_: Report) -> None:
+            if left.is_set():
+                raise CancelledError
+
+        threads = torch.get_num_threads()
+        workers = min(SIDE_BY_SIDE, threads) if self.run.device == "cpu" else 1
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,)) as pool:
+            try:
+                yield from pool.map(self.draw, batches, [[leave, *each] for each in callbacks])
+            finally:
+                left.set()
+                torch.set_num_threads(threads)
 
     def generate(
         self,
@@ -178,16 +206,13 @@ class Session:
         folders = self._claim(out)
         seeds = range(self.run.seed, self.run.seed + self.run.num)
         jobs = [(target, seed) for target in self.targets for seed in seeds]
+        size = self.run.at_once
+        batches = [jobs[first : first + size] for first in range(0, len(jobs), size)]
+        watches = [_Watch(on_step) for _ in batches]
+        followed = [[watch, *(callbacks if watch is watches[0] else ())] for watch in watches]
         tallies = {target.name: _Tally() for target in self.targets}
-        watch, lost, seconds = _Watch(on_step), [], 0.0
-        meters = _Meter(self.denoiser.network), _Meter(self.guide.network)
-        for first in range(0, len(jobs), self.run.batch_size):
-            batch = jobs[first : first + self.run.batch_size]
-            watch.begin()
-            began = time.monotonic()
-            with meters[0], meters[1]:
-                images = self.draw(batch, [watch, *(callbacks if first == 0 else ())])
-            seconds += time.monotonic() - began
+        lost, began = [], time.monotonic()
+        for batch, images in zip(batches, self._side_by_side(batches, followed), strict=True):
             whole = images.isfinite().flatten(1).all(1).tolist()
             images = images.clamp(-1, 1)
             verdicts = self._verdicts(images, [target for target, _ in batch])
@@ -197,17 +222,19 @@ class Session:
                     tallies[target.name].add(images[place], {name: rows[place] for name, rows in verdicts.items()})
                 else:
                     lost.append(f"{target.name} {seed}")
-        evaluations = [meter.images / len(jobs) for meter in meters]
+        seconds = time.monotonic() - began
+        evaluations = [meter.images / len(jobs) for meter in self.meters]
+        moved = [size for watch in watches for size in watch.moved]
         metrics = _figures(tallies) | {
             "seconds": round(seconds, 3),
             "images_per_second": round(len(jobs) / seconds, 4),
             "network_evaluations": dict(zip(("denoiser", "classifier"), evaluations, strict=True)),
-            "nonfinite_gradients": watch.dropped,
+            "nonfinite_gradients": sum(watch.dropped for watch in watches),
             "lost": lost,
         }
         _write_grid(out / "grid.png", tallies)
         write_json(out / "metrics.json", metrics)
-        return Summary(metrics=metrics, warnings=_warnings(metrics, watch.moved, self.run.recipe), lost=lost)
+        return Summary(metrics=metrics, warnings=_warnings(metrics, moved, self.run.recipe), lost=lost)
 
     @torch.no_grad()
     def _verdicts(
@@ -300,14 +327,11 @@ def _write_grid(path: Path, tallies: Mapping[str, _Tally]) -> None:
 
 
 class _Watch:
-    """Follows the loop: gradients that were dropped, and how far each image was pushed in all."""
+    """Follows the walk of a batch: gradients that were dropped, and how far each image was pushed in all."""
 
     def __init__(self, on_step: Callable[[], None]) -> None:
         self.on_step, self.dropped = on_step, 0
         self.moved: list[float] = []
-
-    def begin(self) -> None:
-        """Starts a batch."""
         self.pushed = torch.zeros(())
 
     def __call__(self, report: Report) -> None:
@@ -322,19 +346,22 @@ class _Watch:
 
 
 class _Meter:
-    """Inside, counts the images that a network is asked about, with those that fill up its last block."""
+    """Counts the images that a network is asked about by threads inside, with those that fill up its last block."""
 
     def __init__(self, network: nn.Module) -> None:
-        self.network, self.images = network, 0
+        self.images, self.inside, self.lock = 0, threading.local(), threading.Lock()
+        network.register_forward_pre_hook(self._add)
 
     def __enter__(self) -> None:
-        self.hook = self.network.register_forward_pre_hook(self._add)
+        self.inside.now = True
 
     def __exit__(self, *_: object) -> None:
-        self.hook.remove()
+        self.inside.now = False
 
     def _add(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self.images += len(inputs[0])
+        if getattr(self.inside, "now", False):
+            with self.lock:
+                self.images += len(inputs[0])
 
 
 def _index(classifier: Classifier | None, name: str) -> int | None:

@@ -33,7 +33,7 @@ class Run:
         guided: Whether the guide steers; else it only measures.
         label: The denoiser's own label, for class-conditional ones.
         cfg_scale: The classifier-free scale; 1 for the conditional model alone.
-        batch_size: Images at a time.
+        batch_size: Images at a time; by default 4 on a CPU, where several batches are drawn side by side, else 16.
         device: Where the networks run.
         dtype: In what: float32, bfloat16 or float16.
     """
@@ -48,14 +48,14 @@ class Run:
     guided: bool = True
     label: str | None = None
     cfg_scale: float = 1.0
-    batch_size: int = 16
+    batch_size: int | None = None
     device: str = "cpu"
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        for name, least in (("num", 1), ("seed", 0), ("batch_size", 1)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name}: {getattr(self, name)} given; allowed: {least} and more")
+        for name, given, least in (("num", self.num, 1), ("seed", self.seed, 0), ("batch_size", self.at_once, 1)):
+            if given < least:
+                raise InputError(f"{name}: {given} given; allowed: {least} and more")
         if self.seed + self.num > SEEDS:
             raise InputError(f"seed: {self.seed} given for {self.num} images; allowed: the last below {SEEDS}")
         if not self.targets:
@@ -66,9 +66,14 @@ class Run:
             raise InputError(f"judge: {self.judge!r} given, which is the guide; allowed: another network, or none")
         check_device(self.device)
 
+    @property
+    def at_once(self) -> int:
+        """The batch size, or its default."""
+        return (4 if self.device == "cpu" else 16) if self.batch_size is None else self.batch_size
+
     def record(self) -> dict[str, Any]:
         """Returns what ``run.yaml`` holds: settings and versions."""
-        settings = asdict(self) | {"targets": list(self.targets)}
+        settings = asdict(self) | {"targets": list(self.targets), "batch_size": self.at_once}
         settings["recipe"] = {"name": self.recipe.name, "settings": self.recipe.resolved()}
         packages = ("steersman", "torch", "torchvision", "diffusers", "timm")
         return settings | {

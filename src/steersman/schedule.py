@@ -19,9 +19,9 @@ from torch import Tensor
 
 from steersman.errors import InputError, unknown
 
-__all__ = ["CLEAN", "EDM", "Level", "Schedule", "Spacing", "VP", "broadcast", "karras_ratios"]
+__all__ = ["CLEAN", "EDM", "Level", "Schedule", "Spacing", "VP", "broadcast", "even_ratios", "karras_ratios"]
 
-Spacing = Literal["linspace", "leading", "trailing", "karras"]
+Spacing = Literal["linspace", "leading", "trailing", "karras", "logsnr"]
 
 
 class Level(NamedTuple):
@@ -40,9 +40,8 @@ CLEAN = Level(*(torch.tensor(value, dtype=torch.float64) for value in (1.0, 0.0,
 class Schedule(Protocol):
     """What a denoiser was trained on."""
 
-    @property
-    def start(self) -> float:
-        """The standard deviation of the noise that a walk starts from."""
+    def start(self, level: Level) -> float:
+        """Returns the standard deviation of the noise that a walk from a level starts from."""
         ...
 
     def at_time(self, time: float | Tensor) -> Level:
@@ -53,8 +52,10 @@ class Schedule(Protocol):
         """Returns the level whose noise-to-signal ratio ``sigma / alpha`` is given."""
         ...
 
-    def levels(self, steps: int, spacing: Spacing = "linspace") -> tuple[Level, ...]:
-        """Returns ``steps + 1`` levels from the noisiest down to `CLEAN`."""
+    def levels(
+        self, steps: int, spacing: Spacing = "linspace", low: float = 0.0, high: float = math.inf
+    ) -> tuple[Level, ...]:
+        """Returns so many levels, noisiest first, with ratios ``sigma / alpha`` from high to low, and then `CLEAN`."""
         ...
 
 
@@ -70,6 +71,11 @@ def karras_ratios(steps: int, low: float, high: float, rho: float = 7.0) -> Floa
     return torch.linspace(high ** (1 / rho), low ** (1 / rho), steps, dtype=torch.float64) ** rho
 
 
+def even_ratios(steps: int, low: float, high: float) -> Float64[Tensor, " steps"]:
+    """``log t_i = log high + i / (N - 1) (log low - log high)``: even steps of the log signal-to-noise ratio."""
+    return torch.linspace(math.log(high), math.log(low), steps, dtype=torch.float64).exp()
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class VP:
     """A variance-preserving schedule of T discrete times, ``alpha_t = sqrt(alpha_bar_t)``.
@@ -79,7 +85,10 @@ class VP:
     """
 
     alpha_bar: Float64[Tensor, " T"]
-    start = 1.0
+
+    def start(self, level: Level) -> float:
+        """Returns 1, the deviation at any level of data of unit variance."""
+        return 1.0
 
     @classmethod
     def linear(cls, count: int = 1000, first: float = 1e-4, last: float = 0.02) -> "VP":
@@ -152,31 +161,39 @@ class VP:
     def _level(log_ratio: Tensor, time: Tensor) -> Level:
         return Level(torch.sigmoid(-2 * log_ratio).sqrt(), torch.sigmoid(2 * log_ratio).sqrt(), time)
 
-    def levels(self, steps: int, spacing: Spacing = "linspace") -> tuple[Level, ...]:
+    def levels(
+        self, steps: int, spacing: Spacing = "linspace", low: float = 0.0, high: float = math.inf
+    ) -> tuple[Level, ...]:
         """Returns the levels of a walk of so many steps, noisiest first, and `CLEAN` after them.
 
         Args:
             steps: How many steps, in [1, T].
             spacing: ``linspace`` rounds ``linspace(0, T - 1, steps)`` (ADM's respacing); ``leading`` and ``trailing``
-                take every ``T / steps``-th time from the clean and from the noisy end, as diffusers names them;
-                ``karras`` spreads `karras_ratios` over the schedule's range, at times that are not whole.
+                take every ``T / steps``-th time from the clean and from the noisy end, as diffusers names them, and
+                know no range; ``karras`` and ``logsnr`` spread `karras_ratios` and `even_ratios` over the range, at
+                times that are not whole.
+            low: The last level's ``sigma / alpha``, within the schedule's own range.
+            high: The first level's, likewise.
 
         Raises:
             InputError: More steps than the schedule has times, fewer than one, or an unknown spacing.
         """
         count = len(self.alpha_bar)
+        first, last = self.at_sigma(high), self.at_sigma(low)
+        if spacing in ("leading", "trailing") and (low > 0 or high < math.inf):
+            raise InputError(f"walk.low, high: {low}, {high} given with {spacing}; allowed: 0, inf")
         if not 1 <= steps <= count:
             raise InputError(f"steps: {steps} given; allowed: 1 to {count}, the times that the model was trained on")
         match spacing:
             case "linspace":
-                times = torch.linspace(count - 1, 0, steps, dtype=torch.float64).round()
+                times = torch.linspace(float(first.time), float(last.time), steps, dtype=torch.float64).round()
             case "leading":
                 times = (torch.arange(steps, dtype=torch.float64) * (count // steps)).flip(0)
             case "trailing":
                 times = (count - torch.arange(steps, dtype=torch.float64) * count / steps).round() - 1
-            case "karras":
-                low, high = self._log_ratio[[0, -1]].exp().tolist()
-                times = self.at_sigma(karras_ratios(steps, low, high)).time
+            case "karras" | "logsnr":
+                ratios = karras_ratios if spacing == "karras" else even_ratios
+                times = self.at_sigma(ratios(steps, *(float(each.sigma / each.alpha) for each in (last, first)))).time
             case _:
                 raise unknown("spacing", spacing, get_args(Spacing))
         return (*(self.at_time(time) for time in times), CLEAN)
@@ -201,10 +218,9 @@ class EDM:
         if not 0 < self.low < self.high < math.inf:
             raise InputError(f"schedule.low, high: {self.low}, {self.high} given; allowed: 0 < low < high")
 
-    @property
-    def start(self) -> float:
-        """``high``."""
-        return self.high
+    def start(self, level: Level) -> float:
+        """Returns its ``sigma``, as EDM starts."""
+        return float(level.sigma)
 
     def at_time(self, time: float | Tensor) -> Level:
         """Returns the level ``sigma = exp(4 time)``."""
@@ -215,24 +231,28 @@ class EDM:
         sigma = torch.as_tensor(sigma, dtype=torch.float64, device="cpu")
         return Level(torch.ones_like(sigma), sigma, sigma.log() / 4)
 
-    def levels(self, steps: int, spacing: Spacing = "linspace") -> tuple[Level, ...]:
-        """Returns the levels of a walk of so many steps from ``high`` to ``low``, and `CLEAN` after them.
+    def levels(
+        self, steps: int, spacing: Spacing = "linspace", low: float = 0.0, high: float = math.inf
+    ) -> tuple[Level, ...]:
+        """Returns the levels of a walk of so many steps, noisiest first, and `CLEAN` after them.
 
         Args:
             steps: How many steps.
-            spacing: ``linspace`` for even times, ``karras`` for `karras_ratios`.
+            spacing: ``linspace`` for even times, which is ``logsnr`` here; ``karras`` for `karras_ratios`.
+            low: The last level's ``sigma``, within the schedule's own range.
+            high: The first level's, likewise.
 
         Raises:
             InputError: Fewer than one step, or a spacing that needs discrete times.
         """
         if steps < 1:
             raise InputError(f"steps: {steps} given; allowed: 1 and more")
+        low, high = (min(max(ratio, self.low), self.high) for ratio in (low, high))
         match spacing:
-            case "linspace":
-                first, last = math.log(self.high), math.log(self.low)
-                sigmas = torch.linspace(first, last, steps, dtype=torch.float64).exp()
+            case "linspace" | "logsnr":
+                sigmas = even_ratios(steps, low, high)
             case "karras":
-                sigmas = karras_ratios(steps, self.low, self.high)
+                sigmas = karras_ratios(steps, low, high)
             case _:
-                raise unknown("spacing of EDM", spacing, ("linspace", "karras"))
+                raise unknown("spacing of EDM", spacing, ("linspace", "karras", "logsnr"))
         return (*(self.at_sigma(sigma) for sigma in sigmas), CLEAN)

@@ -38,9 +38,11 @@ class Uneven:
 
     def __init__(self, schedule):
         self.schedule, self.at_time, self.at_sigma = schedule, schedule.at_time, schedule.at_sigma
-        self.start = float(self.at_sigma(10.0).sigma)
 
-    def levels(self, steps, spacing="linspace"):
+    def start(self, level):
+        return float(level.sigma)
+
+    def levels(self, steps, spacing="linspace", low=0.0, high=math.inf):
         places = torch.arange(steps + 1)
         shares = (places + 0.25 * (places % 2)).double() / steps
         return tuple(self.at_sigma(10.0 * 0.002**share) for share in shares)
@@ -68,7 +70,7 @@ def solution(uneven, start):
         level = uneven.schedule.at_sigma(log_t.exp())
         return z - uneven(level.alpha * z, level).x0_hat
 
-    z, places = uneven.schedule.start * start / high.alpha, torch.linspace(math.log(10.0), math.log(0.02), 201).double()
+    z, places = high.sigma * start / high.alpha, torch.linspace(math.log(10.0), math.log(0.02), 201).double()
     for here, there in pairwise(places):
         h = there - here
         first = slope(z, here)
@@ -97,6 +99,6 @@ def conditional_solution(uneven, start):
     """The same ODE of class 2 alone, in closed form: along each axis it keeps the number of deviations."""
     high, low = uneven.schedule.levels(2)[::2]
     values, axes = torch.linalg.eigh(uneven.covariances[2])
-    away = (uneven.schedule.start * start[:, :, 0, 0] - high.alpha * uneven.means[2]) @ axes
+    away = (high.sigma * start[:, :, 0, 0] - high.alpha * uneven.means[2]) @ axes
     scaled = away * ((low.alpha**2 * values + low.sigma**2) / (high.alpha**2 * values + high.sigma**2)).sqrt()
     return (low.alpha * uneven.means[2] + scaled @ axes.T)[..., None, None]

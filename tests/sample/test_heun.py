@@ -42,7 +42,7 @@ def test_a_walk_is_edms_algorithm(mixture, draw, schedule, steps, churn):
         return mixture(level.alpha * z, level).x0_hat
 
     ts = [float(level.sigma / level.alpha) for level in levels]
-    expected = algorithm_2(denoise, schedule.start * draws[0] / levels[0].alpha, ts, draws[1:], *churn)
+    expected = algorithm_2(denoise, schedule.start(levels[0]) * draws[0] / levels[0].alpha, ts, draws[1:], *churn)
     sampler = Heun(**dict(zip(("churn", "low", "high", "noise"), churn, strict=True)))
     settings = {"seeds": range(4), "steps": steps, "spacing": "karras", "clip": False, "dtype": F64}
     # float64's rounding, divided by the first level's alpha of 5e-5; two steps from there end at 1e4
@@ -164,7 +164,7 @@ def distance(mixture, sampler, steps):
     draws = torch.zeros(1 + steps, 1 + count, 2, 1, 1, dtype=F64)
     draws[0, :, :, 0, 0] = mean
     draws[0, 1:3, :, 0, 0] += root(covariance)
-    draws[0] /= mixture.schedule.start
+    draws[0] /= mixture.schedule.start(levels[0])
     for index in range(2 * steps):
         draws[1 + index // 2, 3 + index, index % 2] = 1
     condition = {"label": torch.full((1 + count,), 2)}
@@ -194,7 +194,7 @@ def churned_statistics(mixture, sampler):
     high, low = mixture.schedule.levels(2)[::2]
     x0 = mixture.sample(count, generator)
     draws = [torch.randn(count, 2, 1, 1, generator=generator, dtype=F64) for _ in range(1 + steps)]
-    draws[0] = (high.alpha * x0 + high.sigma * draws[0]) / mixture.schedule.start
+    draws[0] = (high.alpha * x0 + high.sigma * draws[0]) / mixture.schedule.start(high)
     x = sample(mixture, sampler, seeds=range(count), steps=steps, clip=False, noise=draws, dtype=F64)
     means, weights = low.alpha * mixture.means, mixture.weights
     second = low.alpha**2 * mixture.covariances + low.sigma**2 * torch.eye(2, dtype=F64)

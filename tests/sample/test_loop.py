@@ -178,7 +178,8 @@ def test_the_condition_reaches_the_denoiser(mixture):
 
 def test_the_walk_starts_from_the_schedules_own_noise(mixture):
     class Louder(VP):
-        start = 3.0
+        def start(self, level):
+            return 3.0
 
     class Still:
         schedule, shape, classes = Louder(alpha_bar=VP.linear().alpha_bar), (2, 1, 1), ()

@@ -76,7 +76,10 @@ class SoftReLU6(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Float[Tensor, "*shape"]) -> tuple[Tensor, None]:  # noqa: ANN401
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any,  # noqa: ANN401
+        *grad_outputs: Float[Tensor, "*shape"],
+    ) -> tuple[Tensor, None]:
         """Returns the gradient."""
         (t,), (g,) = ctx.saved_tensors, grad_outputs
         return (t * (1 - ctx.k**2)).div_((t * ctx.k).add_(1).mul_(t + ctx.k)).mul_(g), None

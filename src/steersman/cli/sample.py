@@ -32,7 +32,9 @@ def sample(
     no_guidance: Annotated[
         bool, typer.Option("--no-guidance", help="Draw unsteered; the guide only measures.")
     ] = False,
-    batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 16,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images at a time.  [4 on a CPU, else 16]", show_default=False)
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     gif: Annotated[

@@ -34,7 +34,7 @@ def carry_out(run: Run, out: Path, *, gif: bool = False) -> None:
     count = run.num * len(session.targets)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        steps = run.recipe.walk()["steps"] * -(-count // run.batch_size)
+        steps = run.recipe.walk()["steps"] * -(-count // run.at_once)
         task = progress.add_task(f"{count} images", total=steps)
         summary = session.generate(out, on_step=lambda: progress.advance(task), callbacks=[frames] if frames else [])
     if frames is not None:

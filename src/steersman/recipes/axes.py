@@ -68,11 +68,15 @@ class Walk:
     Attributes:
         steps: How many steps.
         spacing: Which of the schedule's levels.
+        low: The smallest noise-to-signal ratio ``sigma / alpha`` among them, before the clean image.
+        high: The largest, where the walk starts.
         clip: Whether the denoised image is clipped to [-1, 1] before each step.
     """
 
     steps: int = 50
     spacing: Spacing = "linspace"
+    low: float = 0.0
+    high: float = math.inf
     clip: bool = True
 
     def __post_init__(self) -> None:
@@ -80,6 +84,8 @@ class Walk:
             raise InputError(f"walk.steps: {self.steps} given; allowed: 1 and more")
         if self.spacing not in get_args(Spacing):
             raise unknown("walk.spacing", self.spacing, get_args(Spacing))
+        if not 0 <= self.low < self.high:
+            raise InputError(f"walk.low, high: {self.low}, {self.high} given; allowed: 0 <= low < high")
 
 
 @dataclass(frozen=True, kw_only=True)

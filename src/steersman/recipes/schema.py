@@ -126,7 +126,7 @@ class Recipe(BaseModel):
         """Returns how the levels are walked, as `steersman.sample.sample` takes it."""
         walk = self._build("walk")
         chosen = {axis: self._build(axis) for axis in ("recurrence", "particles")}
-        return {"steps": walk.steps, "spacing": walk.spacing, "clip": walk.clip, **chosen}
+        return vars(walk) | chosen
 
 
 def _no_classifier(image: Tensor, level: Level | None = None) -> Tensor:

@@ -11,6 +11,7 @@
 Levels are float64, guidance is float32 or float64, and the networks see their own dtype.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -89,6 +90,8 @@ def sample(
     seeds: Sequence[int] = (0,),
     steps: int = 50,
     spacing: Spacing = "linspace",
+    low: float = 0.0,
+    high: float = math.inf,
     clip: bool = True,
     recurrence: Recurrence | None = None,
     particles: Particles | None = None,
@@ -108,6 +111,8 @@ def sample(
         seeds: One an image; an image depends on its seed and the settings alone.
         steps: How many steps.
         spacing: Which of the schedule's levels they visit.
+        low: The smallest noise-to-signal ratio ``sigma / alpha`` among them, before the clean image.
+        high: The largest, where the walk starts.
         clip: Whether the denoised image is clipped to [-1, 1] before each step, as pixel models expect.
         recurrence: How often steps are repeated.
         particles: How many candidates an image has, and which of them go on.
@@ -135,11 +140,11 @@ def sample(
     swarm = Swarm(particles, len(seeds), device)
     for each in (denoiser, steering):
         each.take(swarm.rows)
-    levels = denoiser.schedule.levels(steps, spacing)
+    levels = denoiser.schedule.levels(steps, spacing, low, high)
     draws: Noise = (
         SeededNoise(seeds, denoiser.shape, device, dtype) if noise is None else GivenNoise(noise, device, dtype)
     )
-    x = draws("start", swarm.count) * denoiser.schedule.start
+    x = draws("start", swarm.count) * denoiser.schedule.start(levels[0])
     if x.shape != (len(seeds) * swarm.count, *denoiser.shape):
         wanted = (len(seeds) * swarm.count, *denoiser.shape)
         raise InputError(f"noise: draws of shape {tuple(x.shape)} given; allowed: {wanted}")
