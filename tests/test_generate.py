@@ -31,7 +31,8 @@ def denoiser(tmp_path_factory):
 
 
 def run(denoiser, **settings):
-    changes = ["walk.steps=3", "recurrence.times=1", "strength=deviation", "smoothing=none", "input.size=null"]
+    changes = ["walk.steps=3", "particles=1", "recurrence.times=1", "strength=deviation", "smoothing=none"]
+    changes += ["input.size=null"]
     recipe = load_recipe("default", changes)
     given = {"targets": ("baseball",), "num": 2, "denoiser": denoiser, "classifier": GUIDE, "judge": JUDGE}
     return Run(**{**given, "recipe": recipe, **settings})
@@ -76,7 +77,7 @@ def test_images_do_not_depend_on_the_batch(denoiser, tmp_path, batch_size):
 
 def test_a_guided_image_is_the_same_to_the_bit_whatever_its_batch():
     """With the bundled networks; over all of the default's steps, a difference in the last digit becomes visible."""
-    recipe = load_recipe("default", ["walk.steps=3", "recurrence.times=1", "strength=deviation"])
+    recipe = load_recipe("default", ["walk.steps=3", "particles.count=2", "particles.high=100", "strength=deviation"])
     session = Session(Run(targets=("baseball",), num=5, recipe=recipe, judge=None))
     jobs = [(session.targets[0], seed) for seed in range(5)]
     assert torch.equal(session.draw(jobs[:1])[0], session.draw(jobs)[0])

@@ -153,6 +153,7 @@ class Session:
         condition = dict(self.condition)
         if "label" in condition:
             condition["label"] = torch.full((len(jobs),), condition["label"], device=run.device)
+        walk = run.recipe.walk() if run.guided else run.recipe.walk() | {"particles": None}
         with self.meters[0], self.meters[1]:
             samples = sample(
                 self.denoiser,
@@ -163,7 +164,7 @@ class Session:
                 condition=condition,
                 device=run.device,
                 callbacks=callbacks,
-                **run.recipe.walk(),
+                **walk,
             )
         return self.denoiser.decode(samples)
 
