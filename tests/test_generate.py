@@ -10,7 +10,7 @@ from PIL import Image
 
 from steersman.errors import InputError
 from steersman.generate import Session
-from steersman.recipes import load_recipe
+from steersman.recipes import load_recipe, recipe_names
 from steersman.run import Run, read_run
 from steersman.train.denoiser import unet
 
@@ -34,7 +34,7 @@ def run(denoiser, **settings):
     changes = ["walk.steps=3", "particles=1", "recurrence.times=1", "strength=deviation", "smoothing=none"]
     changes += ["input.size=null"]
     recipe = load_recipe("default", changes)
-    given = {"targets": ("baseball",), "num": 2, "denoiser": denoiser, "classifier": GUIDE, "judge": JUDGE}
+    given = {"targets": ("baseball",), "num": 2, "denoiser": denoiser, "classifiers": (GUIDE,), "judge": JUDGE}
     return Run(**{**given, "recipe": recipe, **settings})
 
 
@@ -100,8 +100,52 @@ def test_unguided_images_are_the_same_for_every_target(denoiser, tmp_path):
     assert all((first[name] == second[name]).all() for name in first)
 
 
+@pytest.mark.parametrize("name", recipe_names(variants=False))
+def test_every_recipe_draws(denoiser, tmp_path, name):
+    recipe = load_recipe(name, ["walk.steps=3", "input.size=64"])
+    metrics = Session(run(denoiser, num=1, recipe=recipe)).generate(tmp_path).metrics
+    assert metrics["lost"] == []
+    assert metrics["nonfinite_gradients"] == 0
+    assert metrics["network_evaluations"]["classifier"] > 0
+
+
+def test_a_blend_steers_to_several_classes_at_once(denoiser, tmp_path):
+    blend = {"baseball": 1.0, "soccer ball": -0.5}
+    session = Session(run(denoiser, targets=(), blend=blend))
+    assert [target.name for target in session.targets] == ["baseball"]
+    session.generate(tmp_path / "blend")
+    assert read_run(tmp_path / "blend" / "run.yaml").blend == blend
+    Session(run(denoiser, targets=(), blend={"baseball": 1.0})).generate(tmp_path / "one")
+    Session(run(denoiser)).generate(tmp_path / "plain")
+    blended, one, plain = (pixels(tmp_path / name)["000000.png"] for name in ("blend", "one", "plain"))
+    assert (one == plain).all()
+    assert abs(blended - plain).max() > 1
+
+
+def test_several_classifiers_steer_together_each_in_its_own_words(denoiser, tmp_path):
+    both = (GUIDE, "zoo:sportballs-mobilenet-robust")
+    twice = {"classifiers": (GUIDE, GUIDE), "recipe": run(denoiser).recipe.changed({"several.weights": (1.0, 0.0)})}
+    handed = {"classifiers": both, "recipe": run(denoiser).recipe.changed({"several": {"kind": "switch", "at": 0.0}})}
+    for name, settings in {"alone": {}, "twice": twice, "both": {"classifiers": both}, "handed": handed}.items():
+        Session(run(denoiser, **settings)).generate(tmp_path / name)
+    alone, twice, both, handed = (
+        pixels(tmp_path / name)["000000.png"] for name in ("alone", "twice", "both", "handed")
+    )
+    assert (alone == twice).all()
+    assert (alone == handed).all()
+    assert abs(alone - both).max() > 1
+    session = Session(run(denoiser, classifiers=("imagenet:efficientnet-lite0", GUIDE)))
+    assert [(target.guide, target.others) for target in session.targets] == [(429, (0,))]
+    with pytest.raises(InputError, match="several: switch given for 1 classifiers; allowed: two, --classifier twice"):
+        Session(run(denoiser, recipe=handed_over(denoiser)))
+
+
+def handed_over(denoiser):
+    return run(denoiser).recipe.changed({"several": "switch"})
+
+
 def test_a_judge_without_the_class_says_nothing(denoiser, tmp_path):
-    session = Session(run(denoiser, targets=("goldfish",), classifier="imagenet:efficientnet-lite0", guided=False))
+    session = Session(run(denoiser, targets=("goldfish",), classifiers=("imagenet:efficientnet-lite0",), guided=False))
     metrics = session.generate(tmp_path).metrics
     assert metrics["accuracy"]["judge"] is None
     assert metrics["probability"]["judge"] is None

@@ -28,11 +28,12 @@ from steersman.classifiers import Classifier, load_classifier
 from steersman.denoisers import DiffusersDenoiser, load_denoiser
 from steersman.errors import InputError, unknown
 from steersman.files import replacing, write_image, write_json
+from steersman.guidance import Guide
 from steersman.guidance.view import rms
 from steersman.metrics import correct, target_probability
 from steersman.recipes import Recipe
 from steersman.run import DTYPES, Run, read_run
-from steersman.sample import Callback, Report, sample
+from steersman.sample import Callback, Report, levels_of, sample
 
 __all__ = ["Session", "Summary", "Target"]
 
@@ -51,11 +52,13 @@ class Target:
     Attributes:
         name: Its name, the first of the synonyms.
         guide: Its index in the guide's.
+        others: Its index in those of the further classifiers that steer.
         judge: Its index in the judge's, None where the judge has no such class.
     """
 
     name: str
     guide: int
+    others: tuple[int, ...] = ()
     judge: int | None
 
 
@@ -110,28 +113,54 @@ class Session:
         self.run = run
         dtype = DTYPES[run.dtype]
         self.denoiser: DiffusersDenoiser = load_denoiser(run.denoiser, device=run.device, dtype=dtype)
-        self.guide: Classifier = load_classifier(
-            run.classifier, device=run.device, dtype=dtype, **run.recipe.classifier_settings()
-        )
-        self.denoiser.block = self.guide.block = CPU_BLOCK if run.device == "cpu" else run.at_once
-        self.meters = _Meter(self.denoiser.network), _Meter(self.guide.network)
+        settings = run.recipe.classifier_settings()
+        self.classifiers = [
+            load_classifier(spec, device=run.device, dtype=dtype, **settings) for spec in run.classifiers
+        ]
+        self.guide, *self.others = self.classifiers
+        for each in (self.denoiser, *self.classifiers):
+            each.block = CPU_BLOCK if run.device == "cpu" else run.at_once
+        networks = {"denoiser": [self.denoiser.network], "classifier": [each.network for each in self.classifiers]}
+        self.meters = {name: _Meter(counted) for name, counted in networks.items()}
         self.judge = load_classifier(run.judge, device=run.device) if run.judge else None
-        self.guides = run.recipe.guides(self.guide) if run.guided else []
         walk = run.recipe.walk()
-        self.denoiser.schedule.levels(*(walk[key] for key in ("steps", "spacing", "low", "high")))
+        walked = (walk[key] for key in ("steps", "spacing", "low", "high"))
+        levels_of(run.recipe.sampler(), self.denoiser.schedule, *walked)
         self.targets = self._targets()
+        self.guides = self._guides() if run.guided else []
         self.condition = self._condition()
 
     def _targets(self) -> tuple[Target, ...]:
-        wanted = self.run.targets
+        wanted = self.run.targets or (max(self.run.blend, key=lambda name: self.run.blend[name]),)
         if wanted == ("all",):
             known = self.denoiser.classes or self.guide.names
             wanted = tuple(name for name in known if _index(self.guide, name) is not None)
             if not wanted:
                 raise InputError(f"target: all given, but the guide knows none of {', '.join(known)}")
         indices = dict.fromkeys(self.guide.resolve(target) for target in wanted)
-        names = {index: self.guide.names[index].split(",")[0].strip() for index in indices}
-        return tuple(Target(name=name, guide=index, judge=_index(self.judge, name)) for index, name in names.items())
+        names = {index: _short(self.guide.names[index]) for index in indices}
+        return tuple(
+            Target(
+                name=name,
+                guide=index,
+                others=tuple(each.resolve(name) for each in self.others),
+                judge=_index(self.judge, name),
+            )
+            for index, name in names.items()
+        )
+
+    def _guides(self) -> list[Guide]:
+        blend = [(weight, self._numbers(name)) for name, weight in self.run.blend.items()]
+        others = [
+            (classifier, {target.guide: target.others[place] for target in self.targets})
+            for place, classifier in enumerate(self.others)
+        ]
+        return self.run.recipe.guides(self.guide, *others, blend=blend)
+
+    def _numbers(self, name: str) -> list[int]:
+        """Returns a class's index in each classifier's vocabulary."""
+        index = self.guide.resolve(name)
+        return [index, *(each.resolve(_short(self.guide.names[index])) for each in self.others)]
 
     def _condition(self) -> dict[str, Any]:
         label, classes = self.run.label, self.denoiser.classes
@@ -153,8 +182,10 @@ class Session:
         condition = dict(self.condition)
         if "label" in condition:
             condition["label"] = torch.full((len(jobs),), condition["label"], device=run.device)
-        walk = run.recipe.walk() if run.guided else run.recipe.walk() | {"particles": None}
-        with self.meters[0], self.meters[1]:
+        walk = run.recipe.walk()
+        if not run.guided:
+            walk["particles"] = None
+        with self.meters["denoiser"], self.meters["classifier"]:
             samples = sample(
                 self.denoiser,
                 run.recipe.sampler(),
@@ -224,12 +255,11 @@ class Session:
                 else:
                     lost.append(f"{target.name} {seed}")
         seconds = time.monotonic() - began
-        evaluations = [meter.images / len(jobs) for meter in self.meters]
         moved = [size for watch in watches for size in watch.moved]
         metrics = _figures(tallies) | {
             "seconds": round(seconds, 3),
             "images_per_second": round(len(jobs) / seconds, 4),
-            "network_evaluations": dict(zip(("denoiser", "classifier"), evaluations, strict=True)),
+            "network_evaluations": {name: meter.images / len(jobs) for name, meter in self.meters.items()},
             "nonfinite_gradients": sum(watch.dropped for watch in watches),
             "lost": lost,
         }
@@ -347,11 +377,12 @@ class _Watch:
 
 
 class _Meter:
-    """Counts the images that a network is asked about by threads inside, with those that fill up its last block."""
+    """Counts the images that networks are asked about by threads inside, with those that fill up a last block."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
         self.images, self.inside, self.lock = 0, threading.local(), threading.Lock()
-        network.register_forward_pre_hook(self._add)
+        for network in networks:
+            network.register_forward_pre_hook(self._add)
 
     def __enter__(self) -> None:
         self.inside.now = True
@@ -363,6 +394,11 @@ class _Meter:
         if getattr(self.inside, "now", False):
             with self.lock:
                 self.images += len(inputs[0])
+
+
+def _short(name: str) -> str:
+    """Returns the first of a class's synonyms."""
+    return name.split(",")[0].strip()
 
 
 def _index(classifier: Classifier | None, name: str) -> int | None:

@@ -1,6 +1,8 @@
 """What makes a run, and its file: every resolved setting, the seeds, the versions."""
 
+import math
 import platform
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +15,7 @@ from steersman.errors import InputError, unknown
 from steersman.recipes import Recipe, load_recipe
 from steersman.sample.noise import SEEDS
 
-__all__ = ["DTYPES", "Run", "check_device", "read_run"]
+__all__ = ["DTYPES", "Run", "check_device", "read_run", "weights"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -24,10 +26,12 @@ class Run:
 
     Attributes:
         targets: Names or indices in the guide's vocabulary; ``all`` for every class that the denoiser has.
+        blend: Instead of targets, weights by class, steered to all at once; a negative weight steers away.
         num: Images of each target.
         seed: The first image's seed; the others follow.
         denoiser: As `steersman.denoisers.load_denoiser` reads it.
-        classifier: The guide, as `steersman.classifiers.load_classifier` reads it.
+        classifiers: The guide, as `steersman.classifiers.load_classifier` reads it; or several, the first of which also
+            measures. Each knows the targets by its own names for them.
         judge: The network that judges, likewise; None for no judge.
         recipe: The settings of every axis.
         guided: Whether the guide steers; else it only measures.
@@ -38,11 +42,12 @@ class Run:
         dtype: In what: float32, bfloat16 or float16.
     """
 
-    targets: tuple[str, ...]
+    targets: tuple[str, ...] = ()
+    blend: Mapping[str, float] = field(default_factory=dict)
     num: int = 16
     seed: int = 0
     denoiser: str = "zoo:sportballs"
-    classifier: str = "imagenet:efficientnet-lite0"
+    classifiers: tuple[str, ...] = ("imagenet:efficientnet-lite0",)
     judge: str | None = "zoo:sportballs-judge"
     recipe: Recipe = field(default_factory=lambda: load_recipe("default"))
     guided: bool = True
@@ -58,11 +63,15 @@ class Run:
                 raise InputError(f"{name}: {given} given; allowed: {least} and more")
         if self.seed + self.num > SEEDS:
             raise InputError(f"seed: {self.seed} given for {self.num} images; allowed: the last below {SEEDS}")
-        if not self.targets:
-            raise InputError("target: none given; allowed: one or more names or indices of classes, or all")
+        if self.targets and self.blend:
+            raise InputError("target: given with a blend; allowed: one of the two")
+        if not self.targets and not self.blend:
+            raise InputError("target: none given; allowed: names or indices of classes, all, or a blend of classes")
+        if not self.classifiers:
+            raise InputError("classifier: none given; allowed: one or more")
         if self.dtype not in DTYPES:
             raise unknown("dtype", self.dtype, DTYPES)
-        if self.judge == self.classifier:
+        if self.judge in self.classifiers:
             raise InputError(f"judge: {self.judge!r} given, which is the guide; allowed: another network, or none")
         check_device(self.device)
 
@@ -73,12 +82,32 @@ class Run:
 
     def record(self) -> dict[str, Any]:
         """Returns what ``run.yaml`` holds: settings and versions."""
-        settings = asdict(self) | {"targets": list(self.targets), "batch_size": self.at_once}
+        settings = asdict(self) | {"batch_size": self.at_once}
+        settings |= {"targets": list(self.targets), "classifiers": list(self.classifiers)}
         settings["recipe"] = {"name": self.recipe.name, "settings": self.recipe.resolved()}
         packages = ("steersman", "torch", "torchvision", "diffusers", "timm")
         return settings | {
             "versions": {"python": platform.python_version()} | {name: version(name) for name in packages}
         }
+
+
+def weights(given: Iterable[str]) -> dict[str, float]:
+    """Returns the weights that ``CLASS=WEIGHT`` says.
+
+    Raises:
+        InputError: One that says none, or a class twice.
+    """
+    found: dict[str, float] = {}
+    for each in given:
+        name, _, weight = each.rpartition("=")
+        try:
+            number = float(weight)
+        except ValueError:
+            number = math.nan
+        if not name or not math.isfinite(number) or name in found:
+            raise InputError(f"blend: {each!r} given; allowed: CLASS=WEIGHT, a class once, as in baseball=1")
+        found[name] = number
+    return found
 
 
 def check_device(device: str) -> None:
@@ -117,7 +146,10 @@ def read_run(path: Path) -> Run:
             raise unknown("key of a run", key, known)
     try:
         recipe = Recipe(**{"title": "", **content.pop("recipe")}).check()
-        return Run(**content | {"targets": tuple(content["targets"]), "recipe": recipe})
+        settings: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in content.items()
+        }
+        return Run(**settings, recipe=recipe)
     except (TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise

@@ -94,7 +94,7 @@ def test_a_sums_parts_have_classifiers_and_vocabularies_of_their_own(exact, draw
     """Each image's own target under the one, the class of the same name under another, a fixed one away from."""
     x, weights = draw(4, 2, 1, 1), draw(5, 2)
     other = TargetLogit(classifier=lambda image, level=None: image.flatten(1) @ weights.T)
-    named = Translated(objective=other, classes=[4, None, 1])
+    named = Translated(objective=other, classes={0: 4, 2: 1})
     target = torch.tensor([2, 0, 2, 0])
     blend = Sum([(1.0, exact), (0.3, named), (-2.0, Toward(objective=other, target=3))])
     expected = exact(x, target, LEVEL)
@@ -103,7 +103,7 @@ def test_a_sums_parts_have_classifiers_and_vocabularies_of_their_own(exact, draw
 
 
 def test_a_translation_refuses_a_target_that_it_does_not_have(exact, draw):
-    named = Translated(objective=exact, classes=(1, None))
+    named = Translated(objective=exact, classes={0: 1})
     for wrong in (1, 2):
         with pytest.raises(InputError, match=rf"target: {wrong} given; the objective has a class for \[0\]"):
             named(draw(2, 2, 1, 1), torch.tensor([0, wrong]), LEVEL)
@@ -131,7 +131,8 @@ def test_a_switch_asks_the_one_whose_level_it_is(mixture, exact):
 
 def test_an_image_does_not_depend_on_its_neighbours(exact, draw):
     x = draw(4, 2, 1, 1)
-    blend = Sum([(1.0, Translated(objective=exact, classes=[1, 2, 0])), (-0.5, Toward(objective=exact, target=0))])
+    turned = Translated(objective=exact, classes={0: 1, 1: 2, 2: 0})
+    blend = Sum([(1.0, turned), (-0.5, Toward(objective=exact, target=0))])
     both = gradient(blend, x)
     for row in range(4):
         alone = gradient(blend, x[row : row + 1], TARGET[row : row + 1])

@@ -18,7 +18,12 @@ def sample(
     seed: Annotated[int, typer.Option(help="Seed of the first image.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder to write.  [outputs/TARGET]")] = None,
     denoiser: Annotated[str, typer.Option(help="Diffusion model.")] = "zoo:sportballs",
-    classifier: Annotated[str, typer.Option(help="Guide.")] = "imagenet:efficientnet-lite0",
+    blend: Annotated[
+        list[str] | None, typer.Option(metavar="CLASS=WEIGHT", help="Or several at once; a negative one repels.")
+    ] = None,
+    classifier: Annotated[
+        list[str] | None, typer.Option(help="Guide; repeat for several.  [imagenet:efficientnet-lite0]")
+    ] = None,
     judge: Annotated[str, typer.Option(help="Network that measures, or none.")] = "zoo:sportballs-judge",
     recipe: Annotated[str, typer.Option(help="Name, name/variant or file.")] = "default",
     sampler: Annotated[str | None, typer.Option(help="Sampler, instead of the recipe's.")] = None,
@@ -45,7 +50,7 @@ def sample(
     """Draw images with a diffusion model, steered by a classifier."""
     from steersman.cli.sampling import carry_out
     from steersman.recipes import load_recipe
-    from steersman.run import Run, read_run
+    from steersman.run import Run, read_run, weights
 
     if from_ is not None:
         run = read_run(from_)
@@ -54,10 +59,11 @@ def sample(
         changes = [f"{key}={value}" for key, value in short.items() if value is not None]
         run = Run(
             targets=tuple(target or ()),
+            blend=weights(blend or ()),
             num=num,
             seed=seed,
             denoiser=denoiser,
-            classifier=classifier,
+            **({"classifiers": tuple(classifier)} if classifier else {}),
             judge=None if judge == "none" else judge,
             recipe=load_recipe(recipe, [*(set_ or ()), *changes]),
             guided=not no_guidance,
@@ -67,4 +73,5 @@ def sample(
             device=device,
             dtype=dtype,
         )
-    carry_out(run, out or Path("outputs", "-".join(run.targets).replace(" ", "-")), gif=gif)
+    named = "-".join(run.targets or run.blend)
+    carry_out(run, out or Path("outputs", named.replace(" ", "-")), gif=gif)

@@ -10,7 +10,7 @@ together as `Translated`.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -97,11 +97,11 @@ class Translated:
 
     Attributes:
         objective: Whose classes they are.
-        classes: ``c``: at place y its number for target y, or None where it has no such class.
+        classes: ``c``: the number there of each target that it knows.
     """
 
     objective: Objective
-    classes: Sequence[int | None]
+    classes: Mapping[int, int]
 
     def __call__(self, image: Float[Tensor, "B C H W"], target: Int[Tensor, " B"], level: Level) -> Float[Tensor, " B"]:
         """Returns the log-likelihood of each target's own class.
@@ -109,8 +109,7 @@ class Translated:
         Raises:
             InputError: A target that has none.
         """
-        own = [self.classes[y] if y < len(self.classes) else None for y in target.tolist()]
-        if None in own:
-            known = [y for y, c in enumerate(self.classes) if c is not None]
-            raise InputError(f"target: {target[own.index(None)]} given; the objective has a class for {known}")
-        return self.objective(image, torch.tensor(own).to(target), level)
+        for y in target.tolist():
+            if y not in self.classes:
+                raise InputError(f"target: {y} given; the objective has a class for {sorted(self.classes)}")
+        return self.objective(image, target.new_tensor([self.classes[y] for y in target.tolist()]), level)

@@ -19,7 +19,19 @@ from steersman.guidance.guide import Route
 from steersman.sample import DDIM, DDPM, DPMpp, Heun, Particles, Recurrence
 from steersman.schedule import Spacing
 
-__all__ = ["AXES", "Input", "Softplus", "Walk", "build", "describe", "normal", "options", "plain", "settings_of"]
+__all__ = [
+    "AXES",
+    "HandOver",
+    "Input",
+    "Softplus",
+    "Walk",
+    "build",
+    "describe",
+    "normal",
+    "options",
+    "plain",
+    "settings_of",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +101,28 @@ class Walk:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Together:
+    """The log-likelihoods of several classifiers, weighted and added.
+
+    Attributes:
+        weights: One a classifier, in their order; none for 1 each. A negative one steers away.
+    """
+
+    weights: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class HandOver:
+    """The first of two classifiers at high noise, the second at low noise (EluCD, Table 2).
+
+    Attributes:
+        at: The noise-to-signal ratio ``sigma / alpha`` from which on down it is the second's turn.
+    """
+
+    at: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scale:
     """How strong the guidance is.
 
@@ -110,6 +144,7 @@ AXES: dict[str, dict[str, type]] = {
         "binary": objective.BinaryProbability,
     },
     "input": {"image": Input},
+    "several": {"sum": Together, "switch": HandOver},
     "smoothing": {
         "none": Unsmoothed,
         "softplus": Softplus,

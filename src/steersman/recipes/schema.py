@@ -5,7 +5,7 @@ some of them. ``NAME`` or ``NAME/VARIANT`` names a bundled one, a path one's own
 known ones.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from steersman.errors import InputError, unknown
-from steersman.guidance import Guide
-from steersman.guidance.objective import Logits
-from steersman.recipes.axes import AXES, build, normal, plain
+from steersman.guidance import Guide, Sum, Switch, Toward, Translated
+from steersman.guidance.objective import Logits, Objective
+from steersman.recipes.axes import AXES, HandOver, build, normal, plain
 from steersman.sample import Sampler
 from steersman.schedule import Level
 
@@ -84,7 +84,8 @@ class Recipe(BaseModel):
         for axis in self.settings:
             if axis not in AXES:
                 raise unknown("axis", axis, AXES)
-        self.guides(_no_classifier)
+        handed_over = isinstance(self._build("several"), HandOver)
+        self.guides(_no_classifier, *[(_no_classifier, {})] * handed_over)
         self.classifier_settings()
         self.sampler()
         self.walk()
@@ -108,15 +109,53 @@ class Recipe(BaseModel):
     def _smoothing(self) -> list[dict[str, Any]]:
         return normal("smoothing", self.settings.get("smoothing", {}))
 
-    def guides(self, classifier: Logits) -> list[Guide]:
-        """Returns the guides, for a classifier loaded with `classifier_settings`."""
+    def guides(
+        self,
+        classifier: Logits,
+        *others: tuple[Logits, Mapping[int, int]],
+        blend: Sequence[tuple[float, Sequence[int]]] = (),
+    ) -> list[Guide]:
+        """Returns the guides, for classifiers loaded with `classifier_settings`.
+
+        Args:
+            classifier: The one whose vocabulary the targets are of.
+            others: Further ones, each with the number there of every target.
+            blend: Instead of the targets, weights, each of a class that has a number for every classifier; a negative
+                one steers away.
+
+        Raises:
+            InputError: Several classifiers do not suit the recipe's way to combine them.
+        """
         choices = {axis: self._build(axis) for axis in GUIDE_AXES if axis != "route"}
         route = normal("route", self.settings.get("route", {}))[0]["kind"]
+        objectives = [self._objective(each) for each in (classifier, *(each for each, _ in others))]
+        if blend:
+            objectives = [
+                Sum([(weight, Toward(objective=each, target=numbers[place])) for weight, numbers in blend])
+                for place, each in enumerate(objectives)
+            ]
+        else:
+            named = zip(objectives[1:], others, strict=True)
+            objectives[1:] = [Translated(objective=each, classes=classes) for each, (_, classes) in named]
+        return [Guide(objective=self._combined(objectives), scale=self._build("scale").value, route=route, **choices)]
+
+    def _objective(self, classifier: Logits) -> Objective:
         objective = self._build("objective", classifier=classifier)
         for part in self._smoothing():
             if part["kind"] in AVERAGES:
                 objective = build("smoothing", part, objective=objective)
-        return [Guide(objective=objective, scale=self._build("scale").value, route=route, **choices)]
+        return objective
+
+    def _combined(self, objectives: Sequence[Objective]) -> Objective:
+        several, count = self._build("several"), len(objectives)
+        if isinstance(several, HandOver):
+            if count != 2:
+                raise InputError(f"several: switch given for {count} classifiers; allowed: two, --classifier twice")
+            return Switch(above=objectives[0], below=objectives[1], at=several.at)
+        weights = several.weights or (1.0,) * count
+        if len(weights) != count:
+            raise InputError(f"several.weights: {len(weights)} given for {count} classifiers; allowed: one each")
+        return Sum(list(zip(weights, objectives, strict=True))) if weights != (1.0,) else objectives[0]
 
     def sampler(self) -> Sampler:
         """Returns the sampler."""
