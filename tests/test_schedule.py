@@ -1,11 +1,21 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, EDMEulerScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EDMEulerScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
 
+from steersman.denoise import eps_from_x0, output_for, to_x0
 from steersman.errors import InputError
-from steersman.schedule import CLEAN, EDM, VP, broadcast
+from steersman.guidance.step import posterior_mean, reverse_variance, transition
+from steersman.sample import DDIM, DDPM, DPMpp, Heun, sample
+from steersman.schedule import CLEAN, EDM, VP, Flow, broadcast, from_diffusers
 
 F64 = torch.float64
 SCHEDULES = {"linear": VP.linear(), "cosine": VP.cosine(), "short": VP.linear(400)}
@@ -255,3 +265,86 @@ def test_refuses_a_schedule_that_it_does_not_know():
 def test_refuses_a_configuration_without_betas_or_with_rescaled_ones(scheduler):
     with pytest.raises(InputError):
         VP.from_diffusers(scheduler.config)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0, 0.5])
+@pytest.mark.parametrize("steps", [2, 10, 28])
+def test_flow_levels_are_those_of_diffusers(shift, steps):
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    scheduler.set_timesteps(steps)
+    first, *rest, last = Flow(shift=shift).levels(steps)
+    assert last is CLEAN
+    # float32 there, 2^-24; the first of theirs has no signal, ours a thousandth
+    single = {"rtol": 4 * 2**-24, "atol": 4 * 2**-24}
+    torch.testing.assert_close(torch.stack([level.sigma for level in rest]), scheduler.sigmas[1:-1].double(), **single)
+    torch.testing.assert_close(torch.stack([level.time for level in rest]), scheduler.timesteps[1:].double(), **single)
+    assert float(first.sigma / first.alpha) == pytest.approx(1000, rel=1e-12) and scheduler.sigmas[0] == 1
+
+
+def test_flow_goes_straight_from_image_to_noise():
+    ratios = torch.tensor([0.0, 1e-9, 0.25, 1.0, 4.0, 1e9, math.inf], dtype=F64)
+    level = Flow().at_sigma(ratios)
+    torch.testing.assert_close(level.alpha + level.sigma, torch.ones_like(ratios), rtol=1e-15, atol=0)
+    torch.testing.assert_close(level.sigma / level.alpha, ratios, rtol=1e-15, atol=0)
+    torch.testing.assert_close(level.time, 1000 * level.sigma, rtol=1e-15, atol=0)
+    again = Flow().at_time(level.time)
+    torch.testing.assert_close(again.sigma, level.sigma, rtol=1e-15, atol=0)
+    assert Flow().start(Flow().at_time(700.0)) == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize("spacing", ["linspace", "karras", "logsnr"])
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_a_flow_walk_within_a_range(spacing, shift):
+    *levels, last = Flow(shift=shift).levels(9, spacing, low=0.05, high=20.0)
+    ratios = [float(level.sigma / level.alpha) for level in levels]
+    assert [ratios[0], ratios[-1]] == pytest.approx([20.0, 0.05], rel=1e-12) and last is CLEAN
+    assert all(high > low for high, low in zip(ratios, ratios[1:], strict=False))
+
+
+@pytest.mark.parametrize("sampler", [DDIM(), DDIM(eta=1.0), DDPM(), Heun(), Heun(churn=5.0), DPMpp()])
+def test_a_flow_walk_is_edms_in_other_coordinates(sampler, mixture):
+    """From ``z = x / alpha`` and ``sigma / alpha`` alike, every sampler leads to the same images."""
+    walk = {"seeds": range(4), "steps": 8, "spacing": "logsnr", "low": 0.02, "high": 60.0, "dtype": F64}
+    edm, flow = (sample(replace(mixture, schedule=each), sampler, **walk) for each in (EDM(), Flow()))
+    torch.testing.assert_close(flow, edm, rtol=0, atol=1e-12)  # float64's rounding of z, of up to 200
+
+
+def test_where_there_is_no_signal_a_step_is_finite():
+    noise, next = Flow().at_time(1000.0), Flow().at_time(600.0)
+    x_t, x0 = (torch.randn(2, 1, 2, 2, generator=torch.Generator().manual_seed(k), dtype=F64) for k in (0, 1))
+    assert noise.alpha == 0 and [float(each) for each in transition(noise, next)] == [0.0, 1.0]
+    torch.testing.assert_close(reverse_variance(noise, next), next.sigma**2)  # nothing is known of x_s beside x0
+    torch.testing.assert_close(posterior_mean(x_t, x0, noise, next), next.alpha * x0)
+    assert torch.equal(eps_from_x0(x_t, x0, noise), x_t)
+    for kind in ("sample", "v_prediction", "flow_prediction"):
+        torch.testing.assert_close(to_x0(kind, x_t, output_for(kind, x0, x_t, noise), noise), x0)
+
+
+def test_flow_as_diffusers_configures_it():
+    assert from_diffusers(FlowMatchEulerDiscreteScheduler(shift=3.0).config) == Flow(shift=3.0)
+    assert from_diffusers({"_class_name": "FlowMatchHeunDiscreteScheduler", "num_train_timesteps": 50}) == Flow(
+        count=50
+    )
+    solver = DPMSolverMultistepScheduler(use_flow_sigmas=True, flow_shift=2.0, prediction_type="flow_prediction")
+    assert from_diffusers(solver.config) == Flow(shift=2.0)
+    assert isinstance(from_diffusers(DDPMScheduler().config), VP)
+
+
+@pytest.mark.parametrize("config", [DDPMScheduler().config, {"shift": 1.0, "use_dynamic_shifting": True}, {}])
+def test_refuses_a_configuration_that_is_not_of_flow_matching(config):
+    with pytest.raises(InputError, match="schedule: .* given; allowed: .*flow"):
+        Flow.from_diffusers(config)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+def test_flow_refuses_a_spacing_of_discrete_times(spacing):
+    with pytest.raises(InputError, match=f"unknown spacing of Flow '{spacing}'; .*known: linspace, karras, logsnr"):
+        Flow().levels(10, spacing)
+    with pytest.raises(InputError, match="steps: 0 given; allowed: 1 and more"):
+        Flow().levels(0)
+
+
+@pytest.mark.parametrize("settings", [{"shift": 0.0}, {"count": 0}, {"high": math.inf}, {"high": 0.0}])
+def test_refuses_the_settings_of_flow(settings):
+    with pytest.raises(InputError, match="schedule..* given; allowed: above"):
+        Flow(**settings)

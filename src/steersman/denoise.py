@@ -31,6 +31,8 @@ __all__ = [
     "to_x0",
 ]
 
+FURTHEST = 1e6  # the sigma / alpha that even steps of its logarithm begin from where there is no signal at all
+
 Parameterization = Literal["epsilon", "sample", "v_prediction", "flow_prediction"]
 
 
@@ -163,7 +165,7 @@ def look_ahead(
         evaluations: How many levels further on it is asked.
         until: The last of them, as ``sigma / alpha``; from there on down there is nothing ahead.
     """
-    ratio = float(level.sigma / level.alpha)
+    ratio = min(float(level.sigma / level.alpha), FURTHEST)
     for each in range(evaluations if ratio > until else 0):
         next = denoiser.schedule.at_sigma(ratio * (until / ratio) ** ((each + 1) / evaluations))
         eps = eps_from_x0(x_t, prediction.x0_hat, level)

@@ -4,6 +4,7 @@ A noisy image is ``x_t = alpha x_0 + sigma eps`` with ``eps ~ N(0, I)``. What te
 ``sigma / alpha``; a variance-preserving schedule (Ho et al. 2020) has ``alpha^2 + sigma^2 = 1``, with ``alpha^2`` the
 running product of ``1 - beta`` over T discrete times. Between two of those times, ``log(sigma / alpha)`` is linear.
 A variance-exploding one (EDM, Karras et al. 2022) has ``alpha = 1``, any ``sigma``, and the time ``ln(sigma) / 4``.
+Flow matching (Lipman et al. 2023) has ``alpha = 1 - sigma``, and the time ``T sigma``.
 
 All of it is float64; it is cast where it meets an image (`broadcast`).
 """
@@ -19,7 +20,19 @@ from torch import Tensor
 
 from steersman.errors import InputError, unknown
 
-__all__ = ["CLEAN", "EDM", "Level", "Schedule", "Spacing", "VP", "broadcast", "even_ratios", "karras_ratios"]
+__all__ = [
+    "CLEAN",
+    "EDM",
+    "VP",
+    "Flow",
+    "Level",
+    "Schedule",
+    "Spacing",
+    "broadcast",
+    "even_ratios",
+    "from_diffusers",
+    "karras_ratios",
+]
 
 Spacing = Literal["linspace", "leading", "trailing", "karras", "logsnr"]
 
@@ -256,3 +269,125 @@ class EDM:
             case _:
                 raise unknown("spacing of EDM", spacing, ("linspace", "karras", "logsnr"))
         return (*(self.at_sigma(sigma) for sigma in sigmas), CLEAN)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flow:
+    """A straight path from image to noise, ``x_t = (1 - sigma) x_0 + sigma eps``; networks are told ``T sigma``.
+
+    A walk goes by even steps of u, bent towards the noise (Esser et al. 2024, eq. 23):
+    ``sigma = shift u / (1 + (shift - 1) u)``. At ``sigma = 1`` there is no signal, ``sigma / alpha`` is infinite and
+    what divides by ``alpha`` has no value; there is such a level, but no walk of this schedule's own begins there.
+
+    Attributes:
+        shift: How far levels are moved towards the noise, 1 for not at all.
+        count: T, the time at ``sigma = 1``.
+        high: The noise-to-signal ratio ``sigma / alpha`` that a walk starts from.
+
+    Raises:
+        InputError: A shift or count that is not above 0, or a ratio that is not finite.
+    """
+
+    shift: float = 1.0
+    count: int = 1000
+    high: float = 1000.0
+
+    def __post_init__(self) -> None:
+        if not (0 < self.shift < math.inf and self.count >= 1):
+            raise InputError(f"schedule.shift, count: {self.shift}, {self.count} given; allowed: above 0, 1 and more")
+        if not self._ratio(self._last) < self.high < math.inf:
+            raise InputError(
+                f"schedule.high: {self.high} given; allowed: above {self._ratio(self._last):.3g}, the last level's "
+                "sigma / alpha, and below infinity"
+            )
+
+    @classmethod
+    def from_diffusers(cls, config: Mapping[str, Any]) -> "Flow":
+        """The schedule that a diffusers scheduler's configuration describes.
+
+        Raises:
+            InputError: The configuration describes no flow matching, or a shift that depends on the image's size.
+        """
+        if not _flows(config):
+            given = config.get("_class_name", "a configuration without a class")
+            raise InputError(
+                f"schedule: {given} given; allowed: a flow-matching scheduler, or one with use_flow_sigmas"
+            )
+        for key in ("use_dynamic_shifting", "invert_sigmas"):
+            if config.get(key):
+                raise InputError(f"schedule: {key} given; allowed: flow matching with a shift of its own")
+        shift = config.get("flow_shift" if config.get("use_flow_sigmas") else "shift", 1.0)
+        return cls(shift=float(shift), count=int(config.get("num_train_timesteps", 1000)))
+
+    @property
+    def _last(self) -> float:
+        """A walk's last ``sigma``; diffusers' schedulers bend u at first from 1 / T, and then once more."""
+        return self._bent(self._bent(1 / self.count))
+
+    def _bent(self, u: Any) -> Any:  # noqa: ANN401
+        return self.shift * u / (1 + (self.shift - 1) * u)
+
+    @staticmethod
+    def _ratio(sigma: float) -> float:
+        return sigma / (1 - sigma)
+
+    def start(self, level: Level) -> float:
+        """Returns its ``sigma``: what the noise is multiplied with."""
+        return float(level.sigma)
+
+    def at_time(self, time: float | Tensor) -> Level:
+        """Returns the level ``sigma = time / T``, of a time in [0, T]."""
+        sigma = torch.as_tensor(time, dtype=torch.float64, device="cpu") / self.count
+        return Level(1 - sigma, sigma, sigma * self.count)
+
+    def at_sigma(self, sigma: float | Tensor) -> Level:
+        """Returns the level whose ``sigma / alpha`` is given, of any from 0 to infinity."""
+        ratio = torch.as_tensor(sigma, dtype=torch.float64, device="cpu")
+        sigma = 1 / (1 + 1 / ratio)
+        return Level(1 / (1 + ratio), sigma, sigma * self.count)
+
+    def levels(
+        self, steps: int, spacing: Spacing = "linspace", low: float = 0.0, high: float = math.inf
+    ) -> tuple[Level, ...]:
+        """Returns the levels of a walk of so many steps, noisiest first, and `CLEAN` after them.
+
+        Args:
+            steps: How many steps.
+            spacing: ``linspace`` for even steps of u, from 1 and to the last one of diffusers' schedulers where no
+                range is given; ``karras`` and ``logsnr`` for `karras_ratios` and `even_ratios`.
+            low: The last level's ``sigma / alpha``, within the schedule's own range.
+            high: The first level's, likewise.
+
+        Raises:
+            InputError: Fewer than one step, or a spacing that needs discrete times.
+        """
+        if steps < 1:
+            raise InputError(f"steps: {steps} given; allowed: 1 and more")
+        low = min(max(low, self._ratio(self._last)), self.high)
+        match spacing:
+            case "linspace":
+                first, last = (float(self.at_sigma(max(ratio, low)).sigma) for ratio in (high, low))
+                begin, end = (each / (self.shift - (self.shift - 1) * each) for each in (first, last))
+                sigmas = self._bent(torch.linspace(begin, end, steps, dtype=torch.float64))
+                ratios = (sigmas / (1 - sigmas)).clamp(max=self.high)
+            case "karras" | "logsnr":
+                spread = karras_ratios if spacing == "karras" else even_ratios
+                ratios = spread(steps, low, min(max(high, low), self.high))
+            case _:
+                raise unknown("spacing of Flow", spacing, ("linspace", "karras", "logsnr"))
+        return (*(self.at_sigma(ratio) for ratio in ratios), CLEAN)
+
+
+def _flows(config: Mapping[str, Any]) -> bool:
+    """Whether it is flow matching's; a scheduler that was not loaded does not tell its class, but has a shift alone."""
+    named = str(config.get("_class_name", "")).startswith("FlowMatch")
+    return named or bool(config.get("use_flow_sigmas")) or ("shift" in config and "beta_schedule" not in config)
+
+
+def from_diffusers(config: Mapping[str, Any]) -> VP | Flow:
+    """The schedule that a diffusers scheduler's configuration describes, variance-preserving or flow matching.
+
+    Raises:
+        InputError: It describes neither, or one unknown here.
+    """
+    return Flow.from_diffusers(config) if _flows(config) else VP.from_diffusers(config)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from steersman.blocks import in_blocks
 from steersman.denoise import Parameterization, Prediction, to_x0
 from steersman.errors import InputError
-from steersman.schedule import VP, Level, Schedule
+from steersman.schedule import Flow, Level, Schedule, from_diffusers
 
 __all__ = ["DiffusersDenoiser"]
 
@@ -81,10 +81,13 @@ class DiffusersDenoiser:
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             reason = str(error).strip().splitlines()[0]
             raise InputError(f"denoiser: {str(folder)!r} cannot be read ({reason})") from error
+        schedule = from_diffusers(scheduler)
         return cls(
             network,
-            schedule=VP.from_diffusers(scheduler),
-            parameterization=scheduler.get("prediction_type", "epsilon"),
+            schedule=schedule,
+            parameterization=scheduler.get(
+                "prediction_type", "flow_prediction" if isinstance(schedule, Flow) else "epsilon"
+            ),
             classes=classes,
         )
 

@@ -30,7 +30,7 @@ from steersman.guidance.step import Step, reverse_variance, transition
 from steersman.rows import take
 from steersman.sample.noise import GivenNoise, Noise, SeededNoise
 from steersman.sample.particles import Particles, Swarm
-from steersman.sample.sampler import Draw, Sampler
+from steersman.sample.sampler import Draw, Sampler, levels_of
 from steersman.schedule import Level, Schedule, Spacing, broadcast
 
 __all__ = ["Callback", "Recurrence", "Report", "sample"]
@@ -140,7 +140,7 @@ def sample(
     swarm = Swarm(particles, len(seeds), device)
     for each in (denoiser, steering):
         each.take(swarm.rows)
-    levels = denoiser.schedule.levels(steps, spacing, low, high)
+    levels = levels_of(sampler, denoiser.schedule, steps, spacing, low, high)
     draws: Noise = (
         SeededNoise(seeds, denoiser.shape, device, dtype) if noise is None else GivenNoise(noise, device, dtype)
     )

@@ -4,6 +4,7 @@ A step takes ``x_t`` to ``mean + deviation``. Guides may move the mean or turn t
 a deterministic step has no deviation and draws no noise.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -13,9 +14,9 @@ from torch import Tensor
 
 from steersman.guidance.injection import Estimate
 from steersman.guidance.step import FixedVariance, Step
-from steersman.schedule import Level, Schedule
+from steersman.schedule import Level, Schedule, Spacing
 
-__all__ = ["Draw", "Move", "Predict", "Sampler", "randomly"]
+__all__ = ["Draw", "Move", "OwnLevels", "Predict", "Sampler", "levels_of", "randomly"]
 
 
 @runtime_checkable
@@ -71,6 +72,33 @@ class Sampler(Protocol):
     ) -> tuple[Move, tuple]:
         """Returns the way to ``step.next`` and the next state."""
         ...
+
+
+@runtime_checkable
+class OwnLevels(Protocol):
+    """A sampler that brings the levels of its walk with it."""
+
+    def levels(self, schedule: Schedule, steps: int, spacing: Spacing, low: float, high: float) -> tuple[Level, ...]:
+        """Returns its levels on a denoiser's schedule, noisiest first, one more than steps.
+
+        Raises:
+            InputError: They are not on that schedule, or the settings cannot be met.
+        """
+        ...
+
+
+def levels_of(
+    sampler: Sampler,
+    schedule: Schedule,
+    steps: int,
+    spacing: Spacing = "linspace",
+    low: float = 0.0,
+    high: float = math.inf,
+) -> tuple[Level, ...]:
+    """Returns the levels of a sampler's walk: its own where it brings some, else the schedule's."""
+    if isinstance(sampler, OwnLevels):
+        return sampler.levels(schedule, steps, spacing, low, high)
+    return schedule.levels(steps, spacing, low, high)
 
 
 def randomly(variance: Float[Tensor, "..."], draw: Draw, step: Step) -> Float[Tensor, "B C H W"] | None:

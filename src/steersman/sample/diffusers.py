@@ -1,0 +1,387 @@
+"""Any diffusers scheduler as a sampler.
+
+A scheduler holds a sample ``z = a x_0 + s eps`` of its own, ``x_t = c z``, and steps by what a network put out:
+
+    discrete    a^2 + s^2 = 1, c = 1       levels of discrete times             DDPM, DDIM, PNDM
+    solver      a^2 + s^2 = 1, c = 1       levels of any sigma; or flow's       DPMSolverMultistep, UniPC, DEIS
+    ratio       a = 1, c = 1/sqrt(1+s^2)   the network sees the scaled sample   Euler, Heun, KDPM2, LMS, ancestral ones
+    edm         a = 1, c = 1               EDM's own                            EDMEuler, EDMDPMSolverMultistep
+    flow        a = 1 - s, c = 1           flow matching                        FlowMatchEuler, FlowMatchHeun
+
+The guided ``(x0_hat, eps_hat)`` becomes the output of the scheduler's prediction type, and the sample that the two
+describe, ``(alpha x0_hat + sigma eps_hat) / c``, is what it steps from: ``x_t`` itself, unless a denoised-image
+injection parted them; so that injection does what it does to DDIM, ``x_s = alpha_s x0_hat + sigma_s eps_hat``. What a
+scheduler draws of `torch.randn` are the images' own draws.
+
+A step from one level to the next is as many of the scheduler's calls as it takes: two of Heun's, four of PNDM's
+Runge-Kutta. Guides act at each, as at the stages of `Heun`; those that enter the mean do so at the end of the last.
+"""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from steersman.denoise import output_for
+from steersman.errors import InputError, unknown
+from steersman.guidance.injection import Estimate
+from steersman.guidance.step import FixedVariance, Step
+from steersman.sample.sampler import Draw, Move, Predict
+from steersman.schedule import CLEAN, Level, Schedule, Spacing, broadcast
+
+__all__ = ["DiffusersSampler"]
+
+Family = Literal["discrete", "solver", "ratio", "edm", "flow"]
+Scheduler = Any
+"""A diffusers scheduler; the package is not imported for its name alone."""
+
+
+class _Known(NamedTuple):
+    """What is known of a scheduler: its family, prediction types, settings of a step, and whether it may begin anew."""
+
+    family: Family
+    kinds: tuple[str, ...]
+    settings: tuple[str, ...] = ()
+    anew: bool = True
+
+
+_TWO = ("epsilon", "v_prediction")
+_THREE = (*_TWO, "sample")
+_FOUR = (*_THREE, "flow_prediction")
+_CHURN = ("s_churn", "s_tmin", "s_tmax", "s_noise")
+
+KNOWN = {
+    "DDIMScheduler": _Known("discrete", _THREE, ("eta", "use_clipped_model_output")),
+    "DDPMScheduler": _Known("discrete", _THREE),
+    "DEISMultistepScheduler": _Known("solver", _FOUR),
+    "DPMSolverMultistepScheduler": _Known("solver", _FOUR),
+    "EDMDPMSolverMultistepScheduler": _Known("edm", _TWO),
+    "EDMEulerScheduler": _Known("edm", _TWO, _CHURN),
+    "EulerAncestralDiscreteScheduler": _Known("ratio", _TWO),
+    "EulerDiscreteScheduler": _Known("ratio", _THREE, _CHURN),
+    "FlowMatchEulerDiscreteScheduler": _Known("flow", ("flow_prediction",)),
+    "FlowMatchHeunDiscreteScheduler": _Known("flow", ("flow_prediction",)),
+    "HeunDiscreteScheduler": _Known("ratio", _THREE),
+    "KDPM2AncestralDiscreteScheduler": _Known("ratio", _TWO),
+    "KDPM2DiscreteScheduler": _Known("ratio", _TWO),
+    "LMSDiscreteScheduler": _Known("ratio", _THREE, ("order",), anew=False),
+    "PNDMScheduler": _Known("discrete", _TWO, anew=False),
+    "UniPCMultistepScheduler": _Known("solver", _FOUR),
+}
+
+
+class _Place(NamedTuple):
+    """Where one call of a scheduler finds it: the level, and ``c`` of ``x_t = c z``."""
+
+    level: Level
+    scale: float
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """A scheduler between two steps, without the tensors of its history, and the places of all its calls.
+
+    Attributes:
+        scheduler: It is never changed; a step goes on with a copy.
+        places: Those of its calls, and then where the last one leads.
+        starts: The number of the first call of each step, and then how many calls there are.
+    """
+
+    scheduler: Scheduler
+    places: tuple[_Place, ...]
+    starts: tuple[int, ...]
+
+
+class DiffusersSampler:
+    """A diffusers scheduler, stepping as it is configured.
+
+    It has timesteps of its own: `sample` takes how many, and neither spacing nor range. Repeated steps begin without a
+    history, as a walk that begins there would.
+
+    Args:
+        scheduler: The scheduler; copied.
+        settings: What its ``step`` takes beside output, time and sample, such as DDIM's ``eta`` or Euler's ``s_churn``.
+
+    Raises:
+        InputError: A scheduler, prediction type or setting that is not known here, or one that needs to be told more
+            than an estimate.
+    """
+
+    def __init__(self, scheduler: Scheduler, **settings: float) -> None:
+        name = type(scheduler).__name__
+        if name not in KNOWN:
+            raise unknown("scheduler", name, KNOWN, most=len(KNOWN))
+        self.known = known = KNOWN[name]
+        for setting in settings:
+            if setting not in known.settings:
+                raise unknown(f"setting of {name}", setting, known.settings or ("none",))
+        config = scheduler.config
+        self.kind = config.get("prediction_type", "flow_prediction")
+        if self.kind not in known.kinds:
+            raise unknown(f"prediction_type of {name}", self.kind, known.kinds)
+        _check(config)
+        self.scheduler, self.settings = copy.deepcopy(scheduler), settings
+
+    @property
+    def fixed(self) -> FixedVariance:
+        """``large`` where the scheduler's variance is, else ``small``."""
+        return "large" if self.scheduler.config.get("variance_type") == "fixed_large" else "small"
+
+    def levels(self, schedule: Schedule, steps: int, spacing: Spacing, low: float, high: float) -> tuple[Level, ...]:
+        """Returns the levels that the scheduler's timesteps visit, and the last where it ends.
+
+        Args:
+            schedule: The denoiser's, which must have these levels at these times.
+            steps: How many steps.
+            spacing: Only ``linspace``, which is the default; the scheduler's configuration has its own.
+            low: Only 0.
+            high: Only infinity.
+
+        Raises:
+            InputError: Another spacing or range, a number of steps that the scheduler cannot do, or a scheduler that is
+                not on the denoiser's schedule.
+        """
+        if spacing != "linspace" or low > 0 or high != float("inf"):
+            raise InputError(
+                f"walk.spacing, low, high: {spacing}, {low}, {high} given; allowed: linspace, 0, inf, "
+                "as a diffusers scheduler has timesteps of its own"
+            )
+        walk = self._walk(steps)
+        for place in walk.places[:-1]:
+            _check_level(type(self.scheduler).__name__, place.level, schedule)
+        return tuple(walk.places[start].level for start in walk.starts)
+
+    def init(self, x: Float[Tensor, "B C H W"]) -> tuple:
+        """Returns no state; after a step it is the scheduler, its history, and where its sample was left."""
+        return ()
+
+    def step(
+        self, x_t: Float[Tensor, "B C H W"], step: Step, predict: Predict, draw: Draw, state: tuple
+    ) -> tuple[Move, tuple]:
+        """Returns the scheduler's step, what it drew told apart from the rest.
+
+        Raises:
+            InputError: A repeated step of a scheduler that cannot begin in the middle of its walk, or a push that is
+                without bounds where there is no signal.
+        """
+        walk, history, left = state if state and not step.repeat else (self._begun(step), (), None)
+        scheduler = copy.deepcopy(walk.scheduler)
+        for name, value in history:
+            setattr(scheduler, name, value)
+        first, last = walk.starts[step.index : step.index + 2]
+        before, call, x_s, noise = scheduler, None, x_t, None
+        for stage, index in enumerate(range(first, last)):
+            level = walk.places[index].level if stage else step.level
+            estimate = predict(x_s, level, stage)
+            _check_finite(estimate, level)
+            call = _Call(self, walk.places, index, estimate, level)
+            if stage == 0 and left is not None:
+                call.correct(scheduler, left)
+            before, scheduler = scheduler, copy.deepcopy(scheduler)
+            x_s, noise = call(scheduler, draw)
+        assert call is not None, "a step has at least one call"
+        move = Move(x_s)
+        if noise is not None:
+            mean, _ = call(before, lambda: torch.zeros_like(x_s))
+            move = _parted(mean, x_s, noise)
+        history = tuple((name, value) for name, value in vars(scheduler).items() if _has_rows(value))
+        for name, _ in history:
+            setattr(scheduler, name, None)
+        return move, (_Walk(scheduler, walk.places, walk.starts), history, x_s)
+
+    def _walk(self, steps: int) -> _Walk:
+        """Returns the scheduler before its first step, of so many."""
+        name = type(self.scheduler).__name__
+        most = len(self.scheduler.alphas_cumprod) if hasattr(self.scheduler, "alphas_cumprod") else None
+        if steps < 1 or (most and steps > most):
+            raise InputError(f"steps: {steps} given; allowed: 1 {f'to {most}' if most else 'and more'}")
+        scheduler = copy.deepcopy(self.scheduler)
+        try:
+            scheduler.set_timesteps(steps)
+        except (ValueError, IndexError, RuntimeError) as error:
+            raise InputError(f"steps: {steps} given; {name} allows none such ({str(error).splitlines()[0]})") from error
+        if hasattr(scheduler, "is_scale_input_called"):
+            scheduler.is_scale_input_called = True  # the loop has scaled it
+        sizes = _sizes(scheduler, steps)
+        if sum(sizes) != len(scheduler.timesteps):
+            raise InputError(
+                f"steps: {steps} given, for which {name} has {len(scheduler.timesteps)} timesteps instead of "
+                f"{sum(sizes)}; allowed: a number that its configuration can do"
+            )
+        starts = tuple(sum(sizes[:each]) for each in range(steps + 1))
+        return _Walk(scheduler, _places(scheduler, self.known.family), starts)
+
+    def _begun(self, step: Step) -> _Walk:
+        """Returns the scheduler before a step, without a history."""
+        name = type(self.scheduler).__name__
+        if (step.index or step.repeat) and not self.known.anew:
+            raise InputError(f"recurrence: given, but {name} cannot repeat a step without its history; allowed: none")
+        walk = self._walk(step.count)
+        if hasattr(walk.scheduler, "set_begin_index"):
+            walk.scheduler.set_begin_index(walk.starts[step.index])
+        return walk
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call of a scheduler, of which everything is known but the scheduler and the noise."""
+
+    sampler: DiffusersSampler
+    places: tuple[_Place, ...]
+    index: int
+    estimate: Estimate
+    level: Level
+
+    @property
+    def sample(self) -> Float[Tensor, "B C H W"]:
+        """The sample that the estimate describes, as the scheduler has it."""
+        x0, eps = self.estimate.x0, self.estimate.eps
+        x_t = broadcast(self.level.alpha, x0) * x0 + broadcast(self.level.sigma, eps) * eps
+        return x_t / self.places[self.index].scale
+
+    def __call__(self, scheduler: Scheduler, draw: Draw) -> tuple[Float[Tensor, "B C H W"], Tensor | None]:
+        """Returns where the call leads, and what it drew; the scheduler goes on by one."""
+        sample, time = self.sample, scheduler.timesteps[self.index]
+        with _Drawing(draw) as drawing:
+            z = scheduler.step(self._output(scheduler), time, sample, return_dict=False, **self.sampler.settings)[0]
+        return z * self.places[self.index + 1].scale, drawing.noise
+
+    def _output(self, scheduler: Scheduler) -> Float[Tensor, "B C H W"]:
+        """Returns what a network of the scheduler's prediction type would have put out."""
+        x0, eps, _ = self.estimate
+        if self.sampler.known.family != "edm":
+            return output_for(self.sampler.kind, x0, eps, self.level)
+        zero, one = (torch.tensor(each, dtype=torch.float64) for each in (0.0, 1.0))  # x0 = skip z + out F
+        sigma = scheduler.sigmas[self.index]
+        skip, out = scheduler.precondition_outputs(one, zero, sigma), scheduler.precondition_outputs(zero, one, sigma)
+        return (x0 - skip.to(x0.dtype) * self.sample) / out.to(x0.dtype)
+
+    def correct(self, scheduler: Scheduler, left: Float[Tensor, "B C H W"]) -> None:
+        """Keeps what guides did to a sample since the scheduler left it, where that goes back to the one before.
+
+        UniPC's corrector computes the sample anew as ``k z_u + ...`` from the one before, ``k`` the ratio of their
+        ``s`` or ``a``; so that one is moved by as much, divided by ``k``.
+        """
+        if getattr(scheduler, "last_sample", None) is None:
+            return
+        here, past = (self.places[self.index - back].level for back in (0, 1))
+        k = here.sigma / past.sigma if scheduler.predict_x0 else here.alpha / past.alpha
+        scheduler.last_sample = scheduler.last_sample + (self.sample - left) / float(k)
+
+
+class _Drawing(TorchFunctionMode):
+    """While it lasts, and in this thread alone, `torch.randn` returns draws of ours; the last of them is kept."""
+
+    def __init__(self, draw: Draw) -> None:
+        super().__init__()
+        self.draw = draw
+        self.noise: Tensor | None = None
+
+    def __torch_function__(
+        self,
+        func: Callable,
+        types: Any,  # noqa: ANN401
+        args: tuple = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        """Returns what the function would have, or a draw."""
+        if func is not torch.randn:
+            return func(*args, **(kwargs or {}))
+        self.noise = self.draw()
+        return self.noise.to(dtype=(kwargs or {}).get("dtype"))
+
+
+def _parted(mean: Float[Tensor, "B C H W"], x_s: Float[Tensor, "B C H W"], noise: Float[Tensor, "B C H W"]) -> Move:
+    """Returns the step to ``x_s = mean + b noise``, of which the variance ``b^2`` is found, one an image."""
+    deviation = x_s - mean
+    b = (deviation * noise).sum((1, 2, 3), keepdim=True) / noise.square().sum((1, 2, 3), keepdim=True).clamp(min=1e-30)
+    return Move(mean, deviation, b.square()) if torch.any(b != 0) else Move(mean)
+
+
+def _has_rows(value: object) -> bool:
+    """Whether it holds images, of which there is one a row of the batch."""
+    if isinstance(value, list | tuple):
+        return any(map(_has_rows, value))
+    return isinstance(value, Tensor) and value.ndim == 4
+
+
+def _sizes(scheduler: Scheduler, steps: int) -> tuple[int, ...]:
+    """Returns how many calls each step takes."""
+    if type(scheduler).__name__ != "PNDMScheduler":
+        return (*[scheduler.order] * (steps - 1), 1)  # the last goes to the clean image, by the first order
+    if scheduler.config.skip_prk_steps:  # the first of linear multistep has two, of which the second improves it
+        return (2, *[1] * (steps - 2), 1)[-steps:]
+    return (4, 4, 4, *[1] * (steps - 3))
+
+
+def _places(scheduler: Scheduler, family: Family) -> tuple[_Place, ...]:
+    """Returns where each call finds the scheduler, and where the last one leads.
+
+    The numbers are those that it computes with itself, in float32, so that an ``x0_hat`` reaches it as it is.
+    """
+    times = scheduler.timesteps
+    match family:
+        case "discrete":
+            end = getattr(scheduler, "final_alpha_cumprod", 1.0)
+            bars = torch.cat([scheduler.alphas_cumprod[times.long()], torch.as_tensor(end).reshape(1)])
+            alphas, sigmas = bars**0.5, (1 - bars) ** 0.5
+        case "solver":
+            alphas, sigmas = scheduler._sigma_to_alpha_sigma_t(scheduler.sigmas)
+        case "flow":
+            alphas, sigmas = 1 - scheduler.sigmas.double(), scheduler.sigmas
+        case "ratio" | "edm":
+            alphas, sigmas = torch.ones_like(scheduler.sigmas), scheduler.sigmas[: len(times) + 1].clone()
+            alphas = alphas[: len(times) + 1]
+            if hasattr(scheduler, "sigmas_interpol"):  # KDPM2's second call is between the levels
+                back = int(hasattr(scheduler, "sigmas_down"))
+                sigmas[1:-1:2] = scheduler.sigmas_interpol[1 - back : len(times) - back : 2]
+    alphas, sigmas = (torch.as_tensor(each).double() for each in (alphas, sigmas))
+    scales = (1 + sigmas**2) ** -0.5 if family == "ratio" else torch.ones_like(sigmas)
+    scales[-1] = 1.0
+    calls = zip(alphas[:-1], sigmas[:-1], times.double(), scales[:-1], strict=True)
+    return (
+        *(_Place(Level(c * a, c * s, time), float(c)) for a, s, time, c in calls),
+        _Place(CLEAN if sigmas[-1] == 0 else Level(alphas[-1], sigmas[-1], CLEAN.time), 1.0),
+    )
+
+
+def _check(config: Mapping[str, Any]) -> None:
+    """Refuses configurations that need to be told more than an estimate, or that diffusers itself gets wrong."""
+    if config.get("variance_type") not in (None, "fixed_small", "fixed_small_log", "fixed_large"):
+        raise InputError(
+            f"variance_type: {config['variance_type']} given; allowed: fixed_small, fixed_small_log, fixed_large; "
+            "a learned variance is the sampler DDPM's"
+        )
+    if config.get("prediction_type") == "flow_prediction" and not config.get("use_flow_sigmas"):
+        raise InputError("prediction_type: flow_prediction given without use_flow_sigmas; allowed: both")
+    if config.get("predict_x0") is False and config.get("final_sigmas_type") == "zero":
+        raise InputError("predict_x0: False given, which ends in nothing at sigma = 0; allowed: with sigma_min at last")
+    for key in ("use_dynamic_shifting", "invert_sigmas", "rescale_betas_zero_snr"):
+        if config.get(key):
+            raise InputError(f"{key}: given; allowed: a scheduler without it")
+
+
+def _check_level(name: str, level: Level, schedule: Schedule) -> None:
+    """Refuses a level that is not the schedule's own; times may be rounded to whole ones."""
+    theirs = schedule.at_sigma(level.sigma / level.alpha)
+    near = abs(float(theirs.alpha - level.alpha)) <= 0.01 * float(level.alpha)
+    if not (near and abs(float(theirs.time - level.time)) <= 1):
+        ours, theirs = (", ".join(f"{float(each):.4g}" for each in given) for given in (level, theirs))
+        raise InputError(
+            f"scheduler: {name} given, with alpha, sigma, time = {ours}, where the denoiser's schedule has {theirs}; "
+            "allowed: one configured as the denoiser's own"
+        )
+
+
+def _check_finite(estimate: Estimate, level: Level) -> None:
+    """Refuses a push that has no bounds because there is no signal; a single image may fail by itself."""
+    if not level.alpha > 0 and not torch.isfinite(estimate.x0).flatten(1).all(1).any():
+        raise InputError(
+            "guide: its push is infinite at the first level, which has no signal (alpha = 0); "
+            "allowed: a strength inside an interval of finite sigma / alpha, or another injection"
+        )
