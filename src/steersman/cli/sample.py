@@ -14,15 +14,16 @@ def sample(
     target: Annotated[
         list[str] | None, typer.Option(help="Class to steer to, by name or index; repeat, or all.")
     ] = None,
+    blend: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CLASS=WEIGHT", help="Several classes at once; a negative weight repels."),
+    ] = None,
     num: Annotated[int, typer.Option(help="Images of each target.")] = 16,
     seed: Annotated[int, typer.Option(help="Seed of the first image.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Folder to write.  [outputs/TARGET]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write, outputs/TARGET if none.")] = None,
     denoiser: Annotated[str, typer.Option(help="Diffusion model.")] = "zoo:sportballs",
-    blend: Annotated[
-        list[str] | None, typer.Option(metavar="CLASS=WEIGHT", help="Or several at once; a negative one repels.")
-    ] = None,
     classifier: Annotated[
-        list[str] | None, typer.Option(help="Guide; repeat for several.  [imagenet:efficientnet-lite0]")
+        list[str] | None, typer.Option(help="Guide, imagenet:efficientnet-lite0 if none; repeat for several.")
     ] = None,
     judge: Annotated[str, typer.Option(help="Network that measures, or none.")] = "zoo:sportballs-judge",
     recipe: Annotated[str, typer.Option(help="Name, name/variant or file.")] = "default",
@@ -38,7 +39,7 @@ def sample(
         bool, typer.Option("--no-guidance", help="Draw unsteered; the guide only measures.")
     ] = False,
     batch_size: Annotated[
-        int | None, typer.Option(help="Images at a time.  [4 on a CPU, else 16]", show_default=False)
+        int | None, typer.Option(help="Images at a time, 4 on a CPU and 16 elsewhere if none.", show_default=False)
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",

@@ -1,0 +1,169 @@
+"""Any choice on one axis works with any choice on the others, or is refused in one line that says why.
+
+Combinations are drawn so that every pair of choices on two axes stands in at least one of them. Each walks three steps
+on the mixture and on a small U-Net: finite, of the right shape, and each image as it would be alone.
+"""
+
+import random
+from itertools import combinations
+
+import pytest
+import torch
+from torch import nn
+
+from steersman.classifiers import RAW, Classifier
+from steersman.classifiers.smoothing import soften
+from steersman.denoisers import DiffusersDenoiser
+from steersman.errors import InputError
+from steersman.recipes import Recipe
+from steersman.recipes.axes import AXES
+from steersman.sample import sample
+from steersman.schedule import VP
+from steersman.train.denoiser import unet
+
+SEEDS, TARGETS = [4, 0, 9], [1, 0, 1]
+
+MORE = {
+    "objective": [{"kind": "class", "marginal": 0.5}],
+    "smoothing": [["softplus", "montecarlo"]],
+    "stabilizer": [["normalise", "ema"]],
+    "strength": [["deviation", {"kind": "interval", "low": 0.1, "high": 5.0}]],
+    "sampler": [{"kind": "ddpm", "fixed": "large"}, {"kind": "ddim", "eta": 0.5}, {"kind": "heun", "churn": 1.0}],
+    "walk": [
+        *({"steps": 3, "spacing": each, "clip": False} for each in ("trailing", "karras")),
+        {"steps": 3, "spacing": "logsnr", "low": 0.05, "high": 50.0},
+    ],
+    "recurrence": [{"times": 2, "high": 100.0}],
+    "particles": [
+        {"count": 3, "high": 0.0},
+        {"count": 2, "potential": "difference", "fraction": 0.5, "choice": "draw"},
+        {"count": 2, "potential": "max", "low": 0.5, "every": 2},
+    ],
+}
+CHOICES = {
+    axis: [*({"kind": kind} if len(kinds) > 1 else {} for kind in kinds), *MORE.get(axis, [])]
+    for axis, kinds in AXES.items()
+    if axis not in ("input", "scale")
+} | {"walk": MORE["walk"]}
+
+
+def drawn():
+    """Combinations, each a choice of every axis, that hold every pair."""
+    chance = random.Random(0)
+    pairs = {
+        ((a, i), (b, j))
+        for a, b in combinations(CHOICES, 2)
+        for i in range(len(CHOICES[a]))
+        for j in range(len(CHOICES[b]))
+    }
+    while pairs:
+        picked = dict(chance.choice(sorted(pairs)))
+        for axis in chance.sample(sorted(CHOICES), len(CHOICES)):
+            if axis not in picked:
+                picked[axis] = max(
+                    range(len(CHOICES[axis])),
+                    key=lambda place, axis=axis: (
+                        sum(tuple(sorted([(axis, place), each], key=ORDER)) in pairs for each in picked.items()),
+                        chance.random(),
+                    ),
+                )
+        pairs -= {tuple(sorted(pair, key=ORDER)) for pair in combinations(picked.items(), 2)}
+        yield {axis: CHOICES[axis][place] for axis, place in sorted(picked.items())}
+
+
+def ORDER(choice):  # noqa: N802
+    return list(CHOICES).index(choice[0])
+
+
+COMBINATIONS = list(drawn())
+
+
+def kinds(section):
+    return [
+        each.get("kind", "") if isinstance(each, dict) else each
+        for each in ([section] if isinstance(section, dict) else section)
+    ]
+
+
+def refused(settings):
+    """Why a combination cannot be, as its message begins."""
+    noiseless = {"heun", "dpmpp"} | ({"ddim"} if not settings["sampler"].get("eta") else set())
+    if settings["injection"]["kind"] == "spherical" and settings["sampler"]["kind"] in noiseless:
+        return "injection: spherical turns the noise that a step ends with"
+    return None
+
+
+class Network(nn.Module):
+    """A small classifier with ReLUs; one logit, or three."""
+
+    def __init__(self, count):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.LazyLinear(16), nn.ReLU6(), nn.Linear(16, count)
+        )
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+@pytest.fixture(scope="module")
+def denoiser():
+    torch.manual_seed(0)
+    return DiffusersDenoiser(unet(8, 0, widths=(8, 16)), schedule=VP.cosine())
+
+
+@pytest.fixture(scope="module")
+def classifiers():
+    torch.manual_seed(1)
+    made = {}
+    for count in (1, 3):
+        network = Network(count)
+        network(torch.zeros(1, 3, 8, 8))
+        for soft in (False, True):
+            names = ("yes", "no") if count == 1 else ("a", "b", "c")
+            used = soften(network, 4.0)[0] if soft else network
+            made[count, soft] = Classifier(used, preprocess=RAW, names=names, binary=count == 1)
+    return made
+
+
+def walk(settings, denoiser, classifier, seeds, targets, **given):
+    recipe = Recipe(name="pair", title="", settings={**settings, "scale": 0.1}).check()
+    others = [(classifier, {0: 1, 1: 0})] if "switch" in kinds(settings["several"]) else []
+    guides = recipe.guides(classifier, *others)
+    return sample(denoiser, recipe.sampler(), guides=guides, target=targets, seeds=seeds, **recipe.walk(), **given)
+
+
+def check(settings, denoiser, classifier, tolerance, **given):
+    reason = refused(settings)
+    if reason is not None:
+        with pytest.raises(InputError, match=reason):
+            walk(settings, denoiser, classifier, SEEDS, TARGETS, **given)
+        return
+    together = walk(settings, denoiser, classifier, SEEDS, TARGETS, **given)
+    assert together.shape == (3, *denoiser.shape)
+    assert together.isfinite().all()
+    for row, (seed, target) in enumerate(zip(SEEDS, TARGETS, strict=True)):
+        alone = walk(settings, denoiser, classifier, [seed], [target], **given)
+        torch.testing.assert_close(together[row : row + 1], alone, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("settings", COMBINATIONS, ids=range(len(COMBINATIONS)))
+def test_on_the_mixture(settings, mixture):
+    def classifier(image, level=None):
+        logits = mixture.log_posterior(image, level)
+        return logits[:, :1] if settings["objective"]["kind"] == "binary" else logits
+
+    check(settings, mixture, classifier, 1e-6, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("settings", COMBINATIONS, ids=range(len(COMBINATIONS)))
+def test_on_a_network(settings, denoiser, classifiers):
+    count = 1 if settings["objective"]["kind"] == "binary" else 3
+    check(settings, denoiser, classifiers[count, "softplus" in kinds(settings["smoothing"])], 1e-2)
+
+
+def test_every_pair_is_among_them():
+    assert len(COMBINATIONS) < 120
+    for axis, other in combinations(CHOICES, 2):
+        found = {(str(each[axis]), str(each[other])) for each in COMBINATIONS}
+        assert len(found) == len(CHOICES[axis]) * len(CHOICES[other])
