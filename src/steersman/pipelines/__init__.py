@@ -1,0 +1,3 @@
+from steersman.pipelines.steer import steer
+
+__all__ = ["steer"]

@@ -1,0 +1,132 @@
+"""What a pipeline's samples hold: images or latents, as they are, doubled or packed, and how they become images."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from steersman.denoise import Prediction
+from steersman.errors import InputError
+from steersman.guidance.guide import Guide
+from steersman.guidance.objective import Objective
+from steersman.schedule import Level, Schedule
+
+__all__ = ["LAYOUTS", "Decoder", "Layout", "after_decoding", "as_images"]
+
+
+class Layout(NamedTuple):
+    """How a scheduler's sample holds the images.
+
+    Attributes:
+        copies: How often it holds each, one batch after the other.
+        unpack: Turns its rows into (B, C, H, W).
+        pack: Turns them back.
+    """
+
+    copies: int
+    unpack: Callable[[Tensor], Float[Tensor, "B C H W"]]
+    pack: Callable[[Tensor], Tensor]
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+def as_images(sample: Tensor, told: Mapping[str, Any]) -> Layout:
+    """(B, C, H, W), as it is."""
+    if sample.ndim != 4:
+        raise InputError(f"pipe: samples of shape {tuple(sample.shape)} given; allowed: images or their latents")
+    return Layout(1, _same, _same)
+
+
+_DIT_NULL = 1000  # DiTPipeline's own constant
+
+
+def _as_doubled(sample: Tensor, told: Mapping[str, Any]) -> Layout:
+    """DiT's sample keeps both halves of the classifier-free batch, the second with null labels; the first is read."""
+    half, odd = divmod(len(sample), 2)
+    null = told["class_labels"][half:] == _DIT_NULL
+    doubled = not odd and bool(null.all()) and torch.equal(told["hidden_states"][:half], told["hidden_states"][half:])
+    return Layout(2 if doubled else 1, _same, _same)
+
+
+def _as_patches(sample: Tensor, told: Mapping[str, Any]) -> Layout:
+    """Flux's tokens (B, h w, 4 C), each the 2 x 2 values of every channel at the place that ``img_ids`` names."""
+    places = told["img_ids"].reshape(-1, 3)[: sample.shape[1]]
+    h, w = (int(places[:, axis].max()) + 1 for axis in (1, 2))
+
+    def unpack(tokens: Tensor) -> Tensor:
+        return tokens.unflatten(1, (h, w)).unflatten(3, (-1, 2, 2)).permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
+
+    def pack(x: Tensor) -> Tensor:
+        return x.unflatten(3, (w, 2)).unflatten(2, (h, 2)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+    return Layout(1, unpack, pack)
+
+
+# By the network's class; all others hold images or latents as they are.
+LAYOUTS: Mapping[str, Callable[[Tensor, Mapping[str, Any]], Layout]] = {
+    "DiTTransformer2DModel": _as_doubled,
+    "FluxTransformer2DModel": _as_patches,
+}
+
+
+class Decoder:
+    """The pipeline as far as guides ask for it: what turns its samples into images.
+
+    Args:
+        vae: Its VAE, or None where the samples are images.
+        schedule: The noise that its samples have.
+    """
+
+    shape: tuple[int, int, int] = (0, 0, 0)
+    classes: tuple[str, ...] = ()
+
+    def __init__(self, vae: Any, schedule: Schedule) -> None:  # noqa: ANN401
+        self.vae, self.schedule = vae, schedule
+
+    def __call__(self, x_t: Float[Tensor, "B C H W"], level: Level, **_: Any) -> Prediction:  # noqa: ANN401
+        """Refuses: only the pipeline can ask."""
+        raise InputError("guide: its view asks the network again, whose other inputs only the pipeline knows")
+
+    def decode(self, x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H2 W2"]:
+        """Returns the images, one after the other through the VAE."""
+        if self.vae is None:
+            if x0.shape[1] not in (1, 3):
+                raise InputError(
+                    f"pipe: samples of {x0.shape[1]} channels and no VAE given; allowed: images, or latents"
+                )
+            return x0
+        config = self.vae.config
+        if x0.shape[1] != config.get("latent_channels", x0.shape[1]):
+            raise InputError(f"pipe: samples of {x0.shape[1]} channels; its VAE decodes {config['latent_channels']}")
+        mean, deviation = (config.get(key) for key in ("latents_mean", "latents_std"))
+        z = x0 / config.get("scaling_factor", 1.0)
+        if mean is not None and deviation is not None:
+            z = z * _channels(deviation, z) + _channels(mean, z)
+        z = (z + (config.get("shift_factor") or 0.0)).to(self.vae.dtype)
+        return torch.cat([self.vae.decode(each).sample for each in z.split(1)]).to(x0.dtype)
+
+
+def _channels(values: Sequence[float], like: Tensor) -> Tensor:
+    return torch.tensor(values).to(like).reshape(1, -1, 1, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Clipped:
+    """An objective that sees the image clipped to [-1, 1]: on latents, what a clipping view means."""
+
+    objective: Objective
+
+    def __call__(self, image: Float[Tensor, "B C H W"], target: Int[Tensor, " B"], level: Level) -> Float[Tensor, " B"]:
+        return self.objective(image.clamp(-1, 1), target, level)
+
+
+def after_decoding(guide: Guide) -> Guide:
+    """Returns the same guide, that clips the decoded image in place of the latents."""
+    if not getattr(guide.view, "clip", False) or not is_dataclass(guide.view):
+        return guide
+    return replace(guide, view=replace(guide.view, clip=False), objective=_Clipped(objective=guide.objective))
