@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from steersman.guidance import Guide
+from steersman.recipes import load_recipe
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -18,6 +19,17 @@ def test_the_python_in_the_readme_runs():
     assert images.shape == (2, 3, 64, 64)
     assert images.abs().max() <= 1
     assert isinstance(names["guide"], Guide)
+
+
+def test_the_page_on_extending_runs(tmp_path):
+    page = (README.parent / "docs" / "extending.md").read_text()
+    names = {}
+    for block in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
+        exec(compile(block, "extending.md", "exec"), names)  # noqa: S102
+    (recipe,) = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
+    (tmp_path / "own.yaml").write_text(recipe)
+    own = load_recipe(str(tmp_path / "own.yaml"))
+    assert own.changed(own.variants["early"]).check().resolved()["strength"][1]["low"] == 1
 
 
 def test_the_commands_in_the_readme_are_known():
