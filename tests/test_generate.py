@@ -66,6 +66,12 @@ def test_a_recorded_run_repeats_to_the_pixel(denoiser, tmp_path):
     assert again.record() == read_run(tmp_path / "b" / "run.yaml").record()
 
 
+def test_a_session_counts_each_of_its_runs_by_itself(denoiser, tmp_path):
+    session = Session(run(denoiser))
+    first, second = (session.generate(tmp_path / name).metrics["network_evaluations"] for name in ("a", "b"))
+    assert first == second
+
+
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_images_do_not_depend_on_the_batch(denoiser, tmp_path, batch_size):
     Session(run(denoiser, num=5)).generate(tmp_path / "whole")

@@ -143,24 +143,25 @@ class Session:
             Target(
                 name=name,
                 guide=index,
-                others=tuple(each.resolve(name) for each in self.others),
+                others=self._elsewhere(index),
                 judge=_index(self.judge, name),
             )
             for index, name in names.items()
         )
 
     def _guides(self) -> list[Guide]:
-        blend = [(weight, self._numbers(name)) for name, weight in self.run.blend.items()]
+        indices = [self.guide.resolve(name) for name in self.run.blend]
+        named = zip(self.run.blend.values(), indices, strict=True)
+        blend = [(weight, (index, *self._elsewhere(index))) for weight, index in named]
         others = [
             (classifier, {target.guide: target.others[place] for target in self.targets})
             for place, classifier in enumerate(self.others)
         ]
         return self.run.recipe.guides(self.guide, *others, blend=blend)
 
-    def _numbers(self, name: str) -> list[int]:
-        """Returns a class's index in each classifier's vocabulary."""
-        index = self.guide.resolve(name)
-        return [index, *(each.resolve(_short(self.guide.names[index])) for each in self.others)]
+    def _elsewhere(self, index: int) -> tuple[int, ...]:
+        """Returns the index of a class of the guide's in the vocabularies of the further classifiers."""
+        return tuple(each.resolve(_short(self.guide.names[index])) for each in self.others)
 
     def _condition(self) -> dict[str, Any]:
         label, classes = self.run.label, self.denoiser.classes
@@ -243,6 +244,8 @@ class Session:
         watches = [_Watch(on_step) for _ in batches]
         followed = [[watch, *(callbacks if watch is watches[0] else ())] for watch in watches]
         tallies = {target.name: _Tally() for target in self.targets}
+        for meter in self.meters.values():
+            meter.images = 0
         lost, began = [], time.monotonic()
         for batch, images in zip(batches, self._side_by_side(batches, followed), strict=True):
             whole = images.isfinite().flatten(1).all(1).tolist()
@@ -372,6 +375,7 @@ class _Watch:
                 self.pushed = self.pushed + push.value
         if report.step.left == 0 and self.pushed.ndim:
             self.moved += rms(self.pushed).flatten().tolist()
+            self.pushed = torch.zeros(())  # the watch outlives its batch, whose size it need not keep
         if report.step.repeat == 0:
             self.on_step()
 
