@@ -145,8 +145,7 @@ def sample(
         SeededNoise(seeds, denoiser.shape, device, dtype) if noise is None else GivenNoise(noise, device, dtype)
     )
     x = draws("start", swarm.count) * denoiser.schedule.start(levels[0])
-    if x.shape != (len(seeds) * swarm.count, *denoiser.shape):
-        wanted = (len(seeds) * swarm.count, *denoiser.shape)
+    if x.shape != (wanted := (len(swarm.rows), *denoiser.shape)):
         raise InputError(f"noise: draws of shape {tuple(x.shape)} given; allowed: {wanted}")
     state = sampler.init(x)
     predictor = _Predictor(denoiser, steering, sampler, clip, peak=torch.zeros((), dtype=dtype, device=device))

@@ -31,7 +31,7 @@ class Noise(Protocol):
         ...
 
     def uniform(self) -> Float64[Tensor, " B"]:
-        """Returns the next number from 0 to 1 for each image, by which its candidates are drawn."""
+        """Returns the next number from 0 to 1 for each image, by which its candidates are drawn; on the CPU."""
         ...
 
 
@@ -80,7 +80,7 @@ class SeededNoise:
     def uniform(self) -> Float64[Tensor, " B"]:
         """Returns the next number for each image."""
         draws = [torch.rand((), generator=each, dtype=torch.float64) for each in self._generators("choice", 0)]
-        return torch.stack(draws).to(self.device)
+        return torch.stack(draws)
 
 
 class GivenNoise:
@@ -103,7 +103,7 @@ class GivenNoise:
         Raises:
             InputError: There is none left.
         """
-        return self._next(purpose).to(dtype=self.dtype)
+        return self._next(purpose).to(device=self.device, dtype=self.dtype)
 
     def uniform(self) -> Float64[Tensor, " B"]:
         """Returns the next draw, one number an image.
@@ -111,11 +111,11 @@ class GivenNoise:
         Raises:
             InputError: There is none left.
         """
-        return self._next("choice").double()
+        return self._next("choice").cpu().double()
 
     def _next(self, purpose: str) -> Tensor:
         try:
-            return next(self.draws).to(self.device)
+            return next(self.draws)
         except StopIteration:
             raise InputError(
                 f"noise: no draw left for the {purpose}; allowed: the start and one for each random step"

@@ -79,12 +79,13 @@ class Particles:
 class Swarm:
     """The candidates of one walk of a batch: how many each image has left, and their weights.
 
-    Rows of the batch are image by image, each with its candidates.
+    Rows of the batch are image by image, each with its candidates. The weights, few numbers in float64, are kept on the
+    CPU; an accelerator may not know such.
 
     Args:
         particles: What is done with them.
         images: How many images there are.
-        device: Where the log-likelihoods are.
+        device: Where the batch is.
 
     Attributes:
         count: The candidates that each image has left.
@@ -93,11 +94,11 @@ class Swarm:
     """
 
     def __init__(self, particles: Particles, images: int, device: torch.device | str) -> None:
-        self.particles, self.count = particles, particles.count
-        self.rows = torch.arange(images, device=device).repeat_interleave(self.count)
-        self.first = torch.arange(images, device=device)[:, None] * self.count
-        self.leaders = self.first[:, 0]
-        self.weights = torch.zeros(images, self.count, dtype=torch.float64, device=device)
+        self.particles, self.count, self.device = particles, particles.count, device
+        self.rows = torch.arange(images).repeat_interleave(self.count).to(device)
+        self.first = torch.arange(images)[:, None] * self.count
+        self.leaders = self.first[:, 0].to(device)
+        self.weights = torch.zeros(images, self.count, dtype=torch.float64)
         self.past: Tensor | None = None
 
     def weighs(self, level: Level, index: int) -> bool:
@@ -115,9 +116,9 @@ class Swarm:
         Args:
             log_likelihood: Each candidate's; those that are not finite do not go on while another one is.
             level: Where they are.
-            uniform: A draw between 0 and 1 for each image.
+            uniform: A draw between 0 and 1 for each image, on the CPU.
         """
-        r = log_likelihood.reshape_as(self.weights).double()
+        r = log_likelihood.cpu().reshape_as(self.weights).double()
         r = torch.where(r.isfinite(), r, WORST)
         self._weigh(r / self.particles.temperature)
         share = self.weights.softmax(1)
@@ -125,18 +126,18 @@ class Swarm:
             place = _drawn(share, uniform[:, None]) if self.particles.choice == "draw" else r.argmax(1, keepdim=True)
             self.count = 1
         elif (again := 1 / share.square().sum(1) <= self.particles.fraction * self.count).any():
-            marks = (uniform[:, None] + torch.arange(self.count, device=r.device)) / self.count
-            place = torch.where(again[:, None], _drawn(share, marks), torch.arange(self.count, device=r.device))
+            marks = (uniform[:, None] + torch.arange(self.count)) / self.count
+            place = torch.where(again[:, None], _drawn(share, marks), torch.arange(self.count))
             self.weights = torch.where(again[:, None], 0, self.weights)
         else:
-            place = torch.arange(self.count, device=r.device).expand_as(r)
+            place = torch.arange(self.count).expand_as(r)
         self.past = self.past.gather(1, place) if self.past is not None else None
         rows = self.first + place
         if self.count == 1:
-            self.leaders = torch.arange(len(rows), device=r.device)
+            self.leaders = torch.arange(len(rows), device=self.device)
         else:
-            self.leaders = (self.first + r.gather(1, place).argmax(1, keepdim=True))[:, 0]
-        return rows.flatten()
+            self.leaders = (self.first + r.gather(1, place).argmax(1, keepdim=True))[:, 0].to(self.device)
+        return rows.flatten().to(self.device)
 
     def _weigh(self, r: Float[Tensor, "B K"]) -> None:
         match self.particles.potential:
