@@ -11,15 +11,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steersman.errors import InputError
-from steersman.guidance.step import FixedVariance, Step, reverse_variance
-from steersman.sample.sampler import Draw, Move, Predict, randomly
+from steersman.guidance.step import Step, reverse_variance
+from steersman.sample.sampler import Draw, Move, Predict, Sampler, randomly
 from steersman.schedule import broadcast
 
 __all__ = ["DDIM"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DDIM:
+class DDIM(Sampler):
     """The implicit sampler.
 
     Attributes:
@@ -31,15 +31,6 @@ class DDIM:
     def __post_init__(self) -> None:
         if not 0 <= self.eta <= 1:
             raise InputError(f"sampler.eta: {self.eta} given; allowed: 0 to 1")
-
-    @property
-    def fixed(self) -> FixedVariance:
-        """``small``, whatever eta: strengths follow the pair of levels, not the noise that is drawn."""
-        return "small"
-
-    def init(self, x: Float[Tensor, "B C H W"]) -> tuple:
-        """Returns no state."""
-        return ()
 
     def step(
         self, x_t: Float[Tensor, "B C H W"], step: Step, predict: Predict, draw: Draw, state: tuple

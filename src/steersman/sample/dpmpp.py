@@ -12,21 +12,16 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from steersman.guidance.step import FixedVariance, Step
-from steersman.sample.sampler import Draw, Move, Predict
+from steersman.guidance.step import Step
+from steersman.sample.sampler import Draw, Move, Predict, Sampler
 from steersman.schedule import broadcast
 
 __all__ = ["DPMpp"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPMpp:
+class DPMpp(Sampler):
     """The deterministic multistep sampler of second order, one evaluation a step."""
-
-    @property
-    def fixed(self) -> FixedVariance:
-        """``small``: strengths follow the pair of levels."""
-        return "small"
 
     def init(self, x: Float[Tensor, "B C H W"]) -> tuple:
         """Returns no history; after a step, it is the denoised image and ``lambda``, a number."""

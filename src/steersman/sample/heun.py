@@ -15,15 +15,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steersman.errors import InputError
-from steersman.guidance.step import FixedVariance, Step, transition
-from steersman.sample.sampler import Draw, Move, Predict
+from steersman.guidance.step import Step, transition
+from steersman.sample.sampler import Draw, Move, Predict, Sampler
 from steersman.schedule import Level, broadcast
 
 __all__ = ["Heun"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Heun:
+class Heun(Sampler):
     """EDM's second-order sampler, two evaluations a step; deterministic without churn.
 
     Attributes:
@@ -45,15 +45,6 @@ class Heun:
             raise InputError(f"sampler.low, high: {self.low}, {self.high} given; allowed: 0 <= low <= high")
         if not 0 < self.noise < math.inf:
             raise InputError(f"sampler.noise: {self.noise} given; allowed: above 0")
-
-    @property
-    def fixed(self) -> FixedVariance:
-        """``small``: strengths follow the pair of levels."""
-        return "small"
-
-    def init(self, x: Float[Tensor, "B C H W"]) -> tuple:
-        """Returns no state."""
-        return ()
 
     def step(
         self, x_t: Float[Tensor, "B C H W"], step: Step, predict: Predict, draw: Draw, state: tuple

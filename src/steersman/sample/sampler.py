@@ -54,18 +54,20 @@ class Move(NamedTuple):
 
 @runtime_checkable
 class Sampler(Protocol):
-    """Steps from level to level.
+    """Steps from level to level. One that inherits from it has ``small`` variances and no state, but where it says so.
 
     Attributes:
-        fixed: Which reverse variance belongs to its steps where the model learned none.
+        fixed: Which reverse variance belongs to its steps where the model learned none; strengths follow it, whatever
+            noise is drawn.
     """
 
     @property
-    def fixed(self) -> FixedVariance: ...  # noqa: D102
+    def fixed(self) -> FixedVariance:  # noqa: D102
+        return "small"
 
     def init(self, x: Float[Tensor, "B C H W"]) -> tuple:
         """Returns the state before the first step; empty for one-step methods."""
-        ...
+        return ()
 
     def step(
         self, x_t: Float[Tensor, "B C H W"], step: Step, predict: Predict, draw: Draw, state: tuple
