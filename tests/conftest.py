@@ -1,5 +1,6 @@
 """What the tests share: a mixture of which everything is known, its exact classifier, and draws."""
 
+import json
 import math
 
 import jaxtyping
@@ -42,6 +43,82 @@ def draw():
     """Reproducible standard normal draws in float64: ``draw(4, 2, 1, 1)``."""
     generator = torch.Generator().manual_seed(0)
     return lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory):
+    """Saves a tiny CLIP of random weights as transformers does: words of letters, images of 16 by 16 pixels."""
+    transformers = pytest.importorskip("transformers")
+
+    def save(image_size=16):
+        folder = tmp_path_factory.mktemp("clip")
+        letters = "abcdefghijklmnopqrstuvwxyz0123456789,"
+        words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+        (folder / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
+        (folder / "merges.txt").write_text("#version: 0.2\n")
+        last = len(words) - 1
+        tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+        text = {"vocab_size": len(words), "max_position_embeddings": 16, "bos_token_id": last - 1}
+        text |= {"eos_token_id": last, "pad_token_id": last}
+        torch.manual_seed(0)
+        config = transformers.CLIPConfig(
+            projection_dim=8, text_config=tower | text, vision_config=tower | {"image_size": 16, "patch_size": 8}
+        )
+        transformers.CLIPModel(config).save_pretrained(folder)
+        images = transformers.CLIPImageProcessor(
+            size={"shortest_edge": image_size}, crop_size={"height": 16, "width": 16}
+        )
+        transformers.CLIPProcessor(images, transformers.CLIPTokenizer.from_pretrained(folder)).save_pretrained(folder)
+        return folder
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def clip(clip_folder):
+    """The folder of such a CLIP."""
+    return clip_folder()
+
+
+@pytest.fixture(scope="session")
+def dit():
+    """A tiny DiT pipeline of random weights: latents of 4 x 8 x 8, images of 16 x 16, four labels, learned variance."""
+    from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
+
+    torch.manual_seed(0)
+    transformer = DiTTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=8,
+        num_layers=2,
+        sample_size=8,
+        patch_size=2,
+        num_embeds_ada_norm=4,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+        layers_per_block=1,
+        scaling_factor=0.18215,
+    )
+    for weight in transformer.parameters():  # of the size that they have after training, so that labels matter
+        torch.nn.init.normal_(weight, std=0.2)
+    return DiTPipeline(transformer, vae, DDIMScheduler(clip_sample=False))
+
+
+@pytest.fixture(scope="session")
+def dit_folder(dit, tmp_path_factory):
+    """It as diffusers saves it, with the names of its labels as DiT's published pipeline has them."""
+    folder, names = tmp_path_factory.mktemp("dit"), ("baseball", "basketball", "volleyball", "soccer ball")
+    dit.save_pretrained(folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    index["id2label"] = {str(number): name for number, name in reversed(list(enumerate(names)))}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
 
 
 @pytest.fixture

@@ -3,11 +3,17 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-__all__ = ["InputError", "unknown"]
+__all__ = ["InputError", "one_line", "unknown"]
 
 
 class InputError(ValueError):
     """A setting, name or file that cannot be used; the command line prints it and exits with 2."""
+
+
+def one_line(error: Exception) -> str:
+    """Returns what another library's error says, in a line."""
+    said = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
 
 
 def unknown(kind: str, given: object, known: Iterable[str], *, most: int = 12) -> InputError:

@@ -1,7 +1,9 @@
 """Files that are whole or not there: each is written beside its place and renamed."""
 
+import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +14,19 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-__all__ = ["replacing", "write_image", "write_json"]
+__all__ = ["file_name", "replacing", "write_image", "write_json"]
+
+
+LONGEST = 60  # characters of a file name, which may take four bytes each of the 255 that file systems allow
+
+
+def file_name(text: str) -> str:
+    """Returns a text as a name that every file system takes; one that is such a name already stays.
+
+    Where characters had to go, some digits of the text's SHA-256 keep it apart from similar ones.
+    """
+    name = re.sub(r'[\\/:*?"<>|\x00-\x1f]+', "-", text)[:LONGEST].strip(" .")
+    return name if name and name == text else f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 @contextmanager

@@ -3,12 +3,14 @@
     OUT/000000.png …      one image a seed; with several targets, a folder each
     OUT/grid.png          the first of each target
     OUT/run.yaml          every resolved setting, seeds, versions; `read_run` reads it back
-    OUT/metrics.json      accuracy and probability by guide and by judge, time, network evaluations
+    OUT/metrics.json      accuracy, probability and similarity by guide and by judge, time, network evaluations
 
 On a CPU, several batches are drawn side by side, each by a few threads of its own: faster than to share out every
 operation among all threads. How many depends on the machine alone, since a sum is rounded by how it is shared.
 
-The guide's figures are those of the network that steered; the judge is another one, which never does.
+The guide's figures are those of the network that steered; the judge is another one, which never does. Accuracy and
+probability are among the classes that a network knows: for a classifier of texts, the texts of the run, and null where
+there is but one. Similarity is the cosine of text and image, null for other classifiers.
 """
 
 import threading
@@ -24,16 +26,17 @@ import yaml
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from steersman.classifiers import Classifier, load_classifier
-from steersman.denoisers import DiffusersDenoiser, load_denoiser
+from steersman.classifiers import Classifier, TextClassifier, load_classifier
+from steersman.denoisers import load_denoiser
 from steersman.errors import InputError, unknown
-from steersman.files import replacing, write_image, write_json
+from steersman.files import file_name, replacing, write_image, write_json
 from steersman.guidance import Guide
 from steersman.guidance.view import rms
 from steersman.metrics import correct, target_probability
 from steersman.recipes import Recipe
 from steersman.run import DTYPES, Run, read_run
 from steersman.sample import Callback, Report, levels_of, sample
+from steersman.schedule import CLEAN
 
 __all__ = ["Session", "Summary", "Target"]
 
@@ -78,10 +81,17 @@ class Summary:
 
 
 class Verdict(NamedTuple):
-    """What a network says of an image: 1 where the target is its likeliest class, and the target's probability."""
+    """What a network says of an image, None where it says nothing.
 
-    accuracy: float
-    probability: float
+    Attributes:
+        accuracy: 1 where the target is its likeliest class, else 0.
+        probability: The target's.
+        similarity: The cosine of image and target, where that is a text.
+    """
+
+    accuracy: float | None = None
+    probability: float | None = None
+    similarity: float | None = None
 
 
 class _Tally:
@@ -112,7 +122,7 @@ class Session:
     def __init__(self, run: Run) -> None:
         self.run = run
         dtype = DTYPES[run.dtype]
-        self.denoiser: DiffusersDenoiser = load_denoiser(run.denoiser, device=run.device, dtype=dtype)
+        self.denoiser = load_denoiser(run.denoiser, device=run.device, dtype=dtype)
         settings = run.recipe.classifier_settings()
         self.classifiers = [
             load_classifier(spec, device=run.device, dtype=dtype, **settings) for spec in run.classifiers
@@ -128,6 +138,7 @@ class Session:
         levels_of(run.recipe.sampler(), self.denoiser.schedule, *walked)
         self.targets = self._targets()
         self.guides = self._guides() if run.guided else []
+        self._rehearse()
         self.condition = self._condition()
 
     def _targets(self) -> tuple[Target, ...]:
@@ -136,9 +147,12 @@ class Session:
             known = self.denoiser.classes or self.guide.names
             wanted = tuple(name for name in known if _index(self.guide, name) is not None)
             if not wanted:
-                raise InputError(f"target: all given, but the guide knows none of {', '.join(known)}")
+                listed = (
+                    f"the guide knows none of {', '.join(known)}" if known else "neither denoiser nor guide lists any"
+                )
+                raise InputError(f"target: all given, but {listed}")
         indices = dict.fromkeys(self.guide.resolve(target) for target in wanted)
-        names = {index: _short(self.guide.names[index]) for index in indices}
+        names = {index: self.guide.title(index) for index in indices}
         return tuple(
             Target(
                 name=name,
@@ -159,9 +173,16 @@ class Session:
         ]
         return self.run.recipe.guides(self.guide, *others, blend=blend)
 
+    @torch.no_grad()
+    def _rehearse(self) -> None:
+        """Shows each guide's objective a blank image, so that what it refuses is refused before anything is written."""
+        for guide in self.guides:
+            blank = self.denoiser.decode(torch.zeros(1, *self.denoiser.shape, device=self.run.device))
+            guide.objective(blank, torch.tensor([self.targets[0].guide], device=self.run.device), CLEAN)
+
     def _elsewhere(self, index: int) -> tuple[int, ...]:
         """Returns the index of a class of the guide's in the vocabularies of the further classifiers."""
-        return tuple(each.resolve(_short(self.guide.names[index])) for each in self.others)
+        return tuple(each.resolve(self.guide.title(index)) for each in self.others)
 
     def _condition(self) -> dict[str, Any]:
         label, classes = self.run.label, self.denoiser.classes
@@ -275,11 +296,13 @@ class Session:
         self, images: Float[Tensor, "B 3 H W"], targets: Sequence[Target]
     ) -> dict[str, Sequence[Verdict | None]]:
         """Returns what guide and judge say of each image; the judge nothing of a class that it does not have."""
-        guided = _judged(self.guide(images), [target.guide for target in targets])
-        verdicts: dict[str, Sequence[Verdict | None]] = {"guide": guided, "judge": [None] * len(images)}
-        if self.judge is not None:
+        verdicts: dict[str, Sequence[Verdict | None]] = {
+            "guide": _judged(self.guide, images, [target.guide for target in targets]),
+            "judge": [None] * len(images),
+        }
+        if self.judge is not None and any(target.judge is not None for target in targets):
             indices = [target.judge for target in targets]
-            said = _judged(self.judge(images), [index or 0 for index in indices])
+            said = _judged(self.judge, images, [index or 0 for index in indices])
             verdicts["judge"] = [row if index is not None else None for row, index in zip(said, indices, strict=True)]
         return verdicts
 
@@ -287,7 +310,7 @@ class Session:
         """Makes the folders and writes ``run.yaml``, and returns each target's folder."""
         record = self.run.record()
         several = len(self.targets) > 1
-        folders = {target.name: out / target.name if several else out for target in self.targets}
+        folders = {target.name: out / file_name(target.name) if several else out for target in self.targets}
         before = out / "run.yaml"
         if before.exists() and read_run(before).record() != record:
             raise InputError(
@@ -306,16 +329,13 @@ class Session:
 
 
 def _figures(tallies: Mapping[str, _Tally]) -> dict[str, Any]:
-    """Returns accuracy and probability by guide and by judge, over all targets and for each."""
+    """Returns what guide and judge say, over all targets and for each."""
 
     def figures(chosen: Sequence[_Tally]) -> dict[str, Any]:
         said = {name: [row for tally in chosen for row in tally.verdicts[name]] for name in ("guide", "judge")}
         return {
-            figure: {
-                name: round(sum(getattr(row, figure) for row in rows) / len(rows), 4) if rows else None
-                for name, rows in said.items()
-            }
-            for figure in ("accuracy", "probability")
+            figure: {name: _mean([getattr(row, figure) for row in rows]) for name, rows in said.items()}
+            for figure in Verdict._fields
         }
 
     whole = figures(list(tallies.values()))
@@ -400,9 +420,9 @@ class _Meter:
                 self.images += len(inputs[0])
 
 
-def _short(name: str) -> str:
-    """Returns the first of a class's synonyms."""
-    return name.split(",")[0].strip()
+def _mean(values: Sequence[float | None]) -> float | None:
+    said = [value for value in values if value is not None]
+    return round(sum(said) / len(said), 4) if said else None
 
 
 def _index(classifier: Classifier | None, name: str) -> int | None:
@@ -414,7 +434,15 @@ def _index(classifier: Classifier | None, name: str) -> int | None:
         return None
 
 
-def _judged(logits: Float[Tensor, "B K"], targets: Sequence[int]) -> list[Verdict]:
+def _judged(classifier: Classifier, images: Float[Tensor, "B 3 H W"], targets: Sequence[int]) -> list[Verdict]:
+    logits = classifier(images)
     target = torch.tensor(targets, device=logits.device)
-    right, probability = correct(logits, target).tolist(), target_probability(logits, target).tolist()
-    return [Verdict(float(yes), share) for yes, share in zip(right, probability, strict=True)]
+    nothing = [None] * len(images)
+    right: Sequence[float | None] = nothing
+    probability: Sequence[float | None] = nothing
+    similarity: Sequence[float | None] = nothing
+    if len(classifier.names) > 1:
+        right, probability = correct(logits, target).double().tolist(), target_probability(logits, target).tolist()
+    if isinstance(classifier, TextClassifier):
+        similarity = (logits.gather(1, target[:, None])[:, 0] / classifier.sharpness).tolist()
+    return [Verdict(*said) for said in zip(right, probability, similarity, strict=True)]

@@ -5,6 +5,7 @@ import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,8 @@ class Run:
         settings = asdict(self) | {"batch_size": self.at_once}
         settings |= {"targets": list(self.targets), "classifiers": list(self.classifiers)}
         settings["recipe"] = {"name": self.recipe.name, "settings": self.recipe.resolved()}
-        packages = ("steersman", "torch", "torchvision", "diffusers", "timm")
+        packages = ["steersman", "torch", "torchvision", "diffusers", "timm"]
+        packages += [name for name in ("transformers",) if find_spec(name)]
         return settings | {
             "versions": {"python": platform.python_version()} | {name: version(name) for name in packages}
         }

@@ -38,12 +38,14 @@ class Classifier(nn.Module):
 
     Attributes:
         block: How many images the network sees at a time, None for the whole batch (`steersman.blocks`).
+        open_vocabulary: Whether any text is a class, and becomes one when it is first resolved.
 
     Raises:
         InputError: There are no names, or a binary network has other than two.
     """
 
     block: int | None = None
+    open_vocabulary: bool = False
 
     def __init__(
         self,
@@ -62,7 +64,7 @@ class Classifier(nn.Module):
         self.binary = binary
         self.told_level = told_level
         self.smoothed = smoothed
-        if not self.names:
+        if not self.names and not self.open_vocabulary:
             raise InputError("a classifier needs the names of its classes, got none")
         if binary and len(self.names) != 2:
             raise InputError(f"a binary classifier has two names, got {len(self.names)}")
@@ -140,6 +142,10 @@ class Classifier(nn.Module):
             told_level=self.told_level,
             smoothed=count,
         )
+
+    def title(self, index: int) -> str:
+        """Returns what a class is called: the first of its synonyms."""
+        return self.names[index].split(",")[0].strip()
 
     def resolve(self, target: str | int) -> int:
         """Returns the index of a class.

@@ -6,7 +6,9 @@ from typing import Literal
 import torch
 
 from steersman.classifiers.base import Classifier
+from steersman.classifiers.clip import load_clip
 from steersman.classifiers.imagenet import load_imagenet
+from steersman.classifiers.module import load_module
 from steersman.classifiers.preprocess import RAW
 from steersman.errors import InputError, unknown
 
@@ -25,8 +27,9 @@ def load_classifier(
     """Returns a trained classifier, ready to guide or to judge.
 
     Args:
-        spec: Where the classifier comes from and its name there: ``imagenet:efficientnet-lite0``, or ``zoo:NAME``
-            for a bundled one.
+        spec: Where the classifier comes from and its name there: ``imagenet:efficientnet-lite0``; ``zoo:NAME`` for a
+            bundled one; ``clip:FOLDER`` or ``clip:ID`` for a CLIP in transformers' format, whose targets are texts; or
+            ``module:PACKAGE.NAME:FACTORY`` for one's own (`steersman.classifiers.module`).
         device: Where its weights lie; images must lie there too.
         dtype: Floating dtype of its weights; logits are of float32 at least.
         softplus: Sharpness β > 0 of the Softplus that replaces every ReLU (EluCD 4.3); None keeps the ReLUs.
@@ -64,5 +67,10 @@ def _load_zoo(name: str) -> Classifier:
     return Classifier(network, preprocess=RAW, names=card["classes"])
 
 
-SOURCES: dict[str, Callable[[str], Classifier]] = {"imagenet": load_imagenet, "zoo": _load_zoo}
+SOURCES: dict[str, Callable[[str], Classifier]] = {
+    "clip": load_clip,
+    "imagenet": load_imagenet,
+    "module": load_module,
+    "zoo": _load_zoo,
+}
 """Where classifiers come from: a source's word, and its function from a name to the classifier."""

@@ -12,7 +12,7 @@ EPILOG = "Example: steersman sample --target baseball --num 16 --out balls"
 
 def sample(
     target: Annotated[
-        list[str] | None, typer.Option(help="Class to steer to, by name or index; repeat, or all.")
+        list[str] | None, typer.Option(help="Class to steer to, by name or index, or a text for CLIP; repeat, or all.")
     ] = None,
     blend: Annotated[
         list[str] | None,
@@ -50,6 +50,7 @@ def sample(
 ) -> None:
     """Draw images with a diffusion model, steered by a classifier."""
     from steersman.cli.sampling import carry_out
+    from steersman.files import file_name
     from steersman.recipes import load_recipe
     from steersman.run import Run, read_run, weights
 
@@ -75,4 +76,4 @@ def sample(
             dtype=dtype,
         )
     named = "-".join(run.targets or run.blend)
-    carry_out(run, out or Path("outputs", named.replace(" ", "-")), gif=gif)
+    carry_out(run, out or Path("outputs", file_name(named).replace(" ", "-")), gif=gif)

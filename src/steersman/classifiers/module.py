@@ -1,0 +1,72 @@
+"""One's own classifier, by the name of a function that makes it: ``module:PACKAGE.NAME:FACTORY``.
+
+The function takes no arguments and returns a `Classifier`; or a network with the names of its classes as ``names``,
+which maps images in [-1, 1], at the sample's own size, to logits. The module is installed, or lies in the current
+folder; it alone is imported, and runs as any program does.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+
+from torch import nn
+
+from steersman.classifiers.base import Classifier
+from steersman.classifiers.preprocess import RAW
+from steersman.errors import InputError, one_line, unknown
+
+__all__ = ["load_module"]
+
+
+def load_module(name: str) -> Classifier:
+    """Returns the classifier that a function makes.
+
+    Args:
+        name: ``PACKAGE.NAME:FACTORY``.
+
+    Raises:
+        InputError: The module or the function is not there, fails, or makes something else.
+    """
+    module, _, factory = name.partition(":")
+    if not factory.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
+        raise InputError(f"classifier: 'module:{name}' given; allowed: module:PACKAGE.NAME:FACTORY")
+    with _current_folder():
+        try:
+            found = import_module(module)
+        except Exception as error:  # it is the user's own code, which may fail in any way
+            raise InputError(f"classifier: module {module!r} cannot be imported ({one_line(error)})") from error
+        if not hasattr(found, factory):
+            offered = [name for name, value in vars(found).items() if callable(value) and not name.startswith("_")]
+            raise unknown(f"function of module {module!r}", factory, offered)
+        try:
+            made = getattr(found, factory)()
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(f"classifier: {module}.{factory}() failed ({one_line(error)})") from error
+    if isinstance(made, Classifier):
+        return made
+    if not isinstance(made, nn.Module):
+        kind = type(made).__name__
+        raise InputError(
+            f"classifier: {module}.{factory}() made a {kind}; allowed: a Classifier, or a network with names"
+        )
+    names = getattr(made, "names", None)
+    if not isinstance(names, list | tuple) or not names or not all(isinstance(each, str) for each in names):
+        raise InputError(
+            f"classifier: the network of {module}.{factory}() has no names of its classes; allowed: a list of texts"
+        )
+    return Classifier(made, preprocess=RAW, names=names)
+
+
+@contextmanager
+def _current_folder() -> Iterator[None]:
+    """Lets modules be found in the current folder too, after all others, so that it hides none."""
+    before = list(sys.path)
+    sys.path.append(os.getcwd())
+    try:
+        yield
+    finally:
+        sys.path[:] = before

@@ -1,0 +1,125 @@
+"""One's own classifier, by the name of its factory."""
+
+import sys
+
+import pytest
+import torch
+
+from steersman.classifiers import RAW, Classifier, load_classifier
+from steersman.errors import InputError
+
+OWN = """
+import torch
+from steersman.classifiers import Classifier, Preprocess
+from steersman.errors import InputError
+
+class Net(torch.nn.Module):
+    def __init__(self, names=("left", "right")):
+        super().__init__()
+        self.names = names
+        self.relu = torch.nn.ReLU()
+
+    def forward(self, x):
+        return self.relu(torch.stack([-x.mean((1, 2, 3)), x.mean((1, 2, 3))], 1))
+
+def whole():
+    return Classifier(Net(), preprocess=Preprocess(size=4), names=["left", "right"])
+
+def nameless():
+    net = Net()
+    del net.names
+    return net
+
+def letters():
+    return Net("ab")
+
+def empty():
+    return Net([])
+
+def numbers():
+    return Net([0, 1])
+
+def text():
+    return "a classifier"
+
+def asks(more):
+    return Net()
+
+def fails():
+    raise RuntimeError("first line\\nsecond line")
+
+def refuses():
+    raise InputError("own: 3 given; allowed: 4")
+
+constant = 3
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """Modules in the current folder, which nothing imported before."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_balls").mkdir()
+    (tmp_path / "own_balls" / "nets.py").write_text(OWN)
+    (tmp_path / "own_broken.py").write_text("import not_installed_anywhere")
+    (tmp_path / "own_wrong.py").write_text("def (")
+    (tmp_path / "json.py").write_text("raise SystemError('must not hide the real one')")
+    before, path = set(sys.modules), list(sys.path)
+    yield
+    assert sys.path == path
+    for name in set(sys.modules) - before:
+        if name.startswith("own_"):
+            del sys.modules[name]
+
+
+@pytest.mark.usefixtures("own")
+def test_a_network_with_names_sees_the_sample_as_it_is():
+    classifier = load_classifier("module:own_balls.nets:Net", dtype=torch.float64)
+    assert isinstance(classifier, Classifier)
+    assert (classifier.names, classifier.preprocess) == (("left", "right"), RAW)
+    image = torch.full((1, 3, 8, 8), 0.5)
+    assert torch.equal(classifier(image), torch.tensor([[0.0, 0.5]], dtype=torch.float64))
+    assert "own_balls.nets" in sys.modules and "own_broken" not in sys.modules
+
+
+@pytest.mark.usefixtures("own")
+def test_a_classifier_takes_the_settings_of_all_sources():
+    classifier = load_classifier("module:own_balls.nets:whole", softplus=2.0)
+    assert (classifier.preprocess.size, classifier.smoothed) == (4, 1)
+    assert load_classifier("module:own_balls.nets:whole", preprocess="raw", size=6).preprocess.size == 6
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("module:", "module:NAME"),
+        ("module:own_balls.nets", "allowed: module:PACKAGE.NAME:FACTORY"),
+        ("module:own_balls/nets.py:Net", "allowed: module:PACKAGE.NAME:FACTORY"),
+        ("module::Net", "allowed: module:PACKAGE.NAME:FACTORY"),
+        ("module:own_balls.nets:Net()", "allowed: module:PACKAGE.NAME:FACTORY"),
+        (
+            "module:own_boxes:Net",
+            "module 'own_boxes' cannot be imported .ModuleNotFoundError: No module named 'own_boxes'",
+        ),
+        ("module:own_broken:Net", "cannot be imported .ModuleNotFoundError: No module named 'not_installed_anywhere'"),
+        ("module:own_wrong:Net", "cannot be imported .SyntaxError"),
+        ("module:own_balls.nets:net", "unknown function of module 'own_balls.nets' 'net'; did you mean 'Net'"),
+        (
+            "module:own_balls.nets:constant",
+            r"own_balls.nets.constant\(\) failed .TypeError: 'int' object is not callable",
+        ),
+        ("module:own_balls.nets:asks", r"asks\(\) failed .TypeError: asks\(\) missing 1 required positional argument"),
+        ("module:own_balls.nets:fails", r"fails\(\) failed .RuntimeError: first line\)"),
+        ("module:own_balls.nets:refuses", "own: 3 given; allowed: 4"),
+        ("module:own_balls.nets:text", "made a str; allowed: a Classifier, or a network with names"),
+        ("module:own_balls.nets:nameless", "has no names of its classes"),
+        ("module:own_balls.nets:letters", "has no names of its classes"),
+        ("module:own_balls.nets:empty", "has no names of its classes"),
+        ("module:own_balls.nets:numbers", "has no names of its classes"),
+    ],
+)
+@pytest.mark.usefixtures("own")
+def test_what_can_go_wrong_is_one_line(spec, message):
+    with pytest.raises(InputError, match=message) as refused:
+        load_classifier(spec)
+    assert "\n" not in str(refused.value)
