@@ -69,6 +69,58 @@ def test_flow_starts_from_pure_noise(pair):
     assert torch.equal(to_x0("flow_prediction", eps, eps - x0, level(0.0, 1.0)), eps - (eps - x0))
 
 
+PURE_NOISE = level(0.0, 1.0)
+CLEAN = [level(1.0, 0.0), level(0.5, 0.0)]
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_pure_noise_tells_the_image_by_all_but_the_noise(kind, pair):
+    x0, eps = pair
+    found = to_x0(kind, eps, output_for(kind, x0, eps, PURE_NOISE), PURE_NOISE)
+    torch.testing.assert_close(found, x0, rtol=0, atol=2e-15)  # float64's rounding
+    assert torch.equal(eps_from_x0(eps, x0, PURE_NOISE), eps)
+
+
+def test_of_pure_noise_the_noise_tells_no_image(pair):
+    x0, eps = pair
+    for at in (PURE_NOISE, level([1.0, 0.0, 0.5], [1.0, 1.0, 1.0])):
+        with pytest.raises(InputError, match="parameterization: epsilon given at alpha = .*allowed: a level with"):
+            to_x0("epsilon", eps, eps, at)
+
+
+@pytest.mark.parametrize("at", CLEAN, ids=["alpha=1", "alpha=1/2"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_noise_the_sample_is_the_image(kind, at, pair):
+    x0, eps = pair
+    found = to_x0(kind, at.alpha * x0, output_for(kind, x0, eps, at), at)
+    torch.testing.assert_close(found, x0, rtol=0, atol=2e-15)  # float64's rounding
+
+
+def test_without_noise_there_is_none_to_tell_of(pair):
+    x0, _ = pair
+    for at in (CLEAN[0], level([1.0, 1.0, 1.0], [0.5, 0.0, 0.5])):
+        with pytest.raises(InputError, match="level.sigma: .* given; allowed: above 0"):
+            eps_from_x0(x0, x0, at)
+
+
+@pytest.mark.parametrize("name", LEVELS)
+def test_each_output_turns_into_any_other_and_back(name, pair):
+    """By way of ``x0`` and ``eps``: twelve ways."""
+    (x0, eps), at = pair, LEVELS[name]
+    x_t = shaped(at.alpha) * x0 + shaped(at.sigma) * eps
+    alpha, sigma = shaped(at.alpha), shaped(at.sigma)
+    for kind in KINDS:
+        output = output_for(kind, x0, eps, at)
+        there = to_x0(kind, x_t, output, at)
+        for other in KINDS:
+            turned = output_for(other, there, eps_from_x0(x_t, there, at), at)
+            image = to_x0(other, x_t, turned, at)
+            back = output_for(kind, image, eps_from_x0(x_t, image, at), at)
+            # rounding, enlarged by both divisions and, in v, by alpha and sigma themselves
+            size = 1e-14 * float(((1 + sigma / alpha) * (1 + alpha / sigma)).max() + (alpha + sigma).max())
+            torch.testing.assert_close(back, output, rtol=0, atol=size)
+
+
 @pytest.mark.parametrize("kind", KINDS[:3])
 @pytest.mark.parametrize("time", [0, 500, 999])
 def test_to_x0_is_that_of_diffusers(kind, time, pair):

@@ -7,16 +7,19 @@ From ``x_t = alpha x_0 + sigma eps``, a network that predicts one of these predi
     v         v   = alpha eps - sigma x0              x0 = (alpha x_t - sigma v) / (alpha^2 + sigma^2)
     flow      u   = eps - x0                          x0 = (x_t - sigma u) / (alpha + sigma)
 
-``v`` is Salimans & Ho's (2022), ``flow`` has diffusers' sign.
+``v`` is Salimans & Ho's (2022), ``flow`` has diffusers' sign. Where there is no noise, ``sigma = 0``, all of them give
+``x0 = x_t / alpha``, and no eps belongs to it. Where there is no signal, ``alpha = 0``, eps is ``x_t / sigma`` whatever
+the image is, so that it tells nothing of ``x0``; the other three do.
 """
 
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from steersman.errors import unknown
+from steersman.errors import InputError, unknown
 from steersman.rows import take
 from steersman.schedule import Level, Schedule, broadcast
 
@@ -25,6 +28,7 @@ __all__ = [
     "Denoiser",
     "Parameterization",
     "Prediction",
+    "classifier_free",
     "eps_from_x0",
     "look_ahead",
     "output_for",
@@ -54,6 +58,8 @@ class Prediction(NamedTuple):
 class Denoiser(Protocol):
     """A network with what must be known to sample from it; images are in [-1, 1], or latents that `decode` turns so.
 
+    One of latents has a true ``latent`` beside what follows, so that nobody clips them to the range of images.
+
     Attributes:
         schedule: The noise that it was trained on.
         shape: The shape (C, H, W) of one sample.
@@ -79,11 +85,15 @@ class Conditioned:
     Args:
         denoiser: The denoiser.
         condition: What it is told beside image and level; a tensor has a row an image.
+
+    Attributes:
+        latent: Whether its samples are latents.
     """
 
     def __init__(self, denoiser: Denoiser, condition: Mapping[str, Any]) -> None:
         self.denoiser, self.condition = denoiser, condition
         self.schedule, self.shape, self.classes = denoiser.schedule, denoiser.shape, denoiser.classes
+        self.latent: bool = getattr(denoiser, "latent", False)
 
     def __call__(self, x_t: Float[Tensor, "B C H W"], level: Level, **condition: Any) -> Prediction:  # noqa: ANN401
         """Returns the denoiser's prediction; conditions given here go before those given at first."""
@@ -98,8 +108,40 @@ class Conditioned:
         self.condition = {key: take(value, rows) for key, value in self.condition.items()}
 
 
+def classifier_free(
+    conditional: Prediction,
+    unconditional: Float[Tensor, "B C H W"],
+    scale: float,
+    channels: int | None = None,
+) -> Prediction:
+    """``x0_hat(null) + w (x0_hat(y) - x0_hat(null))``, which the noise prediction follows (Ho & Salimans 2022).
+
+    Args:
+        conditional: What the denoiser predicts with the label; its variance stays.
+        unconditional: Its ``x0_hat`` without.
+        scale: ``w``.
+        channels: How many channels, the first ones, are guided; the others are the conditional model's. All if None.
+
+    Raises:
+        InputError: More channels than there are, or fewer than one.
+    """
+    given = conditional.x0_hat
+    x0_hat = unconditional + scale * (given - unconditional)
+    if channels is not None:
+        if not 1 <= channels <= given.shape[1]:
+            raise InputError(f"cfg_channels: {channels} given; allowed: 1 to {given.shape[1]}, or None for all")
+        x0_hat = torch.cat([x0_hat[:, :channels], given[:, channels:]], dim=1)
+    return conditional._replace(x0_hat=x0_hat, unconditional=unconditional)
+
+
 def eps_from_x0(x_t: Float[Tensor, "B C H W"], x0: Float[Tensor, "B C H W"], level: Level) -> Float[Tensor, "B C H W"]:
-    """``eps = (x_t - alpha x0) / sigma``, for ``sigma > 0``."""
+    """``eps = (x_t - alpha x0) / sigma``.
+
+    Raises:
+        InputError: There is no noise.
+    """
+    if not (level.sigma > 0).all():
+        raise InputError(f"level.sigma: {level.sigma.tolist()} given; allowed: above 0, as eps needs noise")
     return (x_t - broadcast(level.alpha, x_t) * x0) / broadcast(level.sigma, x_t)
 
 
@@ -109,11 +151,16 @@ def to_x0(
     """Returns ``x0_hat``, not clipped, from what a network put out.
 
     Raises:
-        InputError: An unknown parameterization.
+        InputError: An unknown parameterization, or ``epsilon`` where there is no signal.
     """
     alpha, sigma = broadcast(level.alpha, x_t), broadcast(level.sigma, x_t)
     match kind:
         case "epsilon":
+            if not (level.alpha > 0).all():
+                raise InputError(
+                    f"parameterization: epsilon given at alpha = {level.alpha.tolist()}, where the noise tells nothing "
+                    "of the image; allowed: a level with some signal, or sample, v_prediction, flow_prediction"
+                )
             return (x_t - sigma * output) / alpha
         case "sample":
             return output

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from steersman.denoise import Prediction
+from steersman.denoise import Prediction, classifier_free
 from steersman.errors import InputError
 from steersman.schedule import VP, Level, Schedule, broadcast
 
@@ -97,16 +97,18 @@ class Mixture:
         level: Level,
         *,
         label: Int[Tensor, " B"] | None = None,
+        cfg_scale: float = 1.0,
         **_: Any,  # noqa: ANN401
     ) -> Prediction:
-        """Returns the exact ``x0_hat``; with a label, that of the class alone."""
+        """Returns the exact ``x0_hat``; with a label, that of the class alone, or led away from the whole's by it."""
         pull, log_joint = self._pulls(x_t, level)
         alpha = broadcast(level.alpha, x_t).reshape(-1, 1, 1)
         x0 = self.means.to(x_t) + alpha * torch.einsum("kde,bke->bkd", self.covariances.to(x_t), pull)
-        share = log_joint.softmax(1)
-        if label is not None:
-            share = torch.nn.functional.one_hot(label, len(self.weights)).to(share)
-        return Prediction((share[..., None] * x0).sum(1)[..., None, None])
+        whole = (log_joint.softmax(1)[..., None] * x0).sum(1)[..., None, None]
+        if label is None:
+            return Prediction(whole)
+        alone = Prediction(x0[torch.arange(len(label)), label][..., None, None])
+        return alone if cfg_scale == 1 else classifier_free(alone, whole, cfg_scale)
 
     def sample(self, count: int, generator: torch.Generator, label: int | None = None) -> Float64[Tensor, "B D 1 1"]:
         """Returns exact samples, of all classes or of one."""

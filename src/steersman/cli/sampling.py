@@ -4,6 +4,7 @@ from pathlib import Path
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -14,6 +15,14 @@ from steersman.run import Run
 __all__ = ["carry_out"]
 
 ANIMATED = 4  # images in an animation
+COLUMNS = {
+    ("accuracy", "guide"): ("guide sees it", ".0%"),
+    ("accuracy", "judge"): ("judge sees it", ".0%"),
+    ("probability", "guide"): ("guide's probability", ".0%"),
+    ("probability", "judge"): ("judge's", ".0%"),
+    ("similarity", "guide"): ("guide's similarity", ".3f"),
+    ("similarity", "judge"): ("judge's similarity", ".3f"),
+}
 
 
 def carry_out(run: Run, out: Path, *, gif: bool = False) -> None:
@@ -30,7 +39,7 @@ def carry_out(run: Run, out: Path, *, gif: bool = False) -> None:
     console = Console()
     with console.status("loading the networks"):
         session = Session(run)
-    frames = Frames(count=ANIMATED) if gif else None
+    frames = Frames(count=ANIMATED, decode=session.denoiser.decode) if gif else None
     count = run.num * len(session.targets)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
@@ -48,12 +57,13 @@ def _print(console: Console, session: Session, summary: Summary, out: Path) -> N
     metrics = summary.metrics
     table = Table(box=None, pad_edge=False)
     table.add_column("target")
-    for title in ("guide sees it", "judge sees it", "guide's probability", "judge's"):
-        table.add_column(title, justify="right")
+    shown = [(figure, network) for figure, network in COLUMNS if metrics[figure][network] is not None]
+    for each in shown:
+        table.add_column(COLUMNS[each][0], justify="right")
     names = [target.name for target in session.targets]
     for name, figures in metrics.get("targets", {names[0]: metrics}).items():
-        cells = [figures[figure][network] for figure in ("accuracy", "probability") for network in ("guide", "judge")]
-        table.add_row(name, *("–" if cell is None else f"{cell:.0%}" for cell in cells))
+        cells = [(figures[figure][network], COLUMNS[figure, network][1]) for figure, network in shown]
+        table.add_row(escape(name), *("–" if cell is None else f"{cell:{form}}" for cell, form in cells))
     console.print(table)
     evaluations = metrics["network_evaluations"]
     console.print(
@@ -65,5 +75,5 @@ def _print(console: Console, session: Session, summary: Summary, out: Path) -> N
     for warning in summary.warnings:
         console.print(f"[yellow]{warning}[/yellow]")
     if summary.lost:
-        console.print(f"[red]not finite and not written: {', '.join(summary.lost)}[/red]")
-    console.print(f"images in {out}", soft_wrap=True)
+        console.print(f"[red]not finite and not written: {escape(', '.join(summary.lost))}[/red]")
+    console.print(f"images in {escape(str(out))}", soft_wrap=True)

@@ -1,86 +1,108 @@
-"""diffusers' pixel models as denoisers.
+"""diffusers' models as denoisers, of pixels or of a VAE's latents.
 
 With labels, ``x0_hat(x_t, y)`` is the conditional model, ``x0_hat(x_t, null)`` the unconditional one, and
 classifier-free guidance of scale ``w`` (Ho & Salimans 2022) predicts
 ``x0_hat(null) + w (x0_hat(y) - x0_hat(null))`` from one doubled batch.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 from diffusers.models.unets.unet_2d import UNet2DModel
 from jaxtyping import Float, Int
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from steersman.blocks import in_blocks
-from steersman.denoise import Parameterization, Prediction, to_x0
+from steersman.denoise import Parameterization, Prediction, classifier_free, to_x0
+from steersman.denoisers import latent
+from steersman.denoisers.folder import Folder
 from steersman.errors import InputError
 from steersman.schedule import Flow, Level, Schedule, from_diffusers
 
 __all__ = ["DiffusersDenoiser"]
 
+Network = UNet2DModel | DiTTransformer2DModel
+
 
 class DiffusersDenoiser:
-    """A `UNet2DModel` with the schedule of its scheduler's configuration.
+    """A network with the schedule of its scheduler's configuration, and a VAE where it works on latents.
 
-    A network with ``num_class_embeds`` labels has them as ``classes``; where it has one more than there are names, the
-    last is the null label. Images enter and leave in float32 or float64, whatever the network runs in.
+    A `UNet2DModel` with ``num_class_embeds`` labels has them as ``classes``; where it has one more than there are
+    names, the last is the null label. A `DiTTransformer2DModel` has a null label after the ``num_embeds_ada_norm``
+    others. Samples enter and leave in float32 or float64, whatever the network runs in.
 
     Args:
         network: The network; put into evaluation mode, its weights without gradients.
         schedule: The noise that it was trained on.
         parameterization: What its output means.
-        classes: The names of its labels, without the null label.
+        classes: The names of its labels, without the null label; by default their numbers.
+        vae: What decodes its samples, where they are latents.
 
     Attributes:
+        latent: Whether they are.
         block: How many images the network sees at a time, None for the whole batch (`steersman.blocks`).
+
+    Raises:
+        InputError: More or fewer names than labels, or a VAE of other latents.
     """
 
     block: int | None = None
 
     def __init__(
         self,
-        network: UNet2DModel,
+        network: Network,
         *,
         schedule: Schedule,
         parameterization: Parameterization = "epsilon",
         classes: tuple[str, ...] = (),
+        vae: AutoencoderKL | None = None,
     ) -> None:
         config = network.config
         labels = config.get("num_class_embeds") or 0
+        numbered = labels
+        if isinstance(network, DiTTransformer2DModel):
+            numbered = config["num_embeds_ada_norm"]
+            labels = numbered + 1
         if classes and len(classes) not in (labels, labels - 1):
             raise InputError(f"classes: {len(classes)} names given; the network has {labels} labels")
+        channels = int(config["in_channels"])
+        if vae is not None and vae.config["latent_channels"] != channels:
+            raise InputError(
+                f"vae: one of {vae.config['latent_channels']} channels given; allowed: {channels}, as the network has"
+            )
         size = config["sample_size"]
         height, width = size if isinstance(size, list | tuple) else (size, size)
         self.network = network.eval().requires_grad_(False)
+        self.vae = None if vae is None else latent.frozen(vae)
+        self.latent = vae is not None
         self.schedule = schedule
         self.parameterization: Parameterization = parameterization
-        self.shape = (int(config["in_channels"]), int(height), int(width))
-        self.classes = classes or tuple(str(label) for label in range(labels))
+        self.shape = (channels, int(height), int(width))
+        self.classes = classes or tuple(str(label) for label in range(numbered))
         self.null = labels - 1 if len(self.classes) < labels else None
 
     @classmethod
     def from_folder(cls, folder: str | Path, *, classes: tuple[str, ...] = ()) -> "DiffusersDenoiser":
-        """Loads a pipeline's folder as diffusers saves it: ``unet`` and ``scheduler`` beside each other.
+        """Loads a pipeline's folder as diffusers saves it.
+
+        Args:
+            folder: It holds ``scheduler`` and ``unet``, with ``vae`` beside them for one of latents; or ``scheduler``,
+                ``transformer`` and ``vae``, as a `DiTPipeline` does.
+            classes: The names of the labels; by default those in the folder's ``model_index.json``, where it has some.
 
         Raises:
             InputError: The folder is not there, or holds no such pipeline.
         """
-        folder = Path(folder)
-        settings = folder / "scheduler" / "scheduler_config.json"
-        if not (folder / "unet").is_dir() or not settings.is_file():
-            raise InputError(
-                f"denoiser: {str(folder)!r} given; allowed: a folder with unet/ and scheduler/, as diffusers saves them"
-            )
-        try:
-            scheduler = json.loads(settings.read_text())
-            network = UNet2DModel.from_pretrained(folder / "unet", local_files_only=True, use_safetensors=True)
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise InputError(f"denoiser: {str(folder)!r} cannot be read ({reason})") from error
+        parts = Folder(folder)
+        scheduler = parts.settings("scheduler/scheduler_config.json")
+        network = (
+            parts.model("unet", UNet2DModel)
+            if "unet" in parts.found
+            else parts.model("transformer", DiTTransformer2DModel)
+        )
         schedule = from_diffusers(scheduler)
         return cls(
             network,
@@ -88,12 +110,15 @@ class DiffusersDenoiser:
             parameterization=scheduler.get(
                 "prediction_type", "flow_prediction" if isinstance(schedule, Flow) else "epsilon"
             ),
-            classes=classes,
+            classes=classes or parts.names,
+            vae=parts.model("vae", AutoencoderKL) if "vae" in parts.found else None,
         )
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "DiffusersDenoiser":
-        """Moves the network, and returns self."""
+        """Moves network and VAE, and returns self."""
         nn.Module.to(self.network, device=device, dtype=dtype)
+        if self.vae is not None:
+            latent.cast(self.vae, device, dtype)
         return self
 
     def __call__(
@@ -103,19 +128,22 @@ class DiffusersDenoiser:
         *,
         label: Int[Tensor, " B"] | None = None,
         cfg_scale: float = 1.0,
+        cfg_channels: int | None = None,
         **_: Any,  # noqa: ANN401
     ) -> Prediction:
         """Returns the prediction; without a label, the unconditional one.
 
         Args:
-            x_t: Noisy images.
+            x_t: Noisy samples.
             level: Their level, one for all or one each.
             label: A label each.
             cfg_scale: The classifier-free scale ``w``; at 1 only the conditional model is asked.
+            cfg_channels: To how many channels, the first ones, it is applied; all if None. DiT's released code has 3
+                of 4.
 
         Raises:
-            InputError: A label for a model without labels, none for a model without null label, or a ``cfg_scale``
-                for a model that is not both conditional and unconditional.
+            InputError: A label for a model without labels, none for a model without null label, a ``cfg_scale``
+                for a model that is not both conditional and unconditional, or channels that there are not.
         """
         if not self.classes:
             if label is not None:
@@ -136,7 +164,7 @@ class DiffusersDenoiser:
         both = self._predict(torch.cat([x_t, x_t]), double, torch.cat([label, null]))
         x0_hat, unconditional = both.x0_hat.chunk(2)
         fraction = None if both.variance_fraction is None else both.variance_fraction.chunk(2)[0]
-        return Prediction(unconditional + cfg_scale * (x0_hat - unconditional), fraction, unconditional)
+        return classifier_free(Prediction(x0_hat, fraction), unconditional, cfg_scale, cfg_channels)
 
     def _predict(self, x_t: Tensor, level: Level, label: Tensor | None) -> Prediction:
         time = level.time.to(x_t.device).expand(len(x_t))
@@ -152,6 +180,6 @@ class DiffusersDenoiser:
     def _output(self, x_t: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
         return self.network(x_t, time, class_labels=label).sample
 
-    def decode(self, x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        """Returns the sample itself: it is an image."""
-        return x0
+    def decode(self, x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H2 W2"]:
+        """Returns the sample itself where it is an image, else what the VAE makes of the latent."""
+        return x0 if self.vae is None else latent.decoded(self.vae, x0)

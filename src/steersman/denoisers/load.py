@@ -17,8 +17,8 @@ def load_denoiser(
     """Returns a denoiser, its network on a device in a dtype.
 
     Args:
-        spec: ``zoo:sportballs``, or a folder with ``unet/`` and ``scheduler/``; where it holds a ``card.json``, the
-            names of the labels are read from its ``classes``.
+        spec: ``zoo:sportballs``, or a folder as `DiffusersDenoiser.from_folder` reads it; where it holds a
+            ``card.json``, the names of the labels are read from its ``classes``.
         device: Where the network runs.
         dtype: In what.
 

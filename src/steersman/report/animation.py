@@ -5,7 +5,7 @@ white for the largest. The largest is each frame's and image's own, as gradients
 the map tells where the classifier pulls, not how hard.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -33,18 +33,27 @@ class Frames:
         count: How many of the batch to keep, the first ones.
         guide: Whose gradient, counted from 0.
         every: Keep every k-th step, and the last.
+        decode: What makes images of the walk's samples, where these are latents; the gradients are kept as they are.
 
     Attributes:
         images: A batch a frame, (B, C, H, W).
         gradients: As many; zero where the guide was not active.
     """
 
-    def __init__(self, view: View = "x0", *, count: int = 1, guide: int = 0, every: int = 1) -> None:
+    def __init__(
+        self,
+        view: View = "x0",
+        *,
+        count: int = 1,
+        guide: int = 0,
+        every: int = 1,
+        decode: Callable[[Tensor], Tensor] = torch.detach,
+    ) -> None:
         if view not in get_args(View):
             raise unknown("view", view, get_args(View))
         if count < 1 or guide < 0 or every < 1:
             raise InputError(f"count, guide, every: {count}, {guide}, {every} given; allowed: 1, 0, 1 and more")
-        self.view, self.count, self.guide, self.every = view, count, guide, every
+        self.view, self.count, self.guide, self.every, self.decode = view, count, guide, every, decode
         self.images: list[Tensor] = []
         self.gradients: list[Tensor] = []
 
@@ -52,7 +61,7 @@ class Frames:
         """Keeps a step's images and gradients."""
         if report.step.index % self.every and report.step.left:
             return
-        image = getattr(report, self.view)[: self.count].detach().float().cpu()
+        image = self.decode(getattr(report, self.view)[: self.count]).detach().float().cpu()
         push = report.pushes[self.guide] if self.guide < len(report.pushes) else None
         self.images.append(image)
         self.gradients.append(

@@ -1,0 +1,127 @@
+"""Networks with EDM's preconditioning (Karras et al. 2022, eq. 7 and table 1), of ``x_t = x_0 + sigma eps``:
+
+    x0_hat = c_skip x_t + c_out F(c_in x_t, c_noise, y)
+
+    c_skip = s^2 / (sigma^2 + s^2)            c_in    = 1 / sqrt(sigma^2 + s^2)
+    c_out  = sigma s / sqrt(sigma^2 + s^2)    c_noise = ln(sigma) / 4
+
+with s the deviation of the data: what F is shown and what it is to put out then have unit variance at every level.
+"""  # noqa: D205, D415
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import one_hot
+
+from steersman.blocks import in_blocks
+from steersman.denoise import Prediction, classifier_free
+from steersman.errors import InputError
+from steersman.schedule import EDM, Level, broadcast
+
+__all__ = ["EDMDenoiser"]
+
+
+class EDMDenoiser:
+    """A network F with EDM's preconditioning.
+
+    Args:
+        network: Called as EDM's own are: with ``c_in x_t`` (B, C, H, W), ``c_noise`` (B,), and the labels one-hot
+            (B, K), or None for a model without labels. Put into evaluation mode, its weights without gradients.
+        shape: The shape (C, H, W) of one image.
+        classes: The names of its labels.
+        unconditional: Whether it was trained with some labels left out, which are all zeros then.
+        sigma_data: ``s``.
+        schedule: The range of sigma that walks take.
+
+    Attributes:
+        block: How many images the network sees at a time, None for the whole batch (`steersman.blocks`).
+
+    Raises:
+        InputError: ``sigma_data`` is not above 0.
+    """
+
+    block: int | None = None
+    latent: bool = False
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        shape: tuple[int, int, int],
+        classes: tuple[str, ...] = (),
+        unconditional: bool = False,
+        sigma_data: float = 0.5,
+        schedule: EDM = EDM(),  # noqa: B008 - frozen
+    ) -> None:
+        if not sigma_data > 0:
+            raise InputError(f"sigma_data: {sigma_data} given; allowed: above 0")
+        self.network = network.eval().requires_grad_(False)
+        self.shape, self.classes, self.unconditional = shape, classes, unconditional
+        self.sigma_data, self.schedule = sigma_data, schedule
+
+    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "EDMDenoiser":
+        """Moves the network, and returns self."""
+        nn.Module.to(self.network, device=device, dtype=dtype)
+        return self
+
+    def __call__(
+        self,
+        x_t: Float[Tensor, "B C H W"],
+        level: Level,
+        *,
+        label: Int[Tensor, " B"] | None = None,
+        cfg_scale: float = 1.0,
+        **_: Any,  # noqa: ANN401
+    ) -> Prediction:
+        """Returns the prediction; without a label, the unconditional one.
+
+        Args:
+            x_t: Noisy images.
+            level: Their level, one for all or one each.
+            label: A label each.
+            cfg_scale: The classifier-free scale ``w``; at 1 only the conditional model is asked.
+
+        Raises:
+            InputError: A label for a model without labels, none for one that knows no images without, or a
+                ``cfg_scale`` for a model that is not both conditional and unconditional.
+        """
+        if not self.classes:
+            if label is not None:
+                raise InputError("label: given, but the denoiser was trained without labels; allowed: none")
+            return Prediction(self._x0_hat(x_t, level, None))
+        none = torch.zeros(len(x_t), len(self.classes), device=x_t.device, dtype=x_t.dtype)
+        if label is None:
+            if not self.unconditional:
+                raise InputError(
+                    f"label: none given; the denoiser has no unconditional model; allowed: {', '.join(self.classes)}"
+                )
+            return Prediction(self._x0_hat(x_t, level, none))
+        conditional = Prediction(self._x0_hat(x_t, level, one_hot(label, len(self.classes)).to(none)))
+        if cfg_scale == 1:
+            return conditional
+        if not self.unconditional:
+            raise InputError(f"cfg_scale: {cfg_scale} given, but the denoiser has no unconditional model; allowed: 1")
+        return classifier_free(conditional, self._x0_hat(x_t, level, none), cfg_scale)
+
+    def _x0_hat(
+        self, x_t: Float[Tensor, "B C H W"], level: Level, labels: Float[Tensor, "B K"] | None
+    ) -> Float[Tensor, "B C H W"]:
+        total = (level.sigma**2 + self.sigma_data**2).sqrt()
+        c_skip, c_out, c_in = (
+            broadcast(each, x_t)
+            for each in (self.sigma_data**2 / total**2, level.sigma * self.sigma_data / total, 1 / total)
+        )
+        dtype = next(self.network.parameters(), x_t).dtype
+        noise = level.time.to(x_t.device, torch.promote_types(dtype, torch.float32)).expand(len(x_t))
+        told = () if labels is None else (labels.to(dtype),)
+        output = in_blocks(self._output, self.block, (c_in * x_t).to(dtype), noise, *told)
+        return c_skip * x_t + c_out * output.to(x_t.dtype)
+
+    def _output(self, x: Tensor, noise: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.network(x, noise, labels)
+
+    def decode(self, x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """Returns the sample itself: it is an image."""
+        return x0

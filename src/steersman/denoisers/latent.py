@@ -1,0 +1,61 @@
+"""Latents, and the images that a VAE makes of them.
+
+A denoiser of latents works on ``x_0 = s (z - b)``, with z what the VAE's encoder puts out, ``s`` the scaling factor
+that gives it unit variance and ``b`` a shift; some VAEs have a mean m and a deviation d of each channel as well. So
+
+    image = Dec(z),   z = x_0 / s + b,   or   z = m + d x_0 / s + b
+
+which is differentiable: a classifier of images guides latents by ``grad log p(y | Dec(z))`` (EluCD 5.3). Images go
+through the VAE one at a time, and its blocks are computed again for the gradient instead of kept, so that a batch needs
+little more memory than one image.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from steersman.errors import InputError
+
+__all__ = ["cast", "decoded", "frozen"]
+
+
+def decoded(vae: Any, x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H2 W2"]:  # noqa: ANN401
+    """Returns ``Dec(z)`` of each latent, not clipped, in the latents' dtype.
+
+    Args:
+        vae: diffusers' `AutoencoderKL`, or what has its ``config`` and ``decode``.
+        x0: Latents ``x_0`` as the denoiser knows them.
+
+    Raises:
+        InputError: The VAE decodes another number of channels.
+    """
+    config = vae.config
+    if x0.shape[1] != config.get("latent_channels", x0.shape[1]):
+        raise InputError(f"latents: {x0.shape[1]} channels given; allowed: {config['latent_channels']}, the VAE's")
+    mean, deviation = (config.get(key) for key in ("latents_mean", "latents_std"))
+    z = x0 / config.get("scaling_factor", 1.0)
+    if mean is not None and deviation is not None:
+        z = z * _channels(deviation, z) + _channels(mean, z)
+    z = (z + (config.get("shift_factor") or 0.0)).to(vae.dtype)
+    return torch.cat([vae.decode(each).sample for each in z.split(1)]).to(x0.dtype)
+
+
+def frozen(vae: Any) -> Any:  # noqa: ANN401
+    """Returns the VAE in evaluation mode, its weights without gradients, its blocks recomputed where it can."""
+    vae.eval().requires_grad_(False)
+    if getattr(vae, "_supports_gradient_checkpointing", False):
+        vae.enable_gradient_checkpointing()
+    return vae
+
+
+def cast(vae: Any, device: str | torch.device | None, dtype: torch.dtype | None) -> None:  # noqa: ANN401
+    """Moves a VAE; one that overflows in float16 stays in float32."""
+    exact = dtype == torch.float16 and vae.config.get("force_upcast")
+    nn.Module.to(vae, device=device, dtype=torch.float32 if exact else dtype)
+
+
+def _channels(values: Sequence[float], like: Tensor) -> Tensor:
+    return torch.tensor(values).to(like).reshape(1, -1, 1, 1)
