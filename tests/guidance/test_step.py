@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from diffusers import DDPMScheduler
@@ -85,6 +87,26 @@ def test_into_the_clean_image_the_small_variance_is_zero_and_the_large_one_the_n
     assert reverse_variance(level, CLEAN) == 0
     assert reverse_variance(level, CLEAN, torch.ones(1, 1, 1, 1)) == 0
     torch.testing.assert_close(reverse_variance(level, CLEAN, fixed="large"), level.sigma**2)
+
+
+def test_clipped_into_the_clean_image_it_is_that_of_the_step_before_and_a_learned_one_begins_there():
+    """``log Sigma = f log beta + (1 - f) log beta_tilde``, the latter of the step from the second to the first."""
+    levels = VP.linear().levels(5)
+    pair, floor = levels[-2:], reverse_variance(*levels[-3:-1])
+    assert floor > 0 and reverse_variance(*pair, fixed="clipped", levels=levels) == floor
+    fraction = torch.tensor([0.0, 0.5, 1.0], dtype=F64).reshape(1, 3, 1, 1)
+    beta = pair[0].sigma ** 2
+    expected = torch.stack([floor, (floor * beta).sqrt(), beta]).reshape(1, 3, 1, 1)
+    found = reverse_variance(*pair, fraction, "clipped", levels)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)  # float64's rounding, through logarithms
+
+
+def test_clipped_is_small_at_every_other_step_and_in_a_walk_of_one():
+    levels, fraction = VP.linear().levels(5), torch.full((1, 3, 1, 1), 0.3, dtype=F64)
+    for pair in pairwise(levels[:-1]):
+        assert reverse_variance(*pair, fixed="clipped", levels=levels) == reverse_variance(*pair)
+        assert torch.equal(reverse_variance(*pair, fraction, "clipped", levels), reverse_variance(*pair, fraction))
+    assert reverse_variance(*levels[-2:], fraction, "clipped", levels[-2:]) == 0
 
 
 def test_a_step_counts_what_is_left():

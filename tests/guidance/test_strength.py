@@ -1,5 +1,6 @@
 import dataclasses
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from steersman.guidance import (
     Signal,
     Sine,
     Taper,
+    Transition,
     Variance,
 )
 from steersman.sample import DDIM, DDPM, Recurrence, sample
@@ -141,6 +143,17 @@ def test_sine_adds_a_share_of_the_largest_variance_so_far(gamma, learned):
     assert_all_close(weights(Sine(gamma=gamma), Learned() if learned else Fixed()), expected)
 
 
+def test_sine_may_take_the_largest_variance_of_the_batchs_first_value():
+    """EluCD's released code: one number for all images and values, where they differ."""
+    learned, expected = variances(learned=True), []
+    for index, variance in enumerate(learned):
+        peak = max(float(each[0, 0, 0, 0]) for each in learned[: index + 1])
+        expected.append(variance + 0.3 * math.sin(math.pi * (6 - index) / 7) * peak)
+    assert_all_close(weights(Sine(peak="first"), Learned()), expected)
+    for first, own in zip(weights(Sine(peak="first")), weights(Sine()), strict=True):  # one variance for all values
+        assert (first is None and own is None) or torch.equal(first, own)
+
+
 @pytest.mark.parametrize("strength", [Variance(), Sine(), Linear(), Every(k=2)], ids=repr)
 def test_before_the_denoiser_is_asked_the_weights_are_the_same(strength):
     before, after = weights(strength, injection=Sample()), weights(strength)
@@ -162,6 +175,11 @@ def test_taper_is_a_falling_line_and_a_sine_in_units_of_the_sample(draw, step, g
     rms = (x_t**2).sum((1, 2, 3), keepdim=True).div(48).sqrt()
     expected = rms * (8 / 11 + gamma * math.sin(3 * math.pi / 10))
     torch.testing.assert_close(Taper(gamma=gamma)(step(3), x_t, None, x_t), expected, **ROUNDING)
+    assert torch.equal(
+        Taper(gamma=gamma, floor=0.7)(step(3), x_t, None, x_t), Taper(gamma=gamma)(step(3), x_t, None, x_t)
+    )
+    higher = rms * (0.75 + gamma * math.sin(3 * math.pi / 10))
+    torch.testing.assert_close(Taper(gamma=gamma, floor=0.75)(step(3), x_t, None, x_t), higher, **ROUNDING)
 
 
 def lengths(x):
@@ -330,6 +348,24 @@ def test_refuses_settings(strength, settings, message):
         strength(**settings)
 
 
+def test_refuses_a_peak(unchecked):
+    with pytest.raises(InputError, match="unknown strength.peak 'last'"):
+        Sine(peak="last")
+
+
 def test_refuses_a_product_of_nothing():
     with pytest.raises(InputError):
         Product([])
+
+
+@pytest.mark.parametrize("rising", [True, False])
+def test_transition_is_the_share_of_the_signal_that_a_step_keeps_or_loses_with_a_mean_of_one(rising):
+    """``a_t = alpha_bar_t / alpha_bar_s`` or ``1 - a_t``, over the mean of all steps (TFG's "increase", "decrease")."""
+    levels = VP.cosine().levels(7)
+    kept = [float((now.alpha / to.alpha) ** 2) for now, to in pairwise(levels)]
+    shares = torch.tensor(kept if rising else [1 - each for each in kept], dtype=F64)
+    found = weights(Transition(rising=rising), Fixed(), DDIM(eta=1.0))
+    expected = shares / shares.mean()
+    torch.testing.assert_close(torch.stack([each.flatten()[0] for each in found]), expected)
+    assert expected.mean() == pytest.approx(1)
+    assert bool((expected.diff() > 0).all()) == rising

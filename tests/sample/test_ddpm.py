@@ -3,7 +3,15 @@ import torch
 from diffusers import DDPMScheduler
 
 from steersman.errors import InputError
-from steersman.guidance import posterior_mean, reverse_variance
+from steersman.guidance import (
+    ClassProbability,
+    Denoised,
+    Guide,
+    Mean,
+    Sample,
+    posterior_mean,
+    reverse_variance,
+)
 from steersman.sample import DDPM, sample
 
 F64 = torch.float64
@@ -47,6 +55,29 @@ def test_a_walk_is_that_of_diffusers(mixture, fixed):
     )
     # alpha_bar is float32 there: each level's 1 - alpha_bar is rounded by 2^-24 at least; 4e-6 is seen
     torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5)
+
+
+def test_clipped_draws_and_moves_nothing_more_without_guides(mixture, draw):
+    draws = [draw(4, *mixture.shape) for _ in range(6)]
+    small, clipped = (
+        sample(mixture, DDPM(fixed=fixed), seeds=range(4), steps=6, noise=draws, dtype=F64)
+        for fixed in ("small", "clipped")
+    )
+    assert torch.equal(small, clipped)
+
+
+@pytest.mark.parametrize("injection", [Mean(), Sample()], ids=repr)
+@pytest.mark.parametrize("route", ["direct", "through"])
+def test_clipped_guides_the_last_step_by_the_variance_of_the_one_before(mixture, posterior, route, injection):
+    guide = Guide(
+        objective=ClassProbability(classifier=posterior), route=route, view=Denoised(clip=False), injection=injection
+    )
+    reports, walk = [], {"target": 1, "seeds": range(4), "steps": 6, "dtype": F64}
+    sample(mixture, DDPM(fixed="clipped"), guides=[guide], callbacks=[reports.append], **walk)
+    (push,), before = reports[-1].pushes, reports[-2].step
+    expected = reverse_variance(before.level, before.next) * push.gradient
+    assert expected.abs().min() > 0
+    torch.testing.assert_close(push.value, expected, rtol=1e-12, atol=0)  # float64's rounding
 
 
 def test_refuses_a_variance(unchecked):

@@ -7,9 +7,11 @@ variance-preserving schedule ``1 - a``, ``a = r^2``), the posterior of ``x_s`` g
     variance   beta_tilde = beta sigma_s^2 / sigma_t^2                                    (Ho et al. 2020, eq. 6, 7)
 
 The variance belongs to the pair, so that it follows any respacing. ADM learns a fraction f per value:
-``log Sigma = f log beta + (1 - f) log beta_tilde`` (Nichol & Dhariwal 2021, eq. 15).
+``log Sigma = f log beta + (1 - f) log beta_tilde`` (Nichol & Dhariwal 2021, eq. 15). Into a clean image ``beta_tilde``
+is zero, and so is ``Sigma``; the code of Ho et al. and of ADM clips its logarithm, so that it is the step before's.
 """
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -20,7 +22,7 @@ from steersman.schedule import Level, broadcast
 
 __all__ = ["FixedVariance", "Step", "posterior_mean", "reverse_variance", "transition"]
 
-FixedVariance = Literal["small", "large"]
+FixedVariance = Literal["small", "large", "clipped"]
 
 
 class Step(NamedTuple):
@@ -35,6 +37,7 @@ class Step(NamedTuple):
         next: The level that it goes to.
         variance: The reverse variance ``Sigma_t`` of this pair of levels: (), or the sample's shape where learned.
         peak: The largest variance of the steps so far.
+        levels: All levels of the walk, the noisiest first; one more than steps.
     """
 
     index: int  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -45,6 +48,7 @@ class Step(NamedTuple):
     next: Level
     variance: Float[Tensor, "..."]
     peak: Float[Tensor, "..."]
+    levels: tuple[Level, ...] = ()
 
     @property
     def left(self) -> int:
@@ -73,6 +77,7 @@ def reverse_variance(
     next: Level,
     fraction: Float[Tensor, "B C H W"] | None = None,
     fixed: FixedVariance = "small",
+    levels: Sequence[Level] = (),
 ) -> Float[Tensor, "..."]:
     """Returns ``Sigma_t`` of a pair of levels.
 
@@ -80,10 +85,14 @@ def reverse_variance(
         level: The level of ``x_t``.
         next: The level of ``x_s``.
         fraction: What the model learned of it, in [0, 1], where it did.
-        fixed: Where it did not: ``small`` for ``beta_tilde``, ``large`` for ``beta``.
+        fixed: Where it did not: ``small`` for ``beta_tilde``, ``large`` for ``beta``. With ``clipped``, ``beta_tilde``
+            into a clean image is that of the step before, learned or not; it stays zero in a walk of one step.
+        levels: All levels of the walk; only ``clipped`` needs them.
     """
     _, beta = transition(level, next)
     small = beta * next.sigma**2 / level.sigma**2
+    if fixed == "clipped" and not small > 0 and len(levels) > 2:
+        small = reverse_variance(levels[-3], levels[-2])
     if fraction is None or not small > 0:
         return beta if fixed == "large" and fraction is None else small
     return torch.lerp(broadcast(small.log(), fraction), broadcast(beta.log(), fraction), fraction).exp()

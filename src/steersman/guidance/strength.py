@@ -10,9 +10,12 @@ With t counted T-1 .. 0 over the steps really taken and ``Sigma_t`` the reverse 
     interval    w_t = 1 where low <= sigma / alpha <= high, else 0                       (Kynkäänniemi et al. 2024)
     every       w_t = 1 at each k-th step, else 0
     signal      w_t = alpha_s / alpha_t = 1 / sqrt(a_t), from level t to level s
-    taper       w_t = rms(x_t) [(t + 2) / (T + 1) + gamma sin(pi (T - 1 - t) / T)]               (EluCD, Algorithm 2)
+    transition  w_t = a_t / mean_u a_u, or beta_t / mean_u beta_u                                (TFG, Ye et al. 2024)
+    taper       w_t = rms(x_t) [max((t + 2) / (T + 1), floor) + gamma sin(pi (T - 1 - t) / T)]   (EluCD, Algorithm 2)
     relative    w_t = |score| / |g|,  score = -eps / sigma_t        the scale is the push's share of the score, whatever
                                                                     the model, the classifier and the size of an image
+    difference  w_t = |score - score_null| / |g|          the same in units of what classifier-free guidance adds
+                                                                                                 (EluCD, Algorithm 3)
     polyak      w_t = |eps| / |g|^2                                                              (Shen et al. 2024)
     product     the product of several
 
@@ -22,28 +25,33 @@ images, no gradient is taken.
 The relative strength in the noise injection moves DDPM's mean by ``s (beta_t / sqrt(a_t)) |score| g / |g|``, which is
 FreeDoM's step ``s c_1 rms(eps) (sigma_t / alpha_t) g / rms(g)``, c_1 the posterior's weight of ``x0_hat`` (Yu et al.
 2023, code; s = 0.02 there).
+
+The difference strength in the noise injection, with classifier-free scale w and ``Delta = eps_y - eps_null``, makes
+``eps_null + w (Delta - s |Delta| g / |g|)`` of the noise.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
+from itertools import pairwise
 from operator import mul
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from steersman.denoise import Prediction, eps_from_x0
-from steersman.errors import InputError
-from steersman.guidance.step import Step
+from steersman.errors import InputError, unknown
+from steersman.guidance.step import Step, transition
 from steersman.guidance.view import norm, rms
-from steersman.schedule import broadcast
+from steersman.schedule import Level, broadcast
 
 __all__ = [
     "Constant",
     "Deviation",
+    "Difference",
     "Every",
     "Interval",
     "Linear",
@@ -54,6 +62,7 @@ __all__ = [
     "Sine",
     "Strength",
     "Taper",
+    "Transition",
     "Variance",
 ]
 
@@ -130,15 +139,23 @@ class Sine(_OfVariance):
 
     Attributes:
         gamma: The added factor; 0.3 in the paper.
+        peak: Whose maximum it is: each value's ``own``, or that of the batch's ``first`` value for all of them (EluCD's
+            released code), by which an image depends on its neighbours where the variance is learned.
     """
 
     gamma: float = 0.3
+    peak: Literal["own", "first"] = "own"
+
+    def __post_init__(self) -> None:
+        if self.peak not in ("own", "first"):
+            raise unknown("strength.peak", self.peak, ("own", "first"))
 
     def __call__(
         self, step: Step, x_t: Float[Tensor, "B C H W"], prediction: Prediction | None, g: Float[Tensor, "B C H W"]
     ) -> Float[Tensor, "..."]:
-        """Returns ``w_t``; the maximum is each image's own."""
-        return step.variance + self.gamma * math.sin(math.pi * step.left / step.count) * step.peak
+        """Returns ``w_t``."""
+        peak = step.peak if self.peak == "own" else step.peak.flatten()[0]
+        return step.variance + self.gamma * math.sin(math.pi * step.left / step.count) * peak
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,8 +242,17 @@ class Every:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Signal(_Always):
-    """``w_t = alpha_s / alpha_t``, the growth of the signal in a step: it carries a push of ``x_t`` over to ``x_s``."""
+class Signal:
+    """``w_t = alpha_s / alpha_t``, the growth of the signal in a step: it carries a push of ``x_t`` over to ``x_s``.
+
+    A step out of pure noise, ``alpha_t = 0``, has no such growth; there it rests.
+    """
+
+    needs_denoiser = False
+
+    def active(self, step: Step) -> bool:
+        """Whether there is a signal to grow."""
+        return bool((step.level.alpha > 0).all())
 
     def __call__(
         self, step: Step, x_t: Float[Tensor, "B C H W"], prediction: Prediction | None, g: Float[Tensor, "B C H W"]
@@ -236,22 +262,48 @@ class Signal(_Always):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Transition(_Always):
+    """``w_t = a_t / mean_u a_u`` over the walk's steps, ``a = (alpha_t / alpha_s)^2``; its mean is 1 (Ye et al. 2024).
+
+    With schedules that keep the variance, ``a_t = 1 - beta_t`` grows towards the image.
+
+    Attributes:
+        rising: Whether it is that, or ``beta_t / mean_u beta_u``, which falls.
+    """
+
+    rising: bool = True
+
+    def __call__(
+        self, step: Step, x_t: Float[Tensor, "B C H W"], prediction: Prediction | None, g: Float[Tensor, "B C H W"]
+    ) -> Float[Tensor, "..."]:
+        """Returns ``w_t``."""
+        shares = [self._share(*pair) for pair in pairwise(step.levels)]
+        return (self._share(step.level, step.next) / torch.stack(shares).mean()).to(x_t.dtype)
+
+    def _share(self, level: Level, next: Level) -> Float64[Tensor, ""]:
+        ratio, beta = transition(level, next)
+        return ratio**2 if self.rising else beta
+
+
+@dataclass(frozen=True, kw_only=True)
 class Taper(_Always):
-    """``w_i = rms(x_t) [(N + 1 - i) / (N + 1) + gamma sin(pi i / N)]``, i = 0 .. N-1 (EluCD, Algorithm 2, code).
+    """``w_i = rms(x_t) [max((N+1-i) / (N+1), floor) + gamma sin(pi i / N)]``, i = 0 .. N-1 (EluCD, Algorithm 2, code).
 
     A falling line and a sine; for a gradient of unit rms, in units of the sample.
 
     Attributes:
         gamma: The sine's factor; 0.3 in the paper.
+        floor: The least value of the line; ``1e-5 / s`` in the code, which matters at the end of many steps alone.
     """
 
     gamma: float = 0.3
+    floor: float = 0.0
 
     def __call__(
         self, step: Step, x_t: Float[Tensor, "B C H W"], prediction: Prediction | None, g: Float[Tensor, "B C H W"]
     ) -> Float[Tensor, "..."]:
         """Returns ``w_i``."""
-        line = 1 - step.index / (step.count + 1)
+        line = max(1 - step.index / (step.count + 1), self.floor)
         return rms(x_t) * (line + self.gamma * math.sin(math.pi * step.index / step.count))
 
 
@@ -266,6 +318,30 @@ class Relative(_Always):
     ) -> Float[Tensor, "..."]:
         """Returns ``|eps| / (sigma |g|)``, and a finite weight for a gradient of zero."""
         return norm(_eps(step, x_t, prediction)) / broadcast(step.level.sigma, x_t) / _positive(norm(g))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference(_Always):
+    """``w_t = |score - score_null| / |g|``: the scale is the push's share of what classifier-free guidance adds."""
+
+    needs_denoiser = True
+
+    def __call__(
+        self, step: Step, x_t: Float[Tensor, "B C H W"], prediction: Prediction | None, g: Float[Tensor, "B C H W"]
+    ) -> Float[Tensor, "..."]:
+        """Returns ``alpha |x0_hat - x0_null| / (sigma^2 |g|)``, and a finite weight for a gradient of zero.
+
+        Raises:
+            InputError: The denoiser made no prediction without its label.
+        """
+        assert prediction is not None, "the loop asks the denoiser first"
+        if prediction.unconditional is None:
+            raise InputError(
+                "strength: difference given, but the denoiser was not asked without its label too; allowed: a denoiser "
+                "with labels and a null label, given a label and a classifier-free scale other than 1"
+            )
+        alpha, sigma = broadcast(step.level.alpha, x_t), broadcast(step.level.sigma, x_t)
+        return alpha / sigma**2 * norm(prediction.x0_hat - prediction.unconditional) / _positive(norm(g))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,8 @@ class DDPM:
 
     Attributes:
         fixed: ``small`` for ``Sigma_t = beta_tilde``, ``large`` for ``beta``; a learned variance goes before either.
+            ``clipped`` is ``small``, but into a clean image, where that is zero, it is the step before's, and a learned
+            one begins from it (ADM's code). No noise is drawn there, but guides are weighed by it.
     """
 
     fixed: FixedVariance = "small"
@@ -26,6 +28,11 @@ class DDPM:
     def __post_init__(self) -> None:
         if self.fixed not in get_args(FixedVariance):
             raise unknown("variance", self.fixed, get_args(FixedVariance))
+
+    @property
+    def noisy(self) -> bool:
+        """True."""
+        return True
 
     def init(self, x: Float[Tensor, "B C H W"]) -> tuple:
         """Returns no state."""
