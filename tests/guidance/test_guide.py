@@ -10,6 +10,7 @@ from steersman.guidance import (
     ClassProbability,
     Constant,
     Denoised,
+    DenoisedImage,
     Ema,
     Estimate,
     Every,
@@ -338,3 +339,97 @@ def test_gradients_are_taken_only_inside_the_interval(mixture, clean):
 def test_refuses_a_route(clean, unchecked):
     with pytest.raises(InputError, match="unknown route 'throgh'; did you mean 'through'"):
         Guide(objective=clean, route="throgh")
+
+
+def denoised(objective, **settings):
+    return Guide(objective=objective, **{"strength": Constant(), "injection": DenoisedImage(), **settings})
+
+
+@pytest.mark.parametrize("view", [Denoised(), Denoised(clip=False), Ahead()], ids=repr)
+def test_each_ascent_starts_where_the_one_before_it_ended(mixture, clean, draw, step, view):
+    x_t, at = draw(3, 2, 1, 1), step(4)
+    prediction = mixture(x_t, at.level)
+    seen = begin = view(x_t, prediction, at.level, mixture)
+    for _ in range(3):
+        seen = seen + 0.05 * gradient(lambda image: clean(image, TARGET, at.level), seen)
+    steering = Steering([denoised(clean, view=view, scale=0.05, ascents=3)], TARGET, mixture)
+    before = found(x_t, prediction, at)
+    after = steering.estimate(x_t, prediction, before, at)
+    torch.testing.assert_close(after.x0 - before.x0, seen - begin, **ROUNDING)
+    (push,) = steering.pushes
+    torch.testing.assert_close(push.value, seen - begin, **ROUNDING)
+    torch.testing.assert_close(push.gradient, gradient(lambda image: clean(image, TARGET, at.level), begin), **ROUNDING)
+    torch.testing.assert_close(push.log_likelihood, clean(begin, TARGET, at.level), **ROUNDING)
+
+
+def test_the_stabilizer_sees_every_ascent(mixture, step, draw):
+    """The heavy ball over a gradient of 1: 1, 1.5, 1.75 in the first step, and on from there in the second."""
+    guide = denoised(
+        lambda image, target, level: image.sum((1, 2, 3)), scale=1.0, ascents=3, stabilizer=Momentum(beta=0.5)
+    )
+    steering, x_t = Steering([guide], TARGET, mixture), draw(3, 2, 1, 1)
+    for index, size in enumerate((1 + 1.5 + 1.75, 1.875 + 1.9375 + 1.96875)):
+        at = step(index)
+        prediction = mixture(x_t, at.level)
+        steering.estimate(x_t, prediction, found(x_t, prediction, at), at)
+        torch.testing.assert_close(steering.pushes[0].value, torch.full_like(x_t, size), **ROUNDING)
+
+
+def test_an_ascent_whose_gradient_is_not_finite_is_dropped_alone(mixture, step, draw):
+    """Image 1's second gradient of three: the other two push."""
+    asked = []
+
+    def objective(image, target, level):
+        asked.append(len(asked) + 1)
+        bad = torch.tensor([1.0, float("nan") if asked[-1] == 2 else 1.0, 1.0], dtype=F64)
+        return image.sum((1, 2, 3)) * bad
+
+    steering, x_t, at = Steering([denoised(objective, ascents=3)], TARGET, mixture), draw(3, 2, 1, 1), step(4)
+    prediction = mixture(x_t, at.level)
+    steering.estimate(x_t, prediction, found(x_t, prediction, at), at)
+    (push,) = steering.pushes
+    assert push.value[:, 0, 0, 0].tolist() == [3, 2, 3]
+    assert push.finite.tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("route", ["direct", "through"])
+@pytest.mark.parametrize("guided", [False, True])
+def test_a_guided_view_stands_where_the_guides_before_it_moved_the_image(mixture, clean, draw, step, guided, route):
+    """After the noise's injection of p: at ``x0_hat + (sigma^2 / alpha) p``, as in the code of Universal Guidance."""
+    x_t, at = draw(3, 2, 1, 1), step(4)
+    leaf = x_t.clone().requires_grad_()
+    prediction, view = mixture(leaf, at.level), Denoised(clip=False, guided=guided)
+    guides = [
+        Guide(objective=clean, strength=Constant(), scale=0.1, injection=NoisePrediction()),
+        denoised(clean, view=view, route=route, scale=0.5),
+        denoised(clean, view=view, route=route, scale=0.5),
+    ]
+    steering = Steering(guides, TARGET, mixture)
+    steering.estimate(leaf, prediction, found(leaf, prediction, at), at)
+    pushes = [push.value for push in steering.pushes]
+    shift = at.level.sigma**2 / at.level.alpha * pushes[0]
+
+    def expected(shift):
+        def whole(x):
+            return clean((mixture(x, at.level).x0_hat if route == "through" else x) + shift, TARGET, at.level)
+
+        return 0.5 * gradient(whole, x_t if route == "through" else prediction.x0_hat.detach())
+
+    torch.testing.assert_close(pushes[1], expected(shift if guided else 0.0), **ROUNDING)
+    torch.testing.assert_close(pushes[2], expected(shift + pushes[1] if guided else 0.0), **ROUNDING)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"route": "through"}, {"injection": Mean()}, {"injection": NoisePrediction()}, {"view": Noisy()}],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_only_a_denoised_image_that_is_moved_directly_ascends_again(clean, settings):
+    with pytest.raises(InputError, match="route.ascents: 2 given; allowed: 1, or more on the route direct"):
+        denoised(clean, ascents=2, **settings)
+    assert denoised(clean, **settings).ascents == 1
+
+
+def test_there_is_at_least_one_ascent(clean):
+    with pytest.raises(InputError, match="route.ascents: 0 given; allowed: 1 and more"):
+        denoised(clean, ascents=0)

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 
 from steersman.denoise import output_for
 from steersman.errors import InputError
@@ -26,7 +27,7 @@ from steersman.guidance import (
     Taper,
 )
 from steersman.guidance.step import posterior_mean, reverse_variance, transition
-from steersman.sample import DDIM, DDPM, Heun, sample
+from steersman.sample import DDIM, DDPM, DiffusersSampler, DPMpp, Heun, sample
 from steersman.schedule import VP, Level
 
 F64 = torch.float64
@@ -90,6 +91,22 @@ def test_denoised_image_keeps_the_noise(found, push):
     moved = DenoisedImage().estimate(found, push, LEVELS["VP"])
     assert torch.equal(moved.x0, found.x0 + push) and moved.eps is found.eps
     assert DenoisedImage().mean(found.x0, push) is found.x0
+
+
+@at_every_level
+def test_denoised_image_may_keep_the_sample(found, push, level):
+    """``x_t = alpha x0 + sigma eps`` holds as before: the noise prediction's injection of ``(alpha / sigma^2) p``."""
+    moved = DenoisedImage(keeps="sample").estimate(found, push, level)
+    torch.testing.assert_close(moved.x0, found.x0 + push, **ROUNDING)
+    torch.testing.assert_close(moved.eps, found.eps - level.alpha / level.sigma * push, **ROUNDING)
+    same = NoisePrediction().estimate(found, level.alpha / level.sigma**2 * push, level)
+    torch.testing.assert_close(moved.x0, same.x0, **ROUNDING)
+    torch.testing.assert_close(moved.eps, same.eps, **ROUNDING)
+
+
+def test_denoised_image_keeps_nothing_else(unchecked):
+    with pytest.raises(InputError, match="unknown injection.keeps 'smple'; did you mean 'sample'"):
+        DenoisedImage(keeps="smple")
 
 
 class Converted:
@@ -297,8 +314,14 @@ def test_a_walk_on_the_sphere(mixture, posterior, sampler, eta):
 
 def test_spherical_refuses_a_sampler_without_noise(mixture, posterior):
     guide = Guide(objective=ClassProbability(classifier=posterior), strength=Constant(), injection=Spherical())
-    with pytest.raises(InputError, match="injection: spherical turns the noise .* this sampler's steps end without"):
-        walk(mixture, DDIM(), [guide])
+    asked, message = Recording(mixture), "injection: spherical turns the noise .* this sampler's steps end without"
+    for sampler in (DDIM(), Heun(churn=1.0), DPMpp()):
+        with pytest.raises(InputError, match=message):
+            walk(asked, sampler, [guide])
+    assert asked.asked == []  # before the walk begins
+    scheduler = DiffusersSampler(DDIMScheduler(beta_schedule="squaredcos_cap_v2"))  # which only a step tells
+    with pytest.raises(InputError, match=message):
+        walk(asked, scheduler, [guide])
     reports, _, _ = walk(mixture, DDPM(), [guide])  # but the last step, into the clean image, has none anywhere
     assert torch.equal(reports[-1].x, reports[-1].x0)
 

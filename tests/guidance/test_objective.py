@@ -77,13 +77,23 @@ def test_binary_refuses_a_classifier_of_many_classes(linear, image):
         BinaryProbability(classifier=linear)(image, TARGET, CLEAN)
 
 
+def test_one_class_alone_has_no_probability_to_raise(linear, image):
+    def one(x, level=None):
+        return linear(x)[:, :1]
+
+    with pytest.raises(InputError, match="objective: class, of which one alone has always the probability 1"):
+        ClassProbability(classifier=one)(image, torch.zeros_like(TARGET), CLEAN)
+    half = ClassProbability(classifier=one, marginal=0.5)(image, torch.zeros_like(TARGET), CLEAN)
+    torch.testing.assert_close(half, 0.5 * one(image)[:, 0], **ROUNDING)
+
+
 @pytest.mark.parametrize("objective", [ClassProbability, TargetLogit, BinaryProbability])
 def test_the_classifier_is_told_the_level(objective, image, step):
     told = []
 
     def classifier(x, level=None):
         told.append(level)
-        return x.flatten(1)[:, :1]
+        return x.flatten(1)[:, : 1 if objective is BinaryProbability else 2]
 
     at = step(3).level
     objective(classifier=classifier)(image, torch.zeros(4, dtype=torch.int64), at)

@@ -22,29 +22,48 @@ from steersman.schedule import VP
 from steersman.train.denoiser import unet
 
 SEEDS, TARGETS = [4, 0, 9], [1, 0, 1]
+THEIR_OWN = {"steps": 3, "clip": False}  # the walk of samplers that bring their levels
 
+MOVED = {"kind": "denoised", "keeps": "sample"}  # where a guide may ascend more than once
 MORE = {
     "objective": [{"kind": "class", "marginal": 0.5}],
     "smoothing": [["softplus", "montecarlo"]],
+    "view": [{"kind": "denoised", "clip": False, "guided": True}],
+    "route": [{"kind": "direct", "ascents": 2}],
     "stabilizer": [["normalise", "ema"]],
     "strength": [["deviation", {"kind": "interval", "low": 0.1, "high": 5.0}]],
-    "sampler": [{"kind": "ddpm", "fixed": "large"}, {"kind": "ddim", "eta": 0.5}, {"kind": "heun", "churn": 1.0}],
+    "injection": [MOVED],
+    "sampler": [
+        {"kind": "ddpm", "fixed": "large"},
+        {"kind": "ddim", "eta": 0.5},
+        {"kind": "heun", "churn": 1.0},
+        {"kind": "diffusers", "scheduler": "EulerAncestralDiscrete"},
+    ],
     "walk": [
         *({"steps": 3, "spacing": each, "clip": False} for each in ("trailing", "karras")),
         {"steps": 3, "spacing": "logsnr", "low": 0.05, "high": 50.0},
+        {"steps": 3, "keeps": "noise"},
     ],
     "recurrence": [{"times": 2, "high": 100.0}],
     "particles": [
         {"count": 3, "high": 0.0},
         {"count": 2, "potential": "difference", "fraction": 0.5, "choice": "draw"},
         {"count": 2, "potential": "max", "low": 0.5, "every": 2},
+        {"count": 2, "potential": "difference", "choice": "draw", "corrected": True},
     ],
 }
 CHOICES = {
     axis: [*({"kind": kind} if len(kinds) > 1 else {} for kind in kinds), *MORE.get(axis, [])]
     for axis, kinds in AXES.items()
     if axis not in ("input", "scale")
-} | {"walk": MORE["walk"]}
+} | {
+    "walk": MORE["walk"],
+    "also": [
+        [],
+        [{"route": {"kind": "direct", "ascents": 2}, "view": "denoised", "injection": MOVED, "scale": 0.05}],
+        [{"view": {"kind": "denoised", "guided": True}}, {"loss": "root", "stabilizer": "adam", "scale": -0.05}],
+    ],
+}
 
 
 def drawn():
@@ -88,9 +107,23 @@ def kinds(section):
 def refused(settings):
     """Why a combination cannot be, as its message begins."""
     noiseless = {"heun", "dpmpp"} | ({"ddim"} if not settings["sampler"].get("eta") else set())
-    if settings["injection"]["kind"] == "spherical" and settings["sampler"]["kind"] in noiseless:
-        return "injection: spherical turns the noise that a step ends with"
-    return None
+    ascends = settings["route"].get("ascents", 1) > 1
+    if ascends and (settings["injection"]["kind"] != "denoised" or settings["view"]["kind"] in ("noisy", "rescaled")):
+        return "route.ascents: 2 given; allowed: 1, or more on the route direct"
+    noiseless |= {"diffusers"} if "scheduler" not in settings["sampler"] else set()
+    sampler, injection = settings["sampler"]["kind"], settings["injection"]["kind"]
+    corrected = settings["particles"].get("corrected", False)
+    lacks_noise = []
+    if sampler in noiseless:
+        lacks_noise += ["injection: spherical turns the noise that a step ends with"] * (injection == "spherical")
+        lacks_noise += ["particles.corrected: true given, but this sampler's steps end without"] * corrected
+    if lacks_noise and sampler != "diffusers":
+        return lacks_noise[0]
+    if corrected and injection in ("sample", "spherical"):
+        return "particles.corrected: true given with a push of the "
+    if sampler == "diffusers" and "spacing" in settings["walk"]:
+        return "walk.spacing, low, high"
+    return lacks_noise[0] if lacks_noise else None
 
 
 class Network(nn.Module):
@@ -109,7 +142,7 @@ class Network(nn.Module):
 @pytest.fixture(scope="module")
 def denoiser():
     torch.manual_seed(0)
-    return DiffusersDenoiser(unet(8, 0, widths=(8, 16)), schedule=VP.cosine())
+    return DiffusersDenoiser(unet(8, 2, widths=(8, 16)), schedule=VP.cosine(), classes=("0", "1"))
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +163,8 @@ def walk(settings, denoiser, classifier, seeds, targets, **given):
     recipe = Recipe(name="pair", title="", settings={**settings, "scale": 0.1}).check()
     others = [(classifier, {0: 1, 1: 0})] if "switch" in kinds(settings["several"]) else []
     guides = recipe.guides(classifier, *others)
+    if "difference" in kinds(settings["strength"]):
+        given["condition"] = {"label": torch.tensor(targets), "cfg_scale": 1.5}
     return sample(denoiser, recipe.sampler(), guides=guides, target=targets, seeds=seeds, **recipe.walk(), **given)
 
 
@@ -138,6 +173,12 @@ def check(settings, denoiser, classifier, tolerance, **given):
     if reason is not None:
         with pytest.raises(InputError, match=reason):
             walk(settings, denoiser, classifier, SEEDS, TARGETS, **given)
+        if reason.startswith("route"):
+            check(
+                settings | {"injection": MOVED, "view": {"kind": "denoised"}}, denoiser, classifier, tolerance, **given
+            )
+        if reason.startswith("walk"):
+            check(settings | {"walk": THEIR_OWN}, denoiser, classifier, tolerance, **given)
         return
     together = walk(settings, denoiser, classifier, SEEDS, TARGETS, **given)
     assert together.shape == (3, *denoiser.shape)
@@ -163,7 +204,7 @@ def test_on_a_network(settings, denoiser, classifiers):
 
 
 def test_every_pair_is_among_them():
-    assert len(COMBINATIONS) < 120
+    assert len(COMBINATIONS) < 150
     for axis, other in combinations(CHOICES, 2):
         found = {(str(each[axis]), str(each[other])) for each in COMBINATIONS}
         assert len(found) == len(CHOICES[axis]) * len(CHOICES[other])

@@ -11,12 +11,19 @@ from steersman.guidance import (
     Augmented,
     Chain,
     Clip,
+    Denoised,
+    DenoisedImage,
     Ema,
     Interval,
+    Log,
+    Mean,
     MonteCarlo,
     Product,
+    Root,
+    Signal,
     Sine,
     TargetLogit,
+    Transition,
     Variance,
 )
 from steersman.recipes import load_recipe, recipe_names
@@ -31,8 +38,11 @@ def flat(image, level=None):
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_loads_and_fills_in_every_setting(name):
     resolved = load_recipe(name).resolved()
-    assert list(resolved) == list(AXES)
-    for axis, section in resolved.items():
+    assert list(resolved) == [*AXES, "also"]
+    sections = [*resolved.items(), *(each for guide in resolved.pop("also") for each in guide.items())]
+    for axis, section in sections:
+        if axis == "also":
+            continue
         for full in section if isinstance(section, list) else [section]:
             kinds = AXES[axis]
             kind = kinds[full["kind"]] if len(kinds) > 1 else next(iter(kinds.values()))
@@ -92,6 +102,20 @@ def test_a_change_of_kind_starts_from_that_kinds_defaults():
         ("nrcg", ["beta"], "--set 'beta' given; allowed: axis.option=value"),
         ("nrcg", ["view=[noisy, noisy]"], "view: a list given"),
         ("nrcg", ["scale=.nan"], "scale.value: nan given"),
+        ("nrcg", ["also=noisy"], "also: 'noisy' given; allowed: a list of mappings, each of objective, loss, "),
+        ("nrcg", ["also=[{walk: 3}]"], "also.0: unknown axis of a further guide 'walk'"),
+        ("nrcg", ["also=[{}, {view: nosy}]"], "also.1: unknown view 'nosy'; did you mean 'noisy'"),
+        ("nrcg", ["also=[{scale: .nan}]"], "also.0: scale.value: nan given"),
+        ("nrcg", ["also.0.scale=3"], "also.0.scale given; allowed: also.N.axis, N below 0"),
+        ("nrcg", ["also=[{}]", "also.0=3"], "also.0 given; allowed: also.N.axis, N below 1"),
+        ("nrcg", ["also=[{route: {kind: direct, ascents: 2}}]"], "also.0: route.ascents: 2 given; allowed: 1, or"),
+        (
+            "nrcg",
+            ["also=[{smoothing: softplus}]"],
+            "also.0.smoothing: softplus 8.0 given; allowed: None, as for the first",
+        ),
+        ("nrcg", ["loss=rot"], "unknown loss 'rot'; did you mean 'root'"),
+        ("nrcg", ["walk.keeps=nose"], "walk.keeps: 'nose' given; allowed: 'noise' or 'sample'"),
         ("absent.yaml", [], "'absent.yaml' cannot be read (No such file or directory)"),
     ],
 )
@@ -135,3 +159,35 @@ def test_smoothings_stand_together():
     assert guide.objective == MonteCarlo(objective=Augmented(objective=TargetLogit(classifier=flat), copies=2))
     with pytest.raises(InputError, match="softplus given 2 times; allowed: once"):
         load_recipe("nrcg", ["smoothing=[softplus, softplus]"])
+
+
+def test_a_further_guide_is_the_first_but_for_what_is_said():
+    """TFG's two routes: the objective, the view and the averaging are the first guide's."""
+    first, second = load_recipe("tfg").guides(classifier=flat)
+    assert (first.route, first.scale, first.injection, first.ascents) == ("through", 1, Mean(), 1)
+    assert first.strength == Product((Transition(), Signal()))
+    assert (second.route, second.scale, second.injection, second.ascents) == ("direct", 0.25, DenoisedImage(), 4)
+    assert second.strength == Transition()
+    assert (second.objective, second.view) == (first.objective, first.view) == (first.objective, Denoised())
+
+
+def test_a_further_guide_changes_by_its_number():
+    recipe = load_recipe("tfg/imagenet", ["also.0.scale=0.1", "also.0.route.ascents=2", "view.clip=false"])
+    (own,) = recipe.resolved()["also"]
+    assert (own["scale"], own["route"]) == ({"value": 0.1}, {"kind": "direct", "ascents": 2})
+    assert own["view"] == {"kind": "denoised", "clip": False, "guided": False}
+    assert recipe.changed({"also": []}).resolved()["also"] == []
+
+
+def test_the_last_change_of_a_further_guide_holds():
+    changes = ["also=[{strength: constant}]", "also.0.strength.kind=linear", "also.0.strength=signal"]
+    _, second = load_recipe("nrcg", changes).guides(classifier=flat)
+    assert second.strength == Signal()
+
+
+def test_each_guide_has_its_loss_over_all_classifiers():
+    recipe = load_recipe("nrcg", ["loss=root", "also=[{loss: log}, {loss: none}]"])
+    root, log, plain = recipe.guides(flat, (flat, {0: 1, 1: 0}))
+    assert root.objective == Root(objective=plain.objective)
+    assert log.objective == Log(objective=plain.objective)
+    assert len(plain.objective.terms) == 2

@@ -49,11 +49,12 @@ def axes() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from steersman.recipes.axes import AXES, describe, settings_of
+    from steersman.recipes.axes import AXES, default_of, describe, settings_of
 
     table = Table("axis", "option", "settings", "what it is", box=None, pad_edge=False)
     for axis, kinds in AXES.items():
         for place, (kind, option) in enumerate(kinds.items()):
-            settings = ", ".join(f"{axis}.{key}={field.default}" for key, field in settings_of(option).items())
+            settings = ", ".join(f"{axis}.{key}={default_of(field)}" for key, field in settings_of(option).items())
             table.add_row("" if place else axis, kind if len(kinds) > 1 else "", settings, describe(option))
+    table.add_row("also", "", "also=[{AXIS: ...}, ...]", "Further guides, each as the first but for these axes.")
     Console().print(table)

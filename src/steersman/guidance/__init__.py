@@ -2,12 +2,14 @@ from steersman.guidance.average import Augmented, MonteCarlo
 from steersman.guidance.combine import Sum, Switch, Toward, Translated
 from steersman.guidance.guide import Guide, Push, Route, Steering
 from steersman.guidance.injection import DenoisedImage, Estimate, Injection, Mean, NoisePrediction, Sample, Spherical
+from steersman.guidance.loss import Log, Root
 from steersman.guidance.objective import BinaryProbability, ClassProbability, Objective, TargetLogit
 from steersman.guidance.stabilizer import Adam, Chain, Clip, Ema, Identity, Momentum, Normalise, Stabilizer, State
 from steersman.guidance.step import Step, posterior_mean, reverse_variance
 from steersman.guidance.strength import (
     Constant,
     Deviation,
+    Difference,
     Every,
     Interval,
     Linear,
@@ -18,6 +20,7 @@ from steersman.guidance.strength import (
     Sine,
     Strength,
     Taper,
+    Transition,
     Variance,
 )
 from steersman.guidance.view import Ahead, Denoised, Noisy, Rescaled, View
@@ -34,6 +37,7 @@ __all__ = [
     "Denoised",
     "DenoisedImage",
     "Deviation",
+    "Difference",
     "Ema",
     "Estimate",
     "Every",
@@ -42,6 +46,7 @@ __all__ = [
     "Injection",
     "Interval",
     "Linear",
+    "Log",
     "Mean",
     "Momentum",
     "MonteCarlo",
@@ -54,6 +59,7 @@ __all__ = [
     "Push",
     "Relative",
     "Rescaled",
+    "Root",
     "Route",
     "Sample",
     "Signal",
@@ -69,6 +75,7 @@ __all__ = [
     "Taper",
     "TargetLogit",
     "Toward",
+    "Transition",
     "Translated",
     "Variance",
     "View",

@@ -5,7 +5,10 @@ At a level, a guide takes the gradient g of ``log p(y | view)`` by one of two ro
     direct     g = d/d view, the view detached: the denoiser is never differentiated
     through    g = d/d x_t, back through the denoiser where the view depends on it
 
-stabilises it, weighs it, and lets the push ``p = s w_t g`` into the step.
+stabilises it, weighs it, and lets the push ``p = s w_t g`` into the step. Several ascents take it again and again, each
+at the view moved by the pushes before:
+
+    p = sum_k p_k,  p_k = s w_t g_k,  g_k = d/d view at view + p_1 + .. + p_(k-1)      (Bansal et al. 2023; TFG, 2024)
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +22,7 @@ from torch import Tensor
 
 from steersman.denoise import Denoiser, Prediction
 from steersman.errors import InputError, unknown
-from steersman.guidance.injection import Estimate, Injection, Mean
+from steersman.guidance.injection import DenoisedImage, Estimate, Injection, Mean
 from steersman.guidance.objective import Objective
 from steersman.guidance.stabilizer import Identity, Stabilizer, State
 from steersman.guidance.step import Step
@@ -38,9 +41,9 @@ class Push(NamedTuple):
 
     Attributes:
         value: ``p = s w_t g``, zero where the gradient was not finite.
-        gradient: The gradient as it came from the classifier.
-        log_likelihood: The objective's value.
-        finite: Whether the image's gradient was finite.
+        gradient: The gradient as it came from the classifier; of several ascents, the first one's.
+        log_likelihood: The objective's value; of several ascents, before the first.
+        finite: Whether the image's gradients were finite.
     """
 
     value: Float[Tensor, "B C H W"]
@@ -58,6 +61,7 @@ class Guide:
         scale: ``s``; comparable only among guides with the same route and injection. At 0 it takes no gradient.
         view: What the classifier sees.
         route: What the gradient is taken with respect to.
+        ascents: How many gradients a step takes; more than one only of a denoised image that is moved directly.
         stabilizer: What is done to the gradient from step to step.
         strength: Its weight over time.
         injection: Where it enters the step.
@@ -67,6 +71,7 @@ class Guide:
     scale: float = 1.0
     view: View = field(default_factory=Denoised)
     route: Route = "direct"
+    ascents: int = 1
     stabilizer: Stabilizer = field(default_factory=Identity)
     strength: Strength = field(default_factory=Variance)
     injection: Injection = field(default_factory=Mean)
@@ -74,6 +79,19 @@ class Guide:
     def __post_init__(self) -> None:
         if self.route not in get_args(Route):
             raise unknown("route", self.route, get_args(Route))
+        if self.ascents < 1:
+            raise InputError(f"route.ascents: {self.ascents} given; allowed: 1 and more")
+        again = self.route == "direct" and self.view.needs_denoiser and isinstance(self.injection, DenoisedImage)
+        if self.ascents > 1 and not again:
+            raise InputError(
+                f"route.ascents: {self.ascents} given; allowed: 1, or more on the route direct with a view of the "
+                "denoised image and the injection denoised"
+            )
+
+    @property
+    def sees_guided(self) -> bool:
+        """Whether its view is the denoised image as the guides before it left it."""
+        return isinstance(self.view, Denoised) and self.view.guided
 
     @property
     def needs_denoiser(self) -> bool:
@@ -85,6 +103,10 @@ class Guide:
         """Whether its gradient flows back through the denoiser."""
         return self.route == "through" and self.view.needs_denoiser
 
+    def active(self, step: Step) -> bool:
+        """Whether it can push at a step; told before anything is computed."""
+        return bool(self.scale) and self.injection.defined(step.level) and self.strength.active(step)
+
     @torch.enable_grad()
     def gradient(
         self,
@@ -94,6 +116,7 @@ class Guide:
         target: Int[Tensor, " B"],
         denoiser: Denoiser,
         *,
+        moved: Float[Tensor, "B C H W"] | None = None,
         retain_graph: bool = False,
     ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, " B"]]:
         """Returns the gradient by the guide's route, and the log-likelihood.
@@ -104,10 +127,12 @@ class Guide:
             step: Where in the walk.
             target: A class each.
             denoiser: Turns the view into the image that the classifier sees; a view may ask it for more.
+            moved: By how much the view has been moved in this step already.
             retain_graph: Whether another guide differentiates the same prediction after this one.
         """
         with torch.set_grad_enabled(self.route == "through"):
             view = self.view(x_t, prediction, step.level, denoiser)
+            view = view if moved is None else view + moved
         if self.route == "direct":
             view = view.detach().requires_grad_()
         log_likelihood = self.objective(denoiser.decode(view), target, step.level)
@@ -135,10 +160,14 @@ class Steering:
         guides: The guides.
         target: A class each.
         denoiser: The denoiser, which needs no more conditions.
+
+    Attributes:
+        rests: Whether none of them pushes for now.
     """
 
     def __init__(self, guides: Sequence[Guide], target: Int[Tensor, " B"] | None, denoiser: Denoiser) -> None:
         self.guides, self.target, self.denoiser = tuple(guides), target, denoiser
+        self.rests = False
         self.states: list[State] | None = None
         self.found: list[State] = []
         self.taken: list[Push | None] = [None] * len(self.guides)
@@ -188,7 +217,7 @@ class Steering:
         return [
             place
             for place, guide in enumerate(self.guides)
-            if guide.scale and guide.injection.moment in moments and guide.strength.active(step)
+            if guide.injection.moment in moments and guide.active(step) and not self.rests
         ]
 
     def needs_denoiser(self, step: Step) -> bool:
@@ -209,8 +238,9 @@ class Steering:
     ) -> Float[Tensor, "B C H W"]:
         """Returns the sample to step from, with the pushes that enter before the denoiser is asked."""
         moved = x_t.detach()
-        for guide, push in self._take(x_t, prediction, step, before=True):
-            moved = guide.injection.sample(moved, push.value)
+        for place, last in self._turns(x_t, step, before=True):
+            push = self._push(place, x_t, prediction, step, retain_graph=not last)
+            moved = self.guides[place].injection.sample(moved, push.value)
         return moved
 
     def estimate(
@@ -220,7 +250,11 @@ class Steering:
 
         The stabilizers' states move on in the first stage of a step; its second sees them as the step found them.
         """
-        for guide, push in self._take(x_t, prediction, step, before=False):
+        found = estimate.x0
+        for place, last in self._turns(x_t, step, before=False):
+            guide = self.guides[place]
+            moved = estimate.x0 - found if guide.sees_guided else None
+            push = self._push(place, x_t, prediction, step, moved=moved, retain_graph=not last)
             estimate = guide.injection.estimate(estimate, push.value, step.level)
         return estimate
 
@@ -231,6 +265,21 @@ class Steering:
                 mean = guide.injection.mean(mean, push.value)
         return mean
 
+    def check(self, *, noisy: bool | None) -> None:
+        """Refuses guides that a sampler cannot follow.
+
+        Args:
+            noisy: Whether its steps end with noise, or None if that is not known.
+
+        Raises:
+            InputError: A push would turn that noise, but there is none.
+        """
+        if noisy is False and any(guide.injection.moment == "deviation" for guide in self.guides):
+            raise InputError(
+                "injection: spherical turns the noise that a step ends with, but this sampler's steps end without; "
+                "allowed: a sampler with noise, such as ddpm, or ddim with eta above 0"
+            )
+
     def deviation(
         self, deviation: Float[Tensor, "B C H W"] | None, variance: Float[Tensor, "..."] | None, step: Step
     ) -> Float[Tensor, "B C H W"] | None:
@@ -240,21 +289,15 @@ class Steering:
             InputError: A push enters there, but the sampler draws no noise after its mean.
         """
         if deviation is None or variance is None:
-            if step.next.sigma > 0 and any(guide.injection.moment == "deviation" for guide in self.guides):
-                raise InputError(
-                    "injection: spherical turns the noise that a step ends with, but this sampler's steps end without; "
-                    "allowed: a sampler with noise, such as ddpm, or ddim with eta above 0"
-                )
+            self.check(noisy=not step.next.sigma > 0)
             return deviation
         for guide, push in zip(self.guides, self.taken, strict=True):
             if push is not None:
                 deviation = guide.injection.deviation(deviation, push.value, variance)
         return deviation
 
-    def _take(
-        self, x_t: Float[Tensor, "B C H W"], prediction: Prediction | None, step: Step, *, before: bool
-    ) -> Iterator[tuple[Guide, Push]]:
-        """Yields the guides that act now, each with its push."""
+    def _turns(self, x_t: Float[Tensor, "B C H W"], step: Step, *, before: bool) -> Iterator[tuple[int, bool]]:
+        """Yields the guides' places that act now, and of each whether none after it differentiates the denoiser."""
         if self.states is None:
             self.states = [guide.stabilizer.init(x_t) for guide in self.guides]
         if step.stage == 0:
@@ -265,32 +308,56 @@ class Steering:
         asked = self._asked(step, before=before)
         through = sum(self.guides[place].differentiates_denoiser for place in asked)
         for place in asked:
-            guide = self.guides[place]
-            through -= guide.differentiates_denoiser
-            push, state = self._push(guide, x_t, prediction, step, self.found[place], retain_graph=through > 0)
-            if step.stage == 0:
-                self.states[place], self.taken[place] = state, push
-            yield guide, push
+            through -= self.guides[place].differentiates_denoiser
+            yield place, through == 0
 
     def _push(
+        self,
+        place: int,
+        x_t: Float[Tensor, "B C H W"],
+        prediction: Prediction | None,
+        step: Step,
+        *,
+        moved: Float[Tensor, "B C H W"] | None = None,
+        retain_graph: bool,
+    ) -> Push:
+        """Takes a guide's push, and keeps it and the stabilizer's state, but for the second stage of a step."""
+        guide, state = self.guides[place], self.found[place]
+        first, state = self._ascend(guide, x_t, prediction, step, state, moved, retain_graph=retain_graph)
+        value, finite = first.value, first.finite
+        for _ in range(guide.ascents - 1):
+            at = value if moved is None else moved + value
+            more, state = self._ascend(guide, x_t, prediction, step, state, at, retain_graph=retain_graph)
+            value, finite = value + more.value, finite & more.finite
+        push = first._replace(value=value, finite=finite)
+        if step.stage == 0:
+            assert self.states is not None, "the guides' turns began with them"
+            self.states[place], self.taken[place] = state, push
+        return push
+
+    def _ascend(
         self,
         guide: Guide,
         x_t: Float[Tensor, "B C H W"],
         prediction: Prediction | None,
         step: Step,
         state: State,
+        moved: Float[Tensor, "B C H W"] | None,
         *,
         retain_graph: bool,
     ) -> tuple[Push, State]:
+        """Returns the push of one gradient, taken where the view has been moved to, and the stabilizer's next state."""
         assert self.target is not None, "the loop refuses guides without targets"
-        g, log_likelihood = guide.gradient(x_t, prediction, step, self.target, self.denoiser, retain_graph=retain_graph)
+        g, log_likelihood = guide.gradient(
+            x_t, prediction, step, self.target, self.denoiser, moved=moved, retain_graph=retain_graph
+        )
         finite = g.isfinite().flatten(1).all(1)
         safe = torch.where(_lead(finite, g), g, 0)
         with torch.no_grad():
-            stable, moved = guide.stabilizer.update(safe, state)
+            stable, after = guide.stabilizer.update(safe, state)
             weight = guide.strength(step, x_t, prediction, stable)
             value = torch.where(_lead(finite, g), guide.scale * weight * stable, 0)
-        return Push(value.to(g.dtype), g, log_likelihood, finite), _keep(finite, moved, state)
+        return Push(value.to(g.dtype), g, log_likelihood, finite), _keep(finite, after, state)
 
 
 def _lead(mask: Bool[Tensor, " B"], like: Tensor) -> Bool[Tensor, "B ..."]:

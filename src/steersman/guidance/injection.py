@@ -2,7 +2,8 @@
 
     sample       x_t <- x_t + p,  before the denoiser is asked for the step                     (EluCD, Algorithm 2)
     noise        eps <- eps - sigma p,  so  x0_hat <- x0_hat + (sigma^2 / alpha) p
-    denoised     x0_hat <- x0_hat + p,  eps kept                                                 (MPGD, He et al. 2024)
+    denoised     x0_hat <- x0_hat + p,  eps kept                         (MPGD, He et al. 2024; TFG, Ye et al. 2024)
+                 or x_t kept, so  eps <- eps - (alpha / sigma) p     (Universal Guidance backward, Bansal et al. 2023)
     mean         mu <- mu + p
     spherical    d <- r m / |m|,  m = d + w (r p / |p| - d),  w = min(1, |p| / r)               (DSG, Yang et al. 2024)
 
@@ -14,18 +15,20 @@ In score terms the noise injection adds p to the score; the mean injection of ``
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import ClassVar, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from steersman.errors import unknown
 from steersman.guidance.view import norm
 from steersman.schedule import Level, broadcast
 
-__all__ = ["DenoisedImage", "Estimate", "Injection", "Mean", "Moment", "NoisePrediction", "Sample", "Spherical"]
+__all__ = ["DenoisedImage", "Estimate", "Injection", "Kept", "Mean", "Moment", "NoisePrediction", "Sample", "Spherical"]
 
 Moment = Literal["sample", "estimate", "mean", "deviation"]
+Kept = Literal["noise", "sample"]
 
 
 class Estimate(NamedTuple):
@@ -51,6 +54,10 @@ class Injection(Protocol):
     """
 
     moment: ClassVar[Moment]
+
+    def defined(self, level: Level) -> bool:
+        """Whether a push has a value at a level."""
+        return True
 
     def sample(self, x_t: Float[Tensor, "B C H W"], push: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """Returns the sample to step from; the denoiser is asked about it."""
@@ -84,9 +91,17 @@ class Sample(Injection):
 
 @dataclass(frozen=True, kw_only=True)
 class NoisePrediction(Injection):
-    """The noise prediction is moved, and the denoised image with it; not clipped again."""
+    """The noise prediction is moved, and the denoised image with it; not clipped again.
+
+    Where there is no signal, ``alpha = 0``, the sample says nothing of the image, so ``p(y | x_t) = p(y)``: the score
+    is pushed by zero, the denoised image by 0 / 0. There the guide rests.
+    """
 
     moment: ClassVar[Moment] = "estimate"
+
+    def defined(self, level: Level) -> bool:
+        """Whether there is a signal."""
+        return bool((level.alpha > 0).all())
 
     def estimate(self, estimate: Estimate, push: Float[Tensor, "B C H W"], level: Level) -> Estimate:
         """Returns ``eps - sigma p`` and its ``x0``."""
@@ -96,13 +111,26 @@ class NoisePrediction(Injection):
 
 @dataclass(frozen=True, kw_only=True)
 class DenoisedImage(Injection):
-    """The denoised image is moved, the noise prediction kept."""
+    """The denoised image is moved.
 
+    Attributes:
+        keeps: What stays: ``noise`` for the noise prediction, or ``sample`` for ``x_t = alpha x0 + sigma eps``. A
+            sampler that steps by the denoised image alone, as DDPM, always keeps the sample.
+    """
+
+    keeps: Kept = "noise"
     moment: ClassVar[Moment] = "estimate"
 
+    def __post_init__(self) -> None:
+        if self.keeps not in get_args(Kept):
+            raise unknown("injection.keeps", self.keeps, get_args(Kept))
+
     def estimate(self, estimate: Estimate, push: Float[Tensor, "B C H W"], level: Level) -> Estimate:
-        """Returns ``x0 + p``."""
-        return estimate._replace(x0=estimate.x0 + push)
+        """Returns ``x0 + p``, with the ``eps`` that was or with ``eps - (alpha / sigma) p``."""
+        eps = estimate.eps
+        if self.keeps == "sample":
+            eps = eps - broadcast(level.alpha / level.sigma, push) * push
+        return estimate._replace(x0=estimate.x0 + push, eps=eps)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -63,8 +63,16 @@ class ClassProbability:
     marginal: float = 1.0
 
     def __call__(self, image: Float[Tensor, "B C H W"], target: Int[Tensor, " B"], level: Level) -> Float[Tensor, " B"]:
-        """Returns it."""
+        """Returns it.
+
+        Raises:
+            InputError: The classifier has one logit, and ``tau1 = tau2``: the value would be the same for all images.
+        """
         logits = self.classifier(image, level)
+        if logits.shape[1] == 1 and self.joint == self.marginal:
+            raise InputError(
+                "objective: class, of which one alone has always the probability 1; allowed: logit, or more classes"
+            )
         return self.joint * _of_target(logits, target) - (self.marginal * logits).logsumexp(1)
 
 
@@ -97,9 +105,11 @@ class BinaryProbability:
         """Returns it.
 
         Raises:
-            InputError: The classifier has more than one logit.
+            InputError: The classifier has more than one logit, or says that it is not binary.
         """
         logits = self.classifier(image, level)
         if logits.shape[1] != 1:
             raise InputError(f"objective: binary, but the classifier has {logits.shape[1]} logits; allowed: one logit")
+        if not getattr(self.classifier, "binary", True):
+            raise InputError("objective: binary, but the one logit is of one class, not of two; allowed: logit")
         return torch.nn.functional.logsigmoid(logits[:, 0] * (2 * target - 1))

@@ -68,9 +68,11 @@ class Denoised:
 
     Attributes:
         clip: Whether to clip it to [-1, 1]; the clip is part of what is differentiated.
+        guided: Whether it stands where the guides before this one moved it in the step, or where the denoiser put it.
     """
 
     clip: bool = True
+    guided: bool = False
     needs_denoiser = True
 
     def __call__(

@@ -14,9 +14,9 @@ from typing import Any, Literal, get_args, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from steersman.errors import InputError, unknown
-from steersman.guidance import average, injection, objective, stabilizer, strength, view
+from steersman.guidance import average, injection, loss, objective, stabilizer, strength, view
 from steersman.guidance.guide import Route
-from steersman.sample import DDIM, DDPM, DPMpp, Heun, Particles, Recurrence
+from steersman.sample import DDIM, DDPM, DPMpp, Heun, NamedScheduler, Particles, Recurrence
 from steersman.schedule import Spacing
 
 __all__ = [
@@ -24,8 +24,10 @@ __all__ = [
     "HandOver",
     "Input",
     "Softplus",
+    "Unchanged",
     "Walk",
     "build",
+    "default_of",
     "describe",
     "normal",
     "options",
@@ -64,8 +66,26 @@ class Input:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Unchanged:
+    """The log-likelihood itself.
+
+    Attributes:
+        objective: It gives it.
+    """
+
+    objective: objective.Objective
+
+
+@dataclass(frozen=True, kw_only=True)
 class Direct:
-    """The gradient with respect to the view; the denoiser is never differentiated."""
+    """The gradient with respect to the view; the denoiser is never differentiated.
+
+    Attributes:
+        ascents: How often it is taken in a step, each time at the view moved by the pushes before; more than once only
+            with the injection denoised.
+    """
+
+    ascents: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +103,8 @@ class Walk:
         low: The smallest noise-to-signal ratio ``sigma / alpha`` among them, before the clean image.
         high: The largest, where the walk starts.
         clip: Whether the denoised image is clipped to [-1, 1] before each step.
+        keeps: What clipping keeps: ``sample`` for ``x_t = alpha x0 + sigma eps``, or ``noise`` for the model's own eps,
+            as with diffusers' DDIM.
     """
 
     steps: int = 50
@@ -90,6 +112,7 @@ class Walk:
     low: float = 0.0
     high: float = math.inf
     clip: bool = True
+    keeps: injection.Kept = "sample"
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -143,6 +166,7 @@ AXES: dict[str, dict[str, type]] = {
         "logit": objective.TargetLogit,
         "binary": objective.BinaryProbability,
     },
+    "loss": {"none": Unchanged, "root": loss.Root, "log": loss.Log},
     "input": {"image": Input},
     "several": {"sum": Together, "switch": HandOver},
     "smoothing": {
@@ -170,8 +194,10 @@ AXES: dict[str, dict[str, type]] = {
         "interval": strength.Interval,
         "every": strength.Every,
         "signal": strength.Signal,
+        "transition": strength.Transition,
         "taper": strength.Taper,
         "relative": strength.Relative,
+        "difference": strength.Difference,
         "polyak": strength.Polyak,
     },
     "injection": {
@@ -182,7 +208,7 @@ AXES: dict[str, dict[str, type]] = {
         "spherical": injection.Spherical,
     },
     "scale": {"factor": Scale},
-    "sampler": {"ddpm": DDPM, "ddim": DDIM, "heun": Heun, "dpmpp": DPMpp},
+    "sampler": {"ddpm": DDPM, "ddim": DDIM, "heun": Heun, "dpmpp": DPMpp, "diffusers": NamedScheduler},
     "walk": {"levels": Walk},
     "recurrence": {"repeat": Recurrence},
     "particles": {"candidates": Particles},
@@ -218,6 +244,12 @@ def settings_of(kind: type) -> dict[str, dataclasses.Field]:
     return {field.name: field for field in dataclasses.fields(kind) if field.name not in FIXED}
 
 
+def default_of(setting: dataclasses.Field) -> Any:  # noqa: ANN401
+    """Returns a setting's default."""
+    made = setting.default_factory
+    return setting.default if made is dataclasses.MISSING else made()
+
+
 def normal(axis: str, section: object) -> list[dict[str, Any]]:
     """Returns a section in its full form, a list of mappings with ``kind`` and every setting, checked.
 
@@ -243,7 +275,7 @@ def normal(axis: str, section: object) -> list[dict[str, Any]]:
             raise unknown(f"setting of {axis} {kind!r}", key, ["kind", *fields] if len(known) > 1 else fields)
     full: dict[str, Any] = {"kind": kind}
     for key, field in fields.items():
-        value = given.get(key, field.default)
+        value = given.get(key, default_of(field))
         try:
             full[key] = TypeAdapter(hints[key]).validate_python(value)
         except ValidationError as error:
@@ -253,8 +285,14 @@ def normal(axis: str, section: object) -> list[dict[str, Any]]:
 
 
 def plain(axis: str, section: object) -> dict[str, Any] | list[dict[str, Any]]:
-    """Returns a section with every setting filled in, as it is written to a file."""
+    """Returns a section with every setting filled in, as it is written to a file.
+
+    An option whose settings depend on one another fills them in by its own ``filled``.
+    """
     full = normal(axis, section)
+    for each in full:
+        if (filled := getattr(options(axis)[each["kind"]], "filled", None)) is not None:
+            each |= filled(**{key: value for key, value in each.items() if key != "kind"})
     if len(AXES[axis]) == 1:
         full[0].pop("kind")
     return full if len(full) > 1 else full[0]

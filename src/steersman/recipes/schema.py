@@ -3,9 +3,13 @@
 A recipe is a YAML file: what it is, the settings of each axis (`steersman.recipes.axes`), and variants that change
 some of them. ``NAME`` or ``NAME/VARIANT`` names a bundled one, a path one's own. Unknown keys are refused with the
 known ones.
+
+The settings describe one guide; under ``also`` there may stand further ones, each a mapping of what is other than with
+the first.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,14 +21,17 @@ from torch import Tensor
 from steersman.errors import InputError, unknown
 from steersman.guidance import Guide, Sum, Switch, Toward, Translated
 from steersman.guidance.objective import Logits, Objective
-from steersman.recipes.axes import AXES, HandOver, build, normal, plain
+from steersman.recipes.axes import AXES, HandOver, Unchanged, build, normal, plain
 from steersman.sample import Sampler
 from steersman.schedule import Level
 
 __all__ = ["Recipe", "load_recipe", "recipe_names"]
 
 AVERAGES = ("augment", "montecarlo")
-GUIDE_AXES = ("view", "route", "stabilizer", "strength", "injection")
+PARTS = ("view", "stabilizer", "strength", "injection")
+ALSO = "also"
+OWN = ("objective", "loss", "smoothing", *PARTS, "route", "scale")
+"""The axes on which a further guide may differ from the first."""
 
 
 class Recipe(BaseModel):
@@ -57,7 +64,8 @@ class Recipe(BaseModel):
 
         Args:
             changes: By axis (a whole section) or by ``axis.option`` (one setting of it); a section whose kind changes
-                starts from that kind's defaults.
+                starts from that kind's defaults. By ``also``, the list of the further guides, or by ``also.N.axis`` and
+                ``also.N.axis.option`` what is other with one of them, the first of them 0.
             name: A new name, if it gets one.
 
         Raises:
@@ -66,14 +74,19 @@ class Recipe(BaseModel):
         settings = dict(self.settings)
         for key, value in changes.items():
             axis, _, option = key.partition(".")
+            if axis == ALSO:
+                settings[ALSO] = _further(settings.get(ALSO, []), option, value)
+                continue
             if axis not in AXES:
-                raise unknown("axis", axis, AXES)
+                raise unknown("axis", axis, [*AXES, ALSO])
             settings[axis] = _changed(axis, settings.get(axis, {}), option, value)
         return self.model_copy(update={"settings": settings, "name": name or self.name})
 
     def resolved(self) -> dict[str, Any]:
-        """Returns every axis's section with every setting filled in."""
-        return {axis: plain(axis, self.settings.get(axis, {})) for axis in AXES}
+        """Returns every axis's section with every setting filled in, and the further guides' under ``also``."""
+        first, *further = self._each()
+        own = [{axis: plain(axis, each.settings.get(axis, {})) for axis in OWN} for each in further]
+        return {axis: plain(axis, first.settings.get(axis, {})) for axis in AXES} | {ALSO: own}
 
     def check(self) -> "Recipe":
         """Returns the recipe, all of whose sections can be built.
@@ -82,8 +95,8 @@ class Recipe(BaseModel):
             InputError: One cannot.
         """
         for axis in self.settings:
-            if axis not in AXES:
-                raise unknown("axis", axis, AXES)
+            if axis not in AXES and axis != ALSO:
+                raise unknown("axis", axis, [*AXES, ALSO])
         handed_over = isinstance(self._build("several"), HandOver)
         self.guides(_no_classifier, *[(_no_classifier, {})] * handed_over)
         self.classifier_settings()
@@ -91,20 +104,39 @@ class Recipe(BaseModel):
         self.walk()
         return self
 
+    def _each(self) -> list["Recipe"]:
+        """Returns a recipe a guide: this one without the further ones, and that with the changes of each."""
+        settings = dict(self.settings)
+        recipes: list[Recipe] = [self.model_copy(update={"settings": settings})]
+        for place, changes in enumerate(_further([], "", settings.pop(ALSO, []))):
+            with _of_guide(place):
+                for axis in (key.partition(".")[0] for key in changes):
+                    if axis not in OWN:
+                        raise unknown("axis of a further guide", axis, OWN)
+                recipes.append(recipes[0].changed(changes))
+        return recipes
+
     def _build(self, axis: str, **fixed: object) -> Any:  # noqa: ANN401
         return build(axis, self.settings.get(axis, {}), **fixed)
 
     def classifier_settings(self) -> dict[str, Any]:
         """Returns the settings with which `steersman.classifiers.load_classifier` loads the guide's classifier."""
         shown = self._build("input")
-        softplus = [part["beta"] for part in self._smoothing() if part["kind"] == "softplus"]
-        if len(softplus) > 1:
-            raise InputError(f"smoothing: softplus given {len(softplus)} times; allowed: once")
-        return {
-            "preprocess": shown.preprocess,
-            "size": shown.size,
-            "softplus": softplus[0] if softplus else None,
-        }
+        softplus, *others = [each._softplus() for each in self._each()]
+        for place, other in enumerate(others):
+            if other != softplus:
+                raise InputError(
+                    f"{ALSO}.{place}.smoothing: softplus {other} given; allowed: {softplus}, as for the first guide, "
+                    "which has the same classifier"
+                )
+        return {"preprocess": shown.preprocess, "size": shown.size, "softplus": softplus}
+
+    def _softplus(self) -> float | None:
+        """Returns the sharpness of the classifier's softened ReLUs, or None for the classifier as it was trained."""
+        given = [part["beta"] for part in self._smoothing() if part["kind"] == "softplus"]
+        if len(given) > 1:
+            raise InputError(f"smoothing: softplus given {len(given)} times; allowed: once")
+        return given[0] if given else None
 
     def _smoothing(self) -> list[dict[str, Any]]:
         return normal("smoothing", self.settings.get("smoothing", {}))
@@ -126,8 +158,21 @@ class Recipe(BaseModel):
         Raises:
             InputError: Several classifiers do not suit the recipe's way to combine them.
         """
-        choices = {axis: self._build(axis) for axis in GUIDE_AXES if axis != "route"}
-        route = normal("route", self.settings.get("route", {}))[0]["kind"]
+        guides = []
+        for place, each in enumerate(self._each(), -1):
+            with _of_guide(place):
+                guides.append(each._guide(classifier, *others, blend=blend))
+        return guides
+
+    def _guide(
+        self,
+        classifier: Logits,
+        *others: tuple[Logits, Mapping[int, int]],
+        blend: Sequence[tuple[float, Sequence[int]]],
+    ) -> Guide:
+        """Returns the guide of a recipe without further ones."""
+        choices = {axis: self._build(axis) for axis in PARTS}
+        (route,) = normal("route", self.settings.get("route", {}))
         objectives = [self._objective(each) for each in (classifier, *(each for each, _ in others))]
         if blend:
             objectives = [
@@ -137,7 +182,14 @@ class Recipe(BaseModel):
         else:
             named = zip(objectives[1:], others, strict=True)
             objectives[1:] = [Translated(objective=each, classes=classes) for each, (_, classes) in named]
-        return [Guide(objective=self._combined(objectives), scale=self._build("scale").value, route=route, **choices)]
+        loss = self._build("loss", objective=self._combined(objectives))
+        return Guide(
+            objective=loss.objective if isinstance(loss, Unchanged) else loss,
+            scale=self._build("scale").value,
+            route=route["kind"],
+            ascents=route.get("ascents", 1),
+            **choices,
+        )
 
     def _objective(self, classifier: Logits) -> Objective:
         objective = self._build("objective", classifier=classifier)
@@ -171,6 +223,33 @@ class Recipe(BaseModel):
 def _no_classifier(image: Tensor, level: Level | None = None) -> Tensor:
     """Stands where a classifier will, while a recipe is checked."""
     raise AssertionError("a recipe is checked without its classifier")
+
+
+@contextmanager
+def _of_guide(place: int) -> Iterator[None]:
+    """Tells of an error which of the further guides has it; the first guide is at -1."""
+    try:
+        yield
+    except InputError as error:
+        if place < 0:
+            raise
+        raise InputError(f"{ALSO}.{place}: {error}") from error
+
+
+def _further(guides: object, place: str, value: object) -> list[dict[str, Any]]:
+    """Returns the further guides with one changed at ``N.axis`` or ``N.axis.option``; without a place, the new ones."""
+    if not place:
+        guides = value
+    if not isinstance(guides, Sequence) or not all(isinstance(each, Mapping) for each in guides):
+        raise InputError(f"{ALSO}: {guides!r} given; allowed: a list of mappings, each of {', '.join(OWN)}")
+    further = [{str(key): part for key, part in each.items()} for each in guides]
+    if place:
+        number, _, key = place.partition(".")
+        if not key or not number.isdecimal() or int(number) >= len(further):
+            raise InputError(f"{ALSO}.{place} given; allowed: {ALSO}.N.axis, N below {len(further)}")
+        further[int(number)].pop(key, None)
+        further[int(number)][key] = value
+    return further
 
 
 def _changed(axis: str, section: object, option: str, value: object) -> object:

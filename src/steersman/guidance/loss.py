@@ -1,0 +1,60 @@
+"""Losses: a rising function F of the log-likelihood, so that its gradient is ``F'(l) grad l``.
+
+    none     l
+    root     sign(l) sqrt(|l|)      F' = 1 / (2 sqrt(|l|)); where ``l = -|r|^2``, the norm of the residual r instead of
+                                    its square                                              (DPS, Chung et al. 2023)
+    log      sign(l) log(|l|)       F' = 1 / |l|                              (DPS in TFG's code, Ye et al. 2024)
+
+Neither changes where the gradient points: both make it grow, against that of the log-likelihood, as the target nears.
+Where ``l = 0``, they leave the gradient as it is.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from steersman.guidance.objective import Objective
+from steersman.schedule import Level
+
+__all__ = ["Log", "Root"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Root:
+    """``sign(l) sqrt(|l|)``: the norm of a residual, where the log-likelihood l is minus its square.
+
+    Attributes:
+        objective: It gives l.
+    """
+
+    objective: Objective
+
+    def __call__(self, image: Float[Tensor, "B C H W"], target: Int[Tensor, " B"], level: Level) -> Float[Tensor, " B"]:
+        """Returns it."""
+        value = self.objective(image, target, level)
+        size, sign = _size(value)
+        return torch.where(value == 0, value, sign * size.sqrt())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Log:
+    """``sign(l) log(|l|)``: a gradient relative to the log-likelihood l, as in the code of TFG for DPS.
+
+    Attributes:
+        objective: It gives l.
+    """
+
+    objective: Objective
+
+    def __call__(self, image: Float[Tensor, "B C H W"], target: Int[Tensor, " B"], level: Level) -> Float[Tensor, " B"]:
+        """Returns it."""
+        value = self.objective(image, target, level)
+        size, sign = _size(value)
+        return torch.where(value == 0, value, sign * size.log())
+
+
+def _size(value: Float[Tensor, " B"]) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+    """Returns ``|l|``, and 1 where it is zero, whose root has no slope; and the sign."""
+    return torch.where(value == 0, 1, value.abs()), value.sign()
