@@ -1,6 +1,6 @@
 """Where a diffusers scheduler stands: the levels that its step leads from and to, and how it holds the sample.
 
-A scheduler's name tells how its levels are read: by whole times, by ``sigma / alpha``, as a solver's or as flow's.
+A scheduler's family tells how its levels are read (`steersman.schedulers`).
 """
 
 from collections.abc import Callable, Mapping
@@ -12,8 +12,21 @@ from torch import Tensor
 
 from steersman.errors import unknown
 from steersman.schedule import CLEAN, Level
+from steersman.schedulers import FAMILIES, Family
 
-__all__ = ["KEEPS_SAMPLE", "PLACES", "Place", "by_ratio", "name_of", "number", "start_of", "time_at"]
+__all__ = ["Place", "kept", "name_of", "number", "place_of", "start_of", "time_at"]
+
+
+class Kept(NamedTuple):
+    """A sample that a scheduler kept from before, and goes on from in place of the one that it is given.
+
+    Attributes:
+        name: The scheduler's attribute.
+        ratio: What it is multiplied with on its way to the present level, ``k`` of ``z = k z_kept + ...``.
+    """
+
+    name: str
+    ratio: Float64[Tensor, ""]
 
 
 class Place(NamedTuple):
@@ -66,7 +79,7 @@ def _by_time(scheduler: Any, time: Tensor, position: int) -> Place:  # noqa: ANN
     return Place(at(time), at(time - stride), whole=whole)
 
 
-def by_ratio(scheduler: Any, time: Tensor, position: int) -> Place:  # noqa: ANN401
+def _by_ratio(scheduler: Any, time: Tensor, position: int) -> Place:  # noqa: ANN401
     """Samples ``x / alpha`` at levels of ``sigma / alpha``, of a variance-preserving schedule."""
 
     def at(ratio: Any, time: Tensor) -> Level:  # noqa: ANN401
@@ -116,37 +129,34 @@ def _by_flow(scheduler: Any, time: Tensor, position: int) -> Place:  # noqa: ANN
     return Place(at(position)._replace(time=time), at(position), stage=1)
 
 
-PLACES: Mapping[str, Callable[[Any, Tensor, int], Place]] = {
-    "DDPMScheduler": _by_time,
-    "DDIMScheduler": _by_time,
-    "PNDMScheduler": _by_time,
-    "LCMScheduler": _by_time,
-    "EulerDiscreteScheduler": by_ratio,
-    "EulerAncestralDiscreteScheduler": by_ratio,
-    "HeunDiscreteScheduler": by_ratio,
-    "LMSDiscreteScheduler": by_ratio,
-    "KDPM2DiscreteScheduler": by_ratio,
-    "KDPM2AncestralDiscreteScheduler": by_ratio,
-    "DPMSolverSDEScheduler": by_ratio,
-    "DPMSolverMultistepScheduler": _by_solver,
-    "DPMSolverSinglestepScheduler": _by_solver,
-    "DEISMultistepScheduler": _by_solver,
-    "UniPCMultistepScheduler": _by_solver,
-    "FlowMatchEulerDiscreteScheduler": _by_flow,
-    "FlowMatchHeunDiscreteScheduler": _by_flow,
+_PLACES: Mapping[Family, Callable[[Any, Tensor, int], Place]] = {
+    "discrete": _by_time,
+    "ratio": _by_ratio,
+    "solver": _by_solver,
+    "flow": _by_flow,
 }
-
-# They step from a sample that they keep, or correct the one that they are given: what is added to it is lost.
-KEEPS_SAMPLE = ("DPMSolverSinglestepScheduler", "UniPCMultistepScheduler")
+KNOWN = tuple(name for name, family in FAMILIES.items() if family in _PLACES)
+"""The schedulers of pipelines that can be steered."""
 
 
 def name_of(scheduler: Any) -> str:  # noqa: ANN401
     """Returns the name of the known scheduler that this one is, or inherits from."""
     names = [each.__name__ for each in type(scheduler).__mro__]
     for name in names:
-        if name in PLACES:
+        if name in KNOWN:
             return name
-    raise unknown("scheduler", names[0], PLACES)
+    raise unknown("scheduler", names[0], KNOWN)
+
+
+def place_of(scheduler: Any, time: Tensor, position: int) -> Place:  # noqa: ANN401
+    """Returns where a scheduler stands before a call.
+
+    Args:
+        scheduler: One of those that are known.
+        time: What the call is told.
+        position: The call's number among the scheduler's timesteps.
+    """
+    return _PLACES[FAMILIES[name_of(scheduler)]](scheduler, time, position)
 
 
 def start_of(scheduler: Any, timestep: Any) -> int:  # noqa: ANN401
@@ -155,3 +165,29 @@ def start_of(scheduler: Any, timestep: Any) -> int:  # noqa: ANN401
         if (position := getattr(scheduler, known, None)) is not None:
             return int(position)
     return int((scheduler.timesteps == timestep).nonzero()[0])
+
+
+def kept(scheduler: Any, level: Level, position: int) -> Kept | None:  # noqa: ANN401
+    """Returns the sample that a call goes on from in place of the one that it is given, if there is one.
+
+    UniPC's corrector computes a sample anew from the one before; a singlestep method of order m goes from the sample
+    m - 1 calls before. Both multiply it with the ratio of the ``sigma``, or of the ``alpha`` where they are in terms of
+    the noise; the stochastic one in terms of the image with ``(sigma / sigma_kept)^2 alpha_kept / alpha``.
+
+    Args:
+        scheduler: One of those that are known.
+        level: Where the call is.
+        position: The call's number among the scheduler's timesteps.
+    """
+    match name_of(scheduler):
+        case "UniPCMultistepScheduler" if scheduler.last_sample is not None:
+            name, back = "last_sample", 1
+            kind = "dpmsolver++" if scheduler.predict_x0 else "dpmsolver"
+        case "DPMSolverSinglestepScheduler" if scheduler.order_list[position] > 1 and scheduler.sample is not None:
+            name, back = "sample", scheduler.order_list[position] - 1
+            kind = scheduler.config.algorithm_type
+        case _:
+            return None
+    before = place_of(scheduler, time_at(scheduler, position - back), position - back).level
+    alpha, sigma = level.alpha / before.alpha, level.sigma / before.sigma
+    return Kept(name, {"dpmsolver": alpha, "dpmsolver++": sigma}.get(kind, sigma**2 / alpha))

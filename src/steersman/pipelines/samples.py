@@ -1,20 +1,18 @@
 """What a pipeline's samples hold: images or latents, as they are, doubled or packed, and how they become images."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass, replace
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from steersman.denoise import Prediction
+from steersman.denoisers.latent import decoded
 from steersman.errors import InputError
-from steersman.guidance.guide import Guide
-from steersman.guidance.objective import Objective
 from steersman.schedule import Level, Schedule
 
-__all__ = ["LAYOUTS", "Decoder", "Layout", "after_decoding", "as_images"]
+__all__ = ["LAYOUTS", "Decoder", "Layout", "as_images"]
 
 
 class Layout(NamedTuple):
@@ -100,33 +98,4 @@ class Decoder:
                     f"pipe: samples of {x0.shape[1]} channels and no VAE given; allowed: images, or latents"
                 )
             return x0
-        config = self.vae.config
-        if x0.shape[1] != config.get("latent_channels", x0.shape[1]):
-            raise InputError(f"pipe: samples of {x0.shape[1]} channels; its VAE decodes {config['latent_channels']}")
-        mean, deviation = (config.get(key) for key in ("latents_mean", "latents_std"))
-        z = x0 / config.get("scaling_factor", 1.0)
-        if mean is not None and deviation is not None:
-            z = z * _channels(deviation, z) + _channels(mean, z)
-        z = (z + (config.get("shift_factor") or 0.0)).to(self.vae.dtype)
-        return torch.cat([self.vae.decode(each).sample for each in z.split(1)]).to(x0.dtype)
-
-
-def _channels(values: Sequence[float], like: Tensor) -> Tensor:
-    return torch.tensor(values).to(like).reshape(1, -1, 1, 1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Clipped:
-    """An objective that sees the image clipped to [-1, 1]: on latents, what a clipping view means."""
-
-    objective: Objective
-
-    def __call__(self, image: Float[Tensor, "B C H W"], target: Int[Tensor, " B"], level: Level) -> Float[Tensor, " B"]:
-        return self.objective(image.clamp(-1, 1), target, level)
-
-
-def after_decoding(guide: Guide) -> Guide:
-    """Returns the same guide, that clips the decoded image in place of the latents."""
-    if not getattr(guide.view, "clip", False) or not is_dataclass(guide.view):
-        return guide
-    return replace(guide, view=replace(guide.view, clip=False), objective=_Clipped(objective=guide.objective))
+        return decoded(self.vae, x0)

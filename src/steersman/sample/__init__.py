@@ -4,6 +4,7 @@ from steersman.sample.diffusers import DiffusersSampler
 from steersman.sample.dpmpp import DPMpp
 from steersman.sample.heun import Heun
 from steersman.sample.loop import Callback, Recurrence, Report, sample
+from steersman.sample.named import NamedScheduler
 from steersman.sample.noise import GivenNoise, Noise, SeededNoise
 from steersman.sample.particles import Particles
 from steersman.sample.sampler import Move, OwnLevels, Predict, Sampler, levels_of
@@ -17,6 +18,7 @@ __all__ = [
     "GivenNoise",
     "Heun",
     "Move",
+    "NamedScheduler",
     "Noise",
     "OwnLevels",
     "Particles",

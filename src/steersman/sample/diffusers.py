@@ -1,12 +1,7 @@
 """Any diffusers scheduler as a sampler.
 
-A scheduler holds a sample ``z = a x_0 + s eps`` of its own, ``x_t = c z``, and steps by what a network put out:
-
-    discrete    a^2 + s^2 = 1, c = 1       levels of discrete times             DDPM, DDIM, PNDM
-    solver      a^2 + s^2 = 1, c = 1       levels of any sigma; or flow's       DPMSolverMultistep, UniPC, DEIS
-    ratio       a = 1, c = 1/sqrt(1+s^2)   the network sees the scaled sample   Euler, Heun, KDPM2, LMS, ancestral ones
-    edm         a = 1, c = 1               EDM's own                            EDMEuler, EDMDPMSolverMultistep
-    flow        a = 1 - s, c = 1           flow matching                        FlowMatchEuler, FlowMatchHeun
+A scheduler holds a sample ``z = a x_0 + s eps`` of its own, ``x_t = c z`` (`steersman.schedulers`), and steps by what a
+network put out.
 
 The guided ``(x0_hat, eps_hat)`` becomes the output of the scheduler's prediction type, and the sample that the two
 describe, ``(alpha x0_hat + sigma eps_hat) / c``, is what it steps from: ``x_t`` itself, unless a denoised-image
@@ -20,7 +15,7 @@ Runge-Kutta. Guides act at each, as at the stages of `Heun`; those that enter th
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -33,18 +28,17 @@ from steersman.guidance.injection import Estimate
 from steersman.guidance.step import FixedVariance, Step
 from steersman.sample.sampler import Draw, Move, Predict
 from steersman.schedule import CLEAN, Level, Schedule, Spacing, broadcast
+from steersman.schedulers import FAMILIES, Family
 
-__all__ = ["DiffusersSampler"]
+__all__ = ["KNOWN", "DiffusersSampler"]
 
-Family = Literal["discrete", "solver", "ratio", "edm", "flow"]
 Scheduler = Any
 """A diffusers scheduler; the package is not imported for its name alone."""
 
 
 class _Known(NamedTuple):
-    """What is known of a scheduler: its family, prediction types, settings of a step, and whether it may begin anew."""
+    """What is known of a scheduler: its prediction types, settings of a step, and whether it may begin anew."""
 
-    family: Family
     kinds: tuple[str, ...]
     settings: tuple[str, ...] = ()
     anew: bool = True
@@ -55,24 +49,25 @@ _THREE = (*_TWO, "sample")
 _FOUR = (*_THREE, "flow_prediction")
 _CHURN = ("s_churn", "s_tmin", "s_tmax", "s_noise")
 
-KNOWN = {
-    "DDIMScheduler": _Known("discrete", _THREE, ("eta", "use_clipped_model_output")),
-    "DDPMScheduler": _Known("discrete", _THREE),
-    "DEISMultistepScheduler": _Known("solver", _FOUR),
-    "DPMSolverMultistepScheduler": _Known("solver", _FOUR),
-    "EDMDPMSolverMultistepScheduler": _Known("edm", _TWO),
-    "EDMEulerScheduler": _Known("edm", _TWO, _CHURN),
-    "EulerAncestralDiscreteScheduler": _Known("ratio", _TWO),
-    "EulerDiscreteScheduler": _Known("ratio", _THREE, _CHURN),
-    "FlowMatchEulerDiscreteScheduler": _Known("flow", ("flow_prediction",)),
-    "FlowMatchHeunDiscreteScheduler": _Known("flow", ("flow_prediction",)),
-    "HeunDiscreteScheduler": _Known("ratio", _THREE),
-    "KDPM2AncestralDiscreteScheduler": _Known("ratio", _TWO),
-    "KDPM2DiscreteScheduler": _Known("ratio", _TWO),
-    "LMSDiscreteScheduler": _Known("ratio", _THREE, ("order",), anew=False),
-    "PNDMScheduler": _Known("discrete", _TWO, anew=False),
-    "UniPCMultistepScheduler": _Known("solver", _FOUR),
+KNOWN: Mapping[str, _Known] = {
+    "DDIMScheduler": _Known(_THREE, ("eta", "use_clipped_model_output")),
+    "DDPMScheduler": _Known(_THREE),
+    "DEISMultistepScheduler": _Known(_FOUR),
+    "DPMSolverMultistepScheduler": _Known(_FOUR),
+    "EDMDPMSolverMultistepScheduler": _Known(_TWO),
+    "EDMEulerScheduler": _Known(_TWO, _CHURN),
+    "EulerAncestralDiscreteScheduler": _Known(_TWO),
+    "EulerDiscreteScheduler": _Known(_THREE, _CHURN),
+    "FlowMatchEulerDiscreteScheduler": _Known(("flow_prediction",)),
+    "FlowMatchHeunDiscreteScheduler": _Known(("flow_prediction",)),
+    "HeunDiscreteScheduler": _Known(_THREE),
+    "KDPM2AncestralDiscreteScheduler": _Known(_TWO),
+    "KDPM2DiscreteScheduler": _Known(_TWO),
+    "LMSDiscreteScheduler": _Known(_THREE, ("order",), anew=False),
+    "PNDMScheduler": _Known(_TWO, anew=False),
+    "UniPCMultistepScheduler": _Known(_FOUR),
 }
+"""The schedulers that can be samplers."""
 
 
 class _Place(NamedTuple):
@@ -117,6 +112,7 @@ class DiffusersSampler:
         if name not in KNOWN:
             raise unknown("scheduler", name, KNOWN, most=len(KNOWN))
         self.known = known = KNOWN[name]
+        self.family: Family = FAMILIES[name]
         for setting in settings:
             if setting not in known.settings:
                 raise unknown(f"setting of {name}", setting, known.settings or ("none",))
@@ -131,6 +127,11 @@ class DiffusersSampler:
     def fixed(self) -> FixedVariance:
         """``large`` where the scheduler's variance is, else ``small``."""
         return "large" if self.scheduler.config.get("variance_type") == "fixed_large" else "small"
+
+    @property
+    def noisy(self) -> None:
+        """None: a scheduler tells when it draws."""
+        return None
 
     def levels(self, schedule: Schedule, steps: int, spacing: Spacing, low: float, high: float) -> tuple[Level, ...]:
         """Returns the levels that the scheduler's timesteps visit, and the last where it ends.
@@ -166,8 +167,7 @@ class DiffusersSampler:
         """Returns the scheduler's step, what it drew told apart from the rest.
 
         Raises:
-            InputError: A repeated step of a scheduler that cannot begin in the middle of its walk, or a push that is
-                without bounds where there is no signal.
+            InputError: A repeated step of a scheduler that cannot begin in the middle of its walk.
         """
         walk, history, left = state if state and not step.repeat else (self._begun(step), (), None)
         scheduler = copy.deepcopy(walk.scheduler)
@@ -178,7 +178,6 @@ class DiffusersSampler:
         for stage, index in enumerate(range(first, last)):
             level = walk.places[index].level if stage else step.level
             estimate = predict(x_s, level, stage)
-            _check_finite(estimate, level)
             call = _Call(self, walk.places, index, estimate, level)
             if stage == 0 and left is not None:
                 call.correct(scheduler, left)
@@ -214,7 +213,7 @@ class DiffusersSampler:
                 f"{sum(sizes)}; allowed: a number that its configuration can do"
             )
         starts = tuple(sum(sizes[:each]) for each in range(steps + 1))
-        return _Walk(scheduler, _places(scheduler, self.known.family), starts)
+        return _Walk(scheduler, _places(scheduler, self.family), starts)
 
     def _begun(self, step: Step) -> _Walk:
         """Returns the scheduler before a step, without a history."""
@@ -254,7 +253,7 @@ class _Call:
     def _output(self, scheduler: Scheduler) -> Float[Tensor, "B C H W"]:
         """Returns what a network of the scheduler's prediction type would have put out."""
         x0, eps, _ = self.estimate
-        if self.sampler.known.family != "edm":
+        if self.sampler.family != "edm":
             return output_for(self.sampler.kind, x0, eps, self.level)
         zero, one = (torch.tensor(each, dtype=torch.float64) for each in (0.0, 1.0))  # x0 = skip z + out F
         sigma = scheduler.sigmas[self.index]
@@ -375,13 +374,4 @@ def _check_level(name: str, level: Level, schedule: Schedule) -> None:
         raise InputError(
             f"scheduler: {name} given, with alpha, sigma, time = {ours}, where the denoiser's schedule has {theirs}; "
             "allowed: one configured as the denoiser's own"
-        )
-
-
-def _check_finite(estimate: Estimate, level: Level) -> None:
-    """Refuses a push that has no bounds because there is no signal; a single image may fail by itself."""
-    if not level.alpha > 0 and not torch.isfinite(estimate.x0).flatten(1).all(1).any():
-        raise InputError(
-            "guide: its push is infinite at the first level, which has no signal (alpha = 0); "
-            "allowed: a strength inside an interval of finite sigma / alpha, or another injection"
         )

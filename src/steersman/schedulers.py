@@ -1,0 +1,41 @@
+"""What is known of diffusers' schedulers by their names: how each holds the sample, ``x_t = c z``.
+
+    discrete    whole times of a variance-preserving schedule, c = 1               DDPM, DDIM, PNDM, LCM
+    solver      any sigma of it, or of flow matching, as it tells itself, c = 1    DPMSolver, UniPC, DEIS
+    ratio       z = x_0 + s eps, of which the network is shown c z = alpha z,
+                c = 1 / sqrt(1 + s^2)                                              Euler, Heun, KDPM2, LMS, ancestral
+    edm         z = x_0 + s eps, EDM's own, c = 1                                  EDMEuler, EDMDPMSolverMultistep
+    flow        z = (1 - s) x_0 + s eps, flow matching, c = 1                      FlowMatchEuler, FlowMatchHeun
+
+A sampler (`steersman.sample.diffusers`) and a pipeline's guides (`steersman.pipelines`) each know some of them.
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+__all__ = ["FAMILIES", "Family"]
+
+Family = Literal["discrete", "solver", "ratio", "edm", "flow"]
+
+FAMILIES: Mapping[str, Family] = {
+    "DDIMScheduler": "discrete",
+    "DDPMScheduler": "discrete",
+    "DEISMultistepScheduler": "solver",
+    "DPMSolverMultistepScheduler": "solver",
+    "DPMSolverSDEScheduler": "ratio",
+    "DPMSolverSinglestepScheduler": "solver",
+    "EDMDPMSolverMultistepScheduler": "edm",
+    "EDMEulerScheduler": "edm",
+    "EulerAncestralDiscreteScheduler": "ratio",
+    "EulerDiscreteScheduler": "ratio",
+    "FlowMatchEulerDiscreteScheduler": "flow",
+    "FlowMatchHeunDiscreteScheduler": "flow",
+    "HeunDiscreteScheduler": "ratio",
+    "KDPM2AncestralDiscreteScheduler": "ratio",
+    "KDPM2DiscreteScheduler": "ratio",
+    "LCMScheduler": "discrete",
+    "LMSDiscreteScheduler": "ratio",
+    "PNDMScheduler": "discrete",
+    "UniPCMultistepScheduler": "solver",
+}
+"""The family by the class's name."""

@@ -1,0 +1,411 @@
+"""Pipelines of every family in their own format, tiny, with random weights; what they are called with."""
+
+from dataclasses import dataclass
+from functools import cache
+
+import pytest
+import torch
+from torch import nn
+
+diffusers = pytest.importorskip("diffusers")
+transformers = pytest.importorskip("transformers")
+
+# Networks with random weights are no denoisers: where alpha nears 0, what they make of x_t is beyond any image.
+MILD = {"beta_start": 1e-4, "beta_end": 2e-3}
+
+
+@dataclass
+class Family:
+    """A pipeline in its own format, with what it is called with.
+
+    Attributes:
+        build: Makes it, with random weights.
+        call: The arguments of a call for two images of three steps.
+        schedulers: Which of its schedulers are tried, the first its own.
+        flow: Whether it is trained by flow matching.
+    """
+
+    build: object
+    call: object
+    schedulers: tuple
+    flow: bool = False
+
+
+def seeded(build):
+    torch.manual_seed(0)
+    return build()
+
+
+@cache
+def unet2d(channels=3):
+    return seeded(
+        lambda: diffusers.UNet2DModel(
+            sample_size=16,
+            out_channels=channels,
+            block_out_channels=(8, 16),
+            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+            layers_per_block=1,
+            norm_num_groups=4,
+            attention_head_dim=8,
+        )
+    ).eval()
+
+
+def vae(channels=4, **config):
+    return seeded(
+        lambda: diffusers.AutoencoderKL(
+            block_out_channels=(8, 16),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            latent_channels=channels,
+            norm_num_groups=4,
+            sample_size=32,
+            **config,
+        )
+    ).eval()
+
+
+def text_config(size=32, **config):
+    return transformers.CLIPTextConfig(
+        hidden_size=size,
+        intermediate_size=37,
+        num_attention_heads=4,
+        num_hidden_layers=2,
+        vocab_size=20,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+        **config,
+    )
+
+
+def tokenizer():
+    letters = [letter + end for letter in "abdel" for end in ("", "</w>")]
+    vocab = {token: place for place, token in enumerate(["<|startoftext|>", "<|endoftext|>", *letters])}
+    return transformers.CLIPTokenizer(vocab=vocab, merges=[], model_max_length=77)
+
+
+def draws():
+    return [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+
+
+def embeds(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(5))
+
+
+def ddpm():
+    return diffusers.DDPMPipeline(unet2d(), diffusers.DDPMScheduler(**MILD))
+
+
+def ddim():
+    return diffusers.DDIMPipeline(unet2d(), diffusers.DDIMScheduler(**MILD))
+
+
+def ldm():
+    unet = seeded(
+        lambda: diffusers.UNet2DModel.from_config(unet2d().config, sample_size=8, in_channels=4, out_channels=4)
+    )
+    latent = seeded(
+        lambda: diffusers.VQModel(
+            block_out_channels=(8, 16),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            latent_channels=4,
+            norm_num_groups=4,
+            num_vq_embeddings=512,
+            lookup_from_codebook=False,
+        )
+    )
+    nn.init.normal_(latent.quantize.embedding.weight)
+    return diffusers.LDMPipeline(latent.eval(), unet.eval(), diffusers.DDIMScheduler(**MILD))
+
+
+def dit():
+    transformer = seeded(
+        lambda: diffusers.DiTTransformer2DModel(
+            sample_size=8, num_layers=2, patch_size=2, attention_head_dim=8, num_attention_heads=2, out_channels=8
+        )
+    ).eval()
+    return diffusers.DiTPipeline(transformer, vae(), diffusers.DDIMScheduler(**MILD))
+
+
+def conditional(**config):
+    return seeded(
+        lambda: diffusers.UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            norm_num_groups=4,
+            **config,
+        )
+    ).eval()
+
+
+def stable_diffusion():
+    unet = conditional(cross_attention_dim=32, attention_head_dim=8)
+    encoder = seeded(lambda: transformers.CLIPTextModel(text_config())).eval()
+    scheduler = diffusers.PNDMScheduler(skip_prk_steps=True, beta_schedule="scaled_linear", steps_offset=1, **MILD)
+    return diffusers.StableDiffusionPipeline(
+        vae(), encoder, tokenizer(), unet, scheduler, None, None, requires_safety_checker=False
+    )
+
+
+def stable_diffusion_xl():
+    unet = conditional(
+        cross_attention_dim=64,
+        attention_head_dim=(2, 4),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        transformer_layers_per_block=(1, 2),
+        projection_class_embeddings_input_dim=80,
+    )
+    scheduler = diffusers.EulerDiscreteScheduler(beta_schedule="scaled_linear", **MILD)
+    return diffusers.StableDiffusionXLPipeline(
+        vae(scaling_factor=0.13, latents_mean=[0.1, 0.2, 0.3, 0.4], latents_std=[1.0, 1.1, 1.2, 1.3]),
+        *[None] * 4,
+        unet,
+        scheduler,
+        add_watermarker=False,
+    )
+
+
+def stable_diffusion_3():
+    transformer = seeded(
+        lambda: diffusers.SD3Transformer2DModel(
+            sample_size=8,
+            patch_size=1,
+            in_channels=16,
+            out_channels=16,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=4,
+            joint_attention_dim=32,
+            caption_projection_dim=32,
+            pooled_projection_dim=64,
+        )
+    ).eval()
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    latent = vae(16, use_quant_conv=False, use_post_quant_conv=False, scaling_factor=1.5, shift_factor=0.06)
+    return diffusers.StableDiffusion3Pipeline(transformer, scheduler, latent, *[None] * 6)
+
+
+def flux():
+    transformer = seeded(
+        lambda: diffusers.FluxTransformer2DModel(
+            patch_size=1,
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            pooled_projection_dim=32,
+            axes_dims_rope=(4, 4, 8),
+            guidance_embeds=True,
+        )
+    ).eval()
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
+    latent = vae(4, use_quant_conv=False, use_post_quant_conv=False, scaling_factor=0.36, shift_factor=0.12)
+    return diffusers.FluxPipeline(scheduler, latent, None, None, None, None, transformer)
+
+
+def pixart():
+    transformer = seeded(
+        lambda: diffusers.PixArtTransformer2DModel(
+            sample_size=8,
+            num_layers=2,
+            patch_size=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            caption_channels=32,
+            cross_attention_dim=16,
+            out_channels=8,
+            use_additional_conditions=False,
+        )
+    ).eval()
+    return diffusers.PixArtSigmaPipeline(None, None, vae(), transformer, diffusers.DPMSolverMultistepScheduler(**MILD))
+
+
+def sana():
+    transformer = seeded(
+        lambda: diffusers.SanaTransformer2DModel(
+            patch_size=1,
+            in_channels=4,
+            out_channels=4,
+            num_layers=1,
+            num_attention_heads=2,
+            attention_head_dim=4,
+            num_cross_attention_heads=2,
+            cross_attention_head_dim=4,
+            cross_attention_dim=8,
+            caption_channels=32,
+            sample_size=8,
+        )
+    ).eval()
+    latent = seeded(
+        lambda: diffusers.AutoencoderDC(
+            in_channels=3,
+            latent_channels=4,
+            attention_head_dim=2,
+            encoder_block_types=("ResBlock", "EfficientViTBlock"),
+            decoder_block_types=("ResBlock", "EfficientViTBlock"),
+            encoder_block_out_channels=(8, 8),
+            decoder_block_out_channels=(8, 8),
+            encoder_qkv_multiscales=((), (5,)),
+            decoder_qkv_multiscales=((), (5,)),
+            encoder_layers_per_block=(1, 1),
+            decoder_layers_per_block=(1, 1),
+            downsample_block_type="conv",
+            upsample_block_type="interpolate",
+            decoder_norm_types="rms_norm",
+            decoder_act_fns="silu",
+            scaling_factor=0.41,
+        )
+    ).eval()
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    return diffusers.SanaPipeline(None, None, latent, transformer, scheduler)
+
+
+COMMON = ("DDIM", "Euler", "EulerAncestral", "DPMSolverMultistep", "UniPC")
+
+
+FAMILIES = {
+    "DDPM": Family(ddpm, lambda: {"batch_size": 2}, ("DDPM", "DDIM", "DPMSolverMultistep")),
+    "DDIM": Family(ddim, lambda: {"batch_size": 2, "eta": 0.5}, ("DDIM",)),
+    "LDM": Family(ldm, lambda: {"batch_size": 2}, ("DDIM", "DPMSolverMultistep")),
+    "DiT": Family(dit, lambda: {"class_labels": [1, 2]}, ("DDIM", "DDPM", "DPMSolverMultistep", "UniPC")),
+    "SD": Family(
+        stable_diffusion,
+        lambda: {"prompt": ["a ball", "a dab"], "height": 16, "width": 16},
+        (
+            "PNDM",
+            "DDPM",
+            *COMMON,
+            "Heun",
+            "LMS",
+            "KDPM2",
+            "KDPM2Ancestral",
+            "DEIS",
+            "DPMSolverSinglestep",
+            "LCM",
+        ),
+    ),
+    "SDXL": Family(
+        stable_diffusion_xl,
+        lambda: {
+            "prompt_embeds": embeds(2, 7, 64),
+            "negative_prompt_embeds": embeds(2, 7, 64) * 0,
+            "pooled_prompt_embeds": embeds(2, 32),
+            "negative_pooled_prompt_embeds": embeds(2, 32) * 0,
+            "height": 16,
+            "width": 16,
+        },
+        ("Euler", *COMMON),
+    ),
+    "SD3": Family(
+        stable_diffusion_3,
+        lambda: {
+            "prompt_embeds": embeds(2, 7, 32),
+            "negative_prompt_embeds": embeds(2, 7, 32) * 0,
+            "pooled_prompt_embeds": embeds(2, 64),
+            "negative_pooled_prompt_embeds": embeds(2, 64) * 0,
+            "height": 16,
+            "width": 16,
+        },
+        ("FlowMatchEuler", "FlowMatchHeun"),
+        flow=True,
+    ),
+    "Flux": Family(
+        flux,
+        lambda: {
+            "prompt_embeds": embeds(2, 7, 32),
+            "pooled_prompt_embeds": embeds(2, 32),
+            "height": 16,
+            "width": 24,
+        },
+        ("FlowMatchEuler",),
+        flow=True,
+    ),
+    "FluxCFG": Family(
+        flux,
+        lambda: {
+            "prompt_embeds": embeds(2, 7, 32),
+            "pooled_prompt_embeds": embeds(2, 32),
+            "negative_prompt_embeds": embeds(2, 7, 32) * 0,
+            "negative_pooled_prompt_embeds": embeds(2, 32) * 0,
+            "true_cfg_scale": 3.0,
+            "height": 16,
+            "width": 24,
+        },
+        ("FlowMatchEuler",),
+        flow=True,
+    ),
+    "PixArt": Family(
+        pixart,
+        lambda: {
+            "prompt_embeds": embeds(2, 7, 32),
+            "prompt_attention_mask": torch.ones(2, 7),
+            "negative_prompt": None,
+            "negative_prompt_embeds": embeds(2, 7, 32) * 0,
+            "negative_prompt_attention_mask": torch.ones(2, 7),
+            "height": 16,
+            "width": 16,
+            "use_resolution_binning": False,
+        },
+        ("DPMSolverMultistep", *COMMON),
+    ),
+    "Sana": Family(
+        sana,
+        lambda: {
+            "prompt_embeds": embeds(2, 7, 32),
+            "prompt_attention_mask": torch.ones(2, 7),
+            "negative_prompt": None,
+            "negative_prompt_embeds": embeds(2, 7, 32) * 0,
+            "negative_prompt_attention_mask": torch.ones(2, 7),
+            "height": 32,
+            "width": 32,
+            "use_resolution_binning": False,
+        },
+        ("FlowMatchEuler", "DPMSolverMultistep"),
+        flow=True,
+    ),
+}
+
+
+def with_scheduler(pipe, name, **settings):
+    """The pipeline with another scheduler of the same noise; flow matching stays flow matching."""
+    if name == "LMS":
+        pytest.importorskip("scipy", reason="diffusers integrates its coefficients with it")
+    if name.startswith("DPMSolver") and type(pipe.scheduler).__name__.startswith("Flow"):
+        settings |= {"use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": "flow_prediction"}
+    kind = next(
+        getattr(diffusers, name + end)
+        for end in ("Scheduler", "DiscreteScheduler", "MultistepScheduler")
+        if hasattr(diffusers, name + end)
+    )
+    if type(pipe.scheduler) is not kind or settings:
+        pipe.scheduler = kind.from_config(pipe.scheduler.config, **settings)
+    return pipe
+
+
+def make(name, scheduler=None, **settings):
+    pipe = FAMILIES[name].build()
+    pipe.set_progress_bar_config(disable=True)
+    return with_scheduler(pipe, scheduler or FAMILIES[name].schedulers[0], **settings)
+
+
+def draw(pipe, name, steps=3, **more):
+    """Two images in [-1, 1], from the same noise every time."""
+    settings = {"num_inference_steps": steps, "generator": draws(), "output_type": "pt"}
+    if name == "DiT":
+        settings["generator"] = torch.Generator().manual_seed(0)
+    call = {**FAMILIES[name].call(), **settings, **more}
+    torch.manual_seed(1)  # for the schedulers that a pipeline gives no generator
+    images = pipe(**call).images
+    if name == "LDM" and call["output_type"] == "pt":  # it knows no tensors
+        images = torch.from_numpy(images).permute(0, 3, 1, 2)
+    return images * 2 - 1

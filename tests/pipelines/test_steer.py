@@ -1,0 +1,152 @@
+"""Steering a pipeline: images go where they are steered, each its own way, and nothing else changes."""
+
+import pytest
+import torch
+from torch import nn
+
+import steersman
+from pipelines.families import FAMILIES, draw, draws, make
+from steersman.classifiers import Classifier
+from steersman.classifiers.preprocess import RAW
+from steersman.errors import InputError
+from steersman.guidance import (
+    ClassProbability,
+    Constant,
+    Denoised,
+    DenoisedImage,
+    Ema,
+    Interval,
+    Mean,
+    NoisePrediction,
+    Sine,
+    Sum,
+    Toward,
+    Translated,
+)
+
+diffusers = pytest.importorskip("diffusers")
+
+PAIRS = [(name, scheduler) for name, family in FAMILIES.items() for scheduler in family.schedulers]
+
+
+@pytest.mark.parametrize(("name", "scheduler"), PAIRS)
+def test_without_a_push_no_bit_changes(name, scheduler, guide):
+    idle = [guide(scale=0.0, route="through"), guide(strength=Interval(low=1e6, high=1e7))]
+    pipe = make(name, scheduler)
+    plain = draw(pipe, name)
+    for each in (*idle, idle):
+        with steersman.steer(pipe, each, target=1):
+            assert torch.equal(draw(pipe, name), plain)
+
+
+@pytest.mark.parametrize(
+    ("route", "injection"),
+    [("direct", Mean()), ("direct", DenoisedImage()), ("through", NoisePrediction())],
+    ids=["direct-mean", "direct-denoised", "through-noise"],
+)
+@pytest.mark.parametrize(("name", "scheduler"), PAIRS)
+def test_images_go_where_they_are_steered(name, scheduler, injection, route, guide, likelihood):
+    pipe = make(name, scheduler)
+    plain = draw(pipe, name)
+    with steersman.steer(pipe, guide(route=route, injection=injection), target="green"):
+        steered = draw(pipe, name)
+    assert steered.isfinite().all()
+    assert (likelihood(steered, 1) > likelihood(plain, 1) + 0.01).all()
+    assert torch.equal(draw(pipe, name), plain)
+
+
+@pytest.mark.parametrize("name", ["DDPM", "SD"])
+def test_every_call_is_a_walk_of_its_own(name, guide):
+    pipe = make(name)
+    steering = guide(stabilizer=Ema(beta=0.9), strength=Sine(gamma=0.3))
+    with steersman.steer(pipe, steering, target=1):
+        first, second = draw(pipe, name), draw(pipe, name)
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
+def test_dit_s_doubled_sample_is_steered_once(guidance_scale, guide, likelihood):
+    pipe = make("DiT")
+    call = {"guidance_scale": guidance_scale, "class_labels": [3, 3]}
+    plain = draw(pipe, "DiT", **call)
+    with steersman.steer(pipe, guide(), target=["red", "blue"]):
+        steered = draw(pipe, "DiT", **call)
+    for target in (0, 2):
+        gained = likelihood(steered, target) - likelihood(plain, target)
+        assert gained[target // 2] > 0.05 > gained[1 - target // 2]
+
+
+@pytest.mark.parametrize("name", ["DDPM", "SD", "Flux"])
+def test_each_image_has_its_own_target(name, guide):
+    pipe, images = make(name), {}
+    for target in (0, 2, [0, 2]):
+        with steersman.steer(pipe, guide(), target=target):
+            images[str(target)] = draw(pipe, name)
+    expected = torch.stack([images["0"][0], images["2"][1]])
+    assert (images["[0, 2]"] - expected).abs().max() < 1e-5
+    with pytest.raises(InputError, match="3 given for 2 images"), steersman.steer(pipe, guide(), target=[0, 1, 2]):
+        draw(pipe, name)
+
+
+class Noted(Constant):
+    """Tells at which steps it was asked."""
+
+    def __init__(self, note):
+        object.__setattr__(self, "note", note)
+
+    def __call__(self, step, x_t, prediction, g):
+        self.note(step)
+        return super().__call__(step, x_t, prediction, g)
+
+
+def test_from_an_image_the_walk_begins_further_on(guide, likelihood):
+    pipe = diffusers.StableDiffusionImg2ImgPipeline(**make("SD", "Heun").components, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    steps = []
+
+    def note(step):
+        steps.append((step.index, step.count, step.stage))
+
+    call = {
+        "prompt": ["a ball", "a dab"],
+        "image": torch.zeros(2, 3, 16, 16),
+        "strength": 0.5,
+        "num_inference_steps": 6,
+        "output_type": "pt",
+    }
+    plain = pipe(**call, generator=draws()).images * 2 - 1
+    with steersman.steer(pipe, guide(strength=Noted(note)), target=1):
+        steered = pipe(**call, generator=draws()).images * 2 - 1
+    assert steps == [(0, 3, 0), (1, 3, 0), (2, 3, 0)]
+    assert (likelihood(steered, 1) > likelihood(plain, 1) + 0.01).all()
+
+
+def test_a_view_that_clips_does_so_after_the_decoder(guide, classifier):
+    class Range:
+        def __call__(self, image, target, level):
+            ranges.append((image.shape, float(image.detach().abs().max())))
+            return ClassProbability(classifier=classifier)(image, target, level)
+
+    pipe, ranges = make("SD"), []
+    with steersman.steer(pipe, guide(objective=Range(), view=Denoised()), target=1):
+        draw(pipe, "SD")
+    assert [shape for shape, _ in ranges] == [
+        (2, 3, 16, 16)
+    ] * 3  # once a step, though PNDM's first has two evaluations
+    assert max(largest for _, largest in ranges) == 1
+
+
+def test_a_target_is_what_all_classifiers_say(classifier, guide):
+    other = Classifier(nn.Linear(4, 2), preprocess=RAW, names=("blue", "red"))
+    both = Sum(((1.0, ClassProbability(classifier=classifier)), (1.0, ClassProbability(classifier=other))))
+    pipe = make("DDPM")
+    with pytest.raises(InputError, match="0 and 2 of the classifiers"):
+        with steersman.steer(pipe, guide(objective=both), target="blue"):
+            pass
+    for part in (
+        Toward(objective=ClassProbability(classifier=other), target=0),
+        Translated(objective=ClassProbability(classifier=other), classes={0: 1, 2: 0}),
+    ):
+        both = Sum(((1.0, ClassProbability(classifier=classifier)), (0.0, part)))
+        with steersman.steer(pipe, guide(objective=both), target="blue"):
+            pass
