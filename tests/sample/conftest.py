@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from steersman.sample import sample
-from steersman.schedule import EDM, VP
+from steersman.schedule import EDM, VP, Flow
 
 F64 = torch.float64
 
@@ -48,7 +48,7 @@ class Uneven:
         return tuple(self.at_sigma(10.0 * 0.002**share) for share in shares)
 
 
-@pytest.fixture(scope="module", params=[EDM(), VP.cosine()], ids=["EDM", "VP"])
+@pytest.fixture(scope="module", params=[EDM(), VP.cosine(), Flow()], ids=["EDM", "VP", "flow"])
 def uneven(request, mixture):
     return replace(mixture, schedule=Uneven(request.param))
 

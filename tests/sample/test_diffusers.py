@@ -37,6 +37,7 @@ from steersman.guidance import (
     NoisePrediction,
     Noisy,
     Normalise,
+    Signal,
     Spherical,
 )
 from steersman.rows import take
@@ -333,7 +334,7 @@ class At:
     """Our own sampler at the levels of a scheduler."""
 
     def __init__(self, sampler, theirs):
-        self.fixed, self.init, self.step = sampler.fixed, sampler.init, sampler.step
+        self.fixed, self.noisy, self.init, self.step = sampler.fixed, sampler.noisy, sampler.init, sampler.step
         self.levels = theirs.levels
 
 
@@ -406,7 +407,7 @@ def test_particles_take_their_history_along(make, config, on, guide):
     class Turning:
         """A sampler whose batch is turned over before a step."""
 
-        fixed, levels, init = sampler.fixed, sampler.levels, sampler.init
+        fixed, noisy, levels, init = sampler.fixed, sampler.noisy, sampler.levels, sampler.init
 
         def step(self, x_t, step, predict, draw, state):
             if step.index != 3:
@@ -460,14 +461,19 @@ def test_a_large_variance_is_told():
     assert DiffusersSampler(DDPMScheduler()).fixed == DiffusersSampler(EulerDiscreteScheduler()).fixed == "small"
 
 
-def test_pure_noise_has_no_bounded_noise_push(on, guide):
-    scheduler = FlowMatchEulerDiscreteScheduler()
-    sampler = DiffusersSampler(scheduler)
-    noise = replace(guide, injection=NoisePrediction(), strength=Constant())
-    with pytest.raises(InputError, match="infinite at the first level, which has no signal"):
-        ours(on(scheduler), sampler, guides=[noise], target=TARGETS)
-    bounded = replace(noise, strength=Interval(high=10.0))
-    assert ours(on(scheduler), sampler, guides=[bounded], target=TARGETS).isfinite().all()
+@pytest.mark.parametrize(
+    "choices",
+    [{"injection": NoisePrediction(), "strength": Constant()}, {"strength": Signal()}],
+    ids=["noise", "signal"],
+)
+def test_guides_that_divide_by_the_signal_rest_at_pure_noise(on, guide, choices):
+    """Their push of the first step is 0 / 0: there is no signal, so the noise says nothing of the target."""
+    scheduler, reports = FlowMatchEulerDiscreteScheduler(), []
+    settings = {"target": TARGETS, "callbacks": [reports.append]}
+    guided = ours(on(scheduler), DiffusersSampler(scheduler), guides=[replace(guide, **choices)], **settings)
+    assert guided.isfinite().all()
+    assert [report.pushes[0] is None for report in reports] == [True] + [False] * (STEPS - 1)
+    assert (guided - ours(on(scheduler), DiffusersSampler(scheduler))).abs().max() > 1e-3
 
 
 def test_a_view_from_further_on_begins_at_pure_noise(on, guide):

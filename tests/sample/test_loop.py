@@ -273,3 +273,23 @@ def test_refuses_what_no_class_or_image_answers_to(recording, settings, changes,
 def test_refuses_a_recurrence(settings, message):
     with pytest.raises(InputError, match=message):
         Recurrence(**settings)
+
+
+@pytest.mark.parametrize("keeps", ["sample", "noise"])
+def test_clipping_keeps_the_sample_or_the_noise(keeps, recording, draw):
+    """DDIM by hand from ``x0_hat`` clipped, with the noise that belongs to it or with the model's own."""
+    noise = draw(4, 2, 1, 1) * 30
+    reports, settings = [], {"seeds": range(4), "steps": 8, "noise": [noise], "dtype": F64}
+    sample(recording, DDIM(), keeps=keeps, callbacks=[reports.append], **settings)
+    x, levels = noise, recording.schedule.levels(8)
+    assert (recording.predicted[4].abs() > 1).any()
+    for x0_hat, report, level, next in zip(recording.predicted, reports, levels, levels[1:], strict=False):
+        x0 = x0_hat.clamp(-1, 1)
+        eps = (x - level.alpha * (x0 if keeps == "sample" else x0_hat)) / level.sigma
+        x = next.alpha * x0 + next.sigma * eps
+        torch.testing.assert_close(report.x, x, **ROUNDING)
+
+
+def test_clipping_keeps_nothing_else(recording, unchecked):
+    with pytest.raises(InputError, match="unknown keeps 'nose'; did you mean 'noise'"):
+        sample(recording, DDIM(), keeps="nose")

@@ -32,6 +32,11 @@ class DDIM(Sampler):
         if not 0 <= self.eta <= 1:
             raise InputError(f"sampler.eta: {self.eta} given; allowed: 0 to 1")
 
+    @property
+    def noisy(self) -> bool:
+        """Whether ``eta`` is above 0."""
+        return self.eta > 0
+
     def step(
         self, x_t: Float[Tensor, "B C H W"], step: Step, predict: Predict, draw: Draw, state: tuple
     ) -> tuple[Move, tuple]:

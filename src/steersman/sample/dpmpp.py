@@ -23,6 +23,11 @@ __all__ = ["DPMpp"]
 class DPMpp(Sampler):
     """The deterministic multistep sampler of second order, one evaluation a step."""
 
+    @property
+    def noisy(self) -> bool:
+        """False."""
+        return False
+
     def init(self, x: Float[Tensor, "B C H W"]) -> tuple:
         """Returns no history; after a step, it is the denoised image and ``lambda``, a number."""
         return ()

@@ -46,6 +46,11 @@ class Heun(Sampler):
         if not 0 < self.noise < math.inf:
             raise InputError(f"sampler.noise: {self.noise} given; allowed: above 0")
 
+    @property
+    def noisy(self) -> bool:
+        """False: churn adds its noise before the step."""
+        return False
+
     def step(
         self, x_t: Float[Tensor, "B C H W"], step: Step, predict: Predict, draw: Draw, state: tuple
     ) -> tuple[Move, tuple]:

@@ -6,6 +6,7 @@
             choose                of an image's candidates, the likelier go on
             predict, guided       x0_hat, eps  <-  denoiser, clipped, then the guides' pushes
             step                  x_s = mean + pushes + deviation, which pushes may turn
+            correct               the candidates' weights for what the pushes did, where that is asked for
             renoise               x_t = r x_s + sqrt(beta) eps, unless it was the last repeat  (Bansal et al. 2023)
 
 Levels are float64, guidance is float32 or float64, and the networks see their own dtype.
@@ -16,16 +17,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from steersman.denoise import Conditioned, Denoiser, Prediction, eps_from_x0
-from steersman.errors import InputError
+from steersman.errors import InputError, unknown
+from steersman.guidance.decoded import after_decoding
 from steersman.guidance.guide import Guide, Push, Steering
-from steersman.guidance.injection import Estimate
+from steersman.guidance.injection import Estimate, Kept
 from steersman.guidance.step import Step, reverse_variance, transition
 from steersman.rows import take
 from steersman.sample.noise import GivenNoise, Noise, SeededNoise
@@ -93,6 +95,7 @@ def sample(
     low: float = 0.0,
     high: float = math.inf,
     clip: bool = True,
+    keeps: Kept = "sample",
     recurrence: Recurrence | None = None,
     particles: Particles | None = None,
     condition: Mapping[str, Any] | None = None,
@@ -113,7 +116,9 @@ def sample(
         spacing: Which of the schedule's levels they visit.
         low: The smallest noise-to-signal ratio ``sigma / alpha`` among them, before the clean image.
         high: The largest, where the walk starts.
-        clip: Whether the denoised image is clipped to [-1, 1] before each step, as pixel models expect.
+        clip: Whether the denoised image is clipped to [-1, 1] before each step, as pixel models expect; latents never
+            are, and where a guide's view clips, it is the image decoded of them that is clipped.
+        keeps: What clipping keeps: ``sample`` for ``x_t = alpha x0 + sigma eps``, or ``noise`` for the model's own eps.
         recurrence: How often steps are repeated.
         particles: How many candidates an image has, and which of them go on.
         condition: What else the denoiser is told, such as ``label`` and ``cfg_scale``.
@@ -127,17 +132,23 @@ def sample(
 
     Raises:
         InputError: Guides without a target, a target too many or too few, particles without a guide that weighs them,
-            or settings out of range.
+            guides that the sampler or the particles cannot follow, or settings out of range.
     """
     if not seeds:
         raise InputError("seeds: none given; allowed: one an image")
+    if keeps not in get_args(Kept):
+        raise unknown("keeps", keeps, get_args(Kept))
     if dtype not in (torch.float32, torch.float64):
         raise InputError(f"dtype: {dtype} given; allowed: torch.float32, torch.float64")
     if (particles := particles or Particles()).count > 1 and not guides:
         raise InputError(f"particles.count: {particles.count} given, but there is no guide to weigh them; allowed: 1")
     denoiser = Conditioned(denoiser, condition or {})
+    if denoiser.latent:
+        guides, clip = tuple(map(after_decoding, guides)), False
     steering = Steering(guides, _targets(target, len(seeds), device, needed=bool(guides)), denoiser)
     swarm = Swarm(particles, len(seeds), device)
+    steering.check(noisy=sampler.noisy)
+    swarm.check(guides, noisy=sampler.noisy)
     for each in (denoiser, steering):
         each.take(swarm.rows)
     levels = levels_of(sampler, denoiser.schedule, steps, spacing, low, high)
@@ -147,18 +158,23 @@ def sample(
     x = draws("start", swarm.count) * denoiser.schedule.start(levels[0])
     if x.shape != (wanted := (len(swarm.rows), *denoiser.shape)):
         raise InputError(f"noise: draws of shape {tuple(x.shape)} given; allowed: {wanted}")
-    state = sampler.init(x)
-    predictor = _Predictor(denoiser, steering, sampler, clip, peak=torch.zeros((), dtype=dtype, device=device))
+    state, unguided = sampler.init(x), sampler.init(x)
+    predictor = _Predictor(denoiser, steering, sampler, clip, keeps, peak=torch.zeros((), dtype=dtype, device=device))
     for index, (level, next) in enumerate(pairwise(levels)):
         for repeat in range(again := (recurrence or Recurrence()).at(level)):
-            variance = reverse_variance(level, next, fixed=sampler.fixed)
-            predictor.step = step = Step(index, steps, repeat, 0, level, next, variance, predictor.peak)
+            variance = reverse_variance(level, next, fixed=sampler.fixed, levels=levels)
+            predictor.step = step = Step(index, steps, repeat, 0, level, next, variance, predictor.peak, levels)
+            steering.rests = swarm.corrects and not next.sigma > 0
             x = predictor.before(x)
             if swarm.weighs(level, index):
                 rows = swarm.choose(predictor.log_likelihood(x), level, draws.uniform())
-                x, state = predictor.take(x, rows), take(state, rows)
+                x, state, unguided = predictor.take(x, rows), take(state, rows), take(unguided, rows)
             move, state = sampler.step(x, step, predictor, partial(draws, "step", swarm.count), state)
             x_s, deviation = steering.mean(move.mean), steering.deviation(move.deviation, move.variance, step)
+            if swarm.corrects and next.sigma > 0:
+                still = partial(torch.zeros_like, x)
+                without, unguided = sampler.step(x, step, _Unguided(predictor), still, unguided)
+                swarm.correct(x_s - without.mean, move.deviation, move.variance)
             x_s = x_s if deviation is None else x_s + deviation
             for callback in callbacks:
                 callback(_report(predictor, x_s, swarm))
@@ -181,8 +197,10 @@ class _Predictor:
     steering: Steering
     sampler: Sampler
     clip: bool
+    keeps: Kept
     peak: Float[Tensor, "..."]
     x0: Float[Tensor, "B C H W"] = field(init=False)
+    unguided: Estimate = field(init=False)
     step: Step = field(init=False)
     known: "_Known | None" = field(init=False, default=None)
 
@@ -210,6 +228,7 @@ class _Predictor:
         self.denoiser.take(rows)
         self.steering.take(rows)
         self.peak, variance, self.known = take((self.peak, self.step.variance, self.known), rows)
+        self.unguided = take(self.unguided, rows)
         self.step = self.step._replace(variance=variance, peak=self.peak)
         return self.known.x_t if self.known else x_t[rows]
 
@@ -232,13 +251,38 @@ class _Predictor:
             prediction = self.denoiser(x_t, level)
         if stage == 0:  # the variance is the whole step's
             fraction = _detached(prediction.variance_fraction)
-            variance = reverse_variance(level, step.next, fraction, self.sampler.fixed)
+            variance = reverse_variance(level, step.next, fraction, self.sampler.fixed, step.levels)
             self.peak = torch.maximum(self.peak, variance.to(self.peak))
             self.step = step = step._replace(variance=variance, peak=self.peak)
-        x0 = prediction.x0_hat.detach()
-        x0 = x0.clamp(-1, 1) if self.clip else x0
-        estimate = Estimate(x0, eps_from_x0(x_t.detach(), x0, level), step.variance)
+        x0_hat = prediction.x0_hat.detach()
+        x0 = x0_hat.clamp(-1, 1) if self.clip else x0_hat
+        eps = eps_from_x0(x_t.detach(), x0_hat if self.keeps == "noise" else x0, level)
+        estimate = Estimate(x0, eps, step.variance)
+        self.unguided = estimate
         return prediction, self.steering.estimate(x_t, prediction, estimate, step)
+
+
+@dataclass(frozen=True)
+class _Unguided:
+    """The same step as it would have been without guides; nothing is asked again.
+
+    Attributes:
+        predictor: The guided one, which has been asked for the step.
+    """
+
+    predictor: _Predictor
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.predictor.schedule
+
+    def __call__(self, x_t: Float[Tensor, "B C H W"], level: Level, stage: int = 0) -> Estimate:
+        if stage:
+            raise InputError(
+                "particles.corrected: true given, but this sampler asks the denoiser more than once a step; allowed: "
+                "one that asks once, such as ddpm"
+            )
+        return self.predictor.unguided
 
 
 class _Known(NamedTuple):

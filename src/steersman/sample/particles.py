@@ -13,10 +13,19 @@ With differences the potentials of a whole walk multiply to ``exp(lambda r(x_0))
 ``p(x_0) exp(lambda r(x_0))``.
 
 No gradient is needed: a guide of scale 0 weighs and does not push. A guide that pushes gives its likelihood with the
-gradient, at no further cost.
+gradient, at no further cost; but then the candidates come from another walk. A step that it moves by delta, from
+``N(mu, Sigma)`` to ``x_s = mu + delta + d``, is corrected for by (Wu et al. 2023, twisted SMC)
+
+    log N(x_s; mu, Sigma) / N(x_s; mu + delta, Sigma) = -sum (d + delta / 2) delta / Sigma
+
+so that many particles draw from the same ``p(x_0) exp(lambda r(x_0))``, whatever pushes them. A push that leads where
+they should be makes fewer do; one that is longer than the step's own noise leaves few of them any weight, as on DDPM
+the noise injection's is at low noise, which goes by ``beta``, with the smaller variance. The step into the clean image
+has no density, and is not pushed.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -25,6 +34,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from steersman.errors import InputError, unknown
+from steersman.guidance.guide import Guide
 from steersman.schedule import Level
 
 __all__ = ["Particles", "Swarm"]
@@ -50,6 +60,7 @@ class Particles:
         temperature: ``1 / lambda``; a small one lets only the likeliest survive.
         fraction: They are drawn anew where the effective sample size is at most this part of the count.
         choice: Which one goes on alone.
+        corrected: Whether the weights make up for the guides' pushes.
     """
 
     count: int = 1
@@ -60,6 +71,7 @@ class Particles:
     temperature: float = 1.0
     fraction: float = 1.0
     choice: Choice = "likeliest"
+    corrected: bool = False
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.every < 1:
@@ -108,6 +120,54 @@ class Swarm:
             ratio <= self.particles.low or (ratio <= self.particles.high and index % self.particles.every == 0)
         )
 
+    @property
+    def corrects(self) -> bool:
+        """Whether the weights make up for the guides' pushes."""
+        return self.particles.corrected and self.count > 1
+
+    def check(self, guides: Sequence[Guide], *, noisy: bool | None) -> None:
+        """Refuses pushes that the weights cannot make up for.
+
+        Args:
+            guides: The guides.
+            noisy: Whether the sampler's steps end with noise, or None if that is not known.
+
+        Raises:
+            InputError: A push enters elsewhere than through the mean of a step, or there is no noise around that mean.
+        """
+        if not self.corrects:
+            return
+        if noisy is False:
+            raise _noiseless()
+        for guide in guides:
+            if guide.scale and guide.injection.moment not in ("estimate", "mean"):
+                raise InputError(
+                    f"particles.corrected: true given with a push of the {guide.injection.moment}; allowed: the "
+                    "injections mean, noise, denoised, which move the mean of a step"
+                )
+
+    def correct(
+        self,
+        delta: Float[Tensor, "N C H W"],
+        deviation: Float[Tensor, "N C H W"] | None,
+        variance: Float[Tensor, "..."] | None,
+    ) -> None:
+        """Lets the weights grow by how much likelier a step is without its pushes than with them.
+
+        Args:
+            delta: By how much they moved the step's mean.
+            deviation: The noise that was added to it.
+            variance: That noise's variance.
+
+        Raises:
+            InputError: There was none.
+        """
+        if deviation is None or variance is None:
+            raise _noiseless()
+        log_ratio = -((deviation + delta / 2) * delta / variance.to(delta)).sum((1, 2, 3))
+        log_ratio = log_ratio.cpu().reshape_as(self.weights).double()
+        self.weights = self.weights + torch.where(log_ratio.isfinite(), log_ratio, WORST)
+
     def choose(
         self, log_likelihood: Float[Tensor, " N"], level: Level, uniform: Float[Tensor, " B"]
     ) -> Int[Tensor, " M"]:
@@ -149,6 +209,13 @@ class Swarm:
             case "max":
                 self.past = r if self.past is None else torch.maximum(r, self.past)
                 self.weights = self.weights + self.past
+
+
+def _noiseless() -> InputError:
+    return InputError(
+        "particles.corrected: true given, but this sampler's steps end without the noise by whose density the pushes "
+        "are weighed; allowed: a sampler with noise, such as ddpm, or ddim with eta above 0"
+    )
 
 
 def _drawn(share: Float[Tensor, "B K"], marks: Float[Tensor, "B M"]) -> Int[Tensor, "B M"]:

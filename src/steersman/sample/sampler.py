@@ -59,11 +59,16 @@ class Sampler(Protocol):
     Attributes:
         fixed: Which reverse variance belongs to its steps where the model learned none; strengths follow it, whatever
             noise is drawn.
+        noisy: Whether its steps end with noise, but for the one into a clean image; None where only a step tells.
     """
 
     @property
     def fixed(self) -> FixedVariance:  # noqa: D102
         return "small"
+
+    @property
+    def noisy(self) -> bool | None:  # noqa: D102
+        return None
 
     def init(self, x: Float[Tensor, "B C H W"]) -> tuple:
         """Returns the state before the first step; empty for one-step methods."""
