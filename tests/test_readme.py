@@ -26,9 +26,12 @@ def test_the_page_on_extending_runs(tmp_path):
     names = {}
     for block in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
         exec(compile(block, "extending.md", "exec"), names)  # noqa: S102
-    (recipe,) = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
+    recipe, several = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
     (tmp_path / "own.yaml").write_text(recipe)
+    (tmp_path / "several.yaml").write_text(several)
     own = load_recipe(str(tmp_path / "own.yaml"))
+    changed = load_recipe(str(tmp_path / "several.yaml"), ["also.0.scale=0.2"])
+    assert changed.resolved()["also"][0]["scale"] == {"value": 0.2}
     assert own.changed(own.variants["early"]).check().resolved()["strength"][1]["low"] == 1
 
 
