@@ -105,3 +105,10 @@ def test_recipes_explain_themselves(arguments, capsys, monkeypatch):
     code, out, _ = call(capsys, monkeypatch, "recipes", *arguments)
     assert code == 0
     assert {0: "elucd-ddpm", 1: "stabilizer.beta=0.99", 2: "Vaeth"}[len(arguments)] in out
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_what_stands_in_square_brackets_is_shown(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    _, out, _ = call(capsys, monkeypatch, "recipes", "axes")
+    assert "w_i = rms(x_t) [max((N+1-i) / (N+1), floor)" in out

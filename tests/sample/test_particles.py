@@ -396,7 +396,11 @@ def test_a_diffusers_schedulers_steps_are_corrected_alike(mixture, objective):
 BETAS = {"beta_start": 1e-4, "beta_end": 0.02}
 
 
-@pytest.mark.parametrize("sampler", [DDIM(), DPMpp(), Heun(churn=4.0), DiffusersSampler(DDIMScheduler())], ids=str)
+@pytest.mark.parametrize(
+    "sampler",
+    [DDIM(), DPMpp(), Heun(churn=4.0), DiffusersSampler(DDIMScheduler())],
+    ids=lambda sampler: type(sampler).__name__,
+)
 def test_refuses_to_correct_steps_without_noise(mixture, objective, sampler):
     mixture = replace(mixture, schedule=VP.linear())
     with pytest.raises(InputError, match="particles.corrected: true given, but this sampler's steps end without"):

@@ -47,6 +47,7 @@ def show(name: Annotated[str, typer.Argument(help="Name, name/variant or file.")
 def axes() -> None:
     """List every axis with its options and their settings, as ``--set axis.option=value`` takes them."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from steersman.recipes.axes import AXES, default_of, describe, settings_of
@@ -55,6 +56,7 @@ def axes() -> None:
     for axis, kinds in AXES.items():
         for place, (kind, option) in enumerate(kinds.items()):
             settings = ", ".join(f"{axis}.{key}={default_of(field)}" for key, field in settings_of(option).items())
-            table.add_row("" if place else axis, kind if len(kinds) > 1 else "", settings, describe(option))
+            name = kind if len(kinds) > 1 else ""
+            table.add_row("" if place else axis, name, escape(settings), escape(describe(option)))
     table.add_row("also", "", "also=[{AXIS: ...}, ...]", "Further guides, each as the first but for these axes.")
     Console().print(table)
