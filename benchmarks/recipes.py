@@ -62,9 +62,9 @@ PAGE = f"""# Training-free recipes side by side
 
 256 images each, 64 of each of the four balls, seeds 0 to 63, by the bundled denoiser and one guide for all,
 `{GUIDE}`: nrCG's non-robust classifier, trained on clean images alone. No setting was chosen on these
-seeds. A scale belongs to a model, so each recipe's was found anew on seeds 1000 to 1003 (four images a class), by factors
-of 10^(1/2) from the recipe's own; several guides of one recipe were scaled together. All else is the recipe's, but for
-what the second column says. Float32, a two-core Xeon without GPU.
+seeds. A scale belongs to a model, so each recipe's was found anew on seeds 1000 to 1003 (four images a class), by
+factors of 10^(1/2) from the recipe's own; several guides of one recipe were scaled together. All else is the recipe's,
+but for what the second column says. Float32, a two-core Xeon without GPU.
 
 ```bash
 python benchmarks/recipes.py outputs/recipes && python benchmarks/recipes.py outputs/recipes --time
@@ -72,8 +72,8 @@ python benchmarks/recipes.py outputs/recipes --write docs/recipes.md
 ```
 
 Judge: the share of images in which a network that never guides sees the target, with Wilson's 95% interval; the second
-judge is of another architecture. Distance: the Fréchet distance to real images of the class in the judge's features, the
-mean of the four classes (two sets of 64 real ones: {{real}}). Denoiser, guide: evaluations for an image; a recipe whose
+judge is of another architecture. Distance: the Fréchet distance to real images of the class in the judge's features,
+the mean of the four classes (two sets of 64 real ones: {{real}}). Denoiser, guide: evaluations for an image; a recipe whose
 route is `through` also goes back through as many. Seconds: for an image, of 8 drawn at once.
 
 """
