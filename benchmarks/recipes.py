@@ -73,8 +73,8 @@ python benchmarks/recipes.py outputs/recipes --write docs/recipes.md
 
 Judge: the share of images in which a network that never guides sees the target, with Wilson's 95% interval; the second
 judge is of another architecture. Distance: the Fréchet distance to real images of the class in the judge's features,
-the mean of the four classes (two sets of 64 real ones: {{real}}). Denoiser, guide: evaluations for an image; a recipe whose
-route is `through` also goes back through as many. Seconds: for an image, of 8 drawn at once.
+the mean of the four classes (two sets of 64 real ones: {{real}}). Denoiser, guide: evaluations for an image; a recipe
+whose route is `through` also goes back through as many. Seconds: for an image, of 8 drawn at once.
 
 """
 
