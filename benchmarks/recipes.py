@@ -126,8 +126,13 @@ def search(out: Path, name: str) -> float:
             print(f"{name} scale {scale_of(name, factor):g}: {tried[place]:.3f}", flush=True)
         return tried[place]
 
+    def best_of(*places: int) -> int:
+        """Returns the surest, and of those that are as sure the largest, so that a scale without effect is left."""
+        most = max(map(surety, places))
+        return max(place for place in places if surety(place) > most - 0.01)
+
     place = 0
-    while (best := max((place, place - 1, place + 1), key=surety)) != place:
+    while (best := best_of(place, place - 1, place + 1)) != place:
         place = best
     return 10 ** (place / 2)
 
