@@ -9,9 +9,12 @@ from diffusers import DDPMScheduler
 from PIL import Image
 
 from steersman.errors import InputError
-from steersman.generate import Session
+from steersman.generate import Session, _warnings, _Watch
+from steersman.guidance import Push, Step
 from steersman.recipes import load_recipe, recipe_names
-from steersman.run import Run, read_run
+from steersman.run import Run, check_device, read_run
+from steersman.sample import Report
+from steersman.schedule import CLEAN
 from steersman.train.denoiser import unet
 
 GUIDE, JUDGE = "zoo:sportballs-mobilenet", "zoo:sportballs-judge"
@@ -186,6 +189,79 @@ def test_a_folder_with_another_run_is_left_alone(denoiser, tmp_path):
     with pytest.raises(InputError, match="holds a run with other settings"):
         Session(run(denoiser, seed=5)).generate(tmp_path)
     assert pixels(tmp_path).keys() == before.keys()
+
+
+REFUSED = [
+    ({"strength": "difference"}, {}, "strength: difference given, but the denoiser was not asked without its label"),
+    (
+        {"strength": ["difference", {"kind": "interval", "high": 0.1}]},
+        {"label": "baseball"},
+        "strength: difference given, but the denoiser was not asked without its label",
+    ),
+    ({"injection": "spherical", "sampler": "dpmpp"}, {}, "injection: spherical turns the noise"),
+    ({"particles": {"count": 2, "corrected": True}, "sampler": "ddim"}, {}, "particles.corrected: true given"),
+    (
+        {"injection": "spherical", "walk": {"steps": 3}, "sampler": {"kind": "diffusers", "scheduler": "DDIM"}},
+        {},
+        "injection: spherical turns the noise",
+    ),
+    ({"recurrence": 2, "walk": {"steps": 8}, "sampler": {"kind": "diffusers", "scheduler": "PNDM"}}, {}, "recurrence:"),
+]
+
+
+@pytest.mark.parametrize(("changes", "settings", "message"), REFUSED)
+def test_what_does_not_go_together_is_refused_before_anything_is_written(denoiser, changes, settings, message):
+    recipe = run(denoiser).recipe.changed({"route": "direct", "view": "denoised", **changes})
+    with pytest.raises(InputError, match=message):
+        Session(run(denoiser, recipe=recipe, **settings))
+
+
+@pytest.mark.parametrize("label", [None, "baseball"])
+def test_a_model_that_knows_no_images_without_labels_is_told_of_before_anything_is_written(label, tmp_path):
+    torch.manual_seed(0)
+    network = unet(16, 0, widths=(8, 16))
+    type(network)(**{**network.config, "num_class_embeds": 4}).save_pretrained(tmp_path / "unet")
+    DDPMScheduler().save_pretrained(tmp_path / "scheduler")
+    (tmp_path / "card.json").write_text(json.dumps({"classes": CLASSES}))
+    told = {"label": label, "cfg_scale": 2.0} if label else {}
+    with pytest.raises(InputError, match="the denoiser has no unconditional model"):
+        Session(run(str(tmp_path), guided=False, **told))
+
+
+def test_images_without_colours_are_refused_before_anything_is_drawn(tmp_path):
+    network = unet(16, 0, widths=(8, 16))
+    type(network)(**{**network.config, "in_channels": 1, "out_channels": 1}).save_pretrained(tmp_path / "unet")
+    DDPMScheduler().save_pretrained(tmp_path / "scheduler")
+    with pytest.raises(InputError, match="denoiser: one of images of 1 channels given; allowed: 3"):
+        Session(run(str(tmp_path), guided=False))
+
+
+def test_a_device_beyond_the_last_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    check_device("cuda:1")
+    with pytest.raises(InputError, match="device: 'cuda:2' given, which this machine does not have"):
+        check_device("cuda:2")
+
+
+def test_how_far_images_were_moved_counts_the_last_steps_repeats():
+    """The root mean square of the sum of all pushes, (1 + 2) + (3 + 4), one number an image."""
+    watch, seen = _Watch(lambda: seen.append(1)), []
+    for index, repeat, size in ((0, 0, 1.0), (0, 1, 2.0), (1, 0, 3.0), (1, 1, 4.0)):
+        x = torch.full((2, 3, 4, 4), size)
+        step = Step(index, 2, repeat, 0, CLEAN, CLEAN, torch.zeros(()), torch.zeros(()))
+        watch(Report(step, x, x, (Push(x, x, x[:, 0, 0, 0], torch.tensor([True, False])), None)))
+    assert watch.moved() == [10.0, 10.0]
+    assert watch.moved() == []
+    assert int(watch.dropped) == 4
+    assert len(seen) == 2
+
+
+def test_a_gradient_is_not_blamed_where_there_was_none():
+    """An unguided run, whose guide sees more of its target than the judge does."""
+    metrics = {"accuracy": {"guide": 0.9, "judge": 0.6}}
+    assert _warnings(metrics, [], load_recipe("nrcg")) == []
+    assert "fooled by its own gradient" in _warnings(metrics, [1.0], load_recipe("nrcg"))[0]
 
 
 def test_half_precision_does_not_depend_on_the_number_of_images(denoiser, tmp_path):

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,12 +32,13 @@ from steersman.denoisers import load_denoiser
 from steersman.errors import InputError, unknown
 from steersman.files import file_name, replacing, write_image, write_json
 from steersman.guidance import Guide
+from steersman.guidance.step import Step, reverse_variance
 from steersman.guidance.view import rms
 from steersman.metrics import correct, target_probability
 from steersman.recipes import Recipe
 from steersman.run import DTYPES, Run, read_run
 from steersman.sample import Callback, Report, levels_of, sample
-from steersman.schedule import CLEAN
+from steersman.schedule import CLEAN, Level
 
 __all__ = ["Session", "Summary", "Target"]
 
@@ -135,11 +137,11 @@ class Session:
         self.judge = load_classifier(run.judge, device=run.device) if run.judge else None
         walk = run.recipe.walk()
         walked = (walk[key] for key in ("steps", "spacing", "low", "high"))
-        levels_of(run.recipe.sampler(), self.denoiser.schedule, *walked)
+        levels = levels_of(run.recipe.sampler(), self.denoiser.schedule, *walked)
         self.targets = self._targets()
         self.guides = self._guides() if run.guided else []
-        self._rehearse()
         self.condition = self._condition()
+        self._rehearse(levels)
 
     def _targets(self) -> tuple[Target, ...]:
         wanted = self.run.targets or (max(self.run.blend, key=lambda name: self.run.blend[name]),)
@@ -174,11 +176,31 @@ class Session:
         return self.run.recipe.guides(self.guide, *others, blend=blend)
 
     @torch.no_grad()
-    def _rehearse(self) -> None:
-        """Shows each guide's objective a blank image, so that what it refuses is refused before anything is written."""
+    def _rehearse(self, levels: tuple[Level, ...]) -> None:
+        """Asks all parts of a blank image, and begins a walk, so that what they refuse is so before files are written.
+
+        Guides that rest at first are asked too.
+        """
+        device = self.run.device
+        blank = torch.zeros(1, *self.denoiser.shape, device=device)
+        image = self.denoiser.decode(blank)
+        if image.shape[1] != 3:
+            raise InputError(f"denoiser: one of images of {image.shape[1]} channels given; allowed: 3")
+        self._verdicts(image, self.targets[:1])
+        level, next = levels[:2]
+        prediction = self.denoiser(blank, level, **self._told(1))
+        step = Step(0, 1, 0, 0, level, next, reverse_variance(level, next), torch.zeros((), device=device), levels)
         for guide in self.guides:
-            blank = self.denoiser.decode(torch.zeros(1, *self.denoiser.shape, device=self.run.device))
-            guide.objective(blank, torch.tensor([self.targets[0].guide], device=self.run.device), CLEAN)
+            guide.objective(image, torch.tensor([self.targets[0].guide], device=device), CLEAN)
+            if guide.scale:
+                guide.strength(step, blank, prediction, blank)
+
+        def leave(report: Report) -> None:
+            if report.step.index or report.step.repeat:
+                raise CancelledError
+
+        with suppress(CancelledError):
+            self.draw([(self.targets[0], self.run.seed)], [leave])
 
     def _elsewhere(self, index: int) -> tuple[int, ...]:
         """Returns the index of a class of the guide's in the vocabularies of the further classifiers."""
@@ -198,12 +220,16 @@ class Session:
             )
         return {"label": classes.index(label), "cfg_scale": self.run.cfg_scale}
 
+    def _told(self, count: int) -> dict[str, Any]:
+        """Returns the conditions of so many images."""
+        told = dict(self.condition)
+        if "label" in told:
+            told["label"] = torch.full((count,), told["label"], device=self.run.device)
+        return told
+
     def draw(self, jobs: Sequence[tuple[Target, int]], callbacks: Sequence[Callback] = ()) -> Float[Tensor, "B 3 H W"]:
         """Returns the images of a batch of targets and seeds, not clipped."""
         run = self.run
-        condition = dict(self.condition)
-        if "label" in condition:
-            condition["label"] = torch.full((len(jobs),), condition["label"], device=run.device)
         walk = run.recipe.walk()
         if not run.guided:
             walk["particles"] = None
@@ -214,7 +240,7 @@ class Session:
                 guides=self.guides,
                 target=[target.guide for target, _ in jobs],
                 seeds=[seed for _, seed in jobs],
-                condition=condition,
+                condition=self._told(len(jobs)),
                 device=run.device,
                 callbacks=callbacks,
                 **walk,
@@ -267,8 +293,11 @@ class Session:
         tallies = {target.name: _Tally() for target in self.targets}
         for meter in self.meters.values():
             meter.images = 0
-        lost, began = [], time.monotonic()
-        for batch, images in zip(batches, self._side_by_side(batches, followed), strict=True):
+        lost, moved, dropped, began = [], [], 0, time.monotonic()
+        drawn = self._side_by_side(batches, followed)
+        for batch, watch, images in zip(batches, watches, drawn, strict=True):
+            moved += watch.moved()
+            dropped += int(watch.dropped)
             whole = images.isfinite().flatten(1).all(1).tolist()
             images = images.clamp(-1, 1)
             verdicts = self._verdicts(images, [target for target, _ in batch])
@@ -279,12 +308,11 @@ class Session:
                 else:
                     lost.append(f"{target.name} {seed}")
         seconds = time.monotonic() - began
-        moved = [size for watch in watches for size in watch.moved]
         metrics = _figures(tallies) | {
             "seconds": round(seconds, 3),
             "images_per_second": round(len(jobs) / seconds, 4),
             "network_evaluations": {name: meter.images / len(jobs) for name, meter in self.meters.items()},
-            "nonfinite_gradients": sum(watch.dropped for watch in watches),
+            "nonfinite_gradients": dropped,
             "lost": lost,
         }
         _write_grid(out / "grid.png", tallies)
@@ -354,7 +382,7 @@ def _warnings(metrics: Mapping[str, Any], moved: Sequence[float], recipe: Recipe
             "The guide hardly moved the images: they are as they would be unguided. Try a larger --scale, or "
             "--set strength=constant."
         )
-    if guide is not None and judge is not None and guide - judge > DISAGREE:
+    if moved and guide is not None and judge is not None and guide - judge > DISAGREE:
         tries = ["a smaller --scale"]
         tries += [f"--set {axis}={kind}" for axis, kind in STEADIER.items() if chosen[axis] != kind]
         warnings.append(
@@ -381,23 +409,27 @@ def _write_grid(path: Path, tallies: Mapping[str, _Tally]) -> None:
 
 
 class _Watch:
-    """Follows the walk of a batch: gradients that were dropped, and how far each image was pushed in all."""
+    """Follows the walk of a batch: gradients that were dropped, and how far each image was pushed in all.
+
+    Both are kept where they are computed, so that an accelerator need not wait at each step.
+    """
 
     def __init__(self, on_step: Callable[[], None]) -> None:
-        self.on_step, self.dropped = on_step, 0
-        self.moved: list[float] = []
-        self.pushed = torch.zeros(())
+        self.on_step = on_step
+        self.dropped, self.pushed = torch.zeros((), dtype=torch.int64), torch.zeros(())
 
     def __call__(self, report: Report) -> None:
         for push in report.pushes:
             if push is not None:
-                self.dropped += int((~push.finite).sum())
+                self.dropped = self.dropped + (~push.finite).sum()
                 self.pushed = self.pushed + push.value
-        if report.step.left == 0 and self.pushed.ndim:
-            self.moved += rms(self.pushed).flatten().tolist()
-            self.pushed = torch.zeros(())  # the watch outlives its batch, whose size it need not keep
         if report.step.repeat == 0:
             self.on_step()
+
+    def moved(self) -> list[float]:
+        """Returns how far each image was pushed, once: the watch outlives its batch, whose size it need not keep."""
+        pushed, self.pushed = self.pushed, torch.zeros(())
+        return rms(pushed).flatten().tolist() if pushed.ndim else []
 
 
 class _Meter:

@@ -119,11 +119,11 @@ def check_device(device: str) -> None:
         InputError: It does not.
     """
     try:
-        kind = torch.device(device).type
+        kind, number = (asked := torch.device(device)).type, asked.index or 0
     except RuntimeError:
         raise InputError(f"device: {device!r} given; allowed: cpu, cuda, cuda:0, …, mps") from None
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not available.get(kind, False):
+    if not available.get(kind, False) or (kind == "cuda" and number >= torch.cuda.device_count()):
         here = ", ".join(name for name, there in available.items() if there)
         raise InputError(f"device: {device!r} given, which this machine does not have; allowed here: {here}")
 

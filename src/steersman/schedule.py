@@ -46,7 +46,7 @@ class Level(NamedTuple):
 
 
 CLEAN = Level(*(torch.tensor(value, dtype=torch.float64) for value in (1.0, 0.0, 0.0)))
-"""The end of every walk. No network is asked there, so its time is never told."""
+"""The end of every walk. No denoiser is asked there; its time is that of a clean image in `VP` and `Flow`."""
 
 
 @runtime_checkable

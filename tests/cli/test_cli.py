@@ -40,6 +40,8 @@ BAD = [
     (["--target", "baseball", "--label", "cube"], "unknown label 'cube'"),
     (["--target", "baseball", "--cfg-scale", "2"], "cfg-scale: 2.0 given without a label"),
     (["--from", "nowhere.yaml"], "run: 'nowhere.yaml' cannot be read (No such file or directory)"),
+    (["--from", "run.yaml", "--num", "4"], "--num: given with --from, whose file holds all settings; allowed: --out"),
+    (["--from", "run.yaml", "--set", "scale=1"], "--set: given with --from"),
     (["--num", "few"], "Invalid value for '--num'"),
     (["--nmu", "3"], "No such option: --nmu"),
 ]

@@ -336,6 +336,13 @@ def test_gradients_are_taken_only_inside_the_interval(mixture, clean):
     sample(Undifferentiable(mixture), DDPM(), guides=[guide], **SETTINGS)
 
 
+@pytest.mark.parametrize("route", ["direct", "through"])
+def test_an_objective_without_a_gradient_is_refused(mixture, route):
+    guide = Guide(objective=lambda image, target, level: (image > 0).sum((1, 2, 3)).double(), route=route)
+    with pytest.raises(InputError, match="objective: one without a gradient given; allowed: one that is diff"):
+        sample(mixture, DDPM(), guides=[guide], target=0, steps=2, dtype=F64)
+
+
 def test_refuses_a_route(clean, unchecked):
     with pytest.raises(InputError, match="unknown route 'throgh'; did you mean 'through'"):
         Guide(objective=clean, route="throgh")

@@ -24,11 +24,12 @@ from steersman.guidance import (
     Sample,
     Signal,
     Sine,
+    Step,
     Taper,
     Transition,
     Variance,
 )
-from steersman.sample import DDIM, DDPM, Recurrence, sample
+from steersman.sample import DDIM, DDPM, Heun, Recurrence, sample
 from steersman.schedule import VP
 
 F64 = torch.float64
@@ -356,6 +357,38 @@ def test_refuses_a_peak(unchecked):
 def test_refuses_a_product_of_nothing():
     with pytest.raises(InputError):
         Product([])
+
+
+@pytest.mark.parametrize("strength", [Transition(), Transition(rising=False), Signal()], ids=str)
+def test_of_a_pair_of_levels_the_weight_is_the_same_at_heuns_second_stage(strength):
+    """Where the level is the one that the step goes to, so that there is no pair of its own."""
+    seen = {}
+
+    class Recorded:
+        needs_denoiser, active = False, strength.active
+
+        def __call__(self, step, *arguments):
+            seen[step.index, step.stage] = float(strength(step, *arguments))
+            return torch.ones(())
+
+    weights(Recorded(), sampler=Heun(), injection=NoisePrediction())
+    levels = VP.cosine().levels(7)
+    x = torch.zeros(1, *SHAPE, dtype=F64)
+    for index, (level, next) in enumerate(pairwise(levels)):
+        whole = Step(index, 7, 0, 0, level, next, torch.zeros(()), torch.zeros(()), levels)
+        assert seen[index, 0] == pytest.approx(float(strength(whole, x, None, x)), rel=1e-12)
+    assert [seen[index, 1] for index in range(6)] == [seen[index, 0] for index in range(6)]
+
+
+def test_sine_has_the_samples_dtype():
+    """Its maximum is on the samples' device, where float64 may not be known."""
+    found = Sine()(step_in(torch.float32), torch.zeros(1, *SHAPE), None, torch.zeros(1, *SHAPE))
+    assert found.dtype == torch.float32
+
+
+def step_in(dtype):
+    level, next = VP.cosine().levels(7)[2:4]
+    return Step(2, 7, 0, 0, level, next, torch.tensor(0.1, dtype=F64), torch.tensor(0.2, dtype=dtype))
 
 
 @pytest.mark.parametrize("rising", [True, False])

@@ -1,9 +1,14 @@
 """``steersman sample``: draw images, steered."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from typer import Context
+else:
+    Context = typer.Context.__mro__[1]  # what a command is really given; typer's own class stands for it in types alone
 
 __all__ = ["EPILOG", "sample"]
 
@@ -11,6 +16,7 @@ EPILOG = "Example: steersman sample --target baseball --num 16 --out balls"
 
 
 def sample(
+    context: Context,
     target: Annotated[
         list[str] | None, typer.Option(help="Class to steer to, by name or index, or a text for CLIP; repeat, or all.")
     ] = None,
@@ -50,11 +56,16 @@ def sample(
 ) -> None:
     """Draw images with a diffusion model, steered by a classifier."""
     from steersman.cli.sampling import carry_out
+    from steersman.errors import InputError
     from steersman.files import file_name
     from steersman.recipes import load_recipe
     from steersman.run import Run, read_run, weights
 
     if from_ is not None:
+        given = [name for name in context.params if _typed(context, name) and name not in ("from_", "out", "gif")]
+        if given:
+            option = given[0].strip("_").replace("_", "-")
+            raise InputError(f"--{option}: given with --from, whose file holds all settings; allowed: --out, --gif")
         run = read_run(from_)
     else:
         short = {"sampler.kind": sampler, "walk.steps": steps, "scale": scale}
@@ -77,3 +88,9 @@ def sample(
         )
     named = "-".join(run.targets or run.blend)
     carry_out(run, out or Path("outputs", file_name(named).replace(" ", "-")), gif=gif)
+
+
+def _typed(context: Context, name: str) -> bool:
+    """Whether an option was given on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"

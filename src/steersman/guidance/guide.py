@@ -129,6 +129,9 @@ class Guide:
             denoiser: Turns the view into the image that the classifier sees; a view may ask it for more.
             moved: By how much the view has been moved in this step already.
             retain_graph: Whether another guide differentiates the same prediction after this one.
+
+        Raises:
+            InputError: The objective has no gradient.
         """
         with torch.set_grad_enabled(self.route == "through"):
             view = self.view(x_t, prediction, step.level, denoiser)
@@ -136,6 +139,11 @@ class Guide:
         if self.route == "direct":
             view = view.detach().requires_grad_()
         log_likelihood = self.objective(denoiser.decode(view), target, step.level)
+        if not log_likelihood.requires_grad:
+            raise InputError(
+                "objective: one without a gradient given; allowed: one that is differentiable, or scale 0, so that it "
+                "only weighs particles"
+            )
         leaf = view if self.route == "direct" else x_t
         (g,) = torch.autograd.grad(log_likelihood.sum(), leaf, retain_graph=retain_graph)
         return g, log_likelihood.detach()

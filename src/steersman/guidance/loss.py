@@ -1,4 +1,4 @@
-"""Losses: a rising function F of the log-likelihood, so that its gradient is ``F'(l) grad l``.
+"""Losses: a function F of the log-likelihood l that rises below zero and above it; its gradient is ``F'(l) grad l``.
 
     none     l
     root     sign(l) sqrt(|l|)      F' = 1 / (2 sqrt(|l|)); where ``l = -|r|^2``, the norm of the residual r instead of

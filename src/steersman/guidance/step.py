@@ -33,7 +33,7 @@ class Step(NamedTuple):
         count: How many there are.
         repeat: Which repeat of it this is, under recurrence.
         stage: Which evaluation within it: 0, and 1 for Heun's second.
-        level: The level that it starts from.
+        level: The level of that evaluation; of the first one, the level that the step starts from.
         next: The level that it goes to.
         variance: The reverse variance ``Sigma_t`` of this pair of levels: (), or the sample's shape where learned.
         peak: The largest variance of the steps so far.
@@ -54,6 +54,11 @@ class Step(NamedTuple):
     def left(self) -> int:
         """The steps left after this one: t, counted T-1 .. 0."""
         return self.count - 1 - self.index
+
+    @property
+    def start(self) -> Level:
+        """The level that the whole step starts from, at each of its evaluations."""
+        return self.levels[self.index] if self.stage else self.level
 
 
 def transition(level: Level, next: Level) -> tuple[Float64[Tensor, ""], Float64[Tensor, ""]]:

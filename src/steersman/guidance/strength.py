@@ -155,7 +155,7 @@ class Sine(_OfVariance):
     ) -> Float[Tensor, "..."]:
         """Returns ``w_t``."""
         peak = step.peak if self.peak == "own" else step.peak.flatten()[0]
-        return step.variance + self.gamma * math.sin(math.pi * step.left / step.count) * peak
+        return step.variance.to(peak) + self.gamma * math.sin(math.pi * step.left / step.count) * peak
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,13 +252,13 @@ class Signal:
 
     def active(self, step: Step) -> bool:
         """Whether there is a signal to grow."""
-        return bool((step.level.alpha > 0).all())
+        return bool((step.start.alpha > 0).all())
 
     def __call__(
         self, step: Step, x_t: Float[Tensor, "B C H W"], prediction: Prediction | None, g: Float[Tensor, "B C H W"]
     ) -> Float[Tensor, "..."]:
         """Returns ``alpha_s / alpha_t``."""
-        return (step.next.alpha / step.level.alpha).to(x_t.dtype)
+        return (step.next.alpha / step.start.alpha).to(x_t.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,7 +278,7 @@ class Transition(_Always):
     ) -> Float[Tensor, "..."]:
         """Returns ``w_t``."""
         shares = [self._share(*pair) for pair in pairwise(step.levels)]
-        return (self._share(step.level, step.next) / torch.stack(shares).mean()).to(x_t.dtype)
+        return (self._share(step.start, step.next) / torch.stack(shares).mean()).to(x_t.dtype)
 
     def _share(self, level: Level, next: Level) -> Float64[Tensor, ""]:
         ratio, beta = transition(level, next)

@@ -18,10 +18,10 @@ gradient, at no further cost; but then the candidates come from another walk. A 
 
     log N(x_s; mu, Sigma) / N(x_s; mu + delta, Sigma) = -sum (d + delta / 2) delta / Sigma
 
-so that many particles draw from the same ``p(x_0) exp(lambda r(x_0))``, whatever pushes them. A push that leads where
-they should be makes fewer do; one that is longer than the step's own noise leaves few of them any weight, as on DDPM
-the noise injection's is at low noise, which goes by ``beta``, with the smaller variance. The step into the clean image
-has no density, and is not pushed.
+so that many particles draw from the same ``p(x_0) exp(lambda r(x_0))``, whatever pushes them. With a push towards where
+they should be, fewer of them are enough. A push longer than the step's own noise leaves few of them any weight: so does
+the noise injection's at low noise on DDPM, as it goes by ``beta``, but the small variance is less. The step into the
+clean image has no density, and is not pushed.
 """
 
 import math
