@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from steersman.blocks import in_blocks
 from steersman.classifiers.preprocess import Preprocess
-from steersman.classifiers.smoothing import SoftCalls, soften
+from steersman.classifiers.smoothing import SoftCalls, activations, soften
 from steersman.errors import InputError, unknown
 from steersman.schedule import Level
 
@@ -132,8 +132,12 @@ class Classifier(nn.Module):
             InputError: β is not positive, or the network has no ReLU.
         """
         network, count = soften(self.network, beta)
-        if count == 0 and not isinstance(network, SoftCalls):
-            raise InputError(f"softplus {beta:g} given, but {type(self.network).__name__} has no ReLU to replace")
+        if count == 0 and not (isinstance(network, SoftCalls) and self._calls_relu(network)):
+            has = ", ".join(activations(self.network))
+            raise InputError(
+                f"softplus {beta:g} given, but {type(self.network).__name__} has no ReLU to replace"
+                + (f", only {has}; allowed: none" if has else "")
+            )
         return Classifier(
             network,
             preprocess=self.preprocess,
@@ -142,6 +146,19 @@ class Classifier(nn.Module):
             told_level=self.told_level,
             smoothed=count,
         )
+
+    def _calls_relu(self, network: SoftCalls) -> bool:
+        """Returns whether a network that cannot be traced softens anything when it runs, or cannot be run alone."""
+        channels = 1 if self.preprocess.channels == "grey" else 3
+        side = self.preprocess.size or 64
+        inputs = [torch.zeros(1, channels, side, side, dtype=_dtype(self.network))]
+        inputs += [torch.zeros(1)] if self.told_level else []
+        try:
+            with torch.no_grad():
+                network(*(each.to(next(self.network.parameters()).device) for each in inputs))
+        except Exception:  # a size or a time that is not the network's own
+            return True
+        return network.softened > 0
 
     def title(self, index: int) -> str:
         """Returns what a class is called: the first of its synonyms."""

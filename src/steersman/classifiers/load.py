@@ -10,6 +10,9 @@ from steersman.classifiers.clip import load_clip
 from steersman.classifiers.imagenet import load_imagenet
 from steersman.classifiers.module import load_module
 from steersman.classifiers.preprocess import RAW
+from steersman.classifiers.timm import load_timm
+from steersman.classifiers.torchvision import load_torchvision
+from steersman.classifiers.transformers import load_transformers
 from steersman.errors import InputError, unknown
 
 __all__ = ["SOURCES", "load_classifier"]
@@ -28,7 +31,10 @@ def load_classifier(
 
     Args:
         spec: Where the classifier comes from and its name there: ``imagenet:efficientnet-lite0``; ``zoo:NAME`` for a
-            bundled one; ``clip:FOLDER`` or ``clip:ID`` for a CLIP in transformers' format, whose targets are texts; or
+            bundled one; ``torchvision:NAME[.WEIGHTS][:FILE]``, ``timm:NAME[?checkpoint=FILE]`` or ``hf:FOLDER`` or
+            ``hf:ID`` for the classifiers of those libraries (options: `steersman.classifiers.torchvision`, ``.timm``,
+            ``.transformers``); ``clip:FOLDER`` or ``clip:ID`` for a CLIP in transformers' format, whose targets are
+            texts; ``adm-classifier:FILE`` for a noise-aware one (`steersman.classifiers.adm`); or
             ``module:PACKAGE.NAME:FACTORY`` for one's own (`steersman.classifiers.module`).
         device: Where its weights lie; images must lie there too.
         dtype: Floating dtype of its weights; logits are of float32 at least.
@@ -60,6 +66,12 @@ def load_classifier(
     return classifier.to(device, dtype)
 
 
+def _load_adm(name: str) -> Classifier:
+    from steersman.classifiers.adm import load_adm_classifier
+
+    return load_adm_classifier(name)
+
+
 def _load_zoo(name: str) -> Classifier:
     from steersman.zoo import load_network
 
@@ -68,9 +80,13 @@ def _load_zoo(name: str) -> Classifier:
 
 
 SOURCES: dict[str, Callable[[str], Classifier]] = {
+    "adm-classifier": _load_adm,
     "clip": load_clip,
+    "hf": load_transformers,
     "imagenet": load_imagenet,
     "module": load_module,
+    "timm": load_timm,
+    "torchvision": load_torchvision,
     "zoo": _load_zoo,
 }
 """Where classifiers come from: a source's word, and its function from a name to the classifier."""

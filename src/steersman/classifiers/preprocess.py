@@ -4,12 +4,17 @@ An image in [-1, 1] becomes the network's input by one affine map a channel,
 
     u = (x + 1) / 2,    input = (u - mean) / std = x · 1/(2 std) + (1/2 - mean) / std,
 
-after an optional centre crop and an optional resize. Every part is linear in x, so the gradient of a
-log-likelihood reaches each pixel that the network sees. Nothing is clamped: bicubic resizing may overshoot
-[-1, 1] slightly, and a clamp would cut the gradient exactly where the image is saturated.
+after an optional resize and an optional centre crop, in that order, as libraries do it: what lies just outside of the
+crop takes part in the resize. Every part is linear in x, so the gradient of a log-likelihood reaches each pixel that
+the network sees. Nothing is clamped: bicubic resizing may overshoot [-1, 1] slightly, and a clamp would cut the
+gradient exactly where the image is saturated.
+
+A picture of 8 bits that needs no resize gets the input that torchvision, timm or transformers make of it, to float32's
+rounding. One that is resized differs by theirs: they resize in 8 bits, in two passes, and clamp to [0, 255].
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -20,9 +25,13 @@ from torch.nn import functional
 
 from steersman.errors import InputError, unknown
 
-__all__ = ["RAW", "Interpolation", "Preprocess"]
+__all__ = ["RAW", "Channels", "Interpolation", "Preprocess"]
 
 Interpolation = Literal["bicubic", "bilinear"]
+Channels = Literal["rgb", "bgr", "grey"]
+
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in grey (ITU-R 601-2), as Pillow converts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +45,10 @@ class Preprocess:
         std: Their standard deviation, likewise.
         size: Height and width in pixels that the network is fed; None keeps the image's own.
         interpolation: How it is resized, always with antialiasing.
-        crop: Fraction in (0, 1] of the shorter side that a centre square keeps before the resize. None keeps the
-            whole image, and squeezes one that is not square: pixels outside a crop would never be guided.
+        crop: Fraction in (0, 1] of the shorter side that a centre square keeps; the whole image is resized by as much
+            as brings that square to ``size``. None keeps the whole image, and squeezes one that is not square: pixels
+            outside a crop are never guided.
+        channels: Their order, or ``grey``: red, green and blue become one channel, and a single one stays.
 
     Raises:
         InputError: A value is outside the range above, or ``mean`` and ``std`` differ in length.
@@ -48,6 +59,7 @@ class Preprocess:
     size: int | None = None
     interpolation: Interpolation = "bicubic"
     crop: float | None = None
+    channels: Channels = "rgb"
 
     def __post_init__(self) -> None:
         if not self.mean or len(self.mean) != len(self.std):
@@ -60,8 +72,10 @@ class Preprocess:
             raise unknown("interpolation", self.interpolation, get_args(Interpolation))
         if self.crop is not None and not 0 < self.crop <= 1:
             raise InputError(f"crop must be a fraction in (0, 1] or None, got {self.crop}")
+        if self.channels not in get_args(Channels):
+            raise unknown("channels", self.channels, get_args(Channels))
 
-    def __call__(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C h w"]:
+    def __call__(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B c h w"]:
         """Returns the network's input for an image, ``(u - mean) / std``, differentiably.
 
         Args:
@@ -73,32 +87,50 @@ class Preprocess:
         Raises:
             InputError: The image does not have as many channels as ``mean``.
         """
+        image = self._in_channels(image)
         channels = image.shape[1]
         if len(self.mean) not in (1, channels):
             raise InputError(f"the classifier takes images of {len(self.mean)} channels, got {channels}")
+        if self.size is not None and image.shape[-2:] != (sides := self._sides(*image.shape[-2:])):
+            image = functional.interpolate(image, sides, mode=self.interpolation, antialias=True)
         if self.crop is not None:
-            image = _centre_square(image, self.crop)
-        if self.size is not None and image.shape[-2:] != (self.size, self.size):
-            image = functional.interpolate(image, (self.size, self.size), mode=self.interpolation, antialias=True)
+            image = _centre_square(image, self.size or max(1, round(self.crop * min(image.shape[-2:]))))
         slope = [0.5 / std for std in self.std]
         offset = [(0.5 - mean) / std for mean, std in zip(self.mean, self.std, strict=True)]
         return image * _per_channel(slope, image) + _per_channel(offset, image)
 
+    def _in_channels(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B c H W"]:
+        if self.channels == "rgb" or image.shape[1] != 3:
+            return image
+        return image.flip(1) if self.channels == "bgr" else (image * _per_channel(LUMA, image)).sum(1, keepdim=True)
+
+    def _sides(self, height: int, width: int) -> tuple[int, int]:
+        """Returns height and width after the resize: with a crop, the shorter one is size / crop."""
+        assert self.size is not None
+        if self.crop is None:
+            return self.size, self.size
+        edge, shorter = round(self.size / self.crop), min(height, width)
+        return edge * height // shorter, edge * width // shorter
+
     def resized(self, size: int | None) -> "Preprocess":
         """Returns the same preprocessing with another input size (None: the image's own)."""
         return replace(self, size=size)
+
+    def grey(self) -> "Preprocess":
+        """Returns the same for a network of one channel, with mean and deviation averaged over the channels."""
+        mean, std = (sum(each) / len(each) for each in (self.mean, self.std))
+        return replace(self, mean=(mean,), std=(std,), channels="grey")
 
 
 RAW = Preprocess()
 """Feeds the sample as it is, at its own size and in [-1, 1], as EluCD's released code does."""
 
 
-def _centre_square(image: Float[Tensor, "B C H W"], fraction: float) -> Float[Tensor, "B C h h"]:
-    height, width = image.shape[-2:]
-    side = max(1, round(fraction * min(height, width)))
-    top, left = (height - side) // 2, (width - side) // 2
+def _centre_square(image: Float[Tensor, "B C H W"], side: int) -> Float[Tensor, "B C h h"]:
+    # Where the middle lies between two pixels, torchvision and timm round half to even; transformers rounds down.
+    top, left = (round((whole - side) / 2) for whole in image.shape[-2:])
     return image[..., top : top + side, left : left + side]
 
 
-def _per_channel(values: list[float], image: Float[Tensor, "B C H W"]) -> Float[Tensor, "c 1 1"]:
+def _per_channel(values: Sequence[float], image: Float[Tensor, "B C H W"]) -> Float[Tensor, "c 1 1"]:
     return torch.tensor(values, dtype=image.dtype, device=image.device).reshape(-1, 1, 1)

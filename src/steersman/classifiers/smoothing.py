@@ -30,7 +30,7 @@ from torch.overrides import TorchFunctionMode
 
 from steersman.errors import InputError
 
-__all__ = ["SoftActivation", "SoftCalls", "soften", "softplus"]
+__all__ = ["SoftActivation", "SoftCalls", "activations", "soften", "softplus"]
 
 
 def softplus(a: Float[Tensor, "*shape"], beta: float) -> Float[Tensor, "*shape"]:
@@ -152,23 +152,30 @@ class SoftCalls(nn.Module):
     Args:
         network: Any network.
         beta: Sharpness β > 0 of the softplus.
+
+    Attributes:
+        softened: How many calls its last run softened.
     """
 
     def __init__(self, network: nn.Module, beta: float) -> None:
         super().__init__()
         self.network = network
         self.beta = beta
+        self.softened = 0
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         """Runs the network on what it takes, with softened calls."""
-        with _Soften(self.beta):
-            return self.network(*args, **kwargs)
+        with _Soften(self.beta) as calls:
+            made = self.network(*args, **kwargs)
+        self.softened = calls.count
+        return made
 
 
 class _Soften(TorchFunctionMode):
     def __init__(self, beta: float) -> None:
         super().__init__()
         self.beta = beta
+        self.count = 0
 
     def __torch_function__(
         self,
@@ -180,6 +187,7 @@ class _Soften(TorchFunctionMode):
         kwargs = kwargs or {}
         if func not in _CALLS:
             return func(*args, **kwargs)
+        self.count += 1
         a, in_place = _arguments(func, *args, **kwargs)
         soft = _SOFT[_CALLS[func]]
         # Softplus keeps its input for the backward pass, so what is written over must be a copy.
@@ -228,6 +236,13 @@ def soften(module: nn.Module, beta: float) -> tuple[nn.Module, int]:
     soft, count = _replaced(copy.deepcopy(module, {id(tensor): tensor for tensor in tensors}), beta)
     calls = _count_calls(soft)
     return (soft if calls == 0 else SoftCalls(soft, beta)), count + (calls or 0)
+
+
+def activations(module: nn.Module) -> list[str]:
+    """Returns what the activations among a network's modules are called, such as ``GELU``, in order of their names."""
+    homes = ("torch.nn.modules.activation", "timm.layers.activations", "transformers.activations")
+    found = {type(each).__name__ for each in module.modules() if type(each).__module__.startswith(homes)}
+    return sorted(found - {"MultiheadAttention", "Softmax"})
 
 
 def _replaced(module: nn.Module, beta: float) -> tuple[nn.Module, int]:

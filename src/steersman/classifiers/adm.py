@@ -1,0 +1,149 @@
+"""The noise-aware classifiers of Dhariwal & Nichol (2021): the lower half of their U-Net, and a head.
+
+    f(x_t, t) = W Attention(query: mean of h, keys and values: h and its mean),    h = SiLU(norm(U(x_t, t)))
+
+with U the blocks down to the smallest size and the middle ones, which are diffusers' own; or W times the mean itself,
+where a file has no attention pool.
+"""
+
+from typing import cast
+
+import torch
+from diffusers.models.unets.unet_2d import UNet2DModel
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from steersman.classifiers.base import Classifier
+from steersman.classifiers.preprocess import Preprocess
+from steersman.denoisers.adm import CLASSIFIERS, about, read_checkpoint
+from steersman.denoisers.adm_layout import Attention, fill, in_diffusers_terms
+from steersman.errors import InputError
+
+__all__ = ["load_adm_classifier"]
+
+
+class AttentionPool(nn.Module):
+    """Attends from the mean over all places to them and to itself; the first place has the mean's embedding.
+
+    Args:
+        channels: Channels C.
+        places: How many places there are, the mean not among them.
+        heads: How many heads.
+        classes: How many logits.
+
+    Raises:
+        InputError: It is given another number of places.
+    """
+
+    def __init__(self, channels: int, places: int, heads: int, classes: int) -> None:
+        super().__init__()
+        self.heads, self.places = heads, places
+        self.positional_embedding = nn.Parameter(torch.zeros(channels, places + 1))
+        self.qkv_proj = nn.Linear(channels, 3 * channels)
+        self.c_proj = nn.Linear(channels, classes)
+
+    def forward(self, hidden: Float[Tensor, "B C h w"]) -> Float[Tensor, "B K"]:
+        """Returns the logits."""
+        if hidden[0, 0].numel() != self.places:
+            height, width = hidden.shape[-2:]
+            raise InputError(f"classifier: {height} x {width} places given; allowed: {self.places}, of its own size")
+        places = hidden.flatten(2)
+        places = torch.cat([places.mean(2, keepdim=True), places], dim=2) + self.positional_embedding
+        projected = self.qkv_proj(places.transpose(1, 2)).unflatten(2, (3, self.heads, -1))
+        query, keys, values = projected.permute(2, 0, 3, 1, 4)
+        attended = functional.scaled_dot_product_attention(query[:, :, :1], keys, values)
+        return self.c_proj(attended.flatten(1))
+
+
+class MeanPool(nn.Module):
+    """Takes the mean over all places.
+
+    Args:
+        channels: Channels C.
+        classes: How many logits.
+    """
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.c_proj = nn.Linear(channels, classes)
+
+    def forward(self, hidden: Float[Tensor, "B C h w"]) -> Float[Tensor, "B K"]:
+        """Returns the logits."""
+        return self.c_proj(hidden.mean((2, 3)))
+
+
+class ADMEncoder(nn.Module):
+    """The lower half of a U-Net, and a head.
+
+    Args:
+        unet: The U-Net, of which the upper half is left out.
+        pool: From the smallest image, (B, C, h, w), to the logits.
+    """
+
+    def __init__(self, unet: UNet2DModel, pool: nn.Module) -> None:
+        super().__init__()
+        self.conv_in, self.time_proj, self.time_embedding = unet.conv_in, unet.time_proj, unet.time_embedding
+        self.down_blocks, self.mid_block = unet.down_blocks, cast(nn.Module, unet.mid_block)
+        self.norm, self.pool = nn.GroupNorm(32, unet.config["block_out_channels"][-1]), pool
+
+    def forward(self, x_t: Float[Tensor, "B C H W"], time: Float[Tensor, " B"]) -> Float[Tensor, "B K"]:
+        """Returns the logits of noisy images at their times."""
+        told = self.time_embedding(self.time_proj(time).to(x_t.dtype))
+        hidden = self.conv_in(x_t)
+        for block in self.down_blocks:
+            hidden, _ = block(hidden, told)
+        return self.pool(functional.silu(self.norm(self.mid_block(hidden, told))))
+
+
+def load_adm_classifier(name: str) -> Classifier:
+    """Returns a checkpoint's classifier.
+
+    Args:
+        name: One of the released files, such as ``64x64_classifier.pt``, or another one with its settings, as
+            `steersman.denoisers.adm` lists them: ``mine.pt?head_channels=64&attention=legacy``.
+
+    Raises:
+        InputError: The file is missing, cannot be read, or holds another network.
+    """
+    found = read_checkpoint("adm-classifier", name, CLASSIFIERS)
+    with about("adm-classifier", found.path):
+        if any(key.startswith("output_blocks.") for key in found.tensors):
+            raise InputError("it is a denoiser; allowed: a classifier")
+        head = {key: value.float() for key, value in found.tensors.items() if key.startswith("out.")}
+        body = {key: value for key, value in found.tensors.items() if key not in head}
+        pool, places = _pool(head, found.layout.channels[-1], found.known.attention)
+        halved = 2 ** (len(found.layout.channels) - 1)
+        size = found.known.size or (round(places**0.5) if places else 8) * halved
+        network = ADMEncoder(found.layout.network(found.known.attention, size), pool)
+        weights = in_diffusers_terms(body, found.layout, found.known.attention)
+        fill(network, weights | {_renamed(key): _flat(value) for key, value in head.items()})
+        if places and places * halved**2 != size**2:
+            raise InputError(f"size: {size} given; allowed: {round(places**0.5) * halved}, which its places are of")
+    names = tuple(map(str, range(len(network.get_parameter("pool.c_proj.bias")))))
+    if found.released:
+        from steersman.classifiers.imagenet import imagenet_names
+
+        names = imagenet_names()
+    return Classifier(network, preprocess=Preprocess(size=size), names=names, told_level=True)
+
+
+def _pool(head: dict[str, Tensor], channels: int, attention: Attention) -> tuple[nn.Module, int]:
+    """Returns the head that the tensors are of, and how many places it knows; 0 for any number."""
+    if "out.2.positional_embedding" in head and "out.2.c_proj.bias" in head:
+        places = head["out.2.positional_embedding"].shape[-1] - 1
+        return AttentionPool(channels, places, attention.count(channels), len(head["out.2.c_proj.bias"])), places
+    if "out.3.bias" in head:
+        return MeanPool(channels, len(head["out.3.bias"])), 0
+    raise InputError("it has another head; allowed: an attention pool, or the mean over all places")
+
+
+def _renamed(key: str) -> str:
+    for released, ours in (("out.0.", "norm."), ("out.2.", "pool."), ("out.3.", "pool.c_proj.")):
+        if key.startswith(released):
+            return ours + key.removeprefix(released)
+    return key
+
+
+def _flat(value: Tensor) -> Tensor:
+    return value.flatten(1) if value.ndim > 1 else value  # a convolution over one place is a linear map

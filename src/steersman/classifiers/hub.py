@@ -1,0 +1,110 @@
+"""Models of the Hugging Face hub: from a folder, else from the cache, else fetched into it.
+
+What is in the cache is never asked for again. Without a network, or with ``HF_HUB_OFFLINE=1``, the answer is one line
+that says what to fetch and where to put it, after one question of ten seconds at most.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from steersman.errors import InputError, one_line
+
+__all__ = ["hub_file", "load_pretrained", "quiet"]
+
+Loaded = TypeVar("Loaded")
+
+
+def load_pretrained(spec: str, name: str, read: Callable[..., Loaded]) -> Loaded:
+    """Returns what transformers' loaders make of a model.
+
+    Args:
+        spec: What the user gave, for the messages.
+        name: A folder as transformers saves it, or the id of such a model on the hub.
+        read: Maps the name, and ``local_files_only``, to the model.
+
+    Raises:
+        InputError: There is no such model, or it cannot be read.
+    """
+
+    def tried(**where: bool) -> Loaded:
+        try:
+            return read(name, **where)
+        except InputError:
+            raise
+        except Exception as error:  # a folder may be damaged in any way
+            raise InputError(f"classifier: {spec!r} cannot be read ({one_line(error)})") from error
+
+    if Path(name).is_dir():
+        return tried(local_files_only=True)
+    source = spec.partition(":")[0]
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
+        raise InputError(
+            f"classifier: {spec!r} given, and no such folder; allowed: {source}:FOLDER, or {source}:ID of the hub"
+        )
+    try:
+        return tried(local_files_only=True)
+    except InputError:
+        _ask(
+            name,
+            f"classifier: {spec!r} is neither a folder nor in transformers' cache, and the hub does not give it",
+            f"{source}:FOLDER, filled where there is a network by: hf download {name} --local-dir FOLDER",
+        )
+    return tried(local_files_only=False)
+
+
+def hub_file(spec: str, repository: str, file: str) -> Path:
+    """Returns where a file of a repository lies in the hub's cache, fetched where it is not there yet.
+
+    Raises:
+        InputError: It is not there, and cannot be fetched.
+    """
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repository, file, local_files_only=True))
+    except Exception:  # not in the cache, which is said by several classes
+        lacking = f"classifier: {spec!r} is not in the hub's cache, and the hub does not give it"
+        fetched = f"the same, after, where there is a network: hf download {repository} {file}"
+        _ask(repository, lacking, fetched)
+    try:
+        return Path(hf_hub_download(repository, file))
+    except Exception as error:
+        raise InputError(f"{lacking} ({one_line(error)}); allowed: {fetched}") from error
+
+
+def _ask(repository: str, lacking: str, allowed: str) -> None:
+    """Refuses what the hub does not have or cannot be asked for; asked once, where the loaders would try on."""
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().model_info(repository, timeout=10)
+    except Exception as error:  # the network fails in its own classes
+        raise InputError(f"{lacking} ({type(error).__name__}); allowed: {allowed}") from error
+
+
+@contextmanager
+def quiet(source: str) -> Iterator[Any]:
+    """Yields transformers, kept from telling what it loads: what fails is said in our own line.
+
+    Raises:
+        InputError: transformers is not installed.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise InputError(
+            f"classifier: {source} needs transformers; allowed: after pip install 'steersman[text]'"
+        ) from error
+    logging = transformers.utils.logging
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield transformers
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,80 @@
+"""Image classifiers of transformers: ``hf:FOLDER``, or ``hf:ID`` of the hub.
+
+The folder's own image processor says how images are prepared (`steersman.classifiers.processor`), its configuration
+what the classes are called. Weights are read from safetensors alone, and no code of a repository is run.
+
+    ?names=FILE    a name a line, in the order of the logits; else the configuration's ``id2label``
+    ?crop=none     show the whole image, resized to the network's size: only what the network sees is guided
+"""
+
+import inspect
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from steersman.classifiers.base import Classifier
+from steersman.classifiers.hub import load_pretrained, quiet
+from steersman.classifiers.processor import read_processor
+from steersman.classifiers.weights import class_names, split_options, uncropped
+from steersman.errors import InputError
+
+__all__ = ["load_transformers"]
+
+
+def load_transformers(name: str) -> Classifier:
+    """Returns an image classifier in transformers' format, in float32 on the CPU.
+
+    Args:
+        name: ``FOLDER`` or ``ID``, with ``?names=FILE&crop=none``; the folder holds ``config.json``,
+            ``model.safetensors`` and the file of the image processor, as transformers saves them.
+
+    Raises:
+        InputError: transformers is not installed, or no classifier can be read there.
+    """
+    spec = f"hf:{name}"
+    place, options = split_options(spec, name, ("names", "crop"))
+    with quiet("hf") as transformers:
+        model, processor = load_pretrained(
+            spec, place, lambda *args, **where: _read(transformers, spec, *args, **where)
+        )
+        preprocess = read_processor(spec, processor, grey=getattr(model.config, "num_channels", 3) == 1)
+    names, binary = _labels(model.config), model.config.num_labels == 1
+    if binary:
+        names = [f"not {names[0]}", *names]
+    return Classifier(
+        _Logits(model),
+        preprocess=uncropped(preprocess, options),
+        names=class_names(spec, model.config.num_labels, options.get("names"), names),
+        binary=binary,
+    )
+
+
+def _read(transformers: Any, spec: str, name: str, **where: bool) -> tuple[Any, Any]:  # noqa: ANN401
+    config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False, **where)
+    if config.problem_type == "regression":
+        raise InputError(f"classifier: {spec!r} was trained for regression; allowed: an image classifier")
+    processor = transformers.AutoImageProcessor.from_pretrained(name, trust_remote_code=False, **where)
+    model, info = transformers.AutoModelForImageClassification.from_pretrained(
+        name, config=config, trust_remote_code=False, use_safetensors=True, output_loading_info=True, **where
+    )
+    if info["missing_keys"]:
+        raise InputError(f"classifier: {spec!r} lacks the weights {', '.join(sorted(info['missing_keys'])[:3])}, …")
+    return model.float(), processor
+
+
+def _labels(config: Any) -> list[str]:  # noqa: ANN401
+    return [config.id2label[index] for index in sorted(config.id2label)]
+
+
+class _Logits(nn.Module):
+    """From preprocessed images to logits; place embeddings are interpolated at a size that is not the network's own."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        takes = inspect.signature(model.forward).parameters
+        self.settings = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in takes else {}
+
+    def forward(self, pixels: Float[Tensor, "B C h w"]) -> Float[Tensor, "B K"]:
+        return self.model(pixel_values=pixels, **self.settings).logits

@@ -1,0 +1,128 @@
+"""ADM's noise-aware classifiers: each is the network that is written out for the denoisers' tests."""
+
+import pytest
+import torch
+
+from denoisers.adm_reference import Reference, apart
+from steersman.classifiers import load_classifier
+from steersman.denoisers.adm import CLASSIFIERS
+from steersman.denoisers.adm_layout import Attention, read_layout
+from steersman.errors import InputError
+from steersman.schedule import VP
+
+CLOSE = 1e-5  # float32's rounding through some ten layers, and back, measured 4e-6
+TIMES = torch.tensor([7.0, 500.0, 999.0])
+NETWORKS = {
+    "legacy": {"head_channels": 16, "multipliers": (1, 2, 2), "blocks": 2, "attended": (1,)},
+    "new": {"head_channels": 8, "attended": (0, 1), "new": True},
+    "half a multiplier": {"width": 64, "multipliers": (0.5, 1), "head_channels": 32, "size": 16},
+    "mean": {"heads": 4, "pool": "mean", "size": 16},
+    "convolutions, added time": {"heads": 2, "residual": False, "scale_shift": False, "blocks": 3},
+}
+
+
+def made(tmp_path, **settings):
+    reference = Reference(**{"pool": "attention", "outputs": 5} | settings)
+    torch.save(reference.tensors, tmp_path / "mine.pt")
+    return reference, f"adm-classifier:{tmp_path / 'mine.pt'}?{reference.settings()}"
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_it_is_the_network(name, tmp_path):
+    reference, spec = made(tmp_path, **NETWORKS[name])
+    classifier = load_classifier(spec)
+    assert classifier.names == tuple("01234")
+    assert classifier.told_level
+    assert classifier.preprocess.size == reference.size
+    x_t = torch.randn(3, 3, reference.size, reference.size, generator=torch.Generator().manual_seed(1))
+    theirs, ours = x_t.clone().requires_grad_(), x_t.clone().requires_grad_()
+    expected, found = reference(theirs, TIMES), classifier(ours, VP.linear().at_time(TIMES))
+    assert apart(found, expected) < CLOSE
+    gradients = [
+        torch.autograd.grad(logits.log_softmax(1)[:, 2].sum(), at)[0]
+        for logits, at in ((expected, theirs), (found, ours))
+    ]
+    assert apart(*gradients) < CLOSE
+    assert not any(weight.requires_grad for weight in classifier.parameters())
+    for change in ({"attention": "legacy" if reference.new else "new"}, {"heads": 1, "head_channels": None}):
+        other = load_classifier(f"adm-classifier:{tmp_path / 'mine.pt'}?{reference.settings(**change)}")
+        assert apart(other(x_t, VP.linear().at_time(TIMES)), expected) > 0.01
+
+
+def test_the_features_are_what_the_last_layer_sees(tmp_path):
+    reference, spec = made(tmp_path, head_channels=16)
+    classifier, x_t, level = load_classifier(spec), torch.ones(2, 3, 8, 8), VP.linear().at_time(5)
+    weight, bias = (reference.tensors[f"out.2.c_proj.{kind}"] for kind in ("weight", "bias"))
+    features = classifier.features(x_t, level)
+    assert apart(features @ weight[..., 0].T + bias, classifier(x_t, level)) < CLOSE
+
+
+@pytest.mark.parametrize("size", [64, 128, 256, 512])
+def test_released_files_are_known(size):
+    multipliers = {
+        64: (1, 2, 3, 4),
+        128: (1, 1, 2, 3, 4),
+        256: (1, 1, 2, 2, 4, 4),
+        512: (0.5, 1, 1, 2, 2, 4, 4),
+    }[size]
+    levels, blocks = len(multipliers), 4 if size == 64 else 2
+    reference = Reference(
+        width=128,
+        multipliers=multipliers,
+        blocks=blocks,
+        attended=range(levels - 3, levels),
+        head_channels=64,
+        pool="attention",
+        outputs=1000,
+        size=size,
+        device="meta",
+    )
+    known = CLASSIFIERS[f"{size}x{size}_classifier.pt"]
+    assert known.layout == read_layout(reference.tensors, blocks) == read_layout(reference.tensors)
+    assert (known.size, known.attention) == (size, Attention(head_channels=64, order="legacy"))
+
+
+def test_how_many_blocks_a_level_has_is_asked_where_no_shape_says_it(tmp_path):
+    """Six blocks of one width, none with an attention: levels of one, two or five, and what halves the size."""
+    settings = {"head_channels": 16, "multipliers": (1, 1), "blocks": 2, "attended": ()}
+    reference, spec = made(tmp_path, **settings)
+    with pytest.raises(InputError, match="blocks: none given, residual ones of a level; allowed: 1 or 2 or 5"):
+        load_classifier(spec)
+    x_t, level = torch.ones(1, 3, 8, 8), VP.linear().at_time(5)
+    expected = reference(x_t, level.time[None].float())
+    assert apart(load_classifier(f"{spec}&blocks=2")(x_t, level), expected) < CLOSE
+    with pytest.raises(InputError, match="blocks: 4 given"):
+        load_classifier(f"{spec}&blocks=4")
+
+
+@pytest.mark.parametrize(
+    ("settings", "asked", "message"),
+    [
+        ({"pool": None, "outputs": 6}, "", "it is a denoiser; allowed: a classifier"),
+        ({}, "&size=32", "size: 32 given; allowed: 8, which its places are of"),
+        ({}, "&depth=2", "unknown setting of adm-classifier 'depth'"),
+    ],
+)
+def test_what_cannot_be_is_refused(settings, asked, message, tmp_path):
+    _, spec = made(tmp_path, heads=4, **settings)
+    with pytest.raises(InputError, match=message) as error:
+        load_classifier(spec + asked)
+    assert "\n" not in str(error.value)
+
+
+def test_another_head_or_a_missing_file_is_refused(tmp_path):
+    reference, spec = made(tmp_path, heads=4)
+    head = {key: tensor for key, tensor in reference.tensors.items() if not key.startswith("out.2")}
+    torch.save(head, tmp_path / "mine.pt")
+    with pytest.raises(InputError, match="it has another head; allowed: an attention pool, or the mean"):
+        load_classifier(spec)
+    with pytest.raises(InputError, match="fetch https://.*/64x64_classifier.pt and put it there"):
+        load_classifier(f"adm-classifier:{tmp_path}/64x64_classifier.pt")
+
+
+def test_images_of_another_size_are_resized_or_refused(tmp_path):
+    _, spec = made(tmp_path, heads=4)
+    level = VP.linear().at_time(5)
+    assert load_classifier(spec)(torch.ones(1, 3, 32, 32), level).shape == (1, 5)
+    with pytest.raises(InputError, match="8 x 8 places given; allowed: 16, of its own size"):
+        load_classifier(spec, preprocess="raw")(torch.ones(1, 3, 16, 16), level)
