@@ -91,6 +91,30 @@ def test_channels_that_there_are_not_are_refused(denoiser, draw, channels):
         denoiser(draw(3, 4, 8, 8), denoiser.schedule.at_time(9), label=LABEL, cfg_scale=2.0, cfg_channels=channels)
 
 
+@pytest.mark.parametrize(
+    ("condition", "message"),
+    [
+        ({"cfg_scale": 2.0}, "cfg_scale: 2.0 given without a label"),
+        ({"lable": LABEL}, "unknown condition 'lable'; did you mean 'label'"),
+    ],
+)
+def test_a_condition_that_changes_nothing_is_refused(denoiser, draw, condition, message):
+    with pytest.raises(InputError, match=message):
+        denoiser(draw(3, 4, 8, 8), denoiser.schedule.at_time(9), **condition)
+
+
+def test_the_network_is_told_the_time_in_a_type_that_every_accelerator_knows(denoiser, draw, monkeypatch):
+    told, forward = [], denoiser.network.forward
+
+    def listen(x, time, **rest):
+        told.append(time)
+        return forward(x, time, **rest)
+
+    monkeypatch.setattr(denoiser.network, "forward", listen)
+    denoiser(draw(3, 4, 8, 8), denoiser.schedule.at_time(9.25))
+    assert told[0].tolist() == [9.25] * 3 and told[0].dtype == torch.float32
+
+
 def test_an_unguided_walk_is_the_pipelines_own(dit, denoiser):
     """DiTPipeline with DDIM, at its own levels; its images are in [0, 1]."""
     dit.set_progress_bar_config(disable=True)

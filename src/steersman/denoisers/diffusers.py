@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from steersman.blocks import in_blocks
 from steersman.denoise import Parameterization, Prediction, classifier_free, to_x0
 from steersman.denoisers import latent
+from steersman.denoisers.adm_network import ADMUNet
+from steersman.denoisers.dit_network import DiT
 from steersman.denoisers.folder import Folder
-from steersman.errors import InputError
+from steersman.errors import InputError, unknown
 from steersman.schedule import Flow, Level, Schedule, from_diffusers
 
 __all__ = ["DiffusersDenoiser"]
@@ -99,9 +101,9 @@ class DiffusersDenoiser:
         parts = Folder(folder)
         scheduler = parts.settings("scheduler/scheduler_config.json")
         network = (
-            parts.model("unet", UNet2DModel)
+            parts.model("unet", UNet2DModel, ADMUNet)
             if "unet" in parts.found
-            else parts.model("transformer", DiTTransformer2DModel)
+            else parts.model("transformer", DiTTransformer2DModel, DiT)
         )
         schedule = from_diffusers(scheduler)
         return cls(
@@ -129,7 +131,7 @@ class DiffusersDenoiser:
         label: Int[Tensor, " B"] | None = None,
         cfg_scale: float = 1.0,
         cfg_channels: int | None = None,
-        **_: Any,  # noqa: ANN401
+        **_others: Any,  # noqa: ANN401
     ) -> Prediction:
         """Returns the prediction; without a label, the unconditional one.
 
@@ -143,8 +145,13 @@ class DiffusersDenoiser:
 
         Raises:
             InputError: A label for a model without labels, none for a model without null label, a ``cfg_scale``
-                for a model that is not both conditional and unconditional, or channels that there are not.
+                without a label or for a model that is not both conditional and unconditional, channels that there are
+                not, or another condition.
         """
+        if _others:
+            raise unknown("condition", next(iter(_others)), ("label", "cfg_scale", "cfg_channels"))
+        if label is None and cfg_scale != 1:
+            raise InputError(f"cfg_scale: {cfg_scale} given without a label; allowed: 1, or a label too")
         if not self.classes:
             if label is not None:
                 raise InputError("label: given, but the denoiser was trained without labels; allowed: none")
@@ -167,7 +174,7 @@ class DiffusersDenoiser:
         return classifier_free(Prediction(x0_hat, fraction), unconditional, cfg_scale, cfg_channels)
 
     def _predict(self, x_t: Tensor, level: Level, label: Tensor | None) -> Prediction:
-        time = level.time.to(x_t.device).expand(len(x_t))
+        time = level.time.to(x_t.device, torch.float32).expand(len(x_t))
         dtype = self.network.dtype
         inputs = (x_t.to(dtype), time) if label is None else (x_t.to(dtype), time, label)
         output = in_blocks(self._output, self.block, *inputs).to(x_t.dtype)

@@ -18,7 +18,7 @@ from torch.nn.functional import one_hot
 from steersman.blocks import in_blocks
 from steersman.denoise import Prediction, classifier_free
 from steersman.errors import InputError
-from steersman.schedule import EDM, Level, broadcast
+from steersman.schedule import EDM, Level, Schedule, broadcast
 
 __all__ = ["EDMDenoiser"]
 
@@ -59,7 +59,8 @@ class EDMDenoiser:
             raise InputError(f"sigma_data: {sigma_data} given; allowed: above 0")
         self.network = network.eval().requires_grad_(False)
         self.shape, self.classes, self.unconditional = shape, classes, unconditional
-        self.sigma_data, self.schedule = sigma_data, schedule
+        self.sigma_data = sigma_data
+        self.schedule: Schedule = schedule
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "EDMDenoiser":
         """Moves the network, and returns self."""

@@ -57,17 +57,18 @@ class Folder:
         except (OSError, ValueError) as error:
             raise self._unreadable(error) from error
 
-    def model(self, part: str, kind: type[Model]) -> Model:
-        """Returns a part with its weights.
+    def model(self, part: str, *kinds: type[Model]) -> Model:
+        """Returns a part with its weights, of one of these kinds; of the first where it does not say which.
 
         Raises:
             InputError: It is of another kind, or cannot be read.
         """
-        given = self.settings(f"{part}/config.json").get("_class_name", kind.__name__)
-        if given != kind.__name__:
-            raise unknown(part, given, [kind.__name__])
+        known = {kind.__name__: kind for kind in kinds}
+        given = self.settings(f"{part}/config.json").get("_class_name", kinds[0].__name__)
+        if given not in known:
+            raise unknown(part, given, known)
         try:
-            return kind.from_pretrained(self.path / part, local_files_only=True, use_safetensors=True)
+            return known[given].from_pretrained(self.path / part, local_files_only=True, use_safetensors=True)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise self._unreadable(error) from error
 

@@ -1,0 +1,31 @@
+"""``steersman convert``: a denoiser as a folder that diffusers loads."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["EPILOG", "convert"]
+
+EPILOG = "Example: steersman convert adm:256x256_diffusion_uncond.pt adm-256"
+
+
+def convert(
+    denoiser: Annotated[str, typer.Argument(help="Diffusion model, as sample takes it.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+) -> None:
+    """Write a diffusion model as a folder that diffusers loads."""
+    from rich.console import Console
+
+    from steersman.denoisers import load_denoiser
+    from steersman.denoisers.save import save_folder
+
+    unsaid = save_folder(load_denoiser(denoiser), out)
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(f"written to {out}", markup=False)
+    if unsaid:
+        console.print(
+            f"diffusers' configuration cannot say {', '.join(unsaid)}: loaded by steersman, the folder is the same "
+            "model; loaded by diffusers itself it is not",
+            markup=False,
+        )

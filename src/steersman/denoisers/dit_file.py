@@ -1,0 +1,163 @@
+"""DiT's released weights (Peebles & Xie 2023) from their ``.pt``, as a denoiser of a VAE's latents.
+
+``dit:DiT-XL-2-256x256.pt?vae=FOLDER``, with the folder of the VAE as diffusers saves it (stabilityai/sd-vae-ft-ema or
+-mse). Width, depth, patches and labels are those of the tensors; the number of heads is none of them, and known of the
+published widths: others are told ``heads=4`` as well, ``dit:mine.pt?vae=FOLDER&heads=4``.
+
+The network is diffusers' `DiTTransformer2DModel`, in which each block has the time's and the label's embedding for
+itself, and q, k and v are matrices of their own. It predicts the noise, of ADM's linear schedule of 1000 times.
+
+Source: https://github.com/facebookresearch/DiT, models.py.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from safetensors import SafetensorError
+from torch import Tensor
+
+from steersman.checkpoint import read_tensors
+from steersman.denoisers.adm_layout import fill
+from steersman.denoisers.diffusers import DiffusersDenoiser
+from steersman.denoisers.dit_network import DiT
+from steersman.errors import InputError, one_line, unknown
+from steersman.schedule import VP
+
+__all__ = ["load_dit"]
+
+HEADS = {1152: 16, 1024: 16, 768: 12, 384: 6}  # DiT-XL, -L, -B, -S
+RELEASED = ("DiT-XL-2-256x256.pt", "DiT-XL-2-512x512.pt")
+PAGE = "https://dl.fbaipublicfiles.com/DiT/models"
+BLOCK = {
+    "adaLN_modulation.1": "norm1.linear",
+    "attn.proj": "attn1.to_out.0",
+    "mlp.fc1": "ff.net.0.proj",
+    "mlp.fc2": "ff.net.2",
+}
+EMBEDDING = {
+    "t_embedder.mlp.0": "norm1.emb.timestep_embedder.linear_1",
+    "t_embedder.mlp.2": "norm1.emb.timestep_embedder.linear_2",
+    "y_embedder.embedding_table": "norm1.emb.class_embedder.embedding_table",
+}
+ENDS = {
+    "x_embedder.proj": "pos_embed.proj",
+    "final_layer.adaLN_modulation.1": "proj_out_1",
+    "final_layer.linear": "proj_out_2",
+}
+
+
+def load_dit(name: str) -> DiffusersDenoiser:
+    """Returns a file's network with its VAE, in float32 on the CPU.
+
+    Labels have ImageNet's names in a released file, else their numbers; the null label is the last one.
+
+    Args:
+        name: The file, and its options as the module's docstring has them.
+
+    Raises:
+        InputError: The file or the VAE is missing or cannot be read, an option is missing or unknown, or the tensors
+            are those of another network.
+    """
+    file, _, said = name.partition("?")
+    options = {key: value for key, _, value in (pair.partition("=") for pair in said.split("&") if pair)}
+    for key in options:
+        if key not in ("vae", "heads"):
+            raise unknown("option of dit", key, ("vae", "heads"))
+    path = Path(file)
+    if not path.is_file():
+        raise InputError(
+            f"dit: no file {file!r}; fetch {PAGE}/{path.name if path.name in RELEASED else RELEASED[0]} to there"
+        )
+    if not options.get("vae"):
+        raise InputError(
+            f"dit: {file!r} given without its VAE; allowed: dit:{file}?vae=FOLDER, where diffusers saved an "
+            "AutoencoderKL, as stabilityai/sd-vae-ft-ema is"
+        )
+    heads = options.get("heads")
+    if heads is not None and not (heads.isdecimal() and int(heads) > 0):
+        raise InputError(f"dit: heads={heads} given; allowed: 1 and more")
+    tensors = read_tensors(path)
+    try:
+        network = _network(tensors, None if heads is None else int(heads))
+    except InputError as error:
+        raise InputError(f"dit: {file!r} cannot be used; {error}") from error
+    except (KeyError, IndexError, ValueError, RuntimeError) as error:
+        raise InputError(f"dit: {file!r} cannot be used; its tensors are not named or shaped as DiT's") from error
+    classes: tuple[str, ...] = ()
+    if path.name in RELEASED:
+        from steersman.classifiers.imagenet import imagenet_names
+
+        classes = imagenet_names()
+    return DiffusersDenoiser(network, schedule=VP.linear(), classes=classes, vae=_vae(options["vae"]))
+
+
+def _vae(folder: str) -> AutoencoderKL:
+    try:
+        config: Any = AutoencoderKL.load_config(folder, local_files_only=True)
+        given = config.get("_class_name")
+        if given != AutoencoderKL.__name__:
+            raise InputError(f"vae: {given} given; allowed: {AutoencoderKL.__name__}")
+        return AutoencoderKL.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"vae: {folder!r} cannot be read ({one_line(error)})") from error
+
+
+def _network(tensors: Mapping[str, Tensor], heads: int | None) -> DiT:
+    width, channels, patch, across = tensors["x_embedder.proj.weight"].shape
+    _, tokens, _ = tensors["pos_embed"].shape
+    grid, depth = math.isqrt(tokens), sum(name.endswith(".attn.qkv.weight") for name in tensors)
+    rows, _ = tensors["y_embedder.embedding_table.weight"].shape
+    outputs = len(tensors["final_layer.linear.bias"]) // patch**2
+    heads = heads or HEADS.get(width)
+    if heads is None:
+        listed = ", ".join(map(str, HEADS))
+        raise InputError(f"a width of {width} does not tell its heads, as {listed} do; tell them: heads=4")
+    if width % heads:
+        raise InputError(f"heads: {heads} given; allowed: a divisor of {width}")
+    if patch != across or grid**2 != tokens or outputs not in (channels, 2 * channels) or rows < 2 or depth < 1:
+        raise InputError("it does not map square patches of latents to as many, with labels")
+    if tensors["pos_embed"].shape != (1, tokens, width):
+        raise InputError(f"it has {tuple(tensors['pos_embed'].shape)} for pos_embed; allowed: {(1, tokens, width)}")
+    with torch.device("meta"):
+        network = DiT(
+            time_shift=0,
+            num_attention_heads=heads,
+            attention_head_dim=width // heads,
+            in_channels=channels,
+            out_channels=outputs,
+            num_layers=depth,
+            sample_size=grid * patch,
+            patch_size=patch,
+            num_embeds_ada_norm=rows - 1,
+            norm_eps=1e-6,
+        )
+    weights = dict(_in_diffusers_terms(tensors, depth))
+    fill(network, {name: each.float() for name, each in weights.items()})
+    network.pos_embed.register_buffer("pos_embed", tensors["pos_embed"].float(), persistent=False)
+    return network
+
+
+def _in_diffusers_terms(tensors: Mapping[str, Tensor], depth: int) -> Iterator[tuple[str, Tensor]]:
+    """Yields each tensor by diffusers' names; what the blocks share there is copied, so that it can be saved."""
+    places = dict(ENDS)
+    for number in range(depth):
+        places |= {f"blocks.{number}.{old}": f"transformer_blocks.{number}.{new}" for old, new in BLOCK.items()}
+    for name, value in tensors.items():
+        module, _, leaf = name.rpartition(".")
+        if name == "pos_embed":
+            continue
+        if module in EMBEDDING:
+            for number in range(depth):
+                yield f"transformer_blocks.{number}.{EMBEDDING[module]}.{leaf}", value.clone()
+        elif module.endswith(".attn.qkv"):
+            stem = module.replace("blocks.", "transformer_blocks.", 1).removesuffix(".attn.qkv")
+            for one, each in zip("qkv", value.chunk(3), strict=True):
+                yield f"{stem}.attn1.to_{one}.{leaf}", each.clone()
+        else:
+            yield f"{places.get(module, module)}.{leaf}", value

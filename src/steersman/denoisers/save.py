@@ -1,0 +1,105 @@
+"""A denoiser as a folder that plain diffusers loads: its parts, and a scheduler that says its schedule."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import __version__
+from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+
+from steersman.denoisers.adm_network import ADMUNet
+from steersman.denoisers.diffusers import DiffusersDenoiser
+from steersman.denoisers.dit_network import DiT
+from steersman.errors import InputError, one_line
+from steersman.files import write_json
+from steersman.schedule import VP, Flow
+
+__all__ = ["save_folder"]
+
+PLAIN = {ADMUNet: "UNet2DModel", DiT: "DiTTransformer2DModel"}
+
+
+def save_folder(denoiser: object, out: str | Path) -> tuple[str, ...]:
+    """Writes a folder with ``scheduler`` and ``unet`` or ``transformer``, and ``vae`` where its samples are latents.
+
+    The names of its labels go where each is loaded from: a DiT's into ``model_index.json``, a U-Net's into
+    ``card.json``.
+
+    Args:
+        denoiser: A `DiffusersDenoiser`.
+        out: The folder; new, or empty.
+
+    Returns:
+        What diffusers' configuration cannot say, so that only steersman loads the folder rightly; most often nothing.
+
+    Raises:
+        InputError: The denoiser is of another kind, or the folder holds something or cannot be written to.
+    """
+    if not isinstance(denoiser, DiffusersDenoiser):
+        raise InputError(
+            f"denoiser: one by {type(denoiser).__name__} given; allowed: one whose network diffusers has, a U-Net or a "
+            "DiT"
+        )
+    out = Path(out)
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise InputError(f"out: {str(out)!r} given, which is there; allowed: a new folder")
+    beside = out.with_name(f".{out.name}.{os.getpid()}.part")
+    try:
+        beside.mkdir(parents=True)
+        _write(denoiser, beside)
+        os.replace(beside, out)
+    except OSError as error:
+        raise InputError(f"out: {str(out)!r} cannot be written to ({one_line(error)})") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    changes = {key: denoiser.network.config.get(key) for key in ("heads", "time_channels", "time_shift")}
+    return tuple(f"{key}={value}" for key, value in changes.items() if value is not None)
+
+
+def _write(denoiser: DiffusersDenoiser, out: Path) -> None:
+    dit = isinstance(denoiser.network, DiTTransformer2DModel)
+    parts: dict[str, Any] = {"transformer" if dit else "unet": denoiser.network, "scheduler": _scheduler(denoiser)}
+    if denoiser.vae is not None:
+        parts["vae"] = denoiser.vae
+    for name, part in parts.items():
+        part.save_pretrained(out / name)
+    kinds = {name: ["diffusers", PLAIN.get(type(part), type(part).__name__)] for name, part in parts.items()}
+    names = {str(number): name for number, name in enumerate(denoiser.classes)}
+    index = {"_class_name": "DiTPipeline" if dit else "DDPMPipeline", "_diffusers_version": __version__, **kinds}
+    if dit:
+        write_json(out / "model_index.json", index | {"id2label": names})
+        return
+    if denoiser.vae is None:
+        write_json(out / "model_index.json", index)
+    if names:
+        write_json(out / "card.json", {"classes": list(names.values())})
+
+
+def _scheduler(denoiser: DiffusersDenoiser) -> DDPMScheduler | FlowMatchEulerDiscreteScheduler:
+    """Returns a scheduler that its schedule can be read from again; its steps are at ADM's rounded levels."""
+    schedule, meant = denoiser.schedule, denoiser.parameterization
+    if isinstance(schedule, Flow) and meant == "flow_prediction":
+        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=schedule.count, shift=schedule.shift)
+    if not isinstance(schedule, VP) or meant == "flow_prediction":
+        given = type(schedule).__name__
+        raise InputError(f"schedule: {given} for {meant} given; allowed: VP, or Flow for flow_prediction")
+    count, config = len(schedule.alpha_bar), denoiser.network.config
+    learned = config["out_channels"] == 2 * config["in_channels"]
+    betas: dict[str, Any] = {}
+    if torch.equal(schedule.alpha_bar, VP.cosine(count).alpha_bar):
+        betas["beta_schedule"] = "squaredcos_cap_v2"
+    elif not torch.equal(schedule.alpha_bar, VP.linear(count).alpha_bar):
+        before = torch.cat([torch.ones(1, dtype=torch.float64), schedule.alpha_bar[:-1]])
+        betas["trained_betas"] = (1 - schedule.alpha_bar / before).tolist()
+    return DDPMScheduler(
+        num_train_timesteps=count,
+        prediction_type=meant,
+        variance_type="learned_range" if learned else "fixed_small",
+        clip_sample=not denoiser.latent,
+        timestep_spacing="linspace",
+        **betas,
+    )

@@ -1,0 +1,337 @@
+"""Pickles read without running anything: as text that says what an object was, never as the program it is.
+
+A pickle is a program for a stack machine: ``GLOBAL`` imports a name, and ``REDUCE``, ``NEWOBJ`` and ``BUILD`` call it
+and what it made. NVIDIA's network files even carry source code that is executed as they are loaded. Here the opcodes
+come from Python's own parser, `pickletools.genops`, which decodes and does no more; a name stays a name, and what it
+would have been called with makes
+
+    a container         dict, list, tuple, set, of the same content
+    a tensor            from a storage in the file, checked against its length
+    a `Record`          for the rest: the name, the arguments, the state
+
+Only the names in `CALLS` are let through, whatever their place in the file; any other is refused by its name, before
+the next opcode is read. What is built stays within the order of the file's size, and within `MOST` opcodes.
+
+A tensor's storage is a file in the file (PyTorch's layout before 1.6): five pickles, which are a magic number, a
+version, the sizes of the writer's types, the storage's type, key and count n, and a list of its key; then n as 64 bits
+and the n values.
+
+Sources: https://docs.python.org/3/library/pickletools.html; https://github.com/NVlabs/edm, torch_utils/persistence.py
+(the records); https://github.com/pytorch/pytorch, torch/serialization.py (the storages).
+"""
+
+import math
+import pickletools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steersman.errors import InputError, one_line
+
+__all__ = ["Record", "read_pickle"]
+
+MOST = 500_000  # opcodes; EDM's network of ImageNet takes some 60,000
+LONGEST = 80  # characters of a file's own text in a message
+
+MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001
+
+DTYPES = {
+    "torch.FloatStorage": torch.float32,
+    "torch.HalfStorage": torch.float16,
+    "torch.BFloat16Storage": torch.bfloat16,
+    "torch.DoubleStorage": torch.float64,
+    "torch.LongStorage": torch.int64,
+    "torch.IntStorage": torch.int32,
+    "torch.ShortStorage": torch.int16,
+    "torch.CharStorage": torch.int8,
+    "torch.ByteStorage": torch.uint8,
+    "torch.BoolStorage": torch.bool,
+}
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class Record:
+    """What a file says of one object.
+
+    Attributes:
+        name: The name of its class, or of the function that would have made it.
+        args: What that would have been called with.
+        state: What its attributes would have been set from; None where the file has none.
+    """
+
+    name: str
+    args: tuple[Any, ...] = ()
+    state: Any = None
+
+
+@dataclass(frozen=True)
+class Name:
+    """A name that a pickle would have imported."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A storage as the pickle within it announces it."""
+
+    dtype: torch.dtype
+    key: str
+    count: int
+
+
+def read_pickle(path: str | Path) -> Any:  # noqa: ANN401
+    """Returns what a file holds, tensors on the CPU; nothing of it is imported, called or executed.
+
+    Args:
+        path: A pickle of protocol 2 to 5, written as Python 3 writes it.
+
+    Raises:
+        InputError: It cannot be read, is damaged, or names anything but tensors, plain containers and
+            `torch_utils.persistence`'s objects.
+    """
+    try:
+        with Path(path).open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as stream:
+            return _run(stream, CALLS)
+    except InputError as error:
+        raise InputError(f"{str(path)!r} cannot be read ({error})") from error
+    except (OSError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, MemoryError) as error:
+        raise InputError(
+            f"{str(path)!r} cannot be read (no pickle, or a damaged one: {_short(one_line(error))})"
+        ) from error
+
+
+def _run(stream: Any, calls: Mapping[str, Callable[..., Any]], *, storages: bool = False) -> Any:  # noqa: ANN401
+    """Returns what the opcodes up to ``STOP`` leave on the stack; the stream stands behind it then.
+
+    Args:
+        stream: Of bytes, with ``read``, ``readline`` and ``tell``.
+        calls: What a name makes of its arguments; no other name may occur.
+        storages: Whether the names and persistent ids of storages may occur.
+    """
+    stack: list[Any] = []
+    outer: list[list[Any]] = []
+    memo: dict[int, Any] = {}
+
+    def named(text: str) -> Name:
+        if text not in (DTYPES if storages else calls):
+            raise InputError(f"it asks for {_short(text)}; allowed: tensors, plain containers, records of networks")
+        return Name(text)
+
+    def since_mark() -> list[Any]:
+        nonlocal stack
+        items, stack = stack, outer.pop()
+        return items
+
+    def call(name: Any, args: Any) -> Any:  # noqa: ANN401
+        if not isinstance(name, Name) or not isinstance(args, tuple) or name.text not in calls:
+            raise InputError(f"it calls {_short(name.text if isinstance(name, Name) else type(name).__name__)}")
+        return calls[name.text](name.text, *args)
+
+    arg: Any
+    for number, (opcode, arg, _) in enumerate(pickletools.genops(stream)):
+        if number >= MOST:
+            raise InputError(f"more than {MOST} opcodes")
+        match opcode.name:
+            case "PROTO" | "FRAME":
+                pass
+            case "STOP":
+                (result,) = stack
+                return result
+            case "MARK":
+                outer.append(stack)
+                stack = []
+            case "POP_MARK":
+                since_mark()
+            case "POP":
+                stack.pop()
+            case "DUP":
+                stack.append(stack[-1])
+            case "NONE":
+                stack.append(None)
+            case "NEWTRUE" | "NEWFALSE":
+                stack.append(opcode.name == "NEWTRUE")
+            case literal if literal in LITERALS:
+                stack.append(arg)
+            case "EMPTY_LIST":
+                stack.append([])
+            case "EMPTY_DICT":
+                stack.append({})
+            case "EMPTY_SET":
+                stack.append(set())
+            case "EMPTY_TUPLE":
+                stack.append(())
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                count = int(opcode.name[-1])
+                if len(stack) < count:
+                    raise ValueError("too few items for a tuple")
+                stack[-count:] = [tuple(stack[-count:])]
+            case "LIST":
+                items = since_mark()
+                stack.append(items)
+            case "TUPLE":
+                items = since_mark()
+                stack.append(tuple(items))
+            case "DICT":
+                items = since_mark()
+                stack.append(_filled({}, items))
+            case "FROZENSET":
+                items = since_mark()
+                stack.append(frozenset(map(_key, items)))
+            case "APPEND" | "APPENDS":
+                items = since_mark() if opcode.name == "APPENDS" else [stack.pop()]
+                _of(list, stack[-1]).extend(items)
+            case "ADDITEMS":
+                items = since_mark()
+                _of(set, stack[-1]).update(map(_key, items))
+            case "SETITEM":
+                value, key = stack.pop(), stack.pop()
+                _filled(stack[-1], [key, value])
+            case "SETITEMS":
+                items = since_mark()
+                _filled(stack[-1], items)
+            case "PUT" | "BINPUT" | "LONG_BINPUT":
+                memo[arg] = stack[-1]
+            case "MEMOIZE":
+                memo[len(memo)] = stack[-1]
+            case "GET" | "BINGET" | "LONG_BINGET":
+                stack.append(memo[arg])
+            case "GLOBAL":
+                stack.append(named(arg.replace(" ", ".", 1)))
+            case "STACK_GLOBAL":
+                last, module = _of(str, stack.pop()), _of(str, stack.pop())
+                stack.append(named(f"{module}.{last}"))
+            case "INST":
+                name, args = named(arg.replace(" ", ".", 1)), since_mark()
+                stack.append(call(name, tuple(args)))
+            case "OBJ":
+                name, *args = since_mark()
+                stack.append(call(name, tuple(args)))
+            case "REDUCE" | "NEWOBJ":
+                args, name = stack.pop(), stack.pop()
+                stack.append(call(name, args))
+            case "BUILD":
+                _build(stack[-2], stack.pop())
+            case "BINPERSID" if storages:
+                stack.append(_stored(*_of(tuple, stack.pop())))
+            case other:
+                raise InputError(f"the opcode {other} is not allowed")
+    raise ValueError("it has no end")
+
+
+LITERALS = frozenset(
+    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE "
+    "SHORT_BINUNICODE BINUNICODE BINUNICODE8 SHORT_BINBYTES BINBYTES BINBYTES8".split()
+)
+"""Opcodes whose argument, as it was parsed, is the value."""
+
+
+def _of(kind: type, value: Any) -> Any:  # noqa: ANN401
+    if type(value) is not kind:
+        raise TypeError(f"a {type(value).__name__} in place of a {kind.__name__}")
+    return value
+
+
+def _key(value: Any) -> Any:  # noqa: ANN401
+    """A key or a member: of a kind whose hash looks at nothing else, however deep the file nests."""
+    if value is not None and type(value) not in (str, int, float, bool, bytes):
+        raise TypeError(f"a {type(value).__name__} as a key")
+    return value
+
+
+def _filled(content: Any, items: list[Any]) -> Any:  # noqa: ANN401
+    for key, value in zip(items[::2], items[1::2], strict=True):
+        _of(dict, content)[_key(key)] = value
+    return content
+
+
+def _build(made: Any, state: Any) -> None:  # noqa: ANN401
+    """Keeps a record's state; a mapping's own attributes (a state dict's versions) are not its content."""
+    if type(made) is dict:
+        return
+    if _of(Record, made).state is not None:
+        raise TypeError("a second state for one object")
+    made.state = state
+
+
+def _stored(kind: Any, name: Any, key: Any, _location: Any, count: Any, view: Any) -> Stored:  # noqa: ANN401
+    if kind != "storage" or type(name) is not Name or view is not None:
+        raise ValueError("a persistent id that is no whole storage's")
+    return Stored(DTYPES[name.text], _of(str, key), _of(int, count))
+
+
+def _storage(_: str, blob: Any) -> Tensor:  # noqa: ANN401
+    """Returns the values of one storage, as a tensor of one axis."""
+    stream = BytesIO(_of(bytes, blob))
+    magic, version, system, stored, keys = (_run(stream, {}, storages=True) for _ in range(5))
+    if _of(int, magic) != MAGIC or _of(int, version) != VERSION or _of(dict, system).get("little_endian") is not True:
+        raise ValueError("a storage of another layout")
+    dtype, key, count = _of(Stored, stored).dtype, stored.key, stored.count
+    (announced,) = _of(list, keys)
+    written = int.from_bytes(stream.read(8), "little", signed=True)
+    values = bytearray(memoryview(blob)[stream.tell() :])
+    if _of(str, announced) != key or written != count or len(values) != count * dtype.itemsize:
+        raise ValueError("a storage that is not as long as it says")
+    return torch.frombuffer(values, dtype=dtype) if count else torch.empty(0, dtype=dtype)
+
+
+def _tensor(_: str, storage: Any, offset: Any, size: Any, stride: Any, *_more: Any) -> Tensor:  # noqa: ANN401
+    """Returns a view of a storage, which must hold each of its values."""
+    numbers = [_of(int, each) for each in (offset, *_of(tuple, size), *_of(tuple, stride))]
+    if len(size) != len(stride) or min(numbers) < 0:
+        raise ValueError("a tensor of an impossible shape")
+    held, asked = len(_of(Tensor, storage)), math.prod(size)
+    last = offset + sum((count - 1) * step for count, step in zip(size, stride, strict=True)) if asked else offset - 1
+    if asked > held or last >= held:
+        raise ValueError("a tensor larger than its storage")
+    return storage.as_strided(size, stride, offset)
+
+
+def _parameter(_: str, data: Any, *_more: Any) -> Tensor:  # noqa: ANN401
+    return _of(Tensor, data)
+
+
+def _mapping(_: str) -> dict[Any, Any]:
+    return {}
+
+
+def _set(_: str, members: Any) -> set[Any]:  # noqa: ANN401
+    return set(map(_key, _of(list, members)))
+
+
+def _persistent(_: str, meta: Any) -> Record:  # noqa: ANN401
+    """An object of `torch_utils.persistence`, without the source code that it brings along."""
+    return Record(name=_of(str, _of(dict, meta)["class_name"]), state=_of(dict, meta["state"]))
+
+
+def _record(name: str, *args: Any) -> Record:  # noqa: ANN401
+    return Record(name=name, args=args)
+
+
+CALLS: dict[str, Callable[..., Any]] = {
+    "builtins.set": _set,
+    "collections.OrderedDict": _mapping,
+    "dnnlib.util.EasyDict": _mapping,
+    "numpy._core.multiarray.scalar": _record,
+    "numpy.core.multiarray.scalar": _record,
+    "numpy.dtype": _record,
+    "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch.nn.modules.container.ModuleDict": _record,
+    "torch.nn.modules.container.ModuleList": _record,
+    "torch.nn.modules.container.Sequential": _record,
+    "torch.storage._load_from_bytes": _storage,
+    "torch_utils.persistence._reconstruct_persistent_obj": _persistent,
+}
+"""The names that a pickle may call, and what is made of their arguments instead."""
+
+
+def _short(text: str) -> str:
+    """A file's own text, fit for a line."""
+    return ascii(text)[1:-1][:LONGEST]
