@@ -11,7 +11,9 @@ class, of seeds 0 to 63. Seconds are those of another run of 8 images, on a mach
 
 import argparse
 import json
+from functools import cache
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -142,12 +144,18 @@ def images_of(folder: Path) -> Float[Tensor, "B 3 H W"]:
     return torch.stack([decode_image(str(file)) for file in sorted(folder.glob("[0-9]*.png"))]).float() / 127.5 - 1
 
 
+@cache
+def real(seed: int) -> tuple[Float[Tensor, "64 D"], ...]:
+    """Returns the judge's features of 64 real images of each class."""
+    judge = load_classifier(JUDGE)
+    balls, labels = SportBalls.preset("large", num=400, seed=seed).batch(range(400))
+    return tuple(features(judge, balls[labels == label][:64]) for label in range(len(judge.names)))
+
+
 def floor() -> float:
     """Returns the mean distance between two sets of 64 real images of a class."""
-    judge = load_classifier(JUDGE)
-    sets = [SportBalls.preset("large", num=640, seed=seed).batch(range(640)) for seed in (99, 98)]
-    seen = [[features(judge, balls[labels == label][:64]) for label in range(4)] for balls, labels in sets]
-    return sum(frechet_distance(*pair) for pair in zip(*seen, strict=True)) / 4
+    pairs = zip(real(99), real(98), strict=True)
+    return mean(frechet_distance(*pair) for pair in pairs)
 
 
 def row(out: Path, name: str) -> list[str] | None:
@@ -157,7 +165,6 @@ def row(out: Path, name: str) -> list[str] | None:
         return None
     metrics = json.loads((folder / "metrics.json").read_text())
     judge, second = (load_classifier(spec) for spec in (JUDGE, SECOND))
-    balls, labels = SportBalls.preset("large", num=640, seed=99).batch(range(640))
     right, agreed, count, distances = 0, 0, 0, []
     for label, target in enumerate(judge.names):
         images = images_of(folder / target)
@@ -166,8 +173,7 @@ def row(out: Path, name: str) -> list[str] | None:
             right += int(correct(judge(images), wanted).sum())
             agreed += int(correct(second(images), wanted).sum())
         count += len(images)
-        real = balls[labels == label][: len(images)]
-        distances.append(frechet_distance(features(judge, images), features(judge, real)))
+        distances.append(frechet_distance(features(judge, images), real(99)[label]))
     low, high = wilson(right, count)
     timed = out / "time" / name.replace("/", "-") / "metrics.json"
     seconds = f"{1 / json.loads(timed.read_text())['images_per_second']:.1f}" if timed.exists() else "–"
@@ -179,7 +185,7 @@ def row(out: Path, name: str) -> list[str] | None:
         "–" if name == UNGUIDED else f"{scale_of(name, factor):g}",
         f"{right / count:.0%} ({low:.0%}-{high:.0%})",
         f"{agreed / count:.0%}",
-        f"{sum(distances) / len(distances):.1f}",
+        f"{mean(distances):.1f}",
         f"{evaluations['denoiser']:.0f}",
         f"{evaluations['classifier']:.0f}",
         seconds,
