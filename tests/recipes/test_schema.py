@@ -117,6 +117,7 @@ def test_a_change_of_kind_starts_from_that_kinds_defaults():
         ("nrcg", ["loss=rot"], "unknown loss 'rot'; did you mean 'root'"),
         ("nrcg", ["walk.keeps=nose"], "walk.keeps: 'nose' given; allowed: 'noise' or 'sample'"),
         ("absent.yaml", [], "'absent.yaml' cannot be read (No such file or directory)"),
+        ("default", ["objective.marginal=.nan"], "objective.marginal: nan given; allowed: a number"),
     ],
 )
 def test_bad_input_is_one_line_that_says_what_is_allowed(name, changes, message):

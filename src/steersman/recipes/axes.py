@@ -281,6 +281,8 @@ def normal(axis: str, section: object) -> list[dict[str, Any]]:
         except ValidationError as error:
             problem = error.errors()[0]["msg"].removeprefix("Input should be ")
             raise InputError(f"{axis}.{key}: {value!r} given; allowed: {problem}") from error
+        if isinstance(full[key], float) and math.isnan(full[key]):
+            raise InputError(f"{axis}.{key}: {value!r} given; allowed: a number")
     return [full]
 
 
