@@ -9,6 +9,7 @@ Neither changes where the gradient points: both make it grow, against that of th
 Where ``l = 0``, they leave the gradient as it is.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -22,8 +23,8 @@ __all__ = ["Log", "Root"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Root:
-    """``sign(l) sqrt(|l|)``: the norm of a residual, where the log-likelihood l is minus its square.
+class _OfSize(ABC):
+    """``sign(l) F(|l|)``.
 
     Attributes:
         objective: It gives l.
@@ -32,29 +33,27 @@ class Root:
     objective: Objective
 
     def __call__(self, image: Float[Tensor, "B C H W"], target: Int[Tensor, " B"], level: Level) -> Float[Tensor, " B"]:
-        """Returns it."""
+        """Returns it; l itself where that is zero, since F has no slope there."""
         value = self.objective(image, target, level)
-        size, sign = _size(value)
-        return torch.where(value == 0, value, sign * size.sqrt())
+        size = torch.where(value == 0, 1, value.abs())
+        return torch.where(value == 0, value, value.sign() * self._rise(size))
+
+    @abstractmethod
+    def _rise(self, size: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+        """Returns ``F(|l|)``."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Log:
-    """``sign(l) log(|l|)``: a gradient relative to the log-likelihood l, as in the code of TFG for DPS.
+class Root(_OfSize):
+    """``sign(l) sqrt(|l|)``: the norm of a residual, where the log-likelihood l is minus its square."""
 
-    Attributes:
-        objective: It gives l.
-    """
-
-    objective: Objective
-
-    def __call__(self, image: Float[Tensor, "B C H W"], target: Int[Tensor, " B"], level: Level) -> Float[Tensor, " B"]:
-        """Returns it."""
-        value = self.objective(image, target, level)
-        size, sign = _size(value)
-        return torch.where(value == 0, value, sign * size.log())
+    def _rise(self, size: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+        return size.sqrt()
 
 
-def _size(value: Float[Tensor, " B"]) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
-    """Returns ``|l|``, and 1 where it is zero, whose root has no slope; and the sign."""
-    return torch.where(value == 0, 1, value.abs()), value.sign()
+@dataclass(frozen=True, kw_only=True)
+class Log(_OfSize):
+    """``sign(l) log(|l|)``: a gradient relative to the log-likelihood l, as in the code of TFG for DPS."""
+
+    def _rise(self, size: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+        return size.log()
