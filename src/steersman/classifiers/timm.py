@@ -22,7 +22,7 @@ from steersman.checkpoint import read_tensors
 from steersman.classifiers.base import Classifier
 from steersman.classifiers.hub import hub_file
 from steersman.classifiers.preprocess import Interpolation, Preprocess
-from steersman.classifiers.weights import class_names, fetched, misfit, split_options, uncropped
+from steersman.classifiers.weights import class_names, fetched, misfit, read_options, uncropped
 from steersman.errors import InputError, unknown
 
 __all__ = ["load_timm"]
@@ -38,7 +38,7 @@ def load_timm(name: str) -> Classifier:
         InputError: There is no such network or tag, or its weights cannot be fetched or read, or do not fit.
     """
     spec = f"timm:{name}"
-    model, options = split_options(spec, name, ("checkpoint", "names", "crop"))
+    model, options = read_options(spec, name, ("checkpoint", "names", "crop"))
     config = _config(spec, model)
     path = Path(options["checkpoint"]) if "checkpoint" in options else _published(spec, config)
     state = read_tensors(path)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from steersman.checkpoint import read_tensors
 from steersman.classifiers.base import Classifier
 from steersman.classifiers.preprocess import Preprocess
-from steersman.classifiers.weights import class_names, fetched, misfit, split_options, uncropped
+from steersman.classifiers.weights import class_names, fetched, misfit, read_options, uncropped
 from steersman.errors import InputError, unknown
 
 __all__ = ["load_torchvision"]
@@ -38,7 +38,7 @@ def load_torchvision(name: str) -> Classifier:
         InputError: There is no such network or weights, or they cannot be fetched or read, or do not fit.
     """
     spec = f"torchvision:{name}"
-    given, options = split_options(spec, name, ("names", "crop"))
+    given, options = read_options(spec, name, ("names", "crop"))
     chosen, _, file = given.partition(":")
     architecture, published = _published(chosen)
     state = read_tensors(file or fetched(spec, published.url))

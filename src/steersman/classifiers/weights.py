@@ -14,28 +14,24 @@ from urllib.parse import urlparse
 import torch
 
 from steersman.classifiers.preprocess import Preprocess
-from steersman.errors import InputError, one_line, unknown
+from steersman.errors import InputError, one_line
+from steersman.options import split_options
 
-__all__ = ["class_names", "fetched", "misfit", "split_options", "uncropped"]
+__all__ = ["class_names", "fetched", "misfit", "read_options", "uncropped"]
 
 _DIGEST = re.compile(r"-([0-9a-f]{8,64})\.")
 
 
-def split_options(spec: str, text: str, allowed: Iterable[str]) -> tuple[str, dict[str, str]]:
+def read_options(spec: str, text: str, allowed: Iterable[str]) -> tuple[str, dict[str, str]]:
     """Returns a name and its options, from ``NAME?KEY=VALUE&KEY=VALUE``.
 
     Raises:
         InputError: An option is unknown, or has no value.
     """
-    name, _, given = text.partition("?")
-    options = {}
-    for each in filter(None, given.split("&")):
-        key, _, value = each.partition("=")
-        if key not in allowed:
-            raise unknown("option", key, allowed)
+    name, options = split_options(text, allowed)
+    for key, value in options.items():
         if not value:
             raise InputError(f"classifier: {spec!r} gives {key} no value; allowed: {key}=VALUE")
-        options[key] = value
     return name, options
 
 

@@ -25,6 +25,7 @@ from steersman.checkpoint import read_tensors
 from steersman.denoisers.adm_layout import Attention, Layout, fill, in_diffusers_terms, read_layout
 from steersman.denoisers.diffusers import DiffusersDenoiser
 from steersman.errors import InputError, unknown
+from steersman.options import split_options
 from steersman.schedule import VP
 
 __all__ = ["CLASSIFIERS", "DENOISERS", "Checkpoint", "about", "load_adm", "read_checkpoint"]
@@ -40,6 +41,7 @@ ATTENDED = (32, 16, 8)
 SCHEDULES = {"linear": VP.linear, "cosine": VP.cosine}
 ORDERS = ("legacy", "new")
 NUMBERS = ("heads", "head_channels", "size", "blocks")
+SETTINGS = (*NUMBERS, "attention", "schedule")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,16 +149,13 @@ def read_checkpoint(source: str, name: str, released: Mapping[str, Known]) -> Ch
         InputError: The file is missing or cannot be read, something has to be given, or what is released by that name
             is another network.
     """
-    file, asked, said = name.partition("?")
+    file, settings = split_options(name, SETTINGS, f"setting of {source}")
     path = Path(file)
     if not path.is_file():
         fetch = f"fetch {SOURCE}/{path.name} and put it there" if path.name in released else f"known at {SOURCE}/: "
         listed = "" if path.name in released else ", ".join(released)
         raise InputError(f"{source}: there is no file {file!r}; {fetch}{listed}")
-    if path.name in released and not asked:
-        known = released[path.name]
-    else:
-        known = _given(source, file, said)
+    known = released[path.name] if path.name in released and not settings else _given(source, file, settings)
     tensors = read_tensors(path)
     with about(source, path):
         layout = read_layout(tensors, known.blocks)
@@ -178,16 +177,10 @@ def about(source: str, path: Path) -> Iterator[None]:
         raise InputError(f"{source}: {str(path)!r} cannot be used; {error}") from error
 
 
-def _given(source: str, file: str, said: str) -> Known:
-    settings: dict[str, str] = {}
-    allowed = (*NUMBERS, "attention", "schedule")
-    for pair in filter(None, said.split("&")):
-        key, _, value = pair.partition("=")
-        settings[key] = value
-        if key not in allowed:
-            raise unknown(f"setting of {source}", key, allowed)
-        if key in NUMBERS and not (value.isdecimal() and int(value) > 0):
-            raise InputError(f"{source}: {key}={value} given; allowed: 1 and more")
+def _given(source: str, file: str, settings: Mapping[str, str]) -> Known:
+    for key in settings.keys() & set(NUMBERS):
+        if not (settings[key].isdecimal() and int(settings[key]) > 0):
+            raise InputError(f"{source}: {key}={settings[key]} given; allowed: 1 and more")
     if ("heads" in settings) == ("head_channels" in settings) or "attention" not in settings:
         raise InputError(
             f"{source}: {file!r} is not a released file, whose heads are known; tell them: "

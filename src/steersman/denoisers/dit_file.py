@@ -24,7 +24,8 @@ from steersman.checkpoint import read_tensors
 from steersman.denoisers.adm_layout import fill
 from steersman.denoisers.diffusers import DiffusersDenoiser
 from steersman.denoisers.dit_network import DiT
-from steersman.errors import InputError, one_line, unknown
+from steersman.errors import InputError, one_line
+from steersman.options import split_options
 from steersman.schedule import VP
 
 __all__ = ["load_dit"]
@@ -62,11 +63,7 @@ def load_dit(name: str) -> DiffusersDenoiser:
         InputError: The file or the VAE is missing or cannot be read, an option is missing or unknown, or the tensors
             are those of another network.
     """
-    file, _, said = name.partition("?")
-    options = {key: value for key, _, value in (pair.partition("=") for pair in said.split("&") if pair)}
-    for key in options:
-        if key not in ("vae", "heads"):
-            raise unknown("option of dit", key, ("vae", "heads"))
+    file, options = split_options(name, ("vae", "heads"), "option of dit")
     path = Path(file)
     if not path.is_file():
         raise InputError(
