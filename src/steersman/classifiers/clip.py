@@ -12,7 +12,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from steersman.classifiers.hub import load_pretrained, quiet
+from steersman.classifiers.hub import check_whole, load_pretrained, quiet
 from steersman.classifiers.processor import read_processor
 from steersman.classifiers.text import TextClassifier
 from steersman.errors import InputError
@@ -50,8 +50,7 @@ def _read(transformers: Any, spec: str, name: str, **where: bool) -> tuple[Any, 
         raise InputError(f"classifier: {spec!r} is of the type {kind}; allowed: clip")
     processor = transformers.CLIPProcessor.from_pretrained(name, **where)
     model, info = transformers.CLIPModel.from_pretrained(name, use_safetensors=True, output_loading_info=True, **where)
-    if info["missing_keys"]:
-        raise InputError(f"classifier: {spec!r} lacks the weights {', '.join(sorted(info['missing_keys'])[:3])}, …")
+    check_whole(spec, info)
     return model.float().eval().requires_grad_(False), processor
 
 

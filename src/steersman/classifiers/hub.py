@@ -5,14 +5,14 @@ that says what to fetch and where to put it, after one question of ten seconds a
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from steersman.errors import InputError, one_line
 
-__all__ = ["hub_file", "load_pretrained", "quiet"]
+__all__ = ["check_whole", "hub_file", "load_pretrained", "quiet"]
 
 Loaded = TypeVar("Loaded")
 
@@ -53,6 +53,20 @@ def load_pretrained(spec: str, name: str, read: Callable[..., Loaded]) -> Loaded
             f"{source}:FOLDER, filled where there is a network by: hf download {name} --local-dir FOLDER",
         )
     return tried(local_files_only=False)
+
+
+def check_whole(spec: str, info: Mapping[str, Any]) -> None:
+    """Refuses a model that was not loaded with all its weights; transformers would draw the others.
+
+    Args:
+        spec: What the user gave, for the messages.
+        info: What transformers says of the loading.
+
+    Raises:
+        InputError: Some are missing.
+    """
+    if info["missing_keys"]:
+        raise InputError(f"classifier: {spec!r} lacks the weights {', '.join(sorted(info['missing_keys'])[:3])}, …")
 
 
 def hub_file(spec: str, repository: str, file: str) -> Path:

@@ -14,9 +14,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from steersman.classifiers.base import Classifier
-from steersman.classifiers.hub import load_pretrained, quiet
+from steersman.classifiers.hub import check_whole, load_pretrained, quiet
 from steersman.classifiers.processor import read_processor
-from steersman.classifiers.weights import class_names, split_options, uncropped
+from steersman.classifiers.weights import class_names, read_options, uncropped
 from steersman.errors import InputError
 
 __all__ = ["load_transformers"]
@@ -33,7 +33,7 @@ def load_transformers(name: str) -> Classifier:
         InputError: transformers is not installed, or no classifier can be read there.
     """
     spec = f"hf:{name}"
-    place, options = split_options(spec, name, ("names", "crop"))
+    place, options = read_options(spec, name, ("names", "crop"))
     with quiet("hf") as transformers:
         model, processor = load_pretrained(
             spec, place, lambda *args, **where: _read(transformers, spec, *args, **where)
@@ -58,8 +58,7 @@ def _read(transformers: Any, spec: str, name: str, **where: bool) -> tuple[Any, 
     model, info = transformers.AutoModelForImageClassification.from_pretrained(
         name, config=config, trust_remote_code=False, use_safetensors=True, output_loading_info=True, **where
     )
-    if info["missing_keys"]:
-        raise InputError(f"classifier: {spec!r} lacks the weights {', '.join(sorted(info['missing_keys'])[:3])}, …")
+    check_whole(spec, info)
     return model.float(), processor
 
 
