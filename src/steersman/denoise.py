@@ -12,7 +12,8 @@ From ``x_t = alpha x_0 + sigma eps``, a network that predicts one of these predi
 the image is, so that it tells nothing of ``x0``; the other three do.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import torch
@@ -28,6 +29,7 @@ __all__ = [
     "Denoiser",
     "Parameterization",
     "Prediction",
+    "check_condition",
     "classifier_free",
     "eps_from_x0",
     "look_ahead",
@@ -106,6 +108,41 @@ class Conditioned:
     def take(self, rows: Int[Tensor, " N"]) -> None:
         """Goes on with the conditions of those rows of the batch."""
         self.condition = {key: take(value, rows) for key, value in self.condition.items()}
+
+
+def check_condition(
+    label: object,
+    cfg_scale: float,
+    others: Mapping[str, object] = MappingProxyType({}),
+    *,
+    classes: Sequence[str],
+    unconditional: bool,
+    known: Sequence[str] = ("label", "cfg_scale"),
+) -> None:
+    """Refuses a condition that a model of labels cannot follow.
+
+    Args:
+        label: A label each, or None.
+        cfg_scale: The classifier-free scale ``w``.
+        others: What else was given.
+        classes: The names of the model's labels; empty for one without.
+        unconditional: Whether it has learned images without a label too.
+        known: The conditions that it takes.
+
+    Raises:
+        InputError: Another condition, a label for a model without labels, none for one that must have it, or a
+            ``cfg_scale`` without a label or for a model that is not both conditional and unconditional.
+    """
+    if others:
+        raise unknown("condition", next(iter(others)), known)
+    if label is None and cfg_scale != 1:
+        raise InputError(f"cfg_scale: {cfg_scale} given without a label; allowed: 1, or a label too")
+    if not classes and label is not None:
+        raise InputError("label: given, but the denoiser was trained without labels; allowed: none")
+    if classes and label is None and not unconditional:
+        raise InputError(f"label: none given; the denoiser has no unconditional model; allowed: {', '.join(classes)}")
+    if cfg_scale != 1 and not unconditional:
+        raise InputError(f"cfg_scale: {cfg_scale} given, but the denoiser has no unconditional model; allowed: 1")
 
 
 def classifier_free(

@@ -16,12 +16,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from steersman.blocks import in_blocks
-from steersman.denoise import Parameterization, Prediction, classifier_free, to_x0
+from steersman.denoise import Parameterization, Prediction, check_condition, classifier_free, to_x0
 from steersman.denoisers import latent
 from steersman.denoisers.adm_network import ADMUNet
 from steersman.denoisers.dit_network import DiT
 from steersman.denoisers.folder import Folder
-from steersman.errors import InputError, unknown
+from steersman.errors import InputError
 from steersman.schedule import Flow, Level, Schedule, from_diffusers
 
 __all__ = ["DiffusersDenoiser"]
@@ -148,25 +148,11 @@ class DiffusersDenoiser:
                 without a label or for a model that is not both conditional and unconditional, channels that there are
                 not, or another condition.
         """
-        if _others:
-            raise unknown("condition", next(iter(_others)), ("label", "cfg_scale", "cfg_channels"))
-        if label is None and cfg_scale != 1:
-            raise InputError(f"cfg_scale: {cfg_scale} given without a label; allowed: 1, or a label too")
-        if not self.classes:
-            if label is not None:
-                raise InputError("label: given, but the denoiser was trained without labels; allowed: none")
-            return self._predict(x_t, level, None)
+        known, unconditional = ("label", "cfg_scale", "cfg_channels"), self.null is not None
+        check_condition(label, cfg_scale, _others, classes=self.classes, unconditional=unconditional, known=known)
         null = None if self.null is None else torch.full((len(x_t),), self.null, device=x_t.device)
-        if label is None:
-            if null is None:
-                raise InputError(
-                    f"label: none given; the denoiser has no unconditional model; allowed: {', '.join(self.classes)}"
-                )
-            return self._predict(x_t, level, null)
-        if cfg_scale == 1:
-            return self._predict(x_t, level, label)
-        if null is None:
-            raise InputError(f"cfg_scale: {cfg_scale} given, but the denoiser has no unconditional model; allowed: 1")
+        if label is None or null is None or cfg_scale == 1:
+            return self._predict(x_t, level, null if label is None else label)
         double = Level(*(value.repeat(2) if value.ndim else value for value in level))
         both = self._predict(torch.cat([x_t, x_t]), double, torch.cat([label, null]))
         x0_hat, unconditional = both.x0_hat.chunk(2)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from steersman.blocks import in_blocks
-from steersman.denoise import Prediction, classifier_free
+from steersman.denoise import Prediction, check_condition, classifier_free
 from steersman.errors import InputError
 from steersman.schedule import EDM, Level, Schedule, broadcast
 
@@ -74,7 +74,7 @@ class EDMDenoiser:
         *,
         label: Int[Tensor, " B"] | None = None,
         cfg_scale: float = 1.0,
-        **_: Any,  # noqa: ANN401
+        **_others: Any,  # noqa: ANN401
     ) -> Prediction:
         """Returns the prediction; without a label, the unconditional one.
 
@@ -85,25 +85,17 @@ class EDMDenoiser:
             cfg_scale: The classifier-free scale ``w``; at 1 only the conditional model is asked.
 
         Raises:
-            InputError: A label for a model without labels, none for one that knows no images without, or a
-                ``cfg_scale`` for a model that is not both conditional and unconditional.
+            InputError: A condition that the model cannot follow (`steersman.denoise.check_condition`).
         """
+        check_condition(label, cfg_scale, _others, classes=self.classes, unconditional=self.unconditional)
         if not self.classes:
-            if label is not None:
-                raise InputError("label: given, but the denoiser was trained without labels; allowed: none")
             return Prediction(self._x0_hat(x_t, level, None))
         none = torch.zeros(len(x_t), len(self.classes), device=x_t.device, dtype=x_t.dtype)
         if label is None:
-            if not self.unconditional:
-                raise InputError(
-                    f"label: none given; the denoiser has no unconditional model; allowed: {', '.join(self.classes)}"
-                )
             return Prediction(self._x0_hat(x_t, level, none))
         conditional = Prediction(self._x0_hat(x_t, level, one_hot(label, len(self.classes)).to(none)))
         if cfg_scale == 1:
             return conditional
-        if not self.unconditional:
-            raise InputError(f"cfg_scale: {cfg_scale} given, but the denoiser has no unconditional model; allowed: 1")
         return classifier_free(conditional, self._x0_hat(x_t, level, none), cfg_scale)
 
     def _x0_hat(
