@@ -99,6 +99,11 @@ class VP:
 
     alpha_bar: Float64[Tensor, " T"]
 
+    @property
+    def betas(self) -> Float64[Tensor, " T"]:
+        """``beta_t = 1 - alpha_bar_t / alpha_bar_{t-1}``."""
+        return 1 - self.alpha_bar / torch.cat([self.alpha_bar.new_ones(1), self.alpha_bar[:-1]])
+
     def start(self, level: Level) -> float:
         """Returns 1, the deviation at any level of data of unit variance."""
         return 1.0

@@ -93,8 +93,7 @@ def _scheduler(denoiser: DiffusersDenoiser) -> DDPMScheduler | FlowMatchEulerDis
     if torch.equal(schedule.alpha_bar, VP.cosine(count).alpha_bar):
         betas["beta_schedule"] = "squaredcos_cap_v2"
     elif not torch.equal(schedule.alpha_bar, VP.linear(count).alpha_bar):
-        before = torch.cat([torch.ones(1, dtype=torch.float64), schedule.alpha_bar[:-1]])
-        betas["trained_betas"] = (1 - schedule.alpha_bar / before).tolist()
+        betas["trained_betas"] = schedule.betas.tolist()
     return DDPMScheduler(
         num_train_timesteps=count,
         prediction_type=meant,

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
-import torch
 from jaxtyping import Float
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
@@ -121,9 +120,8 @@ class NamedScheduler(Sampler):
 def _of(schedule: Schedule, family: Family) -> dict[str, Any]:
     """Returns what a scheduler of a family is told of the denoiser's schedule."""
     match schedule:
-        case VP(alpha_bar=bars):
-            betas = 1 - bars / torch.cat([bars.new_ones(1), bars[:-1]])
-            return {"num_train_timesteps": len(bars), "trained_betas": betas.tolist()}
+        case VP():
+            return {"num_train_timesteps": len(schedule.alpha_bar), "trained_betas": schedule.betas.tolist()}
         case EDM(low=low, high=high):
             return {"sigma_min": low, "sigma_max": high}
         case Flow(shift=shift, count=count) if family == "flow":
