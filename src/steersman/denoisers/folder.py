@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from diffusers.models.modeling_utils import ModelMixin
 from safetensors import SafetensorError
 
-from steersman.errors import InputError, unknown
+from steersman.errors import InputError, one_line, unknown
 
 __all__ = ["Folder"]
 
@@ -73,5 +73,4 @@ class Folder:
             raise self._unreadable(error) from error
 
     def _unreadable(self, error: Exception) -> InputError:
-        reason = str(error).strip().splitlines()[0]
-        return InputError(f"denoiser: {str(self.path)!r} cannot be read ({reason})")
+        return InputError(f"denoiser: {str(self.path)!r} cannot be read ({one_line(error)})")
