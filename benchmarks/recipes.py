@@ -202,10 +202,12 @@ def main() -> None:
     given = parser.parse_args()
     names = given.recipes or [UNGUIDED, *METHODS]
     if given.write:
-        rows = [found for name in names if (found := row(given.out, name))]
+        found = {name: row(given.out, name) for name in names}
+        rows, missing = [each for each in found.values() if each], [name for name, each in found.items() if not each]
         heads = ["recipe", "changed", "scale", "judge", "second judge", "distance", "denoiser", "guide", "s an image"]
         lines = [" | ".join(each) for each in (heads, ["---"] * len(heads), *rows)]
-        given.write.write_text(PAGE.format(real=f"{floor():.1f}") + "".join(f"| {line} |\n" for line in lines))
+        text = PAGE.format(real=f"{floor():.1f}") + "".join(f"| {line} |\n" for line in lines)
+        given.write.write_text(text + (f"\nNot drawn yet: {', '.join(missing)}.\n" if missing else ""))
         return
     for name in names:
         short = name.replace("/", "-")
