@@ -8,14 +8,16 @@ import torch
 from diffusers import DDPMScheduler
 from PIL import Image
 
+from steersman.advice import advice
 from steersman.errors import InputError
-from steersman.generate import Session, _warnings, _Watch
+from steersman.generate import Session
 from steersman.guidance import Push, Step
 from steersman.recipes import load_recipe, recipe_names
 from steersman.run import Run, check_device, read_run
 from steersman.sample import Report
 from steersman.schedule import CLEAN
 from steersman.train.denoiser import unet
+from steersman.watch import Watch
 
 GUIDE, JUDGE = "zoo:sportballs-mobilenet", "zoo:sportballs-judge"
 CLASSES = ["baseball", "basketball", "volleyball", "soccer ball"]
@@ -246,7 +248,7 @@ def test_a_device_beyond_the_last_is_refused(monkeypatch):
 
 def test_how_far_images_were_moved_counts_the_last_steps_repeats():
     """The root mean square of the sum of all pushes, (1 + 2) + (3 + 4), one number an image."""
-    watch, seen = _Watch(lambda: seen.append(1)), []
+    watch, seen = Watch(lambda: seen.append(1)), []
     for index, repeat, size in ((0, 0, 1.0), (0, 1, 2.0), (1, 0, 3.0), (1, 1, 4.0)):
         x = torch.full((2, 3, 4, 4), size)
         step = Step(index, 2, repeat, 0, CLEAN, CLEAN, torch.zeros(()), torch.zeros(()))
@@ -260,8 +262,8 @@ def test_how_far_images_were_moved_counts_the_last_steps_repeats():
 def test_a_gradient_is_not_blamed_where_there_was_none():
     """An unguided run, whose guide sees more of its target than the judge does."""
     metrics = {"accuracy": {"guide": 0.9, "judge": 0.6}}
-    assert _warnings(metrics, [], load_recipe("nrcg")) == []
-    assert "fooled by its own gradient" in _warnings(metrics, [1.0], load_recipe("nrcg"))[0]
+    assert advice(metrics, [], load_recipe("nrcg")) == []
+    assert "fooled by its own gradient" in advice(metrics, [1.0], load_recipe("nrcg"))[0]
 
 
 def test_half_precision_does_not_depend_on_the_number_of_images(denoiser, tmp_path):

@@ -7,10 +7,6 @@
 
 On a CPU, several batches are drawn side by side, each by a few threads of its own: faster than to share out every
 operation among all threads. How many depends on the machine alone, since a sum is rounded by how it is shared.
-
-The guide's figures are those of the network that steered; the judge is another one, which never does. Accuracy and
-probability are among the classes that a network knows: for a classifier of texts, the texts of the run, and null where
-there is but one. Similarity is the cosine of text and image, null for other classifiers.
 """
 
 import threading
@@ -20,34 +16,30 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import yaml
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from steersman.classifiers import Classifier, TextClassifier, load_classifier
+from steersman.advice import advice
+from steersman.classifiers import Classifier, load_classifier
 from steersman.denoisers import load_denoiser
 from steersman.errors import InputError, unknown
 from steersman.files import file_name, replacing, write_image, write_json
 from steersman.guidance import Guide
 from steersman.guidance.step import Step, reverse_variance
-from steersman.guidance.view import rms
-from steersman.metrics import correct, target_probability
-from steersman.recipes import Recipe
 from steersman.run import DTYPES, Run, read_run
 from steersman.sample import Callback, Report, levels_of, sample
 from steersman.schedule import CLEAN, Level
+from steersman.verdicts import Tally, Verdict, figures, judged
+from steersman.watch import Meter, Watch
 
 __all__ = ["Session", "Summary", "Target"]
 
 CPU_BLOCK = 4  # images that a network sees at a time on a CPU, where more are no faster
-GRID = 64  # images of a target in the grid, at most
-DISAGREE = 0.25  # a difference in accuracy between guide and judge that is worth a word
-STEADIER = {"route": "through", "view": "ahead"}  # choices that a gradient fools less easily
 SIDE_BY_SIDE = 4  # batches that a CPU draws at once, at most
-UNMOVED = 0.01  # a summed push with a smaller root mean square leaves an image in [-1, 1] as it was
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,35 +74,6 @@ class Summary:
     lost: list[str]
 
 
-class Verdict(NamedTuple):
-    """What a network says of an image, None where it says nothing.
-
-    Attributes:
-        accuracy: 1 where the target is its likeliest class, else 0.
-        probability: The target's.
-        similarity: The cosine of image and target, where that is a text.
-    """
-
-    accuracy: float | None = None
-    probability: float | None = None
-    similarity: float | None = None
-
-
-class _Tally:
-    """What is gathered of one target's images."""
-
-    def __init__(self) -> None:
-        self.verdicts: dict[str, list[Verdict]] = {"guide": [], "judge": []}
-        self.shown: list[Tensor] = []
-
-    def add(self, image: Float[Tensor, "3 H W"], verdicts: Mapping[str, Verdict | None]) -> None:
-        for name, verdict in verdicts.items():
-            if verdict is not None:
-                self.verdicts[name].append(verdict)
-        if len(self.shown) < GRID:
-            self.shown.append(image.cpu())
-
-
 class Session:
     """A run with its networks loaded and its targets resolved; nothing is written before `generate`.
 
@@ -133,7 +96,7 @@ class Session:
         for each in (self.denoiser, *self.classifiers):
             each.block = CPU_BLOCK if run.device == "cpu" else run.at_once
         networks = {"denoiser": [self.denoiser.network], "classifier": [each.network for each in self.classifiers]}
-        self.meters = {name: _Meter(counted) for name, counted in networks.items()}
+        self.meters = {name: Meter(counted) for name, counted in networks.items()}
         self.judge = load_classifier(run.judge, device=run.device) if run.judge else None
         walk = run.recipe.walk()
         walked = (walk[key] for key in ("steps", "spacing", "low", "high"))
@@ -288,9 +251,9 @@ class Session:
         jobs = [(target, seed) for target in self.targets for seed in seeds]
         size = self.run.at_once
         batches = [jobs[first : first + size] for first in range(0, len(jobs), size)]
-        watches = [_Watch(on_step) for _ in batches]
+        watches = [Watch(on_step) for _ in batches]
         followed = [[watch, *(callbacks if watch is watches[0] else ())] for watch in watches]
-        tallies = {target.name: _Tally() for target in self.targets}
+        tallies = {target.name: Tally() for target in self.targets}
         for meter in self.meters.values():
             meter.images = 0
         lost, moved, dropped, began = [], [], 0, time.monotonic()
@@ -308,7 +271,7 @@ class Session:
                 else:
                     lost.append(f"{target.name} {seed}")
         seconds = time.monotonic() - began
-        metrics = _figures(tallies) | {
+        metrics = figures(tallies) | {
             "seconds": round(seconds, 3),
             "images_per_second": round(len(jobs) / seconds, 4),
             "network_evaluations": {name: meter.images / len(jobs) for name, meter in self.meters.items()},
@@ -317,7 +280,7 @@ class Session:
         }
         _write_grid(out / "grid.png", tallies)
         write_json(out / "metrics.json", metrics)
-        return Summary(metrics=metrics, warnings=_warnings(metrics, moved, self.run.recipe), lost=lost)
+        return Summary(metrics=metrics, warnings=advice(metrics, moved, self.run.recipe), lost=lost)
 
     @torch.no_grad()
     def _verdicts(
@@ -325,12 +288,12 @@ class Session:
     ) -> dict[str, Sequence[Verdict | None]]:
         """Returns what guide and judge say of each image; the judge nothing of a class that it does not have."""
         verdicts: dict[str, Sequence[Verdict | None]] = {
-            "guide": _judged(self.guide, images, [target.guide for target in targets]),
+            "guide": judged(self.guide, images, [target.guide for target in targets]),
             "judge": [None] * len(images),
         }
         if self.judge is not None and any(target.judge is not None for target in targets):
             indices = [target.judge for target in targets]
-            said = _judged(self.judge, images, [index or 0 for index in indices])
+            said = judged(self.judge, images, [index or 0 for index in indices])
             verdicts["judge"] = [row if index is not None else None for row, index in zip(said, indices, strict=True)]
         return verdicts
 
@@ -356,105 +319,12 @@ class Session:
         return folders
 
 
-def _figures(tallies: Mapping[str, _Tally]) -> dict[str, Any]:
-    """Returns what guide and judge say, over all targets and for each."""
-
-    def figures(chosen: Sequence[_Tally]) -> dict[str, Any]:
-        said = {name: [row for tally in chosen for row in tally.verdicts[name]] for name in ("guide", "judge")}
-        return {
-            figure: {name: _mean([getattr(row, figure) for row in rows]) for name, rows in said.items()}
-            for figure in Verdict._fields
-        }
-
-    whole = figures(list(tallies.values()))
-    if len(tallies) > 1:
-        whole["targets"] = {name: figures([tally]) for name, tally in tallies.items()}
-    return whole
-
-
-def _warnings(metrics: Mapping[str, Any], moved: Sequence[float], recipe: Recipe) -> list[str]:
-    """Returns what the user should know of the figures, and what to try that the recipe does not do yet."""
-    guide, judge = (metrics["accuracy"][name] for name in ("guide", "judge"))
-    chosen = {axis: recipe.resolved()[axis]["kind"] for axis in STEADIER}
-    warnings = []
-    if moved and sum(moved) / len(moved) < UNMOVED:
-        warnings.append(
-            "The guide hardly moved the images: they are as they would be unguided. Try a larger --scale, or "
-            "--set strength=constant."
-        )
-    if moved and guide is not None and judge is not None and guide - judge > DISAGREE:
-        tries = ["a smaller --scale"]
-        tries += [f"--set {axis}={kind}" for axis, kind in STEADIER.items() if chosen[axis] != kind]
-        warnings.append(
-            "The guide sees its target more often than the judge: it may be fooled by its own gradient. Try "
-            f"{' or '.join(tries)}."
-        )
-    if guide is not None and judge is not None and judge - guide > DISAGREE:
-        warnings.append(
-            "The judge sees the target more often than the guide: look at the pictures before you trust one."
-        )
-    if moved and judge is not None and judge < 0.5 and not warnings:
-        warnings.append(
-            "The judge sees the target in less than half of the images. Try a larger --scale or more --steps."
-        )
-    return warnings
-
-
-def _write_grid(path: Path, tallies: Mapping[str, _Tally]) -> None:
+def _write_grid(path: Path, tallies: Mapping[str, Tally]) -> None:
     from steersman.report import grid
 
     rows = {name: torch.stack(tally.shown) for name, tally in tallies.items() if tally.shown}
     if rows:
         grid(rows, path)
-
-
-class _Watch:
-    """Follows the walk of a batch: gradients that were dropped, and how far each image was pushed in all.
-
-    Both are kept where they are computed, so that an accelerator need not wait at each step.
-    """
-
-    def __init__(self, on_step: Callable[[], None]) -> None:
-        self.on_step = on_step
-        self.dropped, self.pushed = torch.zeros((), dtype=torch.int64), torch.zeros(())
-
-    def __call__(self, report: Report) -> None:
-        for push in report.pushes:
-            if push is not None:
-                self.dropped = self.dropped + (~push.finite).sum()
-                self.pushed = self.pushed + push.value
-        if report.step.repeat == 0:
-            self.on_step()
-
-    def moved(self) -> list[float]:
-        """Returns how far each image was pushed, once: the watch outlives its batch, whose size it need not keep."""
-        pushed, self.pushed = self.pushed, torch.zeros(())
-        return rms(pushed).flatten().tolist() if pushed.ndim else []
-
-
-class _Meter:
-    """Counts the images that networks are asked about by threads inside, with those that fill up a last block."""
-
-    def __init__(self, networks: Sequence[nn.Module]) -> None:
-        self.images, self.inside, self.lock = 0, threading.local(), threading.Lock()
-        for network in networks:
-            network.register_forward_pre_hook(self._add)
-
-    def __enter__(self) -> None:
-        self.inside.now = True
-
-    def __exit__(self, *_: object) -> None:
-        self.inside.now = False
-
-    def _add(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if getattr(self.inside, "now", False):
-            with self.lock:
-                self.images += len(inputs[0])
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    said = [value for value in values if value is not None]
-    return round(sum(said) / len(said), 4) if said else None
 
 
 def _index(classifier: Classifier | None, name: str) -> int | None:
@@ -464,17 +334,3 @@ def _index(classifier: Classifier | None, name: str) -> int | None:
         return classifier.resolve(name)
     except InputError:
         return None
-
-
-def _judged(classifier: Classifier, images: Float[Tensor, "B 3 H W"], targets: Sequence[int]) -> list[Verdict]:
-    logits = classifier(images)
-    target = torch.tensor(targets, device=logits.device)
-    nothing = [None] * len(images)
-    right: Sequence[float | None] = nothing
-    probability: Sequence[float | None] = nothing
-    similarity: Sequence[float | None] = nothing
-    if len(classifier.names) > 1:
-        right, probability = correct(logits, target).double().tolist(), target_probability(logits, target).tolist()
-    if isinstance(classifier, TextClassifier):
-        similarity = (logits.gather(1, target[:, None])[:, 0] / classifier.sharpness).tolist()
-    return [Verdict(*said) for said in zip(right, probability, similarity, strict=True)]
