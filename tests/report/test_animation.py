@@ -6,7 +6,7 @@ import torch
 from PIL import Image, ImageSequence
 
 from steersman.errors import InputError
-from steersman.guidance.guide import Push
+from steersman.guidance.steering import Push
 from steersman.guidance.step import Step
 from steersman.report import Frames, animation, heat
 from steersman.sample.loop import Report

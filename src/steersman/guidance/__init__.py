@@ -1,10 +1,11 @@
 from steersman.guidance.average import Augmented, MonteCarlo
 from steersman.guidance.combine import Sum, Switch, Toward, Translated
-from steersman.guidance.guide import Guide, Push, Route, Steering
+from steersman.guidance.guide import Guide, Route
 from steersman.guidance.injection import DenoisedImage, Estimate, Injection, Mean, NoisePrediction, Sample, Spherical
 from steersman.guidance.loss import Log, Root
 from steersman.guidance.objective import BinaryProbability, ClassProbability, Objective, TargetLogit
 from steersman.guidance.stabilizer import Adam, Chain, Clip, Ema, Identity, Momentum, Normalise, Stabilizer, State
+from steersman.guidance.steering import Push, Steering
 from steersman.guidance.step import Step, posterior_mean, reverse_variance
 from steersman.guidance.strength import (
     Constant,

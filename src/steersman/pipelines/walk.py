@@ -29,8 +29,9 @@ from torch import Tensor, nn
 from steersman.denoise import Parameterization, Prediction, eps_from_x0, output_for, to_x0
 from steersman.errors import InputError
 from steersman.guidance.decoded import after_decoding
-from steersman.guidance.guide import Guide, Steering
+from steersman.guidance.guide import Guide
 from steersman.guidance.injection import Estimate, Moment
+from steersman.guidance.steering import Steering
 from steersman.guidance.step import FixedVariance, Step, posterior_mean, reverse_variance
 from steersman.guidance.view import Ahead
 from steersman.pipelines.levels import Place, kept, name_of, number, place_of, start_of, time_at

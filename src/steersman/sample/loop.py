@@ -26,8 +26,9 @@ from torch import Tensor
 from steersman.denoise import Conditioned, Denoiser, Prediction, eps_from_x0
 from steersman.errors import InputError, unknown
 from steersman.guidance.decoded import after_decoding
-from steersman.guidance.guide import Guide, Push, Steering
+from steersman.guidance.guide import Guide
 from steersman.guidance.injection import Estimate, Kept
+from steersman.guidance.steering import Push, Steering
 from steersman.guidance.step import Step, reverse_variance, transition
 from steersman.rows import take
 from steersman.sample.noise import GivenNoise, Noise, SeededNoise

@@ -1,0 +1,261 @@
+"""Guides at work during one walk.
+
+Each gradient g is stabilised, weighed, and the push ``p = s w_t g`` enters the step. Several ascents take it again and
+again, each at the view moved by the pushes before:
+
+    p = sum_k p_k,  p_k = s w_t g_k,  g_k = d/d view at view + p_1 + .. + p_(k-1)      (Bansal et al. 2023; TFG, 2024)
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from steersman.denoise import Denoiser, Prediction
+from steersman.errors import InputError
+from steersman.guidance.guide import Guide
+from steersman.guidance.injection import Estimate
+from steersman.guidance.stabilizer import State
+from steersman.guidance.step import Step
+from steersman.rows import take
+from steersman.schedule import Level
+
+__all__ = ["Push", "Steering"]
+
+
+class Push(NamedTuple):
+    """What one guide made of one step.
+
+    Attributes:
+        value: ``p = s w_t g``, zero where the gradient was not finite.
+        gradient: The gradient as it came from the classifier; of several ascents, the first one's.
+        log_likelihood: The objective's value; of several ascents, before the first.
+        finite: Whether the image's gradients were finite.
+    """
+
+    value: Float[Tensor, "B C H W"]
+    gradient: Float[Tensor, "B C H W"]
+    log_likelihood: Float[Tensor, " B"]
+    finite: Bool[Tensor, " B"]
+
+
+class Steering:
+    """Guides at work in one walk of a batch: their stabilizers' states, and what they push.
+
+    Args:
+        guides: The guides.
+        target: A class each.
+        denoiser: The denoiser, which needs no more conditions.
+
+    Attributes:
+        rests: Whether none of them pushes for now.
+    """
+
+    def __init__(self, guides: Sequence[Guide], target: Int[Tensor, " B"] | None, denoiser: Denoiser) -> None:
+        self.guides, self.target, self.denoiser = tuple(guides), target, denoiser
+        self.rests = False
+        self.states: list[State] | None = None
+        self.found: list[State] = []
+        self.taken: list[Push | None] = [None] * len(self.guides)
+
+    @property
+    def pushes(self) -> tuple[Push | None, ...]:
+        """What each guide made of the step, None where it was not active."""
+        return tuple(self.taken)
+
+    def take(self, rows: Int[Tensor, " N"]) -> None:
+        """Goes on with those rows of the batch."""
+        self.states, self.found, self.taken = (take(held, rows) for held in (self.states, self.found, self.taken))
+        self.target = take(self.target, rows)
+
+    def undo(self) -> None:
+        """Takes the stabilizers' states back to where the step found them."""
+        self.states = list(self.found)
+
+    def log_likelihood(
+        self,
+        x_t: Float[Tensor, "B C H W"],
+        prediction: Prediction,
+        level: Level,
+        pushes: Sequence[Push | None] = (),
+    ) -> Float[Tensor, " B"]:
+        """Returns the sum over the guides.
+
+        Args:
+            x_t: Noisy images.
+            prediction: What the denoiser made of them.
+            level: Their level.
+            pushes: What the guides made of this level already; those at this very sample tell their likelihood.
+        """
+        assert self.target is not None, "the loop refuses particles without guides, and guides without targets"
+        return torch.stack(
+            [
+                guide.log_likelihood(x_t, prediction, level, self.target, self.denoiser)
+                if push is None or guide.injection.moment == "sample"
+                else push.log_likelihood
+                for guide, push in zip_longest(self.guides, pushes)
+            ]
+        ).sum(0)
+
+    def _asked(self, step: Step, *, before: bool) -> list[int]:
+        """Returns which guides act now: before the step's evaluations of the denoiser, or at one of them."""
+        moments = ("sample",) if before else ("estimate",) if step.stage else ("estimate", "mean", "deviation")
+        return [
+            place
+            for place, guide in enumerate(self.guides)
+            if guide.injection.moment in moments and guide.active(step) and not self.rests
+        ]
+
+    def needs_denoiser(self, step: Step) -> bool:
+        """Whether the denoiser must be asked before the step, for pushes that enter there."""
+        return any(self.guides[place].needs_denoiser for place in self._asked(step, before=True))
+
+    def differentiates_denoiser(self, step: Step, *, before: bool = False) -> bool:
+        """Whether the denoiser must be asked with gradients at this step, or before it."""
+        return any(self.guides[place].differentiates_denoiser for place in self._asked(step, before=before))
+
+    @property
+    def differentiates_sample(self) -> bool:
+        """Whether a guide takes its gradient with respect to the noisy sample."""
+        return any(guide.route == "through" for guide in self.guides)
+
+    def sample(
+        self, x_t: Float[Tensor, "B C H W"], prediction: Prediction | None, step: Step
+    ) -> Float[Tensor, "B C H W"]:
+        """Returns the sample to step from, with the pushes that enter before the denoiser is asked."""
+        moved = x_t.detach()
+        for place, last in self._turns(x_t, step, before=True):
+            push = self._push(place, x_t, prediction, step, retain_graph=not last)
+            moved = self.guides[place].injection.sample(moved, push.value)
+        return moved
+
+    def estimate(
+        self, x_t: Float[Tensor, "B C H W"], prediction: Prediction, estimate: Estimate, step: Step
+    ) -> Estimate:
+        """Takes each active guide's push at a level, and returns the estimate with those that enter there.
+
+        The stabilizers' states move on in the first stage of a step; its second sees them as the step found them.
+        """
+        found = estimate.x0
+        for place, last in self._turns(x_t, step, before=False):
+            guide = self.guides[place]
+            moved = estimate.x0 - found if guide.sees_guided else None
+            push = self._push(place, x_t, prediction, step, moved=moved, retain_graph=not last)
+            estimate = guide.injection.estimate(estimate, push.value, step.level)
+        return estimate
+
+    def mean(self, mean: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """Returns the step's mean with the pushes that enter there."""
+        for guide, push in zip(self.guides, self.taken, strict=True):
+            if push is not None:
+                mean = guide.injection.mean(mean, push.value)
+        return mean
+
+    def check(self, *, noisy: bool | None) -> None:
+        """Refuses guides that a sampler cannot follow.
+
+        Args:
+            noisy: Whether its steps end with noise, or None if that is not known.
+
+        Raises:
+            InputError: A push would turn that noise, but there is none.
+        """
+        if noisy is False and any(guide.injection.moment == "deviation" for guide in self.guides):
+            raise InputError(
+                "injection: spherical turns the noise that a step ends with, but this sampler's steps end without; "
+                "allowed: a sampler with noise, such as ddpm, or ddim with eta above 0"
+            )
+
+    def deviation(
+        self, deviation: Float[Tensor, "B C H W"] | None, variance: Float[Tensor, "..."] | None, step: Step
+    ) -> Float[Tensor, "B C H W"] | None:
+        """Returns the step's own noise with the pushes that enter there; None into a clean image.
+
+        Raises:
+            InputError: A push enters there, but the sampler draws no noise after its mean.
+        """
+        if deviation is None or variance is None:
+            self.check(noisy=not step.next.sigma > 0)
+            return deviation
+        for guide, push in zip(self.guides, self.taken, strict=True):
+            if push is not None:
+                deviation = guide.injection.deviation(deviation, push.value, variance)
+        return deviation
+
+    def _turns(self, x_t: Float[Tensor, "B C H W"], step: Step, *, before: bool) -> Iterator[tuple[int, bool]]:
+        """Yields the guides' places that act now, and of each whether none after it differentiates the denoiser."""
+        if self.states is None:
+            self.states = [guide.stabilizer.init(x_t) for guide in self.guides]
+        if step.stage == 0:
+            self.found = list(self.states)
+            for place, guide in enumerate(self.guides):
+                if (guide.injection.moment == "sample") == before:
+                    self.taken[place] = None
+        asked = self._asked(step, before=before)
+        through = sum(self.guides[place].differentiates_denoiser for place in asked)
+        for place in asked:
+            through -= self.guides[place].differentiates_denoiser
+            yield place, through == 0
+
+    def _push(
+        self,
+        place: int,
+        x_t: Float[Tensor, "B C H W"],
+        prediction: Prediction | None,
+        step: Step,
+        *,
+        moved: Float[Tensor, "B C H W"] | None = None,
+        retain_graph: bool,
+    ) -> Push:
+        """Takes a guide's push, and keeps it and the stabilizer's state, but for the second stage of a step."""
+        guide, state = self.guides[place], self.found[place]
+        first, state = self._ascend(guide, x_t, prediction, step, state, moved, retain_graph=retain_graph)
+        value, finite = first.value, first.finite
+        for _ in range(guide.ascents - 1):
+            at = value if moved is None else moved + value
+            more, state = self._ascend(guide, x_t, prediction, step, state, at, retain_graph=retain_graph)
+            value, finite = value + more.value, finite & more.finite
+        push = first._replace(value=value, finite=finite)
+        if step.stage == 0:
+            assert self.states is not None, "the guides' turns began with them"
+            self.states[place], self.taken[place] = state, push
+        return push
+
+    def _ascend(
+        self,
+        guide: Guide,
+        x_t: Float[Tensor, "B C H W"],
+        prediction: Prediction | None,
+        step: Step,
+        state: State,
+        moved: Float[Tensor, "B C H W"] | None,
+        *,
+        retain_graph: bool,
+    ) -> tuple[Push, State]:
+        """Returns the push of one gradient, taken where the view has been moved to, and the stabilizer's next state."""
+        assert self.target is not None, "the loop refuses guides without targets"
+        g, log_likelihood = guide.gradient(
+            x_t, prediction, step, self.target, self.denoiser, moved=moved, retain_graph=retain_graph
+        )
+        finite = g.isfinite().flatten(1).all(1)
+        safe = torch.where(_lead(finite, g), g, 0)
+        with torch.no_grad():
+            stable, after = guide.stabilizer.update(safe, state)
+            weight = guide.strength(step, x_t, prediction, stable)
+            value = torch.where(_lead(finite, g), guide.scale * weight * stable, 0)
+        return Push(value.to(g.dtype), g, log_likelihood, finite), _keep(finite, after, state)
+
+
+def _lead(mask: Bool[Tensor, " B"], like: Tensor) -> Bool[Tensor, "B ..."]:
+    return mask.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def _keep(finite: Bool[Tensor, " B"], new: State, old: State) -> State:
+    """Returns the new state, and the old one for images whose gradient was dropped."""
+    return tuple(
+        _keep(finite, n, o) if isinstance(n, tuple) else torch.where(_lead(finite, n), n, o)
+        for n, o in zip(new, old, strict=True)
+    )
