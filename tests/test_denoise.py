@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
-from steersman.denoise import eps_from_x0, output_for, to_x0
+from steersman.denoise import check_condition, eps_from_x0, output_for, to_x0
 from steersman.errors import InputError
 from steersman.schedule import VP, Level
 
@@ -148,3 +148,19 @@ def test_refuses_a_parameterization(pair, unchecked):
     for call in (to_x0, output_for):
         with pytest.raises(InputError, match="unknown parameterization 'eps'; did you mean .*'epsilon'"):
             call("eps", x0, eps, LEVELS["VP, half"])
+
+
+@pytest.mark.parametrize(
+    ("told", "kind", "message"),
+    [
+        ({"lable": 1}, {}, "unknown condition 'lable'; did you mean 'label'"),
+        ({"cfg_scale": 2.0}, {}, "cfg_scale: 2.0 given without a label"),
+        ({"label": 0}, {"classes": ()}, "trained without labels; allowed: none"),
+        ({}, {"unconditional": False}, "no unconditional model; allowed: cat, dog"),
+        ({"label": 0, "cfg_scale": 2.0}, {"unconditional": False}, "no unconditional model; allowed: 1"),
+    ],
+)
+def test_a_condition_that_cannot_be_followed_is_refused(told, kind, message):
+    label, cfg_scale = told.pop("label", None), told.pop("cfg_scale", 1.0)
+    with pytest.raises(InputError, match=message):
+        check_condition(label, cfg_scale, told, **{"classes": ("cat", "dog"), "unconditional": True} | kind)

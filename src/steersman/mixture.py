@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from steersman.denoise import Prediction, classifier_free
+from steersman.denoise import Prediction, check_condition, classifier_free
 from steersman.errors import InputError
 from steersman.schedule import VP, Level, Schedule, broadcast
 
@@ -98,9 +98,14 @@ class Mixture:
         *,
         label: Int[Tensor, " B"] | None = None,
         cfg_scale: float = 1.0,
-        **_: Any,  # noqa: ANN401
+        **_others: Any,  # noqa: ANN401
     ) -> Prediction:
-        """Returns the exact ``x0_hat``; with a label, that of the class alone, or led away from the whole's by it."""
+        """Returns the exact ``x0_hat``; with a label, that of the class alone, or led away from the whole's by it.
+
+        Raises:
+            InputError: A condition that it cannot follow (`steersman.denoise.check_condition`).
+        """
+        check_condition(label, cfg_scale, _others, classes=self.classes, unconditional=True)
         pull, log_joint = self._pulls(x_t, level)
         alpha = broadcast(level.alpha, x_t).reshape(-1, 1, 1)
         x0 = self.means.to(x_t) + alpha * torch.einsum("kde,bke->bkd", self.covariances.to(x_t), pull)
