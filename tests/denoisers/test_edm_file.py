@@ -10,11 +10,14 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from diffusers import ConsistencyModelPipeline, EDMDPMSolverMultistepScheduler, EDMEulerScheduler, UNet2DModel
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from steersman.denoisers import EDMDenoiser, load_denoiser
+from steersman.denoisers.save import save_folder
 from steersman.errors import InputError
+from steersman.sample import DDIM, sample
 from steersman.schedule import EDM
 
 
@@ -218,6 +221,8 @@ def tiny(tmp_path):
         (0, {"width": 32, "mult": [1, 2], "blocks": 2, "attended": [8, 4]}),
         (3, {"width": 48, "mult": [2, 4], "blocks": 1, "attended": [8, 4], "wider": 2, "dropout": 0.1, "data": 0.3}),
         (2, {**TINY, "augment": 9, "low": 0.01, "high": 50.0}),
+        (4, {"width": 128, "mult": [1, 1], "blocks": 1, "attended": [4]}),
+        (0, {"width": 32, "mult": [5], "blocks": 1, "attended": [8]}),
     ],
 )
 def test_the_network_within_its_preconditioner(labels, settings, tmp_path):
@@ -240,6 +245,79 @@ def test_the_network_within_its_preconditioner(labels, settings, tmp_path):
             if denoiser.unconditional:
                 found = denoiser(x_t, level).x0_hat
                 assert (found - network(x_t, sigma, torch.zeros(2, labels))).abs().max() < 1e-5 * wanted.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("settings", "unsaid"),
+    [
+        ({"width": 128, "mult": [1, 1], "blocks": 1, "attended": [4], "low": 0.01, "high": 50.0}, ()),
+        ({"width": 128, "mult": [1], "blocks": 1, "attended": [], "dropout": 0.1, "data": 0.3}, ()),
+        ({"width": 160, "mult": [1], "blocks": 1, "attended": [8]}, ("head_channels=64",)),
+        ({"width": 64, "mult": [2], "blocks": 1, "attended": []}, ("time_channels=64",)),
+        ({"width": 64, "mult": [1, 2], "blocks": 1, "attended": [4]}, ("group_channels=4",)),
+        ({"width": 48, "mult": [2], "attended": [8], "blocks": 1}, ("head_channels=64", "group_channels=4", "t")),
+    ],
+)
+def test_its_folder_is_the_same_model(settings, unsaid, tmp_path):
+    torch.manual_seed(0)
+    network = EDMPrecond(8, 3, 2, **settings).requires_grad_(False)
+    denoiser = load_denoiser(saved(network, tmp_path / "a.pkl"))
+    denoiser.classes = ("a cat", "a dog")
+    said = save_folder(denoiser, tmp_path / "out")
+    assert len(said) == len(unsaid) and all(map(str.startswith, said, unsaid))
+    again = load_denoiser(str(tmp_path / "out"))
+    assert isinstance(again, EDMDenoiser)
+    same = ("shape", "classes", "unconditional", "sigma_data", "schedule")
+    assert [getattr(again, each) for each in same] == [getattr(denoiser, each) for each in same]
+    x_t, level, label = 3 * torch.randn(2, 3, 8, 8), EDM().at_sigma(3.0), torch.tensor([1, 0])
+    expected = denoiser(x_t, level, label=label).x0_hat
+    assert torch.equal(again(x_t, level, label=label).x0_hat, expected)
+    assert denoiser.unconditional is ("dropout" in settings)
+    if denoiser.unconditional:
+        assert torch.equal(again(x_t, level).x0_hat, denoiser(x_t, level).x0_hat)
+    assert save_folder(again, tmp_path / "once more") == said
+    if not unsaid:
+        unet = UNet2DModel.from_pretrained(tmp_path / "out" / "unet")
+        scheduler = EDMEulerScheduler.from_pretrained(tmp_path / "out" / "scheduler")
+        sigma = torch.tensor(3.0)
+        for labels, one_hot in ((label, F.one_hot(label, 2).float()), (torch.tensor([2, 2]), torch.zeros(2, 2))):
+            shown, time = scheduler.precondition_inputs(x_t, sigma), scheduler.precondition_noise(sigma)
+            with torch.no_grad():
+                output = unet(shown, time, class_labels=labels).sample
+            found, wanted = scheduler.precondition_outputs(x_t, output, sigma), network(x_t, 3.0, one_hot)
+            assert (found - wanted).abs().max() < 1e-5 * wanted.abs().max()
+
+
+def test_diffusers_pipeline_samples_its_folder(tmp_path):
+    torch.manual_seed(0)
+    network = EDMPrecond(8, 3, 2, **{**TINY, "width": 128}).requires_grad_(False)
+    denoiser = load_denoiser(saved(network, tmp_path / "a.pkl"))
+    save_folder(denoiser, tmp_path / "out")
+    pipeline = ConsistencyModelPipeline.from_pretrained(tmp_path / "out")
+    pipeline.set_progress_bar_config(disable=True)
+    z = torch.randn(2, 3, 8, 8)
+    found = pipeline(2, class_labels=[1, 0], num_inference_steps=4, latents=z, output_type="pt").images
+    begin = math.hypot(80, 1) / 80  # diffusers starts from data of unit variance, EDM from none
+    walk = {"steps": 4, "spacing": "karras", "clip": False, "condition": {"label": torch.tensor([1, 0])}}
+    wanted = sample(denoiser, DDIM(), seeds=[0, 1], noise=[begin * z], **walk)
+    assert (found - (wanted / 2 + 0.5).clamp(0, 1)).abs().max() < 1e-5 and found.std() > 0.05
+
+
+def test_folders_of_edms_schedulers(tmp_path):
+    """Those of others: without a card a label more is a class, and what is trained otherwise is refused."""
+    torch.manual_seed(0)
+    network = EDMPrecond(8, 3, 2, **{**TINY, "width": 128}).requires_grad_(False)
+    save_folder(load_denoiser(saved(network, tmp_path / "a.pkl")), tmp_path / "out")
+    (tmp_path / "out" / "card.json").unlink()
+    EDMDPMSolverMultistepScheduler(sigma_max=9.0, sigma_data=1.0).save_pretrained(tmp_path / "out" / "scheduler")
+    denoiser = load_denoiser(str(tmp_path / "out"))
+    assert (denoiser.classes, denoiser.unconditional) == (("0", "1", "2"), False)
+    assert (denoiser.sigma_data, denoiser.schedule) == (1.0, EDM(high=9.0))
+    with pytest.raises(InputError, match="classes: 1 names given; the network has 3 labels"):
+        EDMDenoiser.from_folder(tmp_path / "out", classes=("a",))
+    EDMEulerScheduler(prediction_type="v_prediction").save_pretrained(tmp_path / "out" / "scheduler")
+    with pytest.raises(InputError, match="prediction_type: v_prediction given with EDM's preconditioning"):
+        load_denoiser(str(tmp_path / "out"))
 
 
 def test_a_missing_file_says_what_to_fetch(tmp_path):

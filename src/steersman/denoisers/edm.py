@@ -6,17 +6,21 @@
     c_out  = sigma s / sqrt(sigma^2 + s^2)    c_noise = ln(sigma) / 4
 
 with s the deviation of the data: what F is shown and what it is to put out then have unit variance at every level.
+diffusers' EDM schedulers say the same of an ordinary U-Net beside them, in a folder.
 """  # noqa: D205, D415
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.models.unets.unet_2d import UNet2DModel
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
 
 from steersman.blocks import in_blocks
 from steersman.denoise import Prediction, check_condition, classifier_free
+from steersman.denoisers.adm_network import ADMUNet
+from steersman.denoisers.folder import Folder
 from steersman.errors import InputError
 from steersman.schedule import EDM, Level, Schedule, broadcast
 
@@ -27,11 +31,12 @@ class EDMDenoiser:
     """A network F with EDM's preconditioning.
 
     Args:
-        network: Called as EDM's own are: with ``c_in x_t`` (B, C, H, W), ``c_noise`` (B,), and the labels one-hot
-            (B, K), or None for a model without labels. Put into evaluation mode, its weights without gradients.
+        network: Called as a `UNet2DModel` is: with ``c_in x_t`` (B, C, H, W), ``c_noise`` (B,), and ``class_labels``
+            (B,), K for no label, or None for a model without labels; its output's ``sample`` is F. Put into evaluation
+            mode, its weights without gradients.
         shape: The shape (C, H, W) of one image.
         classes: The names of its labels.
-        unconditional: Whether it was trained with some labels left out, which are all zeros then.
+        unconditional: Whether it was trained with some labels left out, so that K has a meaning.
         sigma_data: ``s``.
         schedule: The range of sigma that walks take.
 
@@ -62,6 +67,50 @@ class EDMDenoiser:
         self.sigma_data = sigma_data
         self.schedule: Schedule = schedule
 
+    @classmethod
+    def from_folder(
+        cls, folder: str | Path, *, classes: tuple[str, ...] = (), unconditional: bool = True
+    ) -> "EDMDenoiser":
+        """Loads a folder of ``unet`` and ``scheduler``, one of diffusers' EDM schedulers.
+
+        Args:
+            folder: The folder.
+            classes: The names of the labels; by default those in the folder's ``model_index.json``, where it has some.
+            unconditional: Whether a label more than there are names is one that the network was trained with.
+
+        Raises:
+            InputError: The folder is not there, or holds something else.
+        """
+        parts = Folder(folder)
+        config = parts.settings("scheduler/scheduler_config.json")
+        if "unet" not in parts.found or "vae" in parts.found:
+            raise InputError(
+                f"denoiser: {str(folder)!r} has {', '.join(sorted(parts.found))}; allowed: unet, scheduler"
+            )
+        if (meant := config.get("prediction_type", "epsilon")) != "epsilon":
+            raise InputError(f"prediction_type: {meant} given with EDM's preconditioning; allowed: epsilon")
+        network = parts.model("unet", UNet2DModel, ADMUNet)
+        channels, size = network.config["in_channels"], network.config["sample_size"]
+        if network.config["out_channels"] != channels:
+            given = network.config["out_channels"]
+            raise InputError(
+                f"out_channels: {given} given with EDM's preconditioning; allowed: {channels}, as it has in"
+            )
+        labels = network.config["num_class_embeds"] or 0
+        classes = classes or parts.names or tuple(map(str, range(labels)))
+        if len(classes) not in (labels, labels - 1):
+            raise InputError(f"classes: {len(classes)} names given; the network has {labels} labels")
+        height, width = size if isinstance(size, list | tuple) else (size, size)
+        own = EDM()
+        return cls(
+            network,
+            shape=(channels, height, width),
+            classes=classes,
+            unconditional=unconditional and len(classes) == labels - 1,
+            sigma_data=float(config.get("sigma_data", 0.5)),
+            schedule=EDM(low=float(config.get("sigma_min", own.low)), high=float(config.get("sigma_max", own.high))),
+        )
+
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "EDMDenoiser":
         """Moves the network, and returns self."""
         nn.Module.to(self.network, device=device, dtype=dtype)
@@ -90,16 +139,16 @@ class EDMDenoiser:
         check_condition(label, cfg_scale, _others, classes=self.classes, unconditional=self.unconditional)
         if not self.classes:
             return Prediction(self._x0_hat(x_t, level, None))
-        none = torch.zeros(len(x_t), len(self.classes), device=x_t.device, dtype=x_t.dtype)
+        none = torch.full((len(x_t),), len(self.classes), device=x_t.device)
         if label is None:
             return Prediction(self._x0_hat(x_t, level, none))
-        conditional = Prediction(self._x0_hat(x_t, level, one_hot(label, len(self.classes)).to(none)))
+        conditional = Prediction(self._x0_hat(x_t, level, label))
         if cfg_scale == 1:
             return conditional
         return classifier_free(conditional, self._x0_hat(x_t, level, none), cfg_scale)
 
     def _x0_hat(
-        self, x_t: Float[Tensor, "B C H W"], level: Level, labels: Float[Tensor, "B K"] | None
+        self, x_t: Float[Tensor, "B C H W"], level: Level, label: Int[Tensor, " B"] | None
     ) -> Float[Tensor, "B C H W"]:
         total = (level.sigma**2 + self.sigma_data**2).sqrt()
         c_skip, c_out, c_in = (
@@ -108,12 +157,12 @@ class EDMDenoiser:
         )
         dtype = next(self.network.parameters(), x_t).dtype
         noise = level.time.to(x_t.device, torch.promote_types(dtype, torch.float32)).expand(len(x_t))
-        told = () if labels is None else (labels.to(dtype),)
+        told = () if label is None else (label,)
         output = in_blocks(self._output, self.block, (c_in * x_t).to(dtype), noise, *told)
         return c_skip * x_t + c_out * output.to(x_t.dtype)
 
-    def _output(self, x: Tensor, noise: Tensor, labels: Tensor | None = None) -> Tensor:
-        return self.network(x, noise, labels)
+    def _output(self, x: Tensor, noise: Tensor, label: Tensor | None = None) -> Tensor:
+        return self.network(x, noise, class_labels=label).sample
 
     def decode(self, x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """Returns the sample itself: it is an image."""

@@ -1,9 +1,9 @@
-"""EDM's released network of ImageNet from its ``.pkl``: ADM's U-Net inside EDM's preconditioning (`edm_unet`)."""
+"""EDM's released network of ImageNet from its ``.pkl``: ADM's U-Net inside EDM's preconditioning (`edm_layout`)."""
 
 from pathlib import Path
 
 from steersman.denoisers.edm import EDMDenoiser
-from steersman.denoisers.edm_unet import edm_unet
+from steersman.denoisers.edm_layout import edm_unet
 from steersman.denoisers.records import modules
 from steersman.errors import InputError, unknown
 from steersman.pickles import Record, read_pickle
@@ -61,7 +61,7 @@ def _denoiser(root: Record) -> EDMDenoiser:
     size, channels = told["img_resolution"], told["img_channels"]
     inside = {name.removeprefix("model."): each for name, each in found.items() if name.startswith("model.")}
     network = edm_unet(inside, size=size, channels=channels)
-    labels = 0 if network.labels is None else network.labels.in_features
+    labels = (network.config["num_class_embeds"] or 1) - 1  # the last row is for none
     if told["label_dim"] != labels:
         raise InputError(f"label_dim: {told['label_dim']} given; allowed: {labels}, as its network has")
     return EDMDenoiser(

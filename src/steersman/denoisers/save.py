@@ -8,15 +8,18 @@ from typing import Any
 import torch
 from diffusers import __version__
 from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
+from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_edm_euler import EDMEulerScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
-from steersman.denoisers.adm_network import ADMUNet
+from steersman.denoisers.adm_network import CHANGES, ADMUNet
 from steersman.denoisers.diffusers import DiffusersDenoiser
 from steersman.denoisers.dit_network import DiT
+from steersman.denoisers.edm import EDMDenoiser
 from steersman.errors import InputError, one_line
 from steersman.files import write_json
-from steersman.schedule import VP, Flow
+from steersman.schedule import EDM, VP, Flow
 
 __all__ = ["save_folder"]
 
@@ -27,10 +30,10 @@ def save_folder(denoiser: object, out: str | Path) -> tuple[str, ...]:
     """Writes a folder with ``scheduler`` and ``unet`` or ``transformer``, and ``vae`` where its samples are latents.
 
     The names of its labels go where each is loaded from: a DiT's into ``model_index.json``, a U-Net's into
-    ``card.json``.
+    ``card.json``. With EDM's preconditioning the scheduler is an `EDMEulerScheduler`, which has it too.
 
     Args:
-        denoiser: A `DiffusersDenoiser`.
+        denoiser: A `DiffusersDenoiser`, or an `EDMDenoiser` of a `UNet2DModel`.
         out: The folder; new, or empty.
 
     Returns:
@@ -39,7 +42,8 @@ def save_folder(denoiser: object, out: str | Path) -> tuple[str, ...]:
     Raises:
         InputError: The denoiser is of another kind, or the folder holds something or cannot be written to.
     """
-    if not isinstance(denoiser, DiffusersDenoiser):
+    known = isinstance(denoiser, DiffusersDenoiser | EDMDenoiser)
+    if not (known and isinstance(denoiser.network, UNet2DModel | DiTTransformer2DModel)):
         raise InputError(
             f"denoiser: one by {type(denoiser).__name__} given; allowed: one whose network diffusers has, a U-Net or a "
             "DiT"
@@ -56,32 +60,43 @@ def save_folder(denoiser: object, out: str | Path) -> tuple[str, ...]:
         raise InputError(f"out: {str(out)!r} cannot be written to ({one_line(error)})") from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-    changes = {key: denoiser.network.config.get(key) for key in ("heads", "time_channels", "time_shift")}
+    changes = {key: denoiser.network.config.get(key) for key in (*CHANGES, "time_shift")}
     return tuple(f"{key}={value}" for key, value in changes.items() if value is not None)
 
 
-def _write(denoiser: DiffusersDenoiser, out: Path) -> None:
-    dit = isinstance(denoiser.network, DiTTransformer2DModel)
+def _write(denoiser: DiffusersDenoiser | EDMDenoiser, out: Path) -> None:
+    dit, vae = isinstance(denoiser.network, DiTTransformer2DModel), getattr(denoiser, "vae", None)
     parts: dict[str, Any] = {"transformer" if dit else "unet": denoiser.network, "scheduler": _scheduler(denoiser)}
-    if denoiser.vae is not None:
-        parts["vae"] = denoiser.vae
+    if vae is not None:
+        parts["vae"] = vae
     for name, part in parts.items():
         part.save_pretrained(out / name)
     kinds = {name: ["diffusers", PLAIN.get(type(part), type(part).__name__)] for name, part in parts.items()}
+    # EDM's networks have no pipeline of their own; this one scales what the network is shown, and gives it a label.
+    edm = denoiser if isinstance(denoiser, EDMDenoiser) else None
+    pipeline = "DiTPipeline" if dit else "ConsistencyModelPipeline" if edm else "DDPMPipeline"
     names = {str(number): name for number, name in enumerate(denoiser.classes)}
-    index = {"_class_name": "DiTPipeline" if dit else "DDPMPipeline", "_diffusers_version": __version__, **kinds}
+    index = {"_class_name": pipeline, "_diffusers_version": __version__, **kinds}
     if dit:
         write_json(out / "model_index.json", index | {"id2label": names})
         return
-    if denoiser.vae is None:
+    if vae is None:
         write_json(out / "model_index.json", index)
     if names:
-        write_json(out / "card.json", {"classes": list(names.values())})
+        untrained = {"unconditional": False} if edm and not edm.unconditional else {}
+        write_json(out / "card.json", {"classes": list(names.values())} | untrained)
 
 
-def _scheduler(denoiser: DiffusersDenoiser) -> DDPMScheduler | FlowMatchEulerDiscreteScheduler:
-    """Returns a scheduler that its schedule can be read from again; its steps are at ADM's rounded levels."""
-    schedule, meant = denoiser.schedule, denoiser.parameterization
+def _scheduler(
+    denoiser: DiffusersDenoiser | EDMDenoiser,
+) -> DDPMScheduler | EDMEulerScheduler | FlowMatchEulerDiscreteScheduler:
+    """Returns a scheduler that its schedule can be read from again; DDPM's steps are at ADM's rounded levels."""
+    schedule = denoiser.schedule
+    if isinstance(denoiser, EDMDenoiser):
+        if not isinstance(schedule, EDM):
+            raise InputError(f"schedule: {type(schedule).__name__} given; allowed: EDM")
+        return EDMEulerScheduler(sigma_min=schedule.low, sigma_max=schedule.high, sigma_data=denoiser.sigma_data)
+    meant = denoiser.parameterization
     if isinstance(schedule, Flow) and meant == "flow_prediction":
         return FlowMatchEulerDiscreteScheduler(num_train_timesteps=schedule.count, shift=schedule.shift)
     if not isinstance(schedule, VP) or meant == "flow_prediction":

@@ -1,4 +1,4 @@
-"""ADM's U-Net (Dhariwal & Nichol 2021) as EDM writes it, made diffusers' `UNet2DModel`.
+"""ADM's U-Net (Dhariwal & Nichol 2021) as EDM writes it, in diffusers' terms: a `UNet2DModel`, or an `ADMUNet`.
 
 It is one of ResNet blocks that resample, scale and shift. EDM names them by resolution, diffusers by their place:
 
@@ -8,28 +8,30 @@ It is one of ResNet blocks that resample, scale and shift. EDM names them by res
 and two things differ within:
 
     attention   one matrix makes q, k and v, whose rows alternate: 3 c, 3 c + 1, 3 c + 2 of channel c
-    labels      a matrix takes them one-hot, so that none is the zero vector; its output is added to the time's
+    labels      a matrix W takes them one-hot, so that none is the zero vector; its output is added to the time's.
+                Here they are numbers of an embedding's rows, the columns of W, and a last row of zeros for none
 
-Widths, depth, groups and heads are those that the file tells of each layer.
+An attention of C channels has ``floor(C / 64)`` heads, a normalisation ``min(32, floor(C / 4))`` groups; a file whose
+layers tell of others is refused.
 
 Source: https://github.com/NVlabs/edm, training/networks.py (DhariwalUNet).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
-from diffusers.models.attention_processor import Attention
-from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.unets.unet_2d import UNet2DModel
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from steersman.denoisers.adm_layout import fill
+from steersman.denoisers.adm_network import CHANGES, GROUPS, ADMUNet
 from steersman.denoisers.records import Module
 from steersman.errors import InputError
 
-__all__ = ["LabelledUNet", "edm_unet"]
+__all__ = ["edm_unet"]
 
+HEAD_CHANNELS, GROUP_CHANNELS = 64, 4
 RESNET = {
     "norm0": "norm1",
     "conv0": "conv1",
@@ -50,27 +52,7 @@ UP = {True: "AttnUpBlock2D", False: "ResnetUpsampleBlock2D"}
 ASIDE = ("map_label", "map_augment")  # the second is for training alone: nothing is augmented when sampling
 
 
-class LabelledUNet(nn.Module):
-    """A U-Net that is called as EDM's own: labels are one-hot, all zeros, or not given where it has none.
-
-    Args:
-        unet: The U-Net; its ``class_labels`` are added to the time's embedding as they are.
-        labels: The matrix that makes them of the labels.
-    """
-
-    def __init__(self, unet: UNet2DModel, labels: nn.Linear | None) -> None:
-        super().__init__()
-        self.unet, self.labels = unet, labels
-
-    def forward(
-        self, x: Float[Tensor, "B C H W"], noise: Float[Tensor, " B"], labels: Float[Tensor, "B K"] | None = None
-    ) -> Float[Tensor, "B C H W"]:
-        """Returns F(x, noise, labels)."""
-        embedded = None if self.labels is None else self.labels(labels)
-        return self.unet(x, noise, class_labels=embedded).sample
-
-
-def edm_unet(modules: Mapping[str, Module], *, size: int, channels: int) -> LabelledUNet:
+def edm_unet(modules: Mapping[str, Module], *, size: int, channels: int) -> UNet2DModel:
     """Returns the network; its layout takes no memory, and its weights are the file's own.
 
     Args:
@@ -87,57 +69,44 @@ def edm_unet(modules: Mapping[str, Module], *, size: int, channels: int) -> Labe
     if rest or blocks < 1:
         raise InputError(f"enc: {len(names)} parts given; allowed: as many blocks at each of {levels} levels")
     places = list(_places(size, levels, blocks))
-    first = [modules[f"enc.{_at(size, level)}_block0"].attributes for level in range(levels)]
-    attended = [each["num_heads"] > 0 for each in first]
-    inner = modules[f"dec.{_at(size, levels - 1)}_in0"].attributes
-    time, label = modules["map_noise"], modules.get("map_label")
-    if time.kind != "PositionalEmbedding" or (time.attributes["max_positions"], time.attributes["endpoint"]) != (
-        10000,
-        False,
-    ):
-        raise InputError(f"map_noise: another {time.kind} given; allowed: PositionalEmbedding of 10000 positions")
-    steps, embedding = time.attributes["num_channels"], len(modules["map_layer0"].tensors["bias"])
-    with torch.device("meta"):
-        unet = UNet2DModel(
-            sample_size=size,
-            in_channels=channels,
-            out_channels=channels,
-            time_embedding_dim=embedding,
-            down_block_types=tuple(DOWN[each] for each in attended),
-            up_block_types=tuple(UP[each] for each in reversed(attended)),
-            block_out_channels=tuple(each["out_channels"] for each in first),
-            layers_per_block=blocks,
-            downsample_type="resnet",
-            upsample_type="resnet",
-            attention_head_dim=1,
-            norm_num_groups=1,
-            attn_norm_num_groups=1,
-            resnet_time_scale_shift="scale_shift",
-            add_attention=bool(inner["num_heads"]),
-            class_embed_type=None if label is None else "identity",
-        )
-        unet.time_proj = Timesteps(steps, flip_sin_to_cos=True, downscale_freq_shift=0)
-        unet.time_embedding = TimestepEmbedding(steps, embedding)
-        labels = None if label is None else nn.Linear(label.tensors["weight"].shape[1], embedding, bias=False)
     pairs = dict(ENDS) | {f"enc.{_at(size, 0)}_conv": "conv_in"}
     for theirs, resnet, attention in places:
         _check(theirs, modules)
         pairs |= {f"{theirs}.{old}": f"{resnet}.{new}" for old, new in RESNET.items() if f"{theirs}.{old}" in modules}
         if modules[theirs].attributes["num_heads"]:
             pairs |= {f"{theirs}.{old}": f"{attention}.{new}" for old, new in ATTENTION.items()}
-            heads = modules[theirs].attributes["num_heads"]
-            if not _part_heads(unet.get_submodule(attention), heads):
-                raise InputError(f"{theirs}: {heads} heads given; allowed: a number that divides its channels, or none")
-    _load(unet, {new: _leaves(modules[old]) for old, new in pairs.items()})
-    for old, new in pairs.items():
-        if modules[old].kind == "GroupNorm":
-            _group(unet.get_submodule(new), modules[old])
-    left = [name for name, each in modules.items() if each.tensors and name not in pairs and name not in ASIDE]
+    left = [name for name, each in modules.items() if each.tensors and name not in (*pairs, *ASIDE)]
     if left:
         raise InputError(f"{left[0]}: given; allowed: the modules of a DhariwalUNet")
-    if label is not None and labels is not None:
-        _load(labels, {"": _leaves(label)})
-    return LabelledUNet(unet, labels)
+    first = [modules[f"enc.{_at(size, level)}_block0"].attributes for level in range(levels)]
+    attended, label = [each["num_heads"] > 0 for each in first], modules.get("map_label")
+    config: dict[str, Any] = {
+        "sample_size": size,
+        "in_channels": channels,
+        "out_channels": channels,
+        "block_out_channels": [each["out_channels"] for each in first],
+        "layers_per_block": blocks,
+        "down_block_types": [DOWN[each] for each in attended],
+        "up_block_types": [UP[each] for each in reversed(attended)],
+        "add_attention": modules[f"dec.{_at(size, levels - 1)}_in0"].attributes["num_heads"] > 0,
+        "downsample_type": "resnet",
+        "upsample_type": "resnet",
+        "resnet_time_scale_shift": "scale_shift",
+        "num_class_embeds": None if label is None else label.tensors["weight"].shape[1] + 1,
+        "time_embedding_dim": len(modules["map_layer0"].tensors["bias"]),
+    }
+    config |= _heads({name: modules[name].attributes for name, _, _ in places})
+    config |= _groups([each for each in modules.values() if each.kind == "GroupNorm"])
+    if (told := _frequencies(modules["map_noise"])) != config["block_out_channels"][0]:
+        config["time_channels"] = told
+    with torch.device("meta"):
+        unet = ADMUNet(**config) if config.keys() & set(CHANGES) else UNet2DModel(**config)
+    weights = _weights({new: _leaves(modules[old]) for old, new in pairs.items()})
+    if label is not None:
+        columns = label.tensors["weight"].T
+        weights["class_embedding.weight"] = torch.cat([columns, columns.new_zeros(1, columns.shape[1])])
+    fill(unet, weights)
+    return unet
 
 
 def _at(size: int, level: int) -> str:
@@ -174,27 +143,49 @@ def _check(name: str, modules: Mapping[str, Module]) -> None:
             raise InputError(f"{name}: another resample_filter than [1, 1] given")
 
 
-def _part_heads(attention: nn.Module, heads: int) -> bool:
-    """Sets how many heads an attention has, and says whether it can have so many."""
-    if not isinstance(attention, Attention) or heads < 1 or attention.inner_dim % heads:
-        return False
-    attention.heads, attention.scale = heads, (attention.inner_dim // heads) ** -0.5
-    return True
+def _heads(blocks: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    """Returns how the attentions of blocks are configured; all have ``floor(C / 64)`` heads."""
+    attending = {name: (each["out_channels"], each["num_heads"]) for name, each in blocks.items() if each["num_heads"]}
+    for name, (channels, heads) in attending.items():
+        if heads != channels // HEAD_CHANNELS or channels % heads:
+            raise InputError(
+                f"{name}: {heads} heads given; allowed: {channels} // {HEAD_CHANNELS}, where that divides the channels"
+            )
+    if all(channels == heads * HEAD_CHANNELS for channels, heads in attending.values()):
+        return {"attention_head_dim": HEAD_CHANNELS}
+    return {"attention_head_dim": 1, "head_channels": HEAD_CHANNELS}
 
 
-def _group(norm: nn.Module, told: Module) -> None:
-    groups = told.attributes["num_groups"]
-    if not isinstance(norm, nn.GroupNorm) or groups < 1 or norm.num_channels % groups:
-        raise InputError(f"GroupNorm: {groups} groups given; allowed: a number that divides its channels")
-    norm.num_groups, norm.eps = groups, told.attributes["eps"]
+def _groups(norms: Sequence[Module]) -> dict[str, Any]:
+    """Returns how normalisations are configured; all have ``min(32, floor(C / 4))`` groups."""
+    epsilon = norms[0].attributes["eps"]
+    for each in norms:
+        channels, groups = len(each.tensors["weight"]), each.attributes["num_groups"]
+        if groups != min(GROUPS, channels // GROUP_CHANNELS) or channels % groups or each.attributes["eps"] != epsilon:
+            raise InputError(
+                f"GroupNorm: {groups} groups given, eps {each.attributes['eps']}; allowed: "
+                f"min({GROUPS}, {channels} // {GROUP_CHANNELS}), where that divides the channels, and one eps"
+            )
+    plain = all(each.attributes["num_groups"] == GROUPS for each in norms)
+    built = GROUPS if plain else 1
+    changed = {} if plain else {"group_channels": GROUP_CHANNELS}
+    return {"norm_num_groups": built, "attn_norm_num_groups": built, "norm_eps": epsilon} | changed
+
+
+def _frequencies(time: Module) -> int:
+    """Returns how many channels tell the time."""
+    told = time.attributes
+    if time.kind != "PositionalEmbedding" or (told["max_positions"], told["endpoint"]) != (10000, False):
+        raise InputError(f"map_noise: another {time.kind} given; allowed: PositionalEmbedding of 10000 positions")
+    return told["num_channels"]
 
 
 def _leaves(module: Module) -> dict[str, Tensor]:
     return {leaf: each for leaf, each in module.tensors.items() if leaf != "resample_filter"}
 
 
-def _load(network: nn.Module, given: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Gives a network without memory its weights, which must be of the shapes of its own."""
+def _weights(given: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Returns the tensors of modules by their names, queries, keys and values apart."""
     weights: dict[str, Tensor] = {}
     for name, leaves in given.items():
         for leaf, value in leaves.items():
@@ -203,8 +194,8 @@ def _load(network: nn.Module, given: Mapping[str, Mapping[str, Tensor]]) -> None
                 stem = name.removesuffix("qkv")
                 weights |= {f"{stem}{one}.{leaf}": each for one, each in zip("qkv", alternating, strict=True)}
             else:
-                weights[f"{name}.{leaf}" if name else leaf] = _matrix(value) if name.endswith(".to_out.0") else value
-    fill(network, {name: each.contiguous() for name, each in weights.items()})
+                weights[f"{name}.{leaf}"] = _matrix(value) if name.endswith(".to_out.0") else value
+    return {name: each.contiguous() for name, each in weights.items()}
 
 
 def _matrix(value: Tensor) -> Tensor:
