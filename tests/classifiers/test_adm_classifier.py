@@ -5,10 +5,10 @@ import torch
 
 from denoisers.adm_reference import Reference, apart
 from steersman.classifiers import load_classifier
-from steersman.denoisers.adm import CLASSIFIERS
+from steersman.denoisers.adm import CLASSIFIERS, DENOISERS
 from steersman.denoisers.adm_layout import Attention, read_layout
 from steersman.errors import InputError
-from steersman.schedule import VP
+from steersman.schedule import EDM, VP, Flow
 
 CLOSE = 1e-5  # float32's rounding through some ten layers, and back, measured 4e-6
 TIMES = torch.tensor([7.0, 500.0, 999.0])
@@ -33,6 +33,7 @@ def test_it_is_the_network(name, tmp_path):
     classifier = load_classifier(spec)
     assert classifier.names == tuple("01234")
     assert classifier.told_level
+    assert torch.equal(classifier.schedule.alpha_bar, VP.linear().alpha_bar)
     assert classifier.preprocess.size == reference.size
     x_t = torch.randn(3, 3, reference.size, reference.size, generator=torch.Generator().manual_seed(1))
     theirs, ours = x_t.clone().requires_grad_(), x_t.clone().requires_grad_()
@@ -47,6 +48,20 @@ def test_it_is_the_network(name, tmp_path):
     for change in ({"attention": "legacy" if reference.new else "new"}, {"heads": 1, "head_channels": None}):
         other = load_classifier(f"adm-classifier:{tmp_path / 'mine.pt'}?{reference.settings(**change)}")
         assert apart(other(x_t, VP.linear().at_time(TIMES)), expected) > 0.01
+
+
+def test_it_is_told_of_any_schedule_on_its_own(tmp_path):
+    reference, spec = made(tmp_path, head_channels=16)
+    own, x_t = VP.cosine().at_time(TIMES), torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    expected = reference(x_t, TIMES)
+    for schedule in (VP.linear(), EDM(), Flow()):
+        level = schedule.at_sigma(own.sigma / own.alpha)
+        image = x_t * (level.alpha / own.alpha).float()[:, None, None, None]
+        # time 999 of the cosine is beyond the linear schedule's noise
+        rows = slice(2) if isinstance(schedule, VP) else slice(3)
+        found = load_classifier(f"{spec}&schedule=cosine")(image, level)
+        assert apart(found[rows], expected[rows]) < CLOSE
+        assert apart(load_classifier(spec)(image, level)[rows], expected[rows]) > 0.01
 
 
 def test_the_features_are_what_the_last_layer_sees(tmp_path):
@@ -80,6 +95,7 @@ def test_released_files_are_known(size):
     known = CLASSIFIERS[f"{size}x{size}_classifier.pt"]
     assert known.layout == read_layout(reference.tensors, blocks) == read_layout(reference.tensors)
     assert (known.size, known.attention) == (size, Attention(head_channels=64, order="legacy"))
+    assert known.schedule == DENOISERS[f"{size}x{size}_diffusion.pt"].schedule == ("cosine" if size == 64 else "linear")
 
 
 def test_how_many_blocks_a_level_has_is_asked_where_no_shape_says_it(tmp_path):
@@ -108,6 +124,13 @@ def test_what_cannot_be_is_refused(settings, asked, message, tmp_path):
     with pytest.raises(InputError, match=message) as error:
         load_classifier(spec + asked)
     assert "\n" not in str(error.value)
+
+
+def test_the_size_is_asked_where_no_pool_tells_it(tmp_path):
+    reference, spec = made(tmp_path, heads=4, pool="mean")
+    assert load_classifier(spec).preprocess.size == 8
+    with pytest.raises(InputError, match="size: none given; allowed: size=N, .* a multiple of 2"):
+        load_classifier(f"adm-classifier:{tmp_path / 'mine.pt'}?{reference.settings(size=None)}")
 
 
 def test_another_head_or_a_missing_file_is_refused(tmp_path):

@@ -159,6 +159,7 @@ class Reference:
     def settings(self, **changes):
         """What has to be told of a file of it."""
         told = {"heads": self.heads, "head_channels": self.head_channels, "attention": "new" if self.new else "legacy"}
+        told |= {} if self.pool == "attention" else {"size": self.size}
         return "&".join(f"{key}={value}" for key, value in (told | changes).items() if value is not None)
 
 

@@ -56,7 +56,7 @@ def case(request, tmp_path):
     size = reference.size
     x_t = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(1))
     label = torch.tensor([2, 0, 1]) if reference.labels else None
-    spec = f"adm:{tmp_path / 'mine.pt'}?{reference.settings(size=size)}"
+    spec = f"adm:{tmp_path / 'mine.pt'}?{reference.settings()}"
     return request.param, reference, load_denoiser(spec), x_t, label
 
 
@@ -100,10 +100,10 @@ def test_its_folder_is_the_same_network(case, tmp_path):
 
 
 def test_a_default_file(tmp_path):
-    """Linear betas; the last of two levels has 8 by 8 pixels; half precision, and a file of safetensors."""
+    """Linear betas; half precision, and a file of safetensors."""
     reference = Reference(heads=4)
     save_file({name: tensor.half() for name, tensor in reference.tensors.items()}, tmp_path / "a.safetensors")
-    denoiser = load_denoiser(f"adm:{tmp_path / 'a.safetensors'}?heads=4&attention=legacy")
+    denoiser = load_denoiser(f"adm:{tmp_path / 'a.safetensors'}?heads=4&attention=legacy&size=16")
     assert denoiser.shape == (3, 16, 16)
     assert torch.equal(denoiser.schedule.alpha_bar, VP.linear().alpha_bar)
     assert {weight.dtype for weight in denoiser.network.parameters()} == {torch.float32}
@@ -152,7 +152,7 @@ def test_what_no_shape_says_of_the_released_ones():
 def test_a_released_file_needs_nothing_more(tmp_path, monkeypatch):
     reference = Reference(labels=1000, head_channels=32)
     torch.save(reference.tensors, tmp_path / "64x64_diffusion.pt")
-    made = load_denoiser(f"adm:{tmp_path / '64x64_diffusion.pt'}?head_channels=32&attention=legacy")
+    made = load_denoiser(f"adm:{tmp_path / '64x64_diffusion.pt'}?head_channels=32&attention=legacy&size=16")
     assert made.classes[:2] == ("0", "1")
     attention = Attention(head_channels=32, order="legacy")
     known = replace(DENOISERS["64x64_diffusion.pt"], layout=read_layout(reference.tensors), attention=attention)
@@ -185,10 +185,11 @@ def file(tmp_path_factory):
         ("?heads=0&attention=new", "heads=0 given; allowed: 1 and more"),
         ("?heads=-2&attention=new", "heads=-2 given; allowed: 1 and more"),
         ("?heads=x&attention=new", "heads=x given; allowed: 1 and more"),
-        ("?heads=3&attention=new", "heads: 3 given; allowed: a divisor of (32|64)"),
-        ("?head_channels=48&attention=new", "head_channels: 48 given; allowed: a divisor of (32|64)"),
+        ("?heads=3&attention=new&size=8", "heads: 3 given; allowed: a divisor of (32|64)"),
+        ("?head_channels=48&attention=new&size=8", "head_channels: 48 given; allowed: a divisor of (32|64)"),
         ("?head=4&attention=new", "unknown setting of adm 'head'; did you mean 'heads'"),
-        ("?heads=4&attention=new&size=15", "size: 15 given; allowed: a multiple of 2"),
+        ("?heads=4&attention=new", "size: none given; allowed: size=N, .* a multiple of 2"),
+        ("?heads=4&attention=new&size=15", "size: 15 given; allowed: size=N, .* a multiple of 2"),
         ("?heads=4&attention=new&blocks=3", "blocks: 3 given, residual ones of a level; allowed: 1"),
     ],
 )
@@ -245,7 +246,7 @@ def edited(**changes):
 def test_other_networks_are_refused(tensors, message, tmp_path):
     torch.save(tensors(), tmp_path / "mine.pt")
     with pytest.raises(InputError, match=message) as error:
-        load_denoiser(f"adm:{tmp_path / 'mine.pt'}?heads=4&attention=legacy")
+        load_denoiser(f"adm:{tmp_path / 'mine.pt'}?heads=4&attention=legacy&size=8")
     assert "\n" not in str(error.value) and "mine.pt" in str(error.value)
 
 

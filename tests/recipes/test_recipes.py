@@ -2,6 +2,7 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -104,8 +105,8 @@ def edm(folder):
             super().__init__()
             self.layer = nn.Conv2d(3, 3, 3, padding=1)
 
-        def forward(self, x, noise, labels):
-            return self.layer(x)
+        def forward(self, x, noise, class_labels):
+            return SimpleNamespace(sample=self.layer(x))
 
     torch.manual_seed(0)
     return EDMDenoiser(Network(), shape=(3, 8, 8))

@@ -18,6 +18,7 @@ from steersman.guidance import (
     Log,
     Mean,
     MonteCarlo,
+    Noisy,
     Product,
     Root,
     Signal,
@@ -28,6 +29,7 @@ from steersman.guidance import (
 )
 from steersman.recipes import load_recipe, recipe_names
 from steersman.recipes.axes import AXES, build, settings_of
+from steersman.schedule import VP
 
 
 def flat(image, level=None):
@@ -151,6 +153,24 @@ def test_every_option_builds_from_its_defaults(axis, kind):
     section = {"kind": kind} if len(AXES[axis]) > 1 else {}
     parts = {"classifier": flat, "objective": TargetLogit(classifier=flat)}
     assert isinstance(build(axis, section, **parts), AXES[axis][kind])
+
+
+def test_a_classifier_of_noisy_images_sees_them():
+    def noise_aware(image, level=None):
+        return flat(image, level)
+
+    noise_aware.schedule = VP.linear()
+    (guide,) = load_recipe("adm-cg").guides(noise_aware)
+    assert guide.view == Noisy()
+    for changes, message in (
+        (["view=denoised"], "view: denoised given"),
+        (["also=[{view: ahead}]"], "also.0: view: ah"),
+    ):
+        recipe = load_recipe("adm-cg", changes)
+        assert recipe.guides(flat)
+        for classifiers in ((noise_aware,), (flat, (noise_aware, {0: 0}))):
+            with pytest.raises(InputError, match=f"{message}.*; allowed: noisy"):
+                recipe.guides(*classifiers)
 
 
 def test_smoothings_stand_together():

@@ -3,7 +3,8 @@
     f(x_t, t) = W Attention(query: mean of h, keys and values: h and its mean),    h = SiLU(norm(U(x_t, t)))
 
 with U the blocks down to the smallest size and the middle ones, which are diffusers' own; or W times the mean itself,
-where a file has no attention pool.
+where a file has no attention pool. It is told the time of its own schedule at which images are as noisy as these, and
+shown them on that schedule's scale (`steersman.classifiers.base`).
 """
 
 from typing import cast
@@ -16,9 +17,9 @@ from torch.nn import functional
 
 from steersman.classifiers.base import Classifier
 from steersman.classifiers.preprocess import Preprocess
-from steersman.denoisers.adm import CLASSIFIERS, about, read_checkpoint
+from steersman.denoisers.adm import CLASSIFIERS, SCHEDULES, read_checkpoint
 from steersman.denoisers.adm_layout import Attention, fill, in_diffusers_terms
-from steersman.errors import InputError
+from steersman.errors import InputError, about
 
 __all__ = ["load_adm_classifier"]
 
@@ -114,18 +115,20 @@ def load_adm_classifier(name: str) -> Classifier:
         body = {key: value for key, value in found.tensors.items() if key not in head}
         pool, places = _pool(head, found.layout.channels[-1], found.known.attention)
         halved = 2 ** (len(found.layout.channels) - 1)
-        size = found.known.size or (round(places**0.5) if places else 8) * halved
+        side = round(places**0.5)
+        if side**2 != places:
+            raise InputError(f"its attention pool numbers {places} places; allowed: those of a square")
+        size = found.known.pixels(halved, side * halved)
         network = ADMEncoder(found.layout.network(found.known.attention, size), pool)
         weights = in_diffusers_terms(body, found.layout, found.known.attention)
         fill(network, weights | {_renamed(key): _flat(value) for key, value in head.items()})
-        if places and places * halved**2 != size**2:
-            raise InputError(f"size: {size} given; allowed: {round(places**0.5) * halved}, which its places are of")
     names = tuple(map(str, range(len(network.get_parameter("pool.c_proj.bias")))))
     if found.released:
         from steersman.classifiers.imagenet import imagenet_names
 
         names = imagenet_names()
-    return Classifier(network, preprocess=Preprocess(size=size), names=names, told_level=True)
+    schedule = SCHEDULES[found.known.schedule]()
+    return Classifier(network, preprocess=Preprocess(size=size), names=names, told_level=True, schedule=schedule)
 
 
 def _pool(head: dict[str, Tensor], channels: int, attention: Attention) -> tuple[nn.Module, int]:

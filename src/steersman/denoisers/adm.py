@@ -1,20 +1,19 @@
 """Checkpoints of Dhariwal & Nichol (2021), "Diffusion Models Beat GANs on Image Synthesis", as denoisers.
 
 Of a released file everything is known by its name: ``adm:models/256x256_diffusion.pt``. Of another one the tensors'
-shapes tell most, and the rest is given: ``adm:mine.pt?heads=4&attention=legacy``, with
+shapes tell most, and the rest is given: ``adm:mine.pt?heads=4&attention=legacy&size=64``, with
 
     heads, head_channels    how many heads an attention has, or how many channels a head
     attention               legacy (heads are split before queries, keys and values) or new (after)
-    size                    the image's height and width; by default that at which the last level has 8, as all
-                            released ones have
-    schedule                linear (the default) or cosine
+    size                    the image's height and width, at which the attentions were trained; a classifier whose
+                            attention pool numbers its places needs none
+    schedule                the noise that it was trained on, linear (the default) or cosine
     blocks                  residual blocks of a level, where a classifier's tensors leave it open
 
 All predict the noise, over 1000 times.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,11 +23,11 @@ from torch import Tensor
 from steersman.checkpoint import read_tensors
 from steersman.denoisers.adm_layout import Attention, Layout, fill, in_diffusers_terms, read_layout
 from steersman.denoisers.diffusers import DiffusersDenoiser
-from steersman.errors import InputError, unknown
+from steersman.errors import InputError, about, unknown
 from steersman.options import split_options
 from steersman.schedule import VP
 
-__all__ = ["CLASSIFIERS", "DENOISERS", "Checkpoint", "about", "load_adm", "read_checkpoint"]
+__all__ = ["CLASSIFIERS", "DENOISERS", "Checkpoint", "load_adm", "read_checkpoint"]
 
 SOURCE = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021"
 MULTIPLIERS: Mapping[int, tuple[float, ...]] = {
@@ -51,8 +50,8 @@ class Known:
     Attributes:
         attention: Its heads, and their order.
         layout: Its network; None where it is read from the shapes.
-        size: Height and width of its images; None where they are the default.
-        schedule: The noise that it was trained on.
+        size: Height and width of its images; None where the shapes may tell.
+        schedule: The noise that it was trained on, by its name.
         blocks: Residual blocks of a level; None where they are read from the shapes.
     """
 
@@ -61,6 +60,23 @@ class Known:
     size: int | None = None
     schedule: str = "linear"
     blocks: int | None = None
+
+    def pixels(self, halved: int, found: int = 0) -> int:
+        """Returns the size, which is told or found, and that the levels can halve.
+
+        Args:
+            halved: What they divide it by.
+            found: The size that the shapes tell; 0 where they do not.
+
+        Raises:
+            InputError: None is told or found, or another one than can be.
+        """
+        if found and self.size not in (None, found):
+            raise InputError(f"size: {self.size} given; allowed: {found}, which its places are of")
+        size = self.size or found
+        if not size or size % halved:
+            raise InputError(f"size: {size or 'none'} given; allowed: size=N, its images' own, a multiple of {halved}")
+        return size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +117,8 @@ DENOISERS: Mapping[str, Known] = {
     **{f"lsun_{name}.pt": _UNCONDITIONAL for name in ("bedroom", "cat", "horse", "horse_nodropout")},
 }
 CLASSIFIERS: Mapping[str, Known] = {
-    f"{size}x{size}_classifier.pt": _released(size, 128, 4 if size == 64 else 2, 0, _LEGACY) for size in MULTIPLIERS
+    "64x64_classifier.pt": _released(64, 128, 4, 0, _LEGACY, schedule="cosine"),  # as the denoiser's that it guides
+    **{f"{size}x{size}_classifier.pt": _released(size, 128, 2, 0, _LEGACY) for size in (128, 256, 512)},
 }
 
 
@@ -117,7 +134,6 @@ def load_adm(name: str) -> DiffusersDenoiser:
     found = read_checkpoint("adm", name, DENOISERS)
     layout, known = found.layout, found.known
     halved = 2 ** (len(layout.channels) - 1)
-    size = known.size or 8 * halved
     with about("adm", found.path):
         if not any(key.startswith("output_blocks.") for key in found.tensors):
             raise InputError("it is a classifier; allowed: a denoiser")
@@ -125,9 +141,7 @@ def load_adm(name: str) -> DiffusersDenoiser:
             raise InputError(
                 f"it maps {layout.inputs} channels to {layout.outputs}, as an upsampler does; allowed: a denoiser"
             )
-        if size % halved:
-            raise InputError(f"size: {size} given; allowed: a multiple of {halved}")
-        network = layout.network(known.attention, size)
+        network = layout.network(known.attention, known.pixels(halved))
         fill(network, in_diffusers_terms(found.tensors, layout, known.attention))
     classes: tuple[str, ...] = ()
     if found.released and layout.labels:
@@ -163,18 +177,9 @@ def read_checkpoint(source: str, name: str, released: Mapping[str, Known]) -> Ch
             if (given := getattr(layout, key)) != wanted:
                 raise InputError(
                     f"it is not what is released by that name, with {key} {given}; allowed: {wanted}, or settings of "
-                    f"one's own, {source}:{file}?heads=4&attention=legacy"
+                    f"one's own, {source}:{file}?heads=4&attention=legacy&size=64"
                 )
     return Checkpoint(path=path, tensors=tensors, layout=layout, known=known, released=known.layout is not None)
-
-
-@contextmanager
-def about(source: str, path: Path) -> Iterator[None]:
-    """Says in errors which file they are about."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"{source}: {str(path)!r} cannot be used; {error}") from error
 
 
 def _given(source: str, file: str, settings: Mapping[str, str]) -> Known:
@@ -184,7 +189,7 @@ def _given(source: str, file: str, settings: Mapping[str, str]) -> Known:
     if ("heads" in settings) == ("head_channels" in settings) or "attention" not in settings:
         raise InputError(
             f"{source}: {file!r} is not a released file, whose heads are known; tell them: "
-            f"{source}:{file}?heads=4&attention=legacy, or head_channels=64, and attention=legacy or new"
+            f"{source}:{file}?heads=4&attention=legacy&size=64, or head_channels=64, and attention=legacy or new"
         )
     order, schedule = settings["attention"], settings.get("schedule", "linear")
     if order not in ORDERS:

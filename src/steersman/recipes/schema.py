@@ -18,8 +18,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from steersman.errors import InputError, unknown
-from steersman.guidance import Guide, Sum, Switch, Toward, Translated
+from steersman.errors import InputError, about, unknown
+from steersman.guidance import Guide, Noisy, Sum, Switch, Toward, Translated
 from steersman.guidance.objective import Logits, Objective
 from steersman.recipes.axes import AXES, HandOver, Unchanged, build, normal, plain
 from steersman.sample import Sampler
@@ -172,6 +172,12 @@ class Recipe(BaseModel):
     ) -> Guide:
         """Returns the guide of a recipe without further ones."""
         choices = {axis: self._build(axis) for axis in PARTS}
+        knows_noise = any(getattr(each, "schedule", None) is not None for each in (classifier, *(c for c, _ in others)))
+        if knows_noise and not isinstance(choices["view"], Noisy):
+            kind = normal("view", self.settings.get("view", {}))[0]["kind"]
+            raise InputError(
+                f"view: {kind} given for a classifier of noisy images, which is told their level; allowed: noisy"
+            )
         (route,) = normal("route", self.settings.get("route", {}))
         objectives = [self._objective(each) for each in (classifier, *(each for each, _ in others))]
         if blend:
@@ -289,7 +295,8 @@ def load_recipe(name: str, changes: Iterable[str] = ()) -> Recipe:
     bundled, _, variant = name.partition("/")
     file = resources.files("steersman.recipes") / f"{bundled}.yaml"
     if name.endswith((".yaml", ".yml")):
-        recipe = _parse(name, _read(Path(name)))
+        with about("recipe", name):
+            recipe = _parse(name, _read(Path(name))).check()
     elif "." not in bundled and file.is_file():
         recipe = _parse(bundled, file.read_text())
         if variant and variant not in recipe.variants:
