@@ -336,10 +336,32 @@ def test_refuses_a_configuration_that_is_not_of_flow_matching(config):
         Flow.from_diffusers(config)
 
 
-@pytest.mark.parametrize("spacing", ["leading", "trailing"])
-def test_flow_refuses_a_spacing_of_discrete_times(spacing):
-    with pytest.raises(InputError, match=f"unknown spacing of Flow '{spacing}'; .*known: linspace, karras, logsnr"):
-        Flow().levels(10, spacing)
+@pytest.mark.parametrize(("kind", "mu"), [("exponential", 0.8), ("linear", 1.7)])
+@pytest.mark.parametrize("steps", [1, 4, 28])
+def test_flow_levels_moved_for_the_size_of_the_image_are_those_of_diffusers(kind, mu, steps):
+    """As Flux's pipeline sets them."""
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True, time_shift_type=kind)
+    scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / steps, steps).tolist(), mu=mu)
+    first, *rest = from_diffusers(scheduler.config, mu).levels(steps, "trailing")
+    theirs = scheduler.sigmas[1:].double()
+    # float32 there, 2^-24; the first of theirs has no signal, ours a thousandth
+    torch.testing.assert_close(torch.stack([each.sigma for each in rest]), theirs, rtol=4 * 2**-24, atol=4 * 2**-24)
+    assert float(first.sigma / first.alpha) == pytest.approx(1000, rel=1e-12) and scheduler.sigmas[0] == 1
+
+
+def test_flow_by_a_size_refuses_what_it_does_not_follow():
+    config = {"shift": 1.0, "use_dynamic_shifting": True, "shift_terminal": 0.02}
+    with pytest.raises(InputError, match="shift_terminal given; allowed: flow matching with a shift of its own"):
+        from_diffusers(config, 0.8)
+    assert from_diffusers({"shift": 2.0}, 0.8) == Flow(shift=2.0)
+    with pytest.raises(InputError, match="walk.low, high: 0.1, inf given with trailing; allowed: 0, inf"):
+        Flow().levels(10, "trailing", low=0.1)
+
+
+def test_flow_refuses_a_spacing_of_discrete_times():
+    known = "linspace, trailing, karras, logsnr"
+    with pytest.raises(InputError, match=f"unknown spacing of Flow 'leading'; .*known: {known}"):
+        Flow().levels(10, "leading")
     with pytest.raises(InputError, match="steps: 0 given; allowed: 1 and more"):
         Flow().levels(0)
 

@@ -7,16 +7,17 @@ from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from steersman.errors import InputError, unknown
+from steersman.errors import InputError, about, unknown
 from steersman.recipes import Recipe, load_recipe
 from steersman.sample.noise import SEEDS
 
-__all__ = ["DTYPES", "Run", "check_device", "read_run", "weights"]
+__all__ = ["DTYPES", "Run", "check_device", "check_folder", "read_run", "weights"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -36,7 +37,9 @@ class Run:
         judge: The network that judges, likewise; None for no judge.
         recipe: The settings of every axis.
         guided: Whether the guide steers; else it only measures.
-        label: The denoiser's own label, for class-conditional ones.
+        label: The denoiser's own label, for class-conditional ones: its number, its name or one of its synonyms.
+        prompt: What all images show, for denoisers that are told a text.
+        negative_prompt: What they do not show; None for what such a denoiser takes without one.
         cfg_scale: The classifier-free scale; 1 for the conditional model alone.
         batch_size: Images at a time; by default 4 on a CPU, where several batches are drawn side by side, else 16.
         device: Where the networks run.
@@ -53,6 +56,8 @@ class Run:
     recipe: Recipe = field(default_factory=lambda: load_recipe("default"))
     guided: bool = True
     label: str | None = None
+    prompt: str | None = None
+    negative_prompt: str | None = None
     cfg_scale: float = 1.0
     batch_size: int | None = None
     device: str = "cpu"
@@ -128,12 +133,28 @@ def check_device(device: str) -> None:
         raise InputError(f"device: {device!r} given, which this machine does not have; allowed here: {here}")
 
 
+def check_folder(out: Path, run: Run) -> None:
+    """Refuses a folder that holds a run with other settings.
+
+    Raises:
+        InputError: It does, or what it holds cannot be read.
+    """
+    before = out / "run.yaml"
+    if before.exists() and read_run(before).record() != run.record():
+        raise InputError(f"out: {str(out)!r} holds a run with other settings; allowed: an empty folder, or that run")
+
+
 def read_run(path: Path) -> Run:
     """Returns the run that a ``run.yaml`` records.
 
     Raises:
         InputError: The file cannot be read, or is no such record.
     """
+    with about("run", path):
+        return _run(path)
+
+
+def _run(path: Path) -> Run:
     try:
         content = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -148,11 +169,16 @@ def read_run(path: Path) -> Run:
             raise unknown("key of a run", key, known)
     try:
         recipe = Recipe(**{"title": "", **content.pop("recipe")}).check()
-        settings: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in content.items()
-        }
-        return Run(**settings, recipe=recipe)
-    except (TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
+        return Run(**{key: _typed(key, value) for key, value in content.items()}, recipe=recipe)
+    except (TypeError, ValidationError) as error:
         raise InputError(f"run: {str(path)!r} records no run ({str(error).splitlines()[0]})") from error
+
+
+def _typed(key: str, value: object) -> Any:  # noqa: ANN401
+    """Returns a setting in the type that it has in a `Run`."""
+    lax = ConfigDict(coerce_numbers_to_str=True, allow_inf_nan=False)
+    try:
+        return TypeAdapter(get_type_hints(Run)[key], config=lax).validate_python(value)
+    except ValidationError as error:
+        said = error.errors()[0]["msg"]
+        raise InputError(f"{key}: {value!r} given; allowed: {said}") from error

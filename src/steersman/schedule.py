@@ -34,6 +34,8 @@ __all__ = [
     "karras_ratios",
 ]
 
+MOST = 1_000_000  # times of a schedule; networks are trained on thousands
+
 Spacing = Literal["linspace", "leading", "trailing", "karras", "logsnr"]
 
 
@@ -95,9 +97,19 @@ class VP:
 
     Attributes:
         alpha_bar: The running product of ``1 - beta``, falling, in (0, 1).
+
+    Raises:
+        InputError: It does not fall, or not within (0, 1).
     """
 
     alpha_bar: Float64[Tensor, " T"]
+
+    def __post_init__(self) -> None:
+        inside = self.alpha_bar.ndim == 1 and len(self.alpha_bar) > 0 and bool((self.alpha_bar > 0).all())
+        if not (inside and self.alpha_bar[0] < 1 and bool((self.alpha_bar.diff() < 0).all())):
+            raise InputError(
+                "schedule.alpha_bar: betas given that do not let it fall from 1 to 0; allowed: above 0, below 1"
+            )
 
     @property
     def betas(self) -> Float64[Tensor, " T"]:
@@ -132,7 +144,7 @@ class VP:
         Raises:
             InputError: The configuration describes no variance-preserving schedule, or one unknown here.
         """
-        count = int(config.get("num_train_timesteps", 1000))
+        count = _count(config)
         if config.get("rescale_betas_zero_snr"):
             raise InputError(
                 "schedule: rescale_betas_zero_snr given; allowed: a last level with some signal, alpha > 0"
@@ -307,22 +319,31 @@ class Flow:
             )
 
     @classmethod
-    def from_diffusers(cls, config: Mapping[str, Any]) -> "Flow":
+    def from_diffusers(cls, config: Mapping[str, Any], mu: float | None = None) -> "Flow":
         """The schedule that a diffusers scheduler's configuration describes.
 
+        Args:
+            config: The configuration.
+            mu: What its pipeline makes of the image's size, where the shift depends on that: it is ``e^mu``, or mu for
+                the linear kind.
+
         Raises:
-            InputError: The configuration describes no flow matching, or a shift that depends on the image's size.
+            InputError: The configuration describes no flow matching, or a shift that depends on the image's size where
+                no mu is given.
         """
         if not _flows(config):
             given = config.get("_class_name", "a configuration without a class")
             raise InputError(
                 f"schedule: {given} given; allowed: a flow-matching scheduler, or one with use_flow_sigmas"
             )
-        for key in ("use_dynamic_shifting", "invert_sigmas"):
+        dynamic = bool(config.get("use_dynamic_shifting"))
+        for key in ("invert_sigmas", *(("shift_terminal",) if mu is not None else ("use_dynamic_shifting",))):
             if config.get(key):
                 raise InputError(f"schedule: {key} given; allowed: flow matching with a shift of its own")
         shift = config.get("flow_shift" if config.get("use_flow_sigmas") else "shift", 1.0)
-        return cls(shift=float(shift), count=int(config.get("num_train_timesteps", 1000)))
+        if dynamic and mu is not None:
+            shift = mu if config.get("time_shift_type") == "linear" else math.exp(mu)
+        return cls(shift=float(shift), count=_count(config))
 
     @property
     def _last(self) -> float:
@@ -359,7 +380,8 @@ class Flow:
         Args:
             steps: How many steps.
             spacing: ``linspace`` for even steps of u, from 1 and to the last one of diffusers' schedulers where no
-                range is given; ``karras`` and ``logsnr`` for `karras_ratios` and `even_ratios`.
+                range is given; ``trailing`` for every N-th of u from 1 on, as Flux's pipeline has them, which knows no
+                range; ``karras`` and ``logsnr`` for `karras_ratios` and `even_ratios`.
             low: The last level's ``sigma / alpha``, within the schedule's own range.
             high: The first level's, likewise.
 
@@ -368,6 +390,8 @@ class Flow:
         """
         if steps < 1:
             raise InputError(f"steps: {steps} given; allowed: 1 and more")
+        if spacing == "trailing" and (low > 0 or high < math.inf):
+            raise InputError(f"walk.low, high: {low}, {high} given with {spacing}; allowed: 0, inf")
         low = min(max(low, self._ratio(self._last)), self.high)
         match spacing:
             case "linspace":
@@ -375,12 +399,23 @@ class Flow:
                 begin, end = (each / (self.shift - (self.shift - 1) * each) for each in (first, last))
                 sigmas = self._bent(torch.linspace(begin, end, steps, dtype=torch.float64))
                 ratios = (sigmas / (1 - sigmas)).clamp(max=self.high)
+            case "trailing":
+                sigmas = self._bent(1 - torch.arange(steps, dtype=torch.float64) / steps)
+                ratios = (sigmas / (1 - sigmas)).clamp(max=self.high)
             case "karras" | "logsnr":
                 spread = karras_ratios if spacing == "karras" else even_ratios
                 ratios = spread(steps, low, min(max(high, low), self.high))
             case _:
-                raise unknown("spacing of Flow", spacing, ("linspace", "karras", "logsnr"))
+                raise unknown("spacing of Flow", spacing, ("linspace", "trailing", "karras", "logsnr"))
         return (*(self.at_sigma(ratio) for ratio in ratios), CLEAN)
+
+
+def _count(config: Mapping[str, Any]) -> int:
+    """Returns T, of which there is a number each."""
+    count = int(config.get("num_train_timesteps", 1000))
+    if not 1 <= count <= MOST:
+        raise InputError(f"schedule.num_train_timesteps: {count} given; allowed: 1 to {MOST}")
+    return count
 
 
 def _flows(config: Mapping[str, Any]) -> bool:
@@ -389,10 +424,14 @@ def _flows(config: Mapping[str, Any]) -> bool:
     return named or bool(config.get("use_flow_sigmas")) or ("shift" in config and "beta_schedule" not in config)
 
 
-def from_diffusers(config: Mapping[str, Any]) -> VP | Flow:
+def from_diffusers(config: Mapping[str, Any], mu: float | None = None) -> VP | Flow:
     """The schedule that a diffusers scheduler's configuration describes, variance-preserving or flow matching.
+
+    Args:
+        config: The configuration.
+        mu: As `Flow.from_diffusers` takes it.
 
     Raises:
         InputError: It describes neither, or one unknown here.
     """
-    return Flow.from_diffusers(config) if _flows(config) else VP.from_diffusers(config)
+    return Flow.from_diffusers(config, mu) if _flows(config) else VP.from_diffusers(config)

@@ -17,7 +17,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from steersman.errors import InputError
-from steersman.pipelines.samples import Layout
+from steersman.pipelines.layout import Layout
+from steersman.pipelines.told import by_name
 
 __all__ = ["Network", "linked"]
 
@@ -72,15 +73,15 @@ class Network:
         """
 
         def listen(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-            names = list(inspect.signature(self.own.forward).parameters)
-            self.told = {**dict(zip(names, args, strict=False)), **kwargs}
+            self.told = by_name(self.own.forward, args, kwargs)
             if not due():
                 return args, kwargs
             self.grad_was = torch.is_grad_enabled() if self.grad_was is None else self.grad_was
             torch.set_grad_enabled(True)
-            leaf = self.told[names[0]].detach().requires_grad_()
+            first = next(iter(inspect.signature(self.own.forward).parameters))
+            leaf = self.told[first].detach().requires_grad_()
             self.leaves.append(leaf)
-            return ((leaf, *args[1:]), kwargs) if args else (args, {**kwargs, names[0]: leaf})
+            return ((leaf, *args[1:]), kwargs) if args else (args, {**kwargs, first: leaf})
 
         listener = self.module.register_forward_pre_hook(listen, with_kwargs=True)
         try:

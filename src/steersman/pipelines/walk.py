@@ -34,10 +34,11 @@ from steersman.guidance.injection import Estimate, Moment
 from steersman.guidance.steering import Steering
 from steersman.guidance.step import FixedVariance, Step, posterior_mean, reverse_variance
 from steersman.guidance.view import Ahead
+from steersman.pipelines.layout import LAYOUTS, Layout, as_images
 from steersman.pipelines.levels import Place, kept, name_of, number, place_of, start_of, time_at
 from steersman.pipelines.network import Network, linked
 from steersman.pipelines.parts import exact, first, frozen, moves, recomputed
-from steersman.pipelines.samples import LAYOUTS, Decoder, Layout, as_images
+from steersman.pipelines.samples import Decoder
 from steersman.pipelines.targets import Target, resolved
 from steersman.schedule import VP, Flow, Level, Schedule, broadcast
 from steersman.schedulers import FAMILIES

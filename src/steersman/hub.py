@@ -12,18 +12,19 @@ from typing import Any, TypeVar
 
 from steersman.errors import InputError, one_line
 
-__all__ = ["check_whole", "hub_file", "load_pretrained", "quiet"]
+__all__ = ["check_whole", "hub_file", "hushed", "load_pretrained", "quiet"]
 
 Loaded = TypeVar("Loaded")
 
 
-def load_pretrained(spec: str, name: str, read: Callable[..., Loaded]) -> Loaded:
-    """Returns what transformers' loaders make of a model.
+def load_pretrained(spec: str, name: str, read: Callable[..., Loaded], *, kind: str = "classifier") -> Loaded:
+    """Returns what a library's loaders make of a model.
 
     Args:
-        spec: What the user gave, for the messages.
-        name: A folder as transformers saves it, or the id of such a model on the hub.
+        spec: What the user gave, for the messages; where it has a source, that stands before the name.
+        name: A folder as the library saves it, or the id of such a model on the hub.
         read: Maps the name, and ``local_files_only``, to the model.
+        kind: What the model is to be, for the messages.
 
     Raises:
         InputError: There is no such model, or it cannot be read.
@@ -35,22 +36,22 @@ def load_pretrained(spec: str, name: str, read: Callable[..., Loaded]) -> Loaded
         except InputError:
             raise
         except Exception as error:  # a folder may be damaged in any way
-            raise InputError(f"classifier: {spec!r} cannot be read ({one_line(error)})") from error
+            raise InputError(f"{kind}: {spec!r} cannot be read ({one_line(error)})") from error
 
     if Path(name).is_dir():
         return tried(local_files_only=True)
-    source = spec.partition(":")[0]
+    source = spec.partition(name)[0]
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
         raise InputError(
-            f"classifier: {spec!r} given, and no such folder; allowed: {source}:FOLDER, or {source}:ID of the hub"
+            f"{kind}: {spec!r} given, and no such folder; allowed: {source}FOLDER, or {source}ID of the hub"
         )
     try:
         return tried(local_files_only=True)
     except InputError:
         _ask(
             name,
-            f"classifier: {spec!r} is neither a folder nor in transformers' cache, and the hub does not give it",
-            f"{source}:FOLDER, filled where there is a network by: hf download {name} --local-dir FOLDER",
+            f"{kind}: {spec!r} is neither a folder nor in the hub's cache, and the hub does not give it",
+            f"{source}FOLDER, filled where there is a network by: hf download {name} --local-dir FOLDER",
         )
     return tried(local_files_only=False)
 
@@ -70,7 +71,7 @@ def check_whole(spec: str, info: Mapping[str, Any]) -> None:
 
 
 def hub_file(spec: str, repository: str, file: str) -> Path:
-    """Returns where a file of a repository lies in the hub's cache, fetched where it is not there yet.
+    """Returns where a classifier's file of a repository lies in the hub's cache, fetched where it is not there yet.
 
     Raises:
         InputError: It is not there, and cannot be fetched.
@@ -100,7 +101,7 @@ def _ask(repository: str, lacking: str, allowed: str) -> None:
 
 
 @contextmanager
-def quiet(source: str) -> Iterator[Any]:
+def quiet(source: str, *, kind: str = "classifier") -> Iterator[Any]:
     """Yields transformers, kept from telling what it loads: what fails is said in our own line.
 
     Raises:
@@ -110,14 +111,20 @@ def quiet(source: str) -> Iterator[Any]:
         import transformers
     except ImportError as error:
         raise InputError(
-            f"classifier: {source} needs transformers; allowed: after pip install 'steersman[text]'"
+            f"{kind}: {source} needs transformers; allowed: after pip install 'steersman[text]'"
         ) from error
-    logging = transformers.utils.logging
+    with hushed(transformers.utils.logging):
+        yield transformers
+
+
+@contextmanager
+def hushed(logging: Any) -> Iterator[None]:  # noqa: ANN401
+    """Keeps a library from telling what it loads, by transformers' or diffusers' own switches."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield transformers
+        yield
     finally:
         logging.set_verbosity(verbosity)
         if bars:

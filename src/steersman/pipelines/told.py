@@ -1,0 +1,134 @@
+"""What a text pipeline tells its network, heard without asking the network.
+
+The pipeline is called once, for one image, and left where its scheduler would step. In the network's place stands a
+twin that keeps what it is told and answers zeros; the pipeline itself stays as it is. With classifier-free guidance
+there are two rows: in one call, the unconditional one first, or in a call each, the conditional one first (Flux).
+"""
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from steersman.errors import InputError
+
+__all__ = ["Told", "by_name", "hear"]
+
+STEPS = 2  # of the walk that is left at once; the first of two has a time above 0
+
+
+class Told(NamedTuple):
+    """What the network is told of one image beside sample and time.
+
+    Attributes:
+        values: By its parameters' names; tensors, also within mappings, lead with the rows or are shared by all.
+        sample: What it is shown.
+        pace: What it is told as the time, by the scheduler's.
+        mu: How far the pipeline moves its scheduler's levels for the image's size, where it does.
+        conditional: Which row is of the prompt.
+        unconditional: Which is not, where there is one.
+    """
+
+    values: Mapping[str, Any]
+    sample: Tensor
+    pace: float
+    mu: float | None
+    conditional: int
+    unconditional: int | None
+
+    def rows(self, rows: Int[Tensor, " N"]) -> dict[str, Any]:
+        """Returns the values for a batch of these rows."""
+        count = 1 if self.unconditional is None else 2
+
+        def taken(value: Any) -> Any:  # noqa: ANN401
+            if isinstance(value, Mapping):
+                return {key: taken(each) for key, each in value.items()}
+            return value[rows] if _leads(value, count) else value
+
+        return taken(self.values)
+
+
+def by_name(forward: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of a network's call by its parameters' names."""
+    return {**dict(zip(inspect.signature(forward).parameters, args, strict=False)), **kwargs}
+
+
+def hear(pipe: Any, part: str, **call: Any) -> Told:  # noqa: ANN401
+    """Returns what a pipeline tells its network at first.
+
+    Args:
+        pipe: The pipeline.
+        part: The name of its network.
+        call: What it is called with, for one image.
+
+    Raises:
+        InputError: Neither one row nor two were told.
+    """
+    twin, scheduler = copy.copy(pipe), copy.deepcopy(pipe.scheduler)
+    network, calls = _listener(getattr(pipe, part))
+    moved: list[float | None] = []
+    set_timesteps = scheduler.set_timesteps
+
+    @functools.wraps(set_timesteps)
+    def setting(*args: Any, mu: float | None = None, **kwargs: Any) -> None:  # noqa: ANN401
+        moved.append(mu)
+        set_timesteps(*args, **({} if mu is None else {"mu": mu}), **kwargs)
+
+    def leave(*_: Any, **__: Any) -> None:  # noqa: ANN401
+        raise _Left
+
+    vars(scheduler).update(set_timesteps=setting, step=leave)
+    vars(twin).update({part: network, "scheduler": scheduler, "_progress_bar_config": {"disable": True}})
+    try:
+        twin(num_inference_steps=STEPS, generator=torch.Generator().manual_seed(0), **call)
+    except _Left:
+        pass
+    first = next(iter(calls[0]))
+    samples, times = ([each.pop(key) for each in calls] for key in (first, "timestep"))
+    rows = [len(each) for each in samples]
+    if rows not in ([1], [2], [1, 1]):
+        raise InputError(f"pipe: {type(pipe).__name__} given, which tells its network {rows} rows; allowed: one or two")
+    return Told(
+        values=calls[0] if len(calls) == 1 else _stacked(*calls),
+        sample=samples[0][:1],
+        pace=float(times[0].reshape(-1)[0]) / float(scheduler.timesteps[0]),
+        mu=moved[-1],
+        conditional=1 if rows == [2] else 0,
+        unconditional={1: None, 2: 0}[rows[0]] if len(rows) == 1 else 1,
+    )
+
+
+class _Left(Exception):
+    """Thrown where the pipeline is left."""
+
+
+def _listener(network: Any) -> tuple[Any, list[dict[str, Any]]]:  # noqa: ANN401
+    """Returns a network's twin, which has its attributes and answers zeros, and what it will have been told."""
+    calls: list[dict[str, Any]] = []
+    twin = copy.copy(network)
+
+    def forward(*args: Any, **kwargs: Any) -> tuple[Tensor]:  # noqa: ANN401
+        told = by_name(network.forward, args, kwargs)
+        first = next(iter(inspect.signature(network.forward).parameters))
+        calls.append({first: told.pop(first), **told})
+        return (torch.zeros_like(calls[-1][first]),)
+
+    silent = {key: type(value)() for key, value in vars(network).items() if key.endswith("_hooks")}
+    vars(twin).update(silent, forward=forward)
+    return twin, calls
+
+
+def _leads(value: Any, rows: int) -> bool:  # noqa: ANN401
+    return isinstance(value, Tensor) and value.ndim > 0 and len(value) == rows
+
+
+def _stacked(one: Any, other: Any) -> Any:  # noqa: ANN401
+    """Returns the values of two calls of one row each as those of two rows."""
+    if isinstance(one, Mapping):
+        return {key: _stacked(each, other[key]) for key, each in one.items()}
+    return torch.cat([one, other]) if _leads(one, 1) else one
