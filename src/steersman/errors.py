@@ -1,9 +1,12 @@
 """Input that cannot be used, said in one line: what is wrong, what was given, what is allowed."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
-__all__ = ["InputError", "one_line", "unknown"]
+__all__ = ["InputError", "about", "one_line", "unknown"]
+
+LONGEST, GIVEN = 600, 80  # characters of a line, and of what a file gives in it
 
 
 class InputError(ValueError):
@@ -13,7 +16,28 @@ class InputError(ValueError):
 def one_line(error: Exception) -> str:
     """Returns what another library's error says, in a line."""
     said = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
+    return f"{type(error).__name__}: {said[0][:LONGEST]}" if said else type(error).__name__
+
+
+@contextmanager
+def about(kind: str, place: object) -> Iterator[None]:
+    """Turns whatever goes wrong with a file into one line that names it, however the file was damaged.
+
+    Args:
+        kind: What is read, such as ``denoiser``.
+        place: The file or the folder.
+
+    Raises:
+        InputError: Something went wrong.
+    """
+    try:
+        yield
+    except InputError as error:
+        said = " ".join(str(error).split())
+        said = said if len(said) <= LONGEST else f"{said[:LONGEST]}…"
+        raise InputError(said if str(place) in said else f"{kind}: {str(place)!r} cannot be used; {said}") from error
+    except Exception as error:  # a damaged file can fail a library anywhere
+        raise InputError(f"{kind}: {str(place)!r} cannot be read ({one_line(error)})") from error
 
 
 def unknown(kind: str, given: object, known: Iterable[str], *, most: int = 12) -> InputError:
@@ -27,7 +51,8 @@ def unknown(kind: str, given: object, known: Iterable[str], *, most: int = 12) -
     """
     names = list(known)
     folded = {name.lower(): name for name in reversed(names)}
-    near = [folded[name] for name in get_close_matches(str(given).lower(), folded, n=3, cutoff=0.5)]
+    said = str(given) if len(str(given)) <= GIVEN else f"{str(given)[:GIVEN]}…"
+    near = [folded[name] for name in get_close_matches(said.lower(), folded, n=3, cutoff=0.5)]
     listed = ", ".join(names[:most]) + (f", … ({len(names)} in all)" if len(names) > most else "")
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-    return InputError(f"unknown {kind} {str(given)!r}; {hint}known: {listed}")
+    return InputError(f"unknown {kind} {said!r}; {hint}known: {listed}")

@@ -14,7 +14,9 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-__all__ = ["file_name", "replacing", "write_image", "write_json"]
+from steersman.errors import InputError, about
+
+__all__ = ["file_name", "listed", "read_json", "replacing", "write_image", "write_json"]
 
 
 LONGEST = 60  # characters of a file name, which may take four bytes each of the 255 that file systems allow
@@ -45,6 +47,34 @@ def write_image(path: Path, image: Float[Tensor, "3 H W"]) -> None:
     pixels = ((image.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
     with replacing(path) as beside:
         Image.fromarray(pixels).save(beside, format="PNG")
+
+
+def read_json(path: Path, kind: str = "file") -> dict[str, Any]:
+    """Returns the mapping in a file of JSON.
+
+    Args:
+        path: The file.
+        kind: What it is of, for the messages.
+
+    Raises:
+        InputError: It is not there, is no JSON, or no mapping.
+    """
+    with about(kind, path):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise InputError(f"a {type(content).__name__} given; allowed: a mapping")
+        return content
+
+
+def listed(names: object) -> tuple[str, ...]:
+    """Returns the names of classes that a file lists.
+
+    Raises:
+        InputError: It lists something else.
+    """
+    if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
+        raise InputError(f"classes: {str(names)[:80]} given; allowed: a list of names")
+    return tuple(names)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

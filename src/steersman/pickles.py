@@ -116,24 +116,9 @@ def _run(stream: Any, calls: Mapping[str, Callable[..., Any]], *, storages: bool
         storages: Whether the names and persistent ids of storages may occur.
     """
     stack: list[Any] = []
-    outer: list[list[Any]] = []
+    marks: list[int] = []
     memo: dict[int, Any] = {}
-
-    def named(text: str) -> Name:
-        if text not in (DTYPES if storages else calls):
-            raise InputError(f"it asks for {_short(text)}; allowed: tensors, plain containers, records of networks")
-        return Name(text)
-
-    def since_mark() -> list[Any]:
-        nonlocal stack
-        items, stack = stack, outer.pop()
-        return items
-
-    def call(name: Any, args: Any) -> Any:  # noqa: ANN401
-        if not isinstance(name, Name) or not isinstance(args, tuple) or name.text not in calls:
-            raise InputError(f"it calls {_short(name.text if isinstance(name, Name) else type(name).__name__)}")
-        return calls[name.text](name.text, *args)
-
+    names = DTYPES if storages else calls
     arg: Any
     for number, (opcode, arg, _) in enumerate(pickletools.genops(stream)):
         if number >= MOST:
@@ -145,10 +130,9 @@ def _run(stream: Any, calls: Mapping[str, Callable[..., Any]], *, storages: bool
                 (result,) = stack
                 return result
             case "MARK":
-                outer.append(stack)
-                stack = []
+                marks.append(len(stack))
             case "POP_MARK":
-                since_mark()
+                _since(marks, stack)
             case "POP":
                 stack.pop()
             case "DUP":
@@ -173,28 +157,28 @@ def _run(stream: Any, calls: Mapping[str, Callable[..., Any]], *, storages: bool
                     raise ValueError("too few items for a tuple")
                 stack[-count:] = [tuple(stack[-count:])]
             case "LIST":
-                items = since_mark()
+                items = _since(marks, stack)
                 stack.append(items)
             case "TUPLE":
-                items = since_mark()
+                items = _since(marks, stack)
                 stack.append(tuple(items))
             case "DICT":
-                items = since_mark()
+                items = _since(marks, stack)
                 stack.append(_filled({}, items))
             case "FROZENSET":
-                items = since_mark()
+                items = _since(marks, stack)
                 stack.append(frozenset(map(_key, items)))
             case "APPEND" | "APPENDS":
-                items = since_mark() if opcode.name == "APPENDS" else [stack.pop()]
+                items = _since(marks, stack) if opcode.name == "APPENDS" else [stack.pop()]
                 _of(list, stack[-1]).extend(items)
             case "ADDITEMS":
-                items = since_mark()
+                items = _since(marks, stack)
                 _of(set, stack[-1]).update(map(_key, items))
             case "SETITEM":
                 value, key = stack.pop(), stack.pop()
                 _filled(stack[-1], [key, value])
             case "SETITEMS":
-                items = since_mark()
+                items = _since(marks, stack)
                 _filled(stack[-1], items)
             case "PUT" | "BINPUT" | "LONG_BINPUT":
                 memo[arg] = stack[-1]
@@ -203,19 +187,19 @@ def _run(stream: Any, calls: Mapping[str, Callable[..., Any]], *, storages: bool
             case "GET" | "BINGET" | "LONG_BINGET":
                 stack.append(memo[arg])
             case "GLOBAL":
-                stack.append(named(arg.replace(" ", ".", 1)))
+                stack.append(_named(names, arg.replace(" ", ".", 1)))
             case "STACK_GLOBAL":
                 last, module = _of(str, stack.pop()), _of(str, stack.pop())
-                stack.append(named(f"{module}.{last}"))
+                stack.append(_named(names, f"{module}.{last}"))
             case "INST":
-                name, args = named(arg.replace(" ", ".", 1)), since_mark()
-                stack.append(call(name, tuple(args)))
+                name, args = _named(names, arg.replace(" ", ".", 1)), _since(marks, stack)
+                stack.append(_call(calls, name, tuple(args)))
             case "OBJ":
-                name, *args = since_mark()
-                stack.append(call(name, tuple(args)))
+                name, *args = _since(marks, stack)
+                stack.append(_call(calls, name, tuple(args)))
             case "REDUCE" | "NEWOBJ":
                 args, name = stack.pop(), stack.pop()
-                stack.append(call(name, args))
+                stack.append(_call(calls, name, args))
             case "BUILD":
                 _build(stack[-2], stack.pop())
             case "BINPERSID" if storages:
@@ -230,6 +214,28 @@ LITERALS = frozenset(
     "SHORT_BINUNICODE BINUNICODE BINUNICODE8 SHORT_BINBYTES BINBYTES BINBYTES8".split()
 )
 """Opcodes whose argument, as it was parsed, is the value."""
+
+
+def _since(marks: list[int], stack: list[Any]) -> list[Any]:
+    """Takes what was stacked since the last mark."""
+    start = marks.pop()
+    if start > len(stack):
+        raise ValueError("a mark above the stack")
+    items = stack[start:]
+    del stack[start:]
+    return items
+
+
+def _named(names: Mapping[str, Any], text: str) -> Name:
+    if text not in names:
+        raise InputError(f"it asks for {_short(text)}; allowed: tensors, plain containers, records of networks")
+    return Name(text)
+
+
+def _call(calls: Mapping[str, Callable[..., Any]], name: Any, args: Any) -> Any:  # noqa: ANN401
+    if not isinstance(name, Name) or not isinstance(args, tuple) or name.text not in calls:
+        raise InputError(f"it calls {_short(name.text if isinstance(name, Name) else type(name).__name__)}")
+    return calls[name.text](name.text, *args)
 
 
 def _of(kind: type, value: Any) -> Any:  # noqa: ANN401

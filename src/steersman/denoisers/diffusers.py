@@ -6,7 +6,7 @@ classifier-free guidance of scale ``w`` (Ho & Salimans 2022) predicts
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -21,7 +21,7 @@ from steersman.denoisers import latent
 from steersman.denoisers.adm_network import ADMUNet
 from steersman.denoisers.dit_network import DiT
 from steersman.denoisers.folder import Folder
-from steersman.errors import InputError
+from steersman.errors import InputError, unknown
 from steersman.schedule import Flow, Level, Schedule, from_diffusers
 
 __all__ = ["DiffusersDenoiser"]
@@ -48,7 +48,7 @@ class DiffusersDenoiser:
         block: How many images the network sees at a time, None for the whole batch (`steersman.blocks`).
 
     Raises:
-        InputError: More or fewer names than labels, or a VAE of other latents.
+        InputError: More or fewer names than labels, a VAE of other latents, or an unknown parameterization.
     """
 
     block: int | None = None
@@ -62,6 +62,8 @@ class DiffusersDenoiser:
         classes: tuple[str, ...] = (),
         vae: AutoencoderKL | None = None,
     ) -> None:
+        if parameterization not in get_args(Parameterization):
+            raise unknown("parameterization", parameterization, get_args(Parameterization))
         config = network.config
         labels = config.get("num_class_embeds") or 0
         numbered = labels

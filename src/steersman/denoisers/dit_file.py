@@ -13,18 +13,17 @@ Source: https://github.com/facebookresearch/DiT, models.py.
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from safetensors import SafetensorError
 from torch import Tensor
 
 from steersman.checkpoint import read_tensors
 from steersman.denoisers.adm_layout import fill
 from steersman.denoisers.diffusers import DiffusersDenoiser
 from steersman.denoisers.dit_network import DiT
-from steersman.errors import InputError, one_line
+from steersman.denoisers.folder import read_model
+from steersman.errors import InputError, about
 from steersman.options import split_options
 from steersman.schedule import VP
 
@@ -78,12 +77,13 @@ def load_dit(name: str) -> DiffusersDenoiser:
     if heads is not None and not (heads.isdecimal() and int(heads) > 0):
         raise InputError(f"dit: heads={heads} given; allowed: 1 and more")
     tensors = read_tensors(path)
-    try:
-        network = _network(tensors, None if heads is None else int(heads))
-    except InputError as error:
-        raise InputError(f"dit: {file!r} cannot be used; {error}") from error
-    except (KeyError, IndexError, ValueError, RuntimeError) as error:
-        raise InputError(f"dit: {file!r} cannot be used; its tensors are not named or shaped as DiT's") from error
+    with about("dit", path):
+        try:
+            network = _network(tensors, None if heads is None else int(heads))
+        except InputError:
+            raise
+        except (KeyError, IndexError, ValueError, RuntimeError) as error:
+            raise InputError("its tensors are not named or shaped as DiT's") from error
     classes: tuple[str, ...] = ()
     if path.name in RELEASED:
         from steersman.classifiers.imagenet import imagenet_names
@@ -93,16 +93,8 @@ def load_dit(name: str) -> DiffusersDenoiser:
 
 
 def _vae(folder: str) -> AutoencoderKL:
-    try:
-        config: Any = AutoencoderKL.load_config(folder, local_files_only=True)
-        given = config.get("_class_name")
-        if given != AutoencoderKL.__name__:
-            raise InputError(f"vae: {given} given; allowed: {AutoencoderKL.__name__}")
-        return AutoencoderKL.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-    except InputError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"vae: {folder!r} cannot be read ({one_line(error)})") from error
+    with about("vae", folder):
+        return read_model("vae", Path(folder), AutoencoderKL)
 
 
 def _network(tensors: Mapping[str, Tensor], heads: int | None) -> DiT:

@@ -1,20 +1,43 @@
-"""A pipeline's folder as diffusers saves it: a folder a part, and ``model_index.json`` that says which there are."""
+"""A pipeline's folder as diffusers saves it: a folder a part, and ``model_index.json`` that says which there are.
 
-import json
-from collections.abc import Mapping
+Of a network alone, what would be in the parts' folders may lie in the folder itself, as in some of the hub.
+"""
+
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.modeling_utils import ModelMixin
-from safetensors import SafetensorError
+from diffusers.utils import logging
 
-from steersman.errors import InputError, one_line, unknown
+from steersman.checkpoint import check_finite
+from steersman.denoisers import latent
+from steersman.errors import InputError, about, unknown
+from steersman.files import listed, read_json
+from steersman.hub import hushed
+from steersman.meta import no_larger_than, weights_size
 
-__all__ = ["Folder"]
+__all__ = ["PIPELINES", "Folder", "read_index", "read_model"]
 
 PARTS = ("scheduler", "unet", "transformer", "vae")
 WHOLE = ({"scheduler", "unet"}, {"scheduler", "unet", "vae"}, {"scheduler", "transformer", "vae"})
 LAYOUT = "a folder with unet/ and scheduler/, or transformer/, vae/ and scheduler/, as diffusers saves them"
+PIPELINES = (
+    "FluxPipeline",
+    "PixArtAlphaPipeline",
+    "PixArtSigmaPipeline",
+    "SanaPipeline",
+    "StableDiffusion3Pipeline",
+    "StableDiffusionPipeline",
+    "StableDiffusionXLPipeline",
+)
+"""The text pipelines that are tested; others may tell their networks otherwise what these tell theirs."""
+TEXT = f"or a text pipeline, {', '.join(PIPELINES)}"
+ALONE = {"UNet2DModel": "unet", "DiTTransformer2DModel": "transformer"}
+
+LARGEST = 4096  # pixels across
 
 Model = TypeVar("Model", bound=ModelMixin)
 
@@ -35,16 +58,19 @@ class Folder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.found = {part for part in PARTS if (self.path / part).is_dir()}
+        index = read_index(self.path)
+        self.found = {part for part in PARTS if (self.path / part).is_dir()} | self._alone()
         if self.found not in WHOLE:
             raise InputError(f"denoiser: {str(path)!r} given; allowed: {LAYOUT}")
-        index = self.settings("model_index.json") if (self.path / "model_index.json").is_file() else {}
         more = [key for key, value in index.items() if isinstance(value, list) and any(value) and key not in PARTS]
         if more:
             kind = index.get("_class_name", "pipeline")
-            raise InputError(f"denoiser: {str(path)!r} is a {kind} with {', '.join(more)} as well; allowed: {LAYOUT}")
-        names = index.get("id2label") or {}
-        self.names = tuple(names[key] for key in sorted(names, key=int))
+            raise InputError(
+                f"denoiser: {str(path)!r} is a {kind} with {', '.join(more)} as well; allowed: {LAYOUT}, {TEXT}"
+            )
+        with about("denoiser", self.path):
+            names = index.get("id2label") or {}
+            self.names = listed([names[key] for key in sorted(names, key=int)])
 
     def settings(self, name: str) -> Mapping[str, Any]:
         """Returns what a JSON file of the folder says.
@@ -52,10 +78,18 @@ class Folder:
         Raises:
             InputError: It is not there, or is no JSON.
         """
-        try:
-            return json.loads((self.path / name).read_text())
-        except (OSError, ValueError) as error:
-            raise self._unreadable(error) from error
+        return read_json(self._at(name), "denoiser")
+
+    def _alone(self) -> set[str]:
+        """Returns the parts that lie in the folder itself."""
+        kind = self.settings("config.json").get("_class_name") if (self.path / "config.json").is_file() else None
+        found = {ALONE[kind]} if isinstance(kind, str) and kind in ALONE else set()
+        return found | ({"scheduler"} if (self.path / "scheduler_config.json").is_file() else set())
+
+    def _at(self, name: str) -> Path:
+        """Returns where something is: in its part's folder, or in the folder itself where there is none of the part."""
+        part, _, rest = name.partition("/")
+        return self.path / name if not rest or (self.path / part).is_dir() else self.path / rest
 
     def model(self, part: str, *kinds: type[Model]) -> Model:
         """Returns a part with its weights, of one of these kinds; of the first where it does not say which.
@@ -63,14 +97,75 @@ class Folder:
         Raises:
             InputError: It is of another kind, or cannot be read.
         """
-        known = {kind.__name__: kind for kind in kinds}
-        given = self.settings(f"{part}/config.json").get("_class_name", kinds[0].__name__)
-        if given not in known:
-            raise unknown(part, given, known)
-        try:
-            return known[given].from_pretrained(self.path / part, local_files_only=True, use_safetensors=True)
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            raise self._unreadable(error) from error
+        with about("denoiser", self.path):
+            return read_model(part, self._at(f"{part}/config.json").parent, *kinds)
 
-    def _unreadable(self, error: Exception) -> InputError:
-        return InputError(f"denoiser: {str(self.path)!r} cannot be read ({one_line(error)})")
+
+def read_model(part: str, place: Path, *kinds: type[Model]) -> Model:
+    """Returns a model of diffusers with its weights, of one of these kinds; of the first where it does not say which.
+
+    Its configuration is held against its weights before it gets memory, and all of it is loaded or nothing.
+
+    Args:
+        part: What it is to be, for the messages.
+        place: The folder with ``config.json`` and the weights, in safetensors' format.
+        kinds: What it may be.
+
+    Raises:
+        InputError: It is of another kind, or damaged; whatever else diffusers raises is not told apart.
+    """
+    config, known = read_json(place / "config.json", part), {kind.__name__: kind for kind in kinds}
+    given = str(config.get("_class_name", kinds[0].__name__))
+    if given not in known:
+        raise unknown(part, given, known)
+    kind: Any = known[given]
+    if not (size := weights_size(place)):
+        raise InputError(f"{part}: no weights are there in the format of safetensors")
+    with no_larger_than(size), torch.device("meta"), torch.no_grad():
+        _try(kind.from_config(config))
+    with hushed(logging):
+        model, info = kind.from_pretrained(place, local_files_only=True, use_safetensors=True, output_loading_info=True)
+    if missing := sorted(info["missing_keys"]):
+        raise InputError(f"{part}: it lacks the weights {', '.join(missing[:3])}")
+    check_finite(model.state_dict())
+    return model
+
+
+def _try(network: Any) -> None:  # noqa: ANN401
+    """Shows a network without memory what it will be shown."""
+    config = network.config
+    if isinstance(network, AutoencoderKL):
+        channels = config["latent_channels"]
+        latent.decoded(network, torch.zeros(1, channels, 8, 8))
+        if not latent.unscaled(config, torch.ones(1, channels, 1, 1, device="cpu")).isfinite().all():
+            raise InputError(f"scaling_factor: {config['scaling_factor']} given; allowed: one that latents survive")
+        return
+    channels, size = config["in_channels"], config["sample_size"]
+    height, width = size if isinstance(size, Sequence) else (size, size)
+    if not all(isinstance(side, int) and 1 <= side <= LARGEST for side in (height, width)):
+        raise InputError(f"sample_size: {size} given; allowed: 1 to {LARGEST}")
+    labelled = config.get("num_class_embeds") or config.get("num_embeds_ada_norm")
+    label = torch.zeros(1, dtype=torch.long) if labelled else None
+    shape = network(torch.zeros(1, channels, height, width), torch.zeros(1), class_labels=label).sample.shape
+    if shape not in ((1, channels, height, width), (1, 2 * channels, height, width)):
+        raise InputError(f"it makes {tuple(shape)} of {(1, channels, height, width)}; allowed: as many, or twice")
+
+
+def read_index(path: Path) -> Mapping[str, Any]:
+    """Returns what a folder's ``model_index.json`` says, nothing where there is none.
+
+    Raises:
+        InputError: It is no JSON, or names a pipeline by code of its own.
+    """
+    file = path / "model_index.json"
+    if not file.is_file():
+        return {}
+    index = read_json(file, "denoiser")
+    kind = index.get("_class_name", "")
+    if not isinstance(kind, str):
+        named = ", ".join(map(str, kind)) if isinstance(kind, list) else kind
+        raise InputError(
+            f"denoiser: {str(path)!r} is a pipeline by code of its own, {named}, which is never run; allowed: a "
+            "pipeline of diffusers"
+        )
+    return index

@@ -10,7 +10,7 @@ through the VAE one at a time, and its blocks are computed again for the gradien
 little more memory than one image.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from steersman.errors import InputError
 
-__all__ = ["cast", "decoded", "frozen"]
+__all__ = ["cast", "decoded", "frozen", "unscaled"]
 
 
 def decoded(vae: Any, x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H2 W2"]:  # noqa: ANN401
@@ -35,12 +35,22 @@ def decoded(vae: Any, x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H2 W2
     config = vae.config
     if x0.shape[1] != config.get("latent_channels", x0.shape[1]):
         raise InputError(f"latents: {x0.shape[1]} channels given; allowed: {config['latent_channels']}, the VAE's")
+    z = unscaled(config, x0).to(vae.dtype)
+    return torch.cat([vae.decode(each).sample for each in z.split(1)]).to(x0.dtype)
+
+
+def unscaled(config: Mapping[str, Any], x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+    """Returns ``z`` of latents ``x_0``.
+
+    Args:
+        config: The VAE's configuration.
+        x0: Latents as the denoiser knows them.
+    """
     mean, deviation = (config.get(key) for key in ("latents_mean", "latents_std"))
     z = x0 / config.get("scaling_factor", 1.0)
     if mean is not None and deviation is not None:
         z = z * _channels(deviation, z) + _channels(mean, z)
-    z = (z + (config.get("shift_factor") or 0.0)).to(vae.dtype)
-    return torch.cat([vae.decode(each).sample for each in z.split(1)]).to(x0.dtype)
+    return z + (config.get("shift_factor") or 0.0)
 
 
 def frozen(vae: Any) -> Any:  # noqa: ANN401

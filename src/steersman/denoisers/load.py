@@ -1,6 +1,6 @@
-"""A denoiser from one line of text: ``SOURCE:NAME``, or a folder as diffusers saves a pipeline."""
+"""A denoiser from one line of text: ``SOURCE:NAME``, or a pipeline as diffusers saves it, in a folder or on the hub."""
 
-import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,21 +11,32 @@ from steersman.denoisers.diffusers import DiffusersDenoiser
 from steersman.denoisers.dit_file import load_dit
 from steersman.denoisers.edm import EDMDenoiser
 from steersman.denoisers.edm_file import load_edm
-from steersman.errors import InputError
+from steersman.denoisers.folder import PIPELINES, Folder, read_index
+from steersman.denoisers.pipeline import PipelineDenoiser
+from steersman.denoisers.pipeline_folder import OPTIONS, fetched, load_pipeline
+from steersman.errors import InputError, about
+from steersman.files import listed, read_json
+from steersman.options import split_options
+from steersman.schedulers import FAMILIES
 
-__all__ = ["SOURCES", "load_denoiser"]
+__all__ = ["SOURCES", "is_pipeline", "load_denoiser"]
+
+HUB = r"\w[\w.-]*/\w[\w.-]*"
+"""What an id of the hub looks like."""
 
 
 def load_denoiser(
     spec: str, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-) -> DiffusersDenoiser | EDMDenoiser:
+) -> DiffusersDenoiser | EDMDenoiser | PipelineDenoiser:
     """Returns a denoiser, its network on a device in a dtype.
 
     Args:
         spec: ``zoo:sportballs``; ``adm:FILE``, ``dit:FILE?vae=FOLDER`` and ``edm:FILE`` for files as their authors
             released them (`steersman.denoisers.adm`, ``.dit_file``, ``.edm_file``); or a folder as
-            `DiffusersDenoiser.from_folder` reads it. Where a folder holds a ``card.json``, the names of the labels
-            are read from its ``classes``.
+            `DiffusersDenoiser.from_folder` reads it, or with an EDM scheduler `EDMDenoiser.from_folder`. Where a folder
+            holds a ``card.json``, the names of the labels are read from its ``classes``. A folder of a text pipeline
+            may be followed by options, ``FOLDER?height=512&width=768`` (`steersman.denoisers.pipeline_folder`); in
+            place of a folder, ``ORG/NAME`` is one of the hub.
         device: Where the network runs.
         dtype: In what.
 
@@ -35,21 +46,40 @@ def load_denoiser(
     source, separator, name = spec.partition(":")
     if separator and source in SOURCES:
         return SOURCES[source](name).to(device, dtype)
-    if not Path(spec).is_dir():
+    name, options = (spec, {}) if Path(spec).is_dir() else split_options(spec, OPTIONS, "option of a pipeline")
+    if not (Path(name).is_dir() or (re.fullmatch(HUB, name) and not Path(name).exists())):
         raise InputError(
-            f"denoiser: {spec!r} given; allowed: zoo:sportballs, adm:FILE, dit:FILE?vae=FOLDER, edm:FILE, or a folder "
-            "as diffusers saves a pipeline"
+            f"denoiser: {spec!r} given; allowed: zoo:sportballs, adm:FILE, dit:FILE?vae=FOLDER, edm:FILE, a folder "
+            "as diffusers saves a pipeline, or ORG/NAME of the hub"
         )
-    return _load_folder(Path(spec)).to(device, dtype)
+    path = Path(name) if Path(name).is_dir() else fetched(spec, name, options)
+    kind = read_index(path).get("_class_name")
+    if kind in PIPELINES:
+        return load_pipeline(path, options, device=device, dtype=dtype)
+    if options:
+        raise InputError(f"denoiser: {spec!r} given, a {kind or 'model'} without such options; allowed: {name}")
+    return _load_folder(path).to(device, dtype)
 
 
-def _load_folder(path: Path) -> DiffusersDenoiser:
-    card = path / "card.json"
-    classes = tuple(json.loads(card.read_text())["classes"]) if card.is_file() else ()
-    return DiffusersDenoiser.from_folder(path, classes=classes)
+def is_pipeline(spec: str) -> bool:
+    """Whether a spec names a text pipeline's folder, or one of the hub, without loading it."""
+    name, _, _ = spec.partition("?")
+    if not Path(name).exists():
+        return re.fullmatch(HUB, name) is not None
+    return read_index(Path(name)).get("_class_name") in PIPELINES
 
 
-def _load_zoo(name: str) -> DiffusersDenoiser:
+def _load_folder(path: Path) -> DiffusersDenoiser | EDMDenoiser:
+    with about("denoiser", path):
+        card = read_json(path / "card.json") if (path / "card.json").is_file() else {"classes": []}
+        classes = listed(card.get("classes"))
+        scheduler = Folder(path).settings("scheduler/scheduler_config.json").get("_class_name", "")
+        if FAMILIES.get(str(scheduler)) == "edm":
+            return EDMDenoiser.from_folder(path, classes=classes, unconditional=card.get("unconditional") is not False)
+        return DiffusersDenoiser.from_folder(path, classes=classes)
+
+
+def _load_zoo(name: str) -> DiffusersDenoiser | EDMDenoiser:
     from steersman.zoo import folder
 
     return _load_folder(folder(name))

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from safetensors import SafetensorError
 from torch import nn
 
+from steersman.checkpoint import check_finite
 from steersman.classifiers.networks import build_network
-from steersman.errors import InputError, unknown
+from steersman.errors import InputError, about, unknown
+from steersman.files import listed
 
 __all__ = ["folder", "folders", "load_network", "names", "read_network"]
 
@@ -69,19 +70,14 @@ def read_network(weights: Traversable, card: Traversable) -> tuple[nn.Module, di
     Raises:
         InputError: A file is missing or damaged, or they do not fit each other.
     """
-    try:
-        facts = json.loads(card.read_text())
-        network = build_network(facts["architecture"], len(facts["classes"]))
-    except InputError as error:
-        raise InputError(f"card: {str(card)!r}: {error}") from error
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(f"card: {str(card)!r} cannot be used ({_reason(error)})") from error
-    try:
-        network.load_state_dict(safetensors.torch.load(weights.read_bytes()))
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"weights: {str(weights)!r} cannot be used ({_reason(error)})") from error
+    with about("card", card):
+        facts = json.loads(card.read_text(encoding="utf-8"))
+        network = build_network(facts["architecture"], len(listed(facts["classes"])))
+    with about("weights", weights):
+        state = safetensors.torch.load(weights.read_bytes())
+        try:
+            network.load_state_dict(state)
+        except RuntimeError as error:
+            raise InputError(" ".join(str(error).split())) from error
+        check_finite(network.state_dict())
     return network.eval(), facts
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no more is known'}"

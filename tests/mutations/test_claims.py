@@ -1,0 +1,130 @@
+"""What a file claims of itself is held against the file before it gets memory, and nothing that it asks for is run."""
+
+import json
+import os
+import pickle
+import re
+
+import pytest
+import torch
+
+from mutations.formats import adm, clip, dit_file, dit_folder, hf, timm, torchvision, unet_folder
+from mutations.watched import watched
+from steersman.errors import InputError
+
+
+class Asks:
+    """Would make a folder when it is unpickled."""
+
+    def __reduce__(self):
+        return os.mkdir, ("ran",)
+
+
+@pytest.fixture
+def refusal():
+    """Loads a format where an allocation of some hundred MiB shows, and returns the line that it is refused with."""
+
+    def load(format_):
+        (outcome,) = watched([lambda: format_.load() and ""])
+        assert outcome.kind == "refused" and outcome.grown < 400 << 20, outcome
+        assert "memory" not in outcome.said and len(outcome.said.splitlines()) == 1
+        return outcome.said
+
+    return load
+
+
+def rewrite(path, **settings):
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+
+
+@pytest.mark.parametrize(
+    ("part", "settings", "said"),
+    [
+        ("unet", {"block_out_channels": [8, 10**9]}, "a larger network than its weights"),
+        ("unet", {"layers_per_block": 10**9}, "a larger network than its weights"),
+        ("unet", {"in_channels": 10**9}, "a larger network than its weights"),
+        ("unet", {"sample_size": 10**9}, "sample_size: 1000000000 given; allowed: 1 to 4096"),
+        ("unet", {"sample_size": [4, 0]}, "sample_size"),
+        ("unet", {"sample_size": 3}, "Sizes of tensors must match"),
+        ("unet", {"num_class_embeds": 4}, "class_embedding.weight"),
+        ("scheduler", {"num_train_timesteps": 10**9}, "num_train_timesteps: 1000000000 given; allowed: 1 to 1000000"),
+        ("scheduler", {"trained_betas": [[0.1]]}, "schedule.alpha_bar"),
+        ("scheduler", {"trained_betas": [0.1, -0.1]}, "schedule.alpha_bar"),
+        ("scheduler", {"trained_betas": [0.1, float("nan")]}, "schedule.alpha_bar"),
+        ("scheduler", {"prediction_type": "v"}, "unknown parameterization 'v'"),
+    ],
+)
+def test_claims_of_a_unet(part, settings, said, refusal, tmp_path):
+    format_ = unet_folder(tmp_path)
+    rewrite(tmp_path / part / ("scheduler_config.json" if part == "scheduler" else "config.json"), **settings)
+    line = refusal(format_)
+    assert str(tmp_path) in line and said in line
+
+
+@pytest.mark.parametrize(
+    ("part", "settings", "said"),
+    [
+        ("transformer", {"num_layers": 10**9}, "a larger network than its weights"),
+        ("transformer", {"sample_size": 10**6}, "a larger network than its weights"),  # its places are kept
+        ("transformer", {"num_attention_heads": 10**9}, "a larger network than its weights"),
+        ("vae", {"block_out_channels": [8, 10**9]}, "a larger network than its weights"),
+        ("vae", {"scaling_factor": 0}, "scaling_factor: 0 given"),
+        ("vae", {"latents_mean": [1, 2], "latents_std": [1, 1]}, "broadcast"),
+    ],
+)
+def test_claims_of_a_dit(part, settings, said, refusal, dit, tmp_path):
+    format_ = dit_folder(tmp_path, dit)
+    rewrite(tmp_path / part / "config.json", **settings)
+    line = refusal(format_)
+    assert str(tmp_path) in line and said in line
+
+
+def test_claims_of_a_released_dits_vae(refusal, dit, tmp_path):
+    format_ = dit_file(tmp_path, dit)
+    rewrite(tmp_path / "vae" / "config.json", block_out_channels=[8, 10**9])
+    assert f"vae: {str(tmp_path / 'vae')!r} cannot be used; its settings tell of a larger" in refusal(format_)
+
+
+@pytest.mark.parametrize(
+    ("file", "settings"),
+    [
+        ("config.json", {"hidden_size": 10**9}),
+        ("config.json", {"num_hidden_layers": 10**7}),
+        ("config.json", {"image_size": 10**9}),
+        ("config.json", {"num_labels": 10**9}),
+        ("preprocessor_config.json", {"size": {"height": 10**9, "width": 10**9}}),
+    ],
+)
+def test_claims_of_transformers(file, settings, refusal, tmp_path):
+    format_ = hf(tmp_path)
+    rewrite(tmp_path / file, **settings)
+    assert str(tmp_path) in refusal(format_)
+
+
+def test_tokens_that_a_network_does_not_know(refusal, clip_folder, tmp_path):
+    format_ = clip(tmp_path, clip_folder())
+    rewrite(tmp_path / "tokenizer_config.json", pad_token="<|other|>")
+    assert f"clip:{tmp_path}' cannot be used; its tokens are numbered to" in refusal(format_)
+
+
+@pytest.mark.parametrize("make", [adm, torchvision, lambda folder: timm(folder, "a.pt")])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_a_pickle_asks_for_is_named_and_not_run(make, zipped, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    format_ = make(tmp_path)
+    torch.save({"a": Asks()}, format_.files[0], _use_new_zipfile_serialization=zipped)
+    with pytest.raises(InputError, match=f"{format_.files[0].name}.*it asks for posix.mkdir"):
+        format_.load()
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_storage_larger_than_its_file(refusal, tmp_path):
+    format_ = adm(tmp_path, zipped=False)
+    path = format_.files[0]
+    content = path.read_bytes()
+    huge = pickle.dumps(10**12, 2)[2:-1]  # without the start and the end of a pickle
+    # what is told of a storage ends with its place, the count of its numbers, and None
+    damaged = re.sub(rb"(cpuq.)(K.|M..|J....)(?=Nt)", lambda told: told[1] + huge, content, count=1, flags=re.DOTALL)
+    assert damaged != content
+    path.write_bytes(damaged)
+    assert "cannot be read (damaged" in refusal(format_)
