@@ -1,10 +1,14 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from steersman.classifiers import RAW, Classifier, Preprocess
 from steersman.errors import InputError
-from steersman.schedule import Level
+from steersman.guidance import ClassProbability, Constant, Guide, NoisePrediction, Noisy
+from steersman.sample import DDIM, sample
+from steersman.schedule import EDM, VP, Flow, Level
 
 NAMES = ("tench, Tinca tinca", "crane", "baseball", "missile", "projectile, missile", "crane")
 
@@ -92,6 +96,86 @@ def test_told_the_level(batch):
     torch.testing.assert_close(classifier(image, level), classifier.network.head.bias.expand(2, 2) + 7)
     with pytest.raises(InputError, match="noise level"):
         classifier(image)
+
+
+class Knowing(nn.Module):
+    """The exact classifier of a mixture on a schedule, told the time alone."""
+
+    def __init__(self, mixture, schedule):
+        super().__init__()
+        self.mixture, self.schedule = mixture, schedule
+        self.unit = nn.Parameter(torch.ones((), dtype=torch.float64))
+
+    def forward(self, x, time):
+        return self.unit * self.mixture.log_posterior(x, self.schedule.at_time(time))
+
+
+SCHEDULES = [VP.linear(), VP.cosine(), EDM(), Flow(shift=2.0)]
+
+
+@pytest.mark.parametrize("theirs", SCHEDULES)
+@pytest.mark.parametrize("own", SCHEDULES)
+def test_noise_of_another_schedule(own, theirs, mixture, draw):
+    """Whatever scale it is on and time it is told, the exact classifier is the same function of the noisy image."""
+    classifier = Classifier(Knowing(mixture, own), preprocess=RAW, names="abc", told_level=True, schedule=own)
+    ratios = torch.tensor([0.02, 0.7, 60.0], dtype=torch.float64)
+    each = [theirs.at_sigma(ratios), *(theirs.at_sigma(ratio) for ratio in ratios)]
+    for level in each:
+        images = [draw(3, 2, 1, 1).requires_grad_() for _ in range(2)]
+        images[1].data.copy_(images[0].data)
+        logits = classifier(images[0], level), mixture.log_posterior(images[1], level)
+        torch.testing.assert_close(*logits, rtol=1e-8, atol=1e-8)
+        ours, exact = (torch.autograd.grad(f[:, 0].sum(), x)[0] for f, x in zip(logits, images, strict=True))
+        torch.testing.assert_close(ours, exact, rtol=1e-8, atol=1e-8)
+
+
+def test_noise_beyond_its_schedule():
+    """At the nearest time, and on the scale of what there is more of: the image, or its noise."""
+    own, seen = VP.linear(), []
+
+    class Seeing(Told):
+        def forward(self, x, time):
+            seen.append((float(x[0, 0, 0, 0]), float(time[0])))
+            return super().forward(x, time)
+
+    classifier = Classifier(Seeing(), preprocess=RAW, names=("a", "b"), told_level=True, schedule=own)
+    for schedule, sigma in ((EDM(), 0.0001), (EDM(), 1e4), (Flow(), torch.inf)):
+        level = schedule.at_sigma(sigma)
+        classifier(torch.full((1, 3, 4, 4), 2.0), level)
+        (shown, time), end = seen[-1], own.at_time(0 if sigma < 1 else 999)
+        assert time == float(end.time)
+        scale = end.alpha / level.alpha if sigma < 1 else end.sigma / level.sigma
+        assert shown == pytest.approx(2 * float(scale), rel=1e-6)
+
+
+def test_the_same_walk_in_edms_coordinates(mixture, draw):
+    """DDIM steps by x / alpha and sigma / alpha alone, and so does a guide of the noise that it predicts."""
+    vp, noise, ends = VP.linear(), draw(3, 2, 1, 1), []
+    start = vp.at_sigma(50.0)
+    classifier = Classifier(Knowing(mixture, vp), preprocess=RAW, names="abc", told_level=True, schedule=vp)
+    for schedule in (vp, EDM()):
+        guide = Guide(
+            objective=ClassProbability(classifier=classifier),
+            view=Noisy(),
+            injection=NoisePrediction(),
+            strength=Constant(),
+        )
+        x = sample(
+            replace(mixture, schedule=schedule),
+            DDIM(),
+            guides=[guide],
+            target=[0, 1, 2],
+            seeds=range(3),
+            noise=[noise / (1 if schedule is vp else start.sigma)],  # VP starts from 1, EDM from sigma
+            steps=6,
+            spacing="karras",
+            low=0.05,
+            high=50.0,
+            clip=False,
+            dtype=torch.float64,
+        )
+        ends.append(x)
+    assert (ends[0] - ends[1]).abs().max() < 1e-6
 
 
 def test_features_are_what_the_last_linear_layer_reads():

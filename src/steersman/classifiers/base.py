@@ -5,6 +5,11 @@ A classifier maps an image in [-1, 1] to logits f(x) ∈ R^K. With one logit (bi
     log p(names[1] | x) = log σ(f(x)),    log p(names[0] | x) = log σ(-f(x));
 
 otherwise log p(names[i] | x) is the log-softmax of f. Its weights are frozen: only the image has a gradient.
+
+One that knows noise has a schedule of its own, alpha' and sigma', and the images may be of another one. At the time t'
+with the same ``sigma' / alpha' = sigma / alpha``, both see the same picture and the same noise, but for a factor:
+
+    f(x_t, t) = f'(alpha' / alpha x_t, t')
 """
 
 from collections.abc import Iterable
@@ -16,8 +21,9 @@ from torch import Tensor, nn
 from steersman.blocks import in_blocks
 from steersman.classifiers.preprocess import Preprocess
 from steersman.classifiers.smoothing import SoftCalls, activations, soften
-from steersman.errors import InputError, unknown
-from steersman.schedule import Level
+from steersman.errors import InputError
+from steersman.names import resolve
+from steersman.schedule import Level, Schedule, broadcast
 
 __all__ = ["Classifier"]
 
@@ -34,6 +40,7 @@ class Classifier(nn.Module):
         names: One name a class; synonyms within a name are separated by commas.
         binary: Whether the network has one logit for two classes; σ(f) is the probability of ``names[1]``.
         told_level: Whether the network was trained on noisy images and is told their level.
+        schedule: The noise that it was trained on; None where that is the denoiser's own.
         smoothed: How many activations of the network are softened ones; for the reader only.
 
     Attributes:
@@ -55,6 +62,7 @@ class Classifier(nn.Module):
         names: Iterable[str],
         binary: bool = False,
         told_level: bool = False,
+        schedule: Schedule | None = None,
         smoothed: int = 0,
     ) -> None:
         super().__init__()
@@ -63,6 +71,7 @@ class Classifier(nn.Module):
         self.names = tuple(names)
         self.binary = binary
         self.told_level = told_level
+        self.schedule = schedule
         self.smoothed = smoothed
         if not self.names and not self.open_vocabulary:
             raise InputError("a classifier needs the names of its classes, got none")
@@ -79,7 +88,8 @@ class Classifier(nn.Module):
 
         Args:
             image: Images in [-1, 1], on the network's device.
-            level: The noise level of the images; only a network that was trained to be told it sees it.
+            level: The noise level of the images, of whatever schedule; only a network that was trained to be told it
+                sees it.
 
         Returns:
             The logits, in float64 where the network's weights are, else in float32.
@@ -90,11 +100,14 @@ class Classifier(nn.Module):
         weights = _dtype(self.network)
         # Half precision has too few digits for resizing, and for the log-softmax that follows.
         exact = torch.promote_types(weights, torch.float32)
-        inputs = [self.preprocess(image.to(exact)).to(weights)]
+        image, told = image.to(exact), []
         if self.told_level:
             if level is None:
                 raise InputError("this classifier was trained to be told the noise level, but got none")
-            inputs.append(level.time.to(image.device, exact).expand(image.shape[0]))
+            if self.schedule is not None:
+                image, level = _on(self.schedule, image, level)
+            told = [level.time.to(image.device, exact).expand(image.shape[0])]
+        inputs = [self.preprocess(image).to(weights), *told]
         return in_blocks(self.network, self.block, *inputs).to(exact)
 
     @torch.no_grad()
@@ -144,6 +157,7 @@ class Classifier(nn.Module):
             names=self.names,
             binary=self.binary,
             told_level=self.told_level,
+            schedule=self.schedule,
             smoothed=count,
         )
 
@@ -174,27 +188,19 @@ class Classifier(nn.Module):
         Raises:
             InputError: The index is out of range, the name is unknown, or it names more than one class.
         """
-        if isinstance(target, str):
-            full = _fold(target)
-            named = [i for i, name in enumerate(self.names) if _fold(name) == full]
-            named = named or [i for i, name in enumerate(self.names) if full in map(_fold, name.split(","))]
-            if len(named) > 1:
-                listed = ", ".join(f"{i} ({self.names[i]})" for i in named)
-                raise InputError(f"class {target!r} is ambiguous: {listed}; give the index")
-            if named:
-                return named[0]
-            if not full.removeprefix("-").isdecimal():
-                raise unknown("class", target, dict.fromkeys(s.strip() for n in self.names for s in n.split(",")))
-            target = int(full)
-        if not 0 <= target < len(self.names):
-            raise InputError(f"class index {target} is out of range; allowed: 0 to {len(self.names) - 1}")
-        return target
+        return resolve(target, self.names)
+
+
+def _on(schedule: Schedule, image: Float[Tensor, "B C H W"], level: Level) -> tuple[Float[Tensor, "B C H W"], Level]:
+    """Returns images as a schedule has them at the same noise-to-signal ratio, and its level.
+
+    Beyond the schedule's range, at its nearest level, signal or noise, whichever there is more of, has its scale.
+    """
+    own = schedule.at_sigma(level.sigma / level.alpha)
+    scale = torch.where(level.sigma > level.alpha, own.sigma / level.sigma, own.alpha / level.alpha)
+    return broadcast(scale, image) * image, own
 
 
 def _dtype(network: nn.Module) -> torch.dtype:
     floating = (p.dtype for p in network.parameters() if p.is_floating_point())
     return next(floating, torch.float32)
-
-
-def _fold(name: str) -> str:
-    return " ".join(name.casefold().split())

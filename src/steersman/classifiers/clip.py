@@ -12,10 +12,12 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from steersman.classifiers.hub import check_whole, load_pretrained, quiet
+from steersman.checkpoint import check_finite
 from steersman.classifiers.processor import read_processor
 from steersman.classifiers.text import TextClassifier
-from steersman.errors import InputError
+from steersman.classifiers.weights import held
+from steersman.errors import InputError, about
+from steersman.hub import check_whole, load_pretrained, quiet
 
 __all__ = ["load_clip"]
 
@@ -32,9 +34,11 @@ def load_clip(name: str) -> TextClassifier:
         InputError: transformers is not installed, or no CLIP can be read there.
     """
     spec = f"clip:{name}"
-    with quiet("clip") as transformers:
+    with about("classifier", spec), quiet("clip") as transformers, held(name):
         model, processor = load_pretrained(spec, name, lambda *args, **where: _read(transformers, spec, *args, **where))
         preprocess = read_processor(spec, processor.image_processor)
+        check_finite(model.state_dict())
+        _check_tokens(processor.tokenizer, model.config.text_config.vocab_size)
     config = model.config.vision_config
     return TextClassifier(
         _ImageTower(model.vision_model, model.visual_projection, config.patch_size),
@@ -45,13 +49,21 @@ def load_clip(name: str) -> TextClassifier:
 
 
 def _read(transformers: Any, spec: str, name: str, **where: bool) -> tuple[Any, Any]:  # noqa: ANN401
-    kind = transformers.AutoConfig.from_pretrained(name, **where).model_type
+    kind = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False, **where).model_type
     if kind != "clip":
         raise InputError(f"classifier: {spec!r} is of the type {kind}; allowed: clip")
     processor = transformers.CLIPProcessor.from_pretrained(name, **where)
     model, info = transformers.CLIPModel.from_pretrained(name, use_safetensors=True, output_loading_info=True, **where)
     check_whole(spec, info)
     return model.float().eval().requires_grad_(False), processor
+
+
+def _check_tokens(tokenizer: Any, known: int) -> None:  # noqa: ANN401
+    largest = max(tokenizer.get_vocab().values(), default=-1)
+    if not 0 <= largest < known:
+        raise InputError(
+            f"its tokens are numbered to {largest}; allowed: to {known - 1}, the last that its network knows"
+        )
 
 
 class _ImageTower(nn.Module):

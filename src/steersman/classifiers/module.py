@@ -17,7 +17,7 @@ from steersman.classifiers.base import Classifier
 from steersman.classifiers.preprocess import RAW
 from steersman.errors import InputError, one_line, unknown
 
-__all__ = ["load_module"]
+__all__ = ["load_module", "make"]
 
 
 def load_module(name: str) -> Classifier:
@@ -28,6 +28,28 @@ def load_module(name: str) -> Classifier:
 
     Raises:
         InputError: The module or the function is not there, fails, or makes something else.
+    """
+    made = make(name)
+    if isinstance(made, Classifier):
+        return made
+    called = name.replace(":", ".")
+    if not isinstance(made, nn.Module):
+        kind = type(made).__name__
+        raise InputError(f"classifier: {called}() made a {kind}; allowed: a Classifier, or a network with names")
+    names = getattr(made, "names", None)
+    if not isinstance(names, list | tuple) or not names or not all(isinstance(each, str) for each in names):
+        raise InputError(f"classifier: the network of {called}() has no names of its classes; allowed: a list of texts")
+    return Classifier(made, preprocess=RAW, names=names)
+
+
+def make(name: str) -> object:
+    """Returns what a function makes.
+
+    Args:
+        name: ``PACKAGE.NAME:FACTORY``.
+
+    Raises:
+        InputError: The module or the function is not there, or fails.
     """
     module, _, factory = name.partition(":")
     if not factory.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
@@ -41,24 +63,11 @@ def load_module(name: str) -> Classifier:
             offered = [name for name, value in vars(found).items() if callable(value) and not name.startswith("_")]
             raise unknown(f"function of module {module!r}", factory, offered)
         try:
-            made = getattr(found, factory)()
+            return getattr(found, factory)()
         except InputError:
             raise
         except Exception as error:
             raise InputError(f"classifier: {module}.{factory}() failed ({one_line(error)})") from error
-    if isinstance(made, Classifier):
-        return made
-    if not isinstance(made, nn.Module):
-        kind = type(made).__name__
-        raise InputError(
-            f"classifier: {module}.{factory}() made a {kind}; allowed: a Classifier, or a network with names"
-        )
-    names = getattr(made, "names", None)
-    if not isinstance(names, list | tuple) or not names or not all(isinstance(each, str) for each in names):
-        raise InputError(
-            f"classifier: the network of {module}.{factory}() has no names of its classes; allowed: a list of texts"
-        )
-    return Classifier(made, preprocess=RAW, names=names)
 
 
 @contextmanager

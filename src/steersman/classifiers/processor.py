@@ -16,13 +16,14 @@ import torch
 from PIL import Image
 
 from steersman.classifiers.preprocess import Interpolation, Preprocess
-from steersman.errors import InputError, one_line
+from steersman.errors import InputError, about, one_line
 
 __all__ = ["read_processor"]
 
 INTERPOLATIONS: dict[int, Interpolation] = {2: "bilinear", 3: "bicubic"}
 """By Pillow's numbers, which processors are saved with."""
 
+LARGEST = 4096  # pixels across
 CLOSE = 0.02
 """Largest difference from the processor on a smooth picture, of a range of 1: roundings to 8 bits, half a pixel's shift
 where a crop has no middle; another crop, order of channels or mean differs by more."""
@@ -39,11 +40,14 @@ def read_processor(spec: str, processor: Any, *, grey: bool = False) -> Preproce
     Raises:
         InputError: It does anything else than to resize, crop, rescale and normalise.
     """
-    try:
-        preprocess = _settings(spec, processor, grey)
-    except AttributeError as error:
-        raise _otherwise(spec, one_line(error)) from error
-    difference = _difference(spec, processor, preprocess)
+    with about("classifier", spec):
+        try:
+            preprocess = _settings(spec, processor, grey)
+        except AttributeError as error:
+            raise _otherwise(spec, one_line(error)) from error
+        if (preprocess.size or 0) > LARGEST:
+            raise InputError(f"size: {preprocess.size} given; allowed: {LARGEST} at most")
+        difference = _difference(spec, processor, preprocess)
     if not difference <= CLOSE:
         raise _otherwise(spec, f"{type(processor).__name__} differs by {difference:.2g} of the range")
     return preprocess

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from steersman.checkpoint import read_tensors
 from steersman.classifiers.base import Classifier
-from steersman.classifiers.hub import hub_file
 from steersman.classifiers.preprocess import Interpolation, Preprocess
 from steersman.classifiers.weights import class_names, fetched, misfit, read_options, uncropped
-from steersman.errors import InputError, unknown
+from steersman.errors import InputError, about, unknown
+from steersman.hub import hub_file
 
 __all__ = ["load_timm"]
 
@@ -42,15 +42,16 @@ def load_timm(name: str) -> Classifier:
     config = _config(spec, model)
     path = Path(options["checkpoint"]) if "checkpoint" in options else _published(spec, config)
     state = read_tensors(path)
-    count, channels = _counts(config, state)
-    network = _network(spec, model, path, count, (channels, *config["input_size"][1:]))
-    preprocess = _preprocess(spec, config)
-    return Classifier(
-        network,
-        preprocess=uncropped(preprocess.grey() if channels == 1 else preprocess, options),
-        names=class_names(spec, count, options.get("names"), _labels(config, count)),
-        binary=count == 1,
-    )
+    with about("classifier", spec):
+        count, channels = _counts(config, state)
+        network = _network(spec, model, path, count, (channels, *config["input_size"][1:]))
+        preprocess = _preprocess(spec, config)
+        return Classifier(
+            network,
+            preprocess=uncropped(preprocess.grey() if channels == 1 else preprocess, options),
+            names=class_names(spec, count, options.get("names"), _labels(config, count)),
+            binary=count == 1,
+        )
 
 
 def _config(spec: str, model: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from steersman.checkpoint import read_tensors
 from steersman.classifiers.base import Classifier
 from steersman.classifiers.preprocess import Preprocess
 from steersman.classifiers.weights import class_names, fetched, misfit, read_options, uncropped
-from steersman.errors import InputError, unknown
+from steersman.errors import InputError, about, unknown
 
 __all__ = ["load_torchvision"]
 
@@ -42,14 +42,15 @@ def load_torchvision(name: str) -> Classifier:
     chosen, _, file = given.partition(":")
     architecture, published = _published(chosen)
     state = read_tensors(file or fetched(spec, published.url))
-    network, count, grey = _network(spec, architecture, published, state)
-    preprocess = _preprocess(published.transforms())
-    return Classifier(
-        network,
-        preprocess=uncropped(preprocess.grey() if grey else preprocess, options),
-        names=class_names(spec, count, options.get("names"), published.meta["categories"]),
-        binary=count == 1,
-    )
+    with about("classifier", spec):
+        network, count, grey = _network(spec, architecture, published, state)
+        preprocess = _preprocess(published.transforms())
+        return Classifier(
+            network,
+            preprocess=uncropped(preprocess.grey() if grey else preprocess, options),
+            names=class_names(spec, count, options.get("names"), published.meta["categories"]),
+            binary=count == 1,
+        )
 
 
 def _published(name: str) -> tuple[str, Any]:

@@ -13,11 +13,12 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from steersman.checkpoint import check_finite
 from steersman.classifiers.base import Classifier
-from steersman.classifiers.hub import check_whole, load_pretrained, quiet
 from steersman.classifiers.processor import read_processor
-from steersman.classifiers.weights import class_names, read_options, uncropped
-from steersman.errors import InputError
+from steersman.classifiers.weights import class_names, held, read_options, uncropped
+from steersman.errors import InputError, about
+from steersman.hub import check_whole, load_pretrained, quiet
 
 __all__ = ["load_transformers"]
 
@@ -34,20 +35,22 @@ def load_transformers(name: str) -> Classifier:
     """
     spec = f"hf:{name}"
     place, options = read_options(spec, name, ("names", "crop"))
-    with quiet("hf") as transformers:
+    with about("classifier", spec), quiet("hf") as transformers, held(place):
         model, processor = load_pretrained(
             spec, place, lambda *args, **where: _read(transformers, spec, *args, **where)
         )
         preprocess = read_processor(spec, processor, grey=getattr(model.config, "num_channels", 3) == 1)
-    names, binary = _labels(model.config), model.config.num_labels == 1
-    if binary:
-        names = [f"not {names[0]}", *names]
-    return Classifier(
-        _Logits(model),
-        preprocess=uncropped(preprocess, options),
-        names=class_names(spec, model.config.num_labels, options.get("names"), names),
-        binary=binary,
-    )
+    with about("classifier", spec):
+        check_finite(model.state_dict())
+        names, binary = _labels(model.config), model.config.num_labels == 1
+        if binary:
+            names = [f"not {names[0]}", *names]
+        return Classifier(
+            _Logits(model),
+            preprocess=uncropped(preprocess, options),
+            names=class_names(spec, model.config.num_labels, options.get("names"), names),
+            binary=binary,
+        )
 
 
 def _read(transformers: Any, spec: str, name: str, **where: bool) -> tuple[Any, Any]:  # noqa: ANN401

@@ -6,7 +6,8 @@ it is fetched.
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlparse
@@ -15,9 +16,11 @@ import torch
 
 from steersman.classifiers.preprocess import Preprocess
 from steersman.errors import InputError, one_line
+from steersman.files import read_json
+from steersman.meta import no_larger_than, weights_size
 from steersman.options import split_options
 
-__all__ = ["class_names", "fetched", "misfit", "read_options", "uncropped"]
+__all__ = ["class_names", "fetched", "held", "misfit", "read_options", "uncropped"]
 
 _DIGEST = re.compile(r"-([0-9a-f]{8,64})\.")
 
@@ -33,6 +36,28 @@ def read_options(spec: str, text: str, allowed: Iterable[str]) -> tuple[str, dic
         if not value:
             raise InputError(f"classifier: {spec!r} gives {key} no value; allowed: {key}=VALUE")
     return name, options
+
+
+@contextmanager
+def held(name: str) -> Iterator[None]:
+    """Holds what the settings in a folder claim against its weights, while transformers loads it.
+
+    Args:
+        name: The folder; an id of the hub is not looked into.
+
+    Raises:
+        InputError: They claim more labels, or a larger network.
+    """
+    size = weights_size(Path(name))
+    if not size:
+        yield
+        return
+    settings = read_json(Path(name) / "config.json")
+    for each in (settings, *(part for part in settings.values() if isinstance(part, dict))):
+        if isinstance(labels := each.get("num_labels"), int | float) and labels > size:  # each gets a name
+            raise InputError(f"num_labels: {labels} given; allowed: {size} at most, as the weights have bytes")
+    with no_larger_than(4 * size):  # built without memory and then filled, with numbers of a byte and more
+        yield
 
 
 def uncropped(preprocess: Preprocess, options: Mapping[str, str]) -> Preprocess:
