@@ -125,3 +125,20 @@ def dit_folder(dit, tmp_path_factory):
 def unchecked(monkeypatch):
     """Without the checks of types at run time, as for a user: what reaches our own messages."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.fixture(scope="session")
+def denoiser(tmp_path_factory):
+    """A folder with a small U-Net of random weights, 16x16, with the bundled one's labels."""
+    from diffusers import DDPMScheduler
+
+    from steersman.train.denoiser import unet
+
+    folder = tmp_path_factory.mktemp("denoiser")
+    torch.manual_seed(0)
+    unet(16, 4, widths=(8, 16)).save_pretrained(folder / "unet")
+    scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
+    scheduler.save_pretrained(folder / "scheduler")
+    classes = ["baseball", "basketball", "volleyball", "soccer ball"]
+    (folder / "card.json").write_text(json.dumps({"classes": classes}))
+    return str(folder)

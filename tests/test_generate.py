@@ -23,18 +23,6 @@ GUIDE, JUDGE = "zoo:sportballs-mobilenet", "zoo:sportballs-judge"
 CLASSES = ["baseball", "basketball", "volleyball", "soccer ball"]
 
 
-@pytest.fixture(scope="session")
-def denoiser(tmp_path_factory):
-    """A folder with a small U-Net of random weights, 16x16, with the bundled one's labels."""
-    folder = tmp_path_factory.mktemp("denoiser")
-    torch.manual_seed(0)
-    unet(16, 4, widths=(8, 16)).save_pretrained(folder / "unet")
-    scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
-    scheduler.save_pretrained(folder / "scheduler")
-    (folder / "card.json").write_text(json.dumps({"classes": CLASSES}))
-    return str(folder)
-
-
 def run(denoiser, **settings):
     changes = ["walk.steps=3", "particles=1", "recurrence.times=1", "strength=deviation", "smoothing=none"]
     changes += ["input.size=null"]

@@ -60,7 +60,8 @@ class Prediction(NamedTuple):
 class Denoiser(Protocol):
     """A network with what must be known to sample from it; images are in [-1, 1], or latents that `decode` turns so.
 
-    One of latents has a true ``latent`` beside what follows, so that nobody clips them to the range of images.
+    One of latents has a true ``latent`` beside what follows, so that nobody clips them to the range of images; one that
+    is told a text, as its condition ``prompt``, a true ``prompted``.
 
     Attributes:
         schedule: The noise that it was trained on.

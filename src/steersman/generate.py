@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +27,18 @@ from torch import Tensor
 from steersman.advice import advice
 from steersman.classifiers import Classifier, load_classifier
 from steersman.denoisers import load_denoiser
-from steersman.errors import InputError, unknown
+from steersman.errors import InputError
 from steersman.files import file_name, replacing, write_image, write_json
 from steersman.guidance import Guide
 from steersman.guidance.step import Step, reverse_variance
-from steersman.run import DTYPES, Run, read_run
+from steersman.names import resolve
+from steersman.run import DTYPES, Run, check_folder
 from steersman.sample import Callback, Report, levels_of, sample
 from steersman.schedule import CLEAN, Level
 from steersman.verdicts import Tally, Verdict, figures, judged
 from steersman.watch import Meter, Watch
 
-__all__ = ["Session", "Summary", "Target"]
+__all__ = ["Networks", "Session", "Summary", "Target"]
 
 CPU_BLOCK = 4  # images that a network sees at a time on a CPU, where more are no faster
 SIDE_BY_SIDE = 4  # batches that a CPU draws at once, at most
@@ -74,30 +76,38 @@ class Summary:
     lost: list[str]
 
 
+class Networks:
+    """Networks by what they were loaded from, and how; each is loaded once."""
+
+    def __init__(self) -> None:
+        self.denoiser, self.classifier = cache(load_denoiser), cache(load_classifier)
+
+
 class Session:
     """A run with its networks loaded and its targets resolved; nothing is written before `generate`.
 
     Args:
         run: The run.
+        networks: Those that are loaded already, for sessions that follow one another.
 
     Raises:
         InputError: A network that cannot be loaded, or a target or label that it does not know.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, networks: Networks | None = None) -> None:
         self.run = run
-        dtype = DTYPES[run.dtype]
-        self.denoiser = load_denoiser(run.denoiser, device=run.device, dtype=dtype)
+        loaded, dtype = networks or Networks(), DTYPES[run.dtype]
+        self.denoiser = loaded.denoiser(run.denoiser, device=run.device, dtype=dtype)
         settings = run.recipe.classifier_settings()
         self.classifiers = [
-            load_classifier(spec, device=run.device, dtype=dtype, **settings) for spec in run.classifiers
+            loaded.classifier(spec, device=run.device, dtype=dtype, **settings) for spec in run.classifiers
         ]
         self.guide, *self.others = self.classifiers
         for each in (self.denoiser, *self.classifiers):
             each.block = CPU_BLOCK if run.device == "cpu" else run.at_once
-        networks = {"denoiser": [self.denoiser.network], "classifier": [each.network for each in self.classifiers]}
-        self.meters = {name: Meter(counted) for name, counted in networks.items()}
-        self.judge = load_classifier(run.judge, device=run.device) if run.judge else None
+        counted = {"denoiser": [self.denoiser.network], "classifier": [each.network for each in self.classifiers]}
+        self.meters = {name: Meter(each) for name, each in counted.items()}
+        self.judge = loaded.classifier(run.judge, device=run.device) if run.judge else None
         walk = run.recipe.walk()
         walked = (walk[key] for key in ("steps", "spacing", "low", "high"))
         levels = levels_of(run.recipe.sampler(), self.denoiser.schedule, *walked)
@@ -170,18 +180,30 @@ class Session:
         return tuple(each.resolve(self.guide.title(index)) for each in self.others)
 
     def _condition(self) -> dict[str, Any]:
-        label, classes = self.run.label, self.denoiser.classes
-        if label is None:
-            if self.run.cfg_scale != 1:
-                raise InputError(f"cfg-scale: {self.run.cfg_scale} given without a label; allowed: 1, or a label too")
+        """Returns the conditions of one image, where the denoiser follows such."""
+        run, classes = self.run, self.denoiser.classes
+        given = {"prompt": run.prompt, "negative_prompt": run.negative_prompt}
+        texts = {key: text for key, text in given.items() if text is not None}
+        if getattr(self.denoiser, "prompted", False):
+            if run.prompt is None:
+                raise InputError("prompt: none given, but the denoiser draws what a text says; allowed: a text")
+            if run.label is not None:
+                raise InputError(f"label: {run.label!r} given; the denoiser has no labels; allowed: a prompt")
+            if run.cfg_scale == 1 and run.negative_prompt is not None:
+                raise InputError(
+                    "negative-prompt: given at cfg-scale 1, which asks for the prompt alone; allowed: another cfg-scale"
+                )
+            return texts | {"cfg_scale": run.cfg_scale}
+        if texts:
+            said = next(iter(texts)).replace("_", "-")
+            raise InputError(f"{said}: given, but the denoiser is told no text; allowed: none")
+        if run.label is None:
+            if run.cfg_scale != 1:
+                raise InputError(f"cfg-scale: {run.cfg_scale} given without a label; allowed: 1, or a label too")
             return {}
-        if label not in classes:
-            raise (
-                unknown("label", label, classes)
-                if classes
-                else InputError(f"label: {label!r} given; the denoiser has no labels; allowed: none")
-            )
-        return {"label": classes.index(label), "cfg_scale": self.run.cfg_scale}
+        if not classes:
+            raise InputError(f"label: {run.label!r} given; the denoiser has no labels; allowed: none")
+        return {"label": resolve(run.label, classes, "label"), "cfg_scale": run.cfg_scale}
 
     def _told(self, count: int) -> dict[str, Any]:
         """Returns the conditions of so many images."""
@@ -302,15 +324,11 @@ class Session:
         record = self.run.record()
         several = len(self.targets) > 1
         folders = {target.name: out / file_name(target.name) if several else out for target in self.targets}
-        before = out / "run.yaml"
-        if before.exists() and read_run(before).record() != record:
-            raise InputError(
-                f"out: {str(out)!r} holds a run with other settings; allowed: an empty folder, or that run"
-            )
+        check_folder(out, self.run)
         try:
             for folder in folders.values():
                 folder.mkdir(parents=True, exist_ok=True)
-            with replacing(before) as path:
+            with replacing(out / "run.yaml") as path:
                 path.write_text(yaml.safe_dump(record, sort_keys=False))
         except OSError as error:
             raise InputError(

@@ -42,7 +42,7 @@ class Meter:
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:
         self.images, self.inside, self.lock = 0, threading.local(), threading.Lock()
-        for network in networks:
+        for network in dict.fromkeys(networks):
             network.register_forward_pre_hook(self._add)
 
     def __enter__(self) -> None:

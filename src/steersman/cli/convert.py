@@ -18,8 +18,14 @@ def convert(
     from rich.console import Console
 
     from steersman.denoisers import load_denoiser
+    from steersman.denoisers.load import is_pipeline
     from steersman.denoisers.save import save_folder
+    from steersman.errors import InputError
 
+    if is_pipeline(denoiser):
+        raise InputError(
+            f"denoiser: {denoiser!r} given, which diffusers loads as it is; allowed: adm:FILE, dit:FILE or edm:FILE"
+        )
     unsaid = save_folder(load_denoiser(denoiser), out)
     console = Console(soft_wrap=True, highlight=False)
     console.print(f"written to {out}", markup=False)

@@ -18,7 +18,7 @@ EPILOG = "Example: steersman sample --target baseball --num 16 --out balls"
 def sample(
     context: Context,
     target: Annotated[
-        list[str] | None, typer.Option(help="Class to steer to, by name or index, or a text for CLIP; repeat, or all.")
+        list[str] | None, typer.Option(help="Class by name or index, text for CLIP; repeat, or all.")
     ] = None,
     blend: Annotated[
         list[str] | None,
@@ -27,9 +27,13 @@ def sample(
     num: Annotated[int, typer.Option(help="Images of each target.")] = 16,
     seed: Annotated[int, typer.Option(help="Seed of the first image.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder to write, outputs/TARGET if none.")] = None,
-    denoiser: Annotated[str, typer.Option(help="Diffusion model.")] = "zoo:sportballs",
+    denoiser: Annotated[str, typer.Option(help="zoo:, adm:, dit:, edm:, folder, or id of the hub.")] = "zoo:sportballs",
     classifier: Annotated[
-        list[str] | None, typer.Option(help="Guide, imagenet:efficientnet-lite0 if none; repeat for several.")
+        list[str] | None,
+        typer.Option(
+            help="Guide, imagenet:efficientnet-lite0 if none; or zoo:, torchvision:, timm:, hf:, clip:, "
+            "adm-classifier:, module:; repeat."
+        ),
     ] = None,
     judge: Annotated[str, typer.Option(help="Network that measures, or none.")] = "zoo:sportballs-judge",
     recipe: Annotated[str, typer.Option(help="Name, name/variant or file.")] = "default",
@@ -39,19 +43,19 @@ def sample(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="AXIS.OPTION=VALUE", help="Change a setting.")
     ] = None,
-    label: Annotated[str | None, typer.Option(help="The denoiser's own label, where it has them.")] = None,
-    cfg_scale: Annotated[float, typer.Option(help="Classifier-free scale, with a label.")] = 1.0,
+    label: Annotated[str | None, typer.Option(help="The denoiser's own label, by name or index.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Text to draw, for a text-to-image model.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="Text to draw away from.")] = None,
+    cfg_scale: Annotated[float, typer.Option(help="Classifier-free scale.")] = 1.0,
     no_guidance: Annotated[
         bool, typer.Option("--no-guidance", help="Draw unsteered; the guide only measures.")
     ] = False,
     batch_size: Annotated[
-        int | None, typer.Option(help="Images at a time, 4 on a CPU and 16 elsewhere if none.", show_default=False)
+        int | None, typer.Option(help="Images at a time; 4 on a CPU, else 16.", show_default=False)
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    gif: Annotated[
-        bool, typer.Option("--gif", help="Also animate the denoising, with the gradient beside it.")
-    ] = False,
+    gif: Annotated[bool, typer.Option("--gif", help="Also animate images and gradients.")] = False,
     from_: Annotated[Path | None, typer.Option("--from", metavar="RUN.YAML", help="Repeat a recorded run.")] = None,
 ) -> None:
     """Draw images with a diffusion model, steered by a classifier."""
@@ -81,6 +85,8 @@ def sample(
             recipe=load_recipe(recipe, [*(set_ or ()), *changes]),
             guided=not no_guidance,
             label=label,
+            prompt=prompt,
+            negative_prompt=negative_prompt,
             cfg_scale=cfg_scale,
             batch_size=batch_size,
             device=device,

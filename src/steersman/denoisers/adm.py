@@ -27,7 +27,7 @@ from steersman.errors import InputError, about, unknown
 from steersman.options import split_options
 from steersman.schedule import VP
 
-__all__ = ["CLASSIFIERS", "DENOISERS", "Checkpoint", "load_adm", "read_checkpoint"]
+__all__ = ["CLASSIFIERS", "DENOISERS", "SCHEDULES", "Checkpoint", "load_adm", "read_checkpoint"]
 
 SOURCE = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021"
 MULTIPLIERS: Mapping[int, tuple[float, ...]] = {

@@ -54,12 +54,7 @@ def load_pipeline(
             settings["requires_safety_checker"] = False
         with about("denoiser", path):
             networks = {
-                key: _whole(
-                    key,
-                    *kind.from_pretrained(
-                        path / key, variant=options.get("variant"), output_loading_info=True, **where
-                    ),
-                )
+                key: _network(key, kind, path / key, variant=options.get("variant"), **where)
                 for key, kind in kinds.items()
                 if issubclass(kind, nn.Module)
             }
@@ -130,8 +125,9 @@ def _without(index: Mapping[str, Any]) -> dict[str, None]:
     return {key: None for key in UNUSED if key in index}
 
 
-def _whole(part: str, network: nn.Module, info: Mapping[str, Any]) -> nn.Module:
-    """Returns a part that was loaded with all its weights; the libraries would draw the others."""
+def _network(part: str, kind: Any, place: Path, **where: Any) -> nn.Module:  # noqa: ANN401
+    """Returns a part with all its weights, where the libraries would draw what is missing."""
+    network, info = kind.from_pretrained(place, output_loading_info=True, **where)
     if missing := sorted(info["missing_keys"]):
         raise InputError(f"{part}: it lacks the weights {', '.join(missing[:3])}")
     check_finite(network.state_dict())
