@@ -50,9 +50,11 @@ from torch import Tensor
 
 from steersman.errors import InputError, unknown
 
-__all__ = ["CLASSES", "SportBalls", "render"]
+__all__ = ["CLASSES", "PRESETS", "SportBalls", "render"]
 
 CLASSES = ("baseball", "basketball", "volleyball", "soccer ball")
+PRESETS = {"large": (0.45, 0.95), "nrcg": (9 / 64, 25 / 64)}
+"""Smallest and largest diameter, as fractions of the canvas, by name."""
 
 SAMPLES = 2
 CHUNK = 16  # images rendered at once: their samples fit in the cache
@@ -319,10 +321,9 @@ class SportBalls(torch.utils.data.Dataset):
             seed: Of the whole set.
             resolution: Height and width in pixels.
         """
-        diameters = {"large": (0.45, 0.95), "nrcg": (9 / 64, 25 / 64)}
-        if name not in diameters:
-            raise unknown("preset", name, diameters)
-        return cls(num=num, seed=seed, resolution=resolution, diameter=diameters[name])
+        if name not in PRESETS:
+            raise unknown("preset", name, PRESETS)
+        return cls(num=num, seed=seed, resolution=resolution, diameter=PRESETS[name])
 
     def __len__(self) -> int:
         return self.num
@@ -335,6 +336,10 @@ class SportBalls(torch.utils.data.Dataset):
         """Returns several images at once, rendered together: what a `DataLoader` asks for."""
         images, labels = self.batch(indices)
         return list(zip(images, labels.tolist(), strict=True))
+
+    def label(self, i: int) -> int:
+        """Returns the class of an image, an index into ``classes``, without rendering it."""
+        return self._draw(i).label
 
     def _draw(self, i: int) -> _Draw:
         rng = np.random.default_rng([self.seed, i])

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from steersman.errors import InputError
 
-__all__ = ["accuracy", "correct", "target_probability", "wilson"]
+__all__ = ["accuracy", "correct", "target_probability", "two_logits", "wilson"]
 
 
 def correct(logits: Float[Tensor, "B K"], target: Int[Tensor, "B"]) -> Bool[Tensor, "B"]:
@@ -28,7 +28,7 @@ def correct(logits: Float[Tensor, "B K"], target: Int[Tensor, "B"]) -> Bool[Tens
         logits: ``f(x)``; one column for a binary classifier.
         target: A class each, in [0, K).
     """
-    return _all(logits).argmax(1) == target
+    return two_logits(logits).argmax(1) == target
 
 
 def accuracy(logits: Float[Tensor, "B K"], target: Int[Tensor, "B"]) -> float:
@@ -53,7 +53,7 @@ def target_probability(logits: Float[Tensor, "B K"], target: Int[Tensor, "B"]) -
         logits: ``f(x)``; one column for a binary classifier.
         target: A class each, in [0, K).
     """
-    return _all(logits).softmax(1).gather(1, target[:, None])[:, 0]
+    return two_logits(logits).softmax(1).gather(1, target[:, None])[:, 0]
 
 
 def wilson(successes: int, count: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -78,5 +78,6 @@ def wilson(successes: int, count: int, confidence: float = 0.95) -> tuple[float,
     return max(0.0, low), min(1.0, high)
 
 
-def _all(logits: Float[Tensor, "B K"]) -> Float[Tensor, "B C"]:
+def two_logits(logits: Float[Tensor, "B K"]) -> Float[Tensor, "B C"]:
+    """Returns a column a class: a binary classifier's one logit f becomes (0, f), others stay."""
     return torch.cat([torch.zeros_like(logits), logits], 1) if logits.shape[1] == 1 else logits

@@ -1,0 +1,267 @@
+"""A set of images by one string, whatever it lies in.
+
+    FOLDER                  a run of ours, or any folder of images; with a folder a class, those are the labels
+    FILE.npz                a batch as ADM writes it: ``arr_0`` of (N, H, W, 3) in 8 bits, ``arr_1`` numbers as labels
+    sportballs[:PRESET]     rendered, and ``sportballs:CLASS`` for one kind of ball
+
+    ?resolution=64          for a folder: the shorter side resized and the centre kept; rendered: the side
+    ?num=1000&seed=0        rendered: how many, and the seed of the set
+
+Whatever they come from, images have 8 bits a channel, as files have them: a rendered set and its folder are the same.
+"""
+
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from steersman.errors import InputError, one_line, unknown
+from steersman.options import split_options
+
+__all__ = ["ImageSet", "read_images", "read_npz"]
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+RENDERED = "sportballs"
+NUM = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSet:
+    """Images of one size, read as they are asked for.
+
+    Attributes:
+        spec: What the user gave.
+        indices: Which images of the source, in its numbers.
+        read: Maps indices to their images, (B, 3, H, W) in 8 bits.
+        labels: The name of each image's class; None where they have none.
+    """
+
+    spec: str
+    indices: Sequence[int]
+    read: Callable[[Sequence[int]], UInt8[Tensor, "B 3 H W"]]
+    labels: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def pixels(self, batch_size: int = 64) -> Iterator[UInt8[Tensor, "B 3 H W"]]:
+        """Yields the images in 8 bits, so many at a time.
+
+        Raises:
+            InputError: An image cannot be read.
+        """
+        for first in range(0, len(self), batch_size):
+            yield self.read(self.indices[first : first + batch_size])
+
+    def batches(self, batch_size: int = 64) -> Iterator[Float[Tensor, "B 3 H W"]]:
+        """Yields the images in [-1, 1], so many at a time.
+
+        Raises:
+            InputError: An image cannot be read.
+        """
+        for pixels in self.pixels(batch_size):
+            yield pixels / 127.5 - 1
+
+    @property
+    def side(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        height, width = self.read(self.indices[:1]).shape[2:]
+        return height, width
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes that there are images of, none without labels."""
+        return tuple(dict.fromkeys(self.labels or ()))
+
+    def of(self, name: str) -> "ImageSet":
+        """Returns the images of a class.
+
+        Raises:
+            InputError: There is none of that name, or the images have no labels.
+        """
+        if self.labels is None:
+            raise InputError(f"class: {name!r} given, but {self.spec!r} has no labels; allowed: a set with labels")
+        chosen = [place for place, label in enumerate(self.labels) if label.casefold() == name.casefold()]
+        if not chosen:
+            raise unknown(f"class of {self.spec!r}", name, self.classes)
+        return replace(
+            self,
+            indices=[self.indices[place] for place in chosen],
+            labels=tuple(self.labels[place] for place in chosen),
+        )
+
+
+def read_images(spec: str | Path) -> ImageSet:
+    """Returns a set of images.
+
+    Args:
+        spec: See above.
+
+    Raises:
+        InputError: There is no such set, it is empty, or an image is none or of another size than the others.
+    """
+    spec = str(spec)
+    if Path(spec).is_dir():
+        return _folder(spec, Path(spec), None)
+    if Path(spec).is_file():
+        return _batch(spec)
+    name, options = split_options(spec, ("num", "seed", "resolution"), f"option of {spec!r}")
+    numbers = {key: _number(spec, key, value) for key, value in options.items()}
+    source, _, kind = name.partition(":")
+    if source == RENDERED:
+        return _rendered(spec, kind, **numbers)
+    if Path(name).is_dir() and set(numbers) <= {"resolution"}:
+        return _folder(spec, Path(name), numbers.get("resolution"))
+    raise InputError(
+        f"images: {spec!r} given; allowed: a folder (FOLDER?resolution=64), a batch FILE.npz, or "
+        "sportballs[:PRESET or CLASS][?num=1000&seed=0&resolution=64]"
+    )
+
+
+def _number(spec: str, key: str, value: str) -> int:
+    if not value.isdecimal() or (key != "seed" and int(value) == 0):
+        raise InputError(f"images: {spec!r} has {key}={value}; allowed: {0 if key == 'seed' else 1} and more")
+    return int(value)
+
+
+def _rendered(spec: str, kind: str, num: int = NUM, seed: int = 0, resolution: int = 64) -> ImageSet:
+    from steersman.data.sportballs import CLASSES, PRESETS, SportBalls
+
+    if kind and kind not in (*PRESETS, *CLASSES):
+        raise unknown("preset or class of sportballs", kind, (*PRESETS, *CLASSES))
+    only = kind if kind in CLASSES else None
+    # Of one class, the set goes on until there are as many.
+    balls = SportBalls.preset("large" if only else kind or "large", num=2**62, seed=seed, resolution=resolution)
+    indices, labels, index = [], [], 0
+    while len(indices) < num:
+        label = balls.label(index)
+        if only in (None, CLASSES[label]):
+            indices.append(index)
+            labels.append(CLASSES[label])
+        index += 1
+
+    def read(chosen: Sequence[int]) -> UInt8[Tensor, "B 3 H W"]:
+        return ((balls.batch(chosen)[0].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+    return ImageSet(spec=spec, indices=indices, read=read, labels=tuple(labels))
+
+
+def _folder(spec: str, folder: Path, resolution: int | None) -> ImageSet:
+    own, below = _files(folder), {path: _files(path) for path in sorted(folder.iterdir()) if path.is_dir()}
+    below = {path: files for path, files in below.items() if files}
+    if own and below:
+        raise InputError(
+            f"images: {spec!r} holds images and folders of images; allowed: images, or a folder of them a class"
+        )
+    if not own and not below:
+        raise InputError(f"images: {spec!r} holds no images; allowed: {', '.join(SUFFIXES)}")
+    titles = _targets(folder)
+    labels = tuple(titles.get(path.name, path.name) for path, files in below.items() for _ in files)
+    if own and len(titles) == 1:
+        labels = tuple(titles.values()) * len(own)
+    files = own or [file for files in below.values() for file in files]
+    sizes = {file: _size(file) for file in files} if resolution is None else {}
+    other = next((file for file in sizes if sizes[file] != sizes[files[0]]), None)
+    if other:
+        (width, height), (first_width, first_height) = sizes[other], sizes[files[0]]
+        raise InputError(
+            f"images: {str(other)!r} is {width} by {height} pixels, {files[0].name} {first_width} by {first_height}; "
+            "allowed: one size, or FOLDER?resolution=64"
+        )
+    return ImageSet(
+        spec=spec,
+        indices=range(len(files)),
+        read=lambda chosen: torch.stack([_decoded(files[index], resolution) for index in chosen]),
+        labels=labels or None,
+    )
+
+
+def _files(folder: Path) -> list[Path]:
+    """Returns the images of a folder: in a run's, whose other images are pictures of it, the numbered ones."""
+    files = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
+    if (folder / "run.yaml").exists():
+        files = [path for path in files if path.stem.isdecimal()]
+    return sorted(files)
+
+
+def _targets(folder: Path) -> dict[str, str]:
+    """Returns the targets of a run by the names of their folders, nothing for any other folder."""
+    from steersman.files import file_name
+    from steersman.run import read_run
+
+    if not (folder / "run.yaml").exists():
+        return {}
+    return {file_name(target): target for target in read_run(folder / "run.yaml").targets if target != "all"}
+
+
+def _size(file: Path) -> tuple[int, int]:
+    try:
+        with Image.open(file) as image:
+            return image.size
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise InputError(f"images: {str(file)!r} is no image ({type(error).__name__})") from error
+
+
+def _decoded(file: Path, resolution: int | None) -> UInt8[Tensor, "3 H W"]:
+    try:
+        with Image.open(file) as image:
+            whole = image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"images: {str(file)!r} cannot be read ({one_line(error)})") from error
+    if resolution is not None:
+        from torchvision.transforms import v2
+
+        whole = v2.Resize(resolution, v2.InterpolationMode.BICUBIC)(whole)
+        whole = v2.CenterCrop(resolution)(whole)
+    return torch.from_numpy(np.array(whole)).permute(2, 0, 1)
+
+
+def _batch(spec: str) -> ImageSet:
+    held = read_npz(spec, "images")
+    images, numbers = held.get("arr_0"), held.get("arr_1")
+    if images is None or images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
+        has = ", ".join(f"{key} {each.shape} {each.dtype}" for key, each in held.items())
+        raise InputError(f"images: {spec!r} holds {has or 'nothing'}; allowed: arr_0 of (N, H, W, 3) in uint8")
+    if not len(images):
+        raise InputError(f"images: {spec!r} holds no images; allowed: 1 and more")
+    if numbers is not None and numbers.shape != (len(images),):
+        raise InputError(f"images: {spec!r} has labels of {numbers.shape}; allowed: arr_1 of ({len(images)},)")
+    return ImageSet(
+        spec=spec,
+        indices=range(len(images)),
+        read=lambda chosen: torch.from_numpy(images[list(chosen)]).permute(0, 3, 1, 2),
+        labels=None if numbers is None else tuple(map(str, numbers.tolist())),
+    )
+
+
+def read_npz(path: str | Path, kind: str) -> dict[str, np.ndarray]:
+    """Returns the arrays of a NumPy archive; nothing in it is unpickled.
+
+    Args:
+        path: The file.
+        kind: What it is to hold, for the messages.
+
+    Raises:
+        InputError: It cannot be read.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as held:
+            return {key: held[key] for key in held.files}
+    except (
+        OSError,
+        ValueError,
+        AttributeError,
+        TypeError,
+        EOFError,
+        zipfile.BadZipFile,
+        zipfile.LargeZipFile,
+    ) as error:
+        raise InputError(
+            f"{kind}: {str(path)!r} cannot be read ({one_line(error)}); allowed: a .npz archive"
+        ) from error

@@ -1,0 +1,62 @@
+"""``steersman evaluate``: its table and file, statistics as a reference, and what it refuses in one line."""
+
+import json
+
+import numpy as np
+import pytest
+
+from cli.test_cli import call
+from metrics.written import write
+
+SMALL = ("--resamples", 4, "--batch-size", 8)
+BALLS = "sportballs:baseball?num=8&seed=98"
+
+
+@pytest.fixture(autouse=True)
+def folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+
+
+def test_figures_and_statistics(capsys, monkeypatch, tmp_path):
+    code, out, _ = call(
+        capsys, monkeypatch, "evaluate", "sportballs?num=32&seed=99", "--save-statistics", "real.npz", "--judge", "none"
+    )
+    assert (code, out.strip()) == (0, "statistics in real.npz")
+    figures = []
+    for reference in ("real.npz", "sportballs?num=32&seed=99"):
+        code, out, _ = call(
+            capsys, monkeypatch, "evaluate", BALLS, "--reference", reference, "--target", "baseball", *SMALL
+        )
+        assert code == 0
+        assert "cfid" in out
+        assert "figures in evaluation.json" in out
+        figures.append(json.loads((tmp_path / "evaluation.json").read_text())["figures"])
+    assert figures[0] == figures[1]
+    assert figures[0]["cfid"]["value"] < figures[0]["fid"]["value"]
+    assert figures[0]["accuracy/judge"]["value"] == 1
+    assert figures[0]["accuracy/guide"]["value"] is None
+
+
+BAD = [
+    (["nowhere", "--reference", BALLS], "images: 'nowhere' given"),
+    (["empty", "--reference", BALLS], "'empty' holds no images"),
+    (["set", "--reference", "nowhere.npz"], "images: 'nowhere.npz' given"),
+    (["set", "--judge", "none"], "reference: none given"),
+    (["set", "--figures", "fid"], "reference: none given, but fid needs one"),
+    (["set", "--figures", "fdi"], "unknown figure 'fdi'; did you mean 'fid'"),
+    (["set", "--reference", "set", "--features", "inceptoin"], "unknown features 'inceptoin'"),
+    (["set", "--reference", BALLS], "images of 64 by 64 pixels given, samples are 8 by 8"),
+    (["set", "--resamples", "-1"], "resamples: -1 given; allowed: 0 and more"),
+    (["set", "--device", "cuda:99"], "device: 'cuda:99' given"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD, ids=[" ".join(arguments) for arguments, _ in BAD])
+def test_bad_input_is_one_line(arguments, message, capsys, monkeypatch, tmp_path):
+    write(tmp_path / "set", np.zeros((9, 8, 8, 3), np.uint8))
+    (tmp_path / "empty").mkdir()
+    code, _, err = call(capsys, monkeypatch, "evaluate", *arguments)
+    assert (code, err.count("\n")) == (2, 1)
+    assert message in err
+    assert not list(tmp_path.rglob("evaluation.json"))
