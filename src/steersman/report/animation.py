@@ -73,14 +73,15 @@ class Frames:
         animation(self.images, self.gradients, path, zoom=zoom, seconds=seconds)
 
 
-def heat(gradient: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 3 H W"]:
+def heat(gradient: Float[Tensor, "B C H W"], *, shared: bool = False) -> Float[Tensor, "B 3 H W"]:
     """Returns ``|g|`` of each pixel as a colour in [-1, 1]; values that are not finite count as zero.
 
     Args:
         gradient: ``g``, of any scale.
+        shared: Whether the brightest is the largest of the whole batch, so that the maps can be compared.
     """
     size = gradient.detach().float().nan_to_num(0, 0, 0).cpu().norm(dim=1)
-    largest = size.amax((1, 2), keepdim=True)
+    largest = size.amax() if shared else size.amax((1, 2), keepdim=True)
     size = size / torch.where(largest > 0, largest, 1)
     colours = torch.from_numpy(colormaps["inferno"](size.numpy())[..., :3]).float()
     return colours.permute(0, 3, 1, 2) * 2 - 1

@@ -1,0 +1,126 @@
+"""Calibration: whether a classifier is as often right as it is sure, at each step of the reverse process.
+
+Samples are drawn unguided, each for a class, which is what the classifier should see. With the confidence
+``conf = max_i softmax(tau f)_i`` in M bins,
+
+    ECE_t = sum_m |B_m| / n |acc(B_m) - conf(B_m)|                                (EluCD 4.1; Naeini et al. 2015)
+    ICE   = (1 / T) integral of ECE_t dt                                          (EluCD eq. 1), by trapezoids
+
+The temperature tau multiplies the logits. The error of one step is `steersman.metrics.calibration`'s.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from steersman.analysis.parts import Key
+from steersman.denoise import Conditioned, Denoiser, Prediction
+from steersman.errors import InputError
+from steersman.guidance.objective import Logits
+from steersman.guidance.view import View
+from steersman.metrics.accuracy import correct, two_logits
+from steersman.sample import Report, Sampler, sample
+from steersman.schedule import Level
+
+__all__ = ["CONFIDENCE", "CORRECT", "integral", "trusted"]
+
+CONFIDENCE, CORRECT = "confidence", "correct"
+
+
+class _Overheard:
+    """A denoiser whose last answers are kept."""
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        self.denoiser, self.decode = denoiser, denoiser.decode
+        self.schedule, self.shape, self.classes = denoiser.schedule, denoiser.shape, denoiser.classes
+        self.latent: bool = getattr(denoiser, "latent", False)
+        self.answers: list[tuple[Tensor, Level, Prediction]] = []
+
+    def __call__(self, x_t: Float[Tensor, "B C H W"], level: Level, **condition: Any) -> Prediction:  # noqa: ANN401
+        prediction = self.denoiser(x_t, level, **condition)
+        self.answers.append((x_t, level, prediction))
+        return prediction
+
+
+def trusted(
+    denoiser: Denoiser,
+    sampler: Sampler,
+    classifiers: Mapping[Key, Logits],
+    targets: Mapping[Key, Int[Tensor, " B"]],
+    seeds: Sequence[int],
+    *,
+    views: Mapping[str, View],
+    temperatures: Sequence[float] = (1.0,),
+    at: Collection[int] | None = None,
+    condition: Mapping[str, Any] | None = None,
+    device: torch.device | str = "cpu",
+    on_step: Callable[[], None] = lambda: None,
+    **walk: Any,  # noqa: ANN401
+) -> dict[Key, Tensor]:
+    """Returns confidence and correctness of each image at each step, (B, T).
+
+    They are of what the denoiser is asked about first in a step, and of its answer.
+
+    Args:
+        denoiser: The diffusion model.
+        sampler: How to step.
+        classifiers: They, by what names them.
+        targets: The class that each image is drawn for, in each classifier's own numbers.
+        seeds: One an image.
+        views: What the classifiers are shown, by name.
+        temperatures: ``tau``, each above 0.
+        at: The numbers of the steps to look at; all if None.
+        condition: What the denoiser is told, such as ``label``.
+        device: Where the samples live.
+        on_step: Called after each step.
+        walk: What else `steersman.sample.sample` takes: ``steps``, ``spacing`` and others.
+
+    Returns:
+        By (`CONFIDENCE` or `CORRECT`, what names the classifier, view, temperature).
+
+    Raises:
+        InputError: A temperature is not above 0, or the walk cannot be made.
+    """
+    for temperature in temperatures:
+        if not temperature > 0:
+            raise InputError(f"temperature: {temperature:g} given; allowed: above 0")
+    overheard, told = _Overheard(denoiser), Conditioned(denoiser, condition or {})
+    found: dict[Key, list[Tensor]] = {}
+
+    def look(report: Report) -> None:
+        x_t, level, prediction = overheard.answers[0]
+        overheard.answers.clear()
+        if at is None or report.step.index in at:
+            for shown, view in views.items():
+                image = denoiser.decode(view(x_t, prediction, level, told))
+                for key, classifier in classifiers.items():
+                    logits = classifier(image, level)
+                    for temperature in temperatures:
+                        name = (*key, shown, f"τ {temperature:g}")
+                        found.setdefault((CONFIDENCE, *name), []).append(_confidence(logits, temperature))
+                        found.setdefault((CORRECT, *name), []).append(correct(logits, targets[key]))
+        on_step()
+
+    sample(overheard, sampler, seeds=seeds, condition=condition, device=device, callbacks=[look], **walk)
+    return {key: torch.stack(columns, 1) for key, columns in found.items()}
+
+
+def _confidence(logits: Float[Tensor, "B K"], temperature: float) -> Float[Tensor, " B"]:
+    """Returns the probability of the likeliest class; one logit stands for the two (0, f)."""
+    return (temperature * two_logits(logits).double()).softmax(1).amax(1)
+
+
+def integral(errors: Sequence[float], times: Sequence[float]) -> float:
+    """Returns the mean of the errors over time, by trapezoids: ``(1 / T) integral ECE_t dt``.
+
+    Args:
+        errors: ``ECE_t``.
+        times: As many, rising or falling.
+    """
+    if len(errors) == 1:
+        return errors[0]
+    values, places = (torch.tensor(each, dtype=torch.float64) for each in (errors, times))
+    return float(torch.trapezoid(values, places) / (places[-1] - places[0]))

@@ -1,0 +1,140 @@
+"""The forward process of a set of images: what an analysis asks about a batch of them.
+
+Each image's target is its own class, found in each classifier's vocabulary by its name.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from steersman.analysis.noise import forward_noise
+from steersman.classifiers import Classifier
+from steersman.denoise import Conditioned, Denoiser
+from steersman.errors import InputError
+from steersman.metrics.images import ImageSet
+from steersman.schedule import Level
+
+__all__ = ["Batch", "Forward", "numbers"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Some images with what belongs to them.
+
+    Attributes:
+        denoiser: The denoiser, with their conditions.
+        images: ``x_0``, in [-1, 1].
+        targets: A class each, in each classifier's own numbers.
+        eps: The noise at a level.
+    """
+
+    denoiser: Denoiser
+    images: Float[Tensor, "B 3 H W"]
+    targets: Mapping[str, Int[Tensor, " B"]]
+    eps: Callable[[Level], Float[Tensor, "B 3 H W"]]
+
+
+class Forward:
+    """A set of images under noise, for a denoiser and classifiers.
+
+    Args:
+        denoiser: The denoiser, of pixels.
+        classifiers: They, by name.
+        images: The images.
+        seed: Of the noise.
+        num: How many images, drawn of the set without order; all of them if None.
+        target: One class for all images, instead of each one's own.
+        labelled: Whether the denoiser is told each image's class.
+        device: Where the networks run.
+
+    Raises:
+        InputError: A denoiser of latents, images of another size than its own, fewer images than asked for, none with
+            a label, or a class that a network does not know.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        classifiers: Mapping[str, Classifier],
+        images: ImageSet,
+        *,
+        seed: int = 0,
+        num: int | None = None,
+        target: str | None = None,
+        labelled: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if getattr(denoiser, "latent", False):
+            raise InputError("denoiser: one of latents given; allowed: one of pixels, as images are noised themselves")
+        if (3, *images.side) != tuple(denoiser.shape):
+            wanted = "x".join(map(str, denoiser.shape))
+            raise InputError(
+                f"data: images of {images.side[1]}x{images.side[0]} pixels given, but the denoiser's are {wanted}; "
+                f"allowed: that size, as {images.spec.partition('?')[0]}?resolution={denoiser.shape[1]}"
+            )
+        if num is not None and not 1 <= num <= len(images):
+            raise InputError(f"num: {num} given; allowed: 1 to {len(images)}, as many as the data have")
+        if images.labels is None and (target is None or labelled):
+            raise InputError(f"data: {images.spec!r} has no labels; allowed: a folder with a folder a class")
+        self.denoiser, self.images, self.seed, self.device = denoiser, images, seed, device
+        # without order, as folders come class by class; always the same, whatever their number
+        shuffled = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).tolist()
+        self.chosen: list[int] = shuffled if num is None else shuffled[:num]
+        own = images.labels or ()
+        self.targets = {
+            name: numbers(classifier, own if target is None else [target] * len(images))
+            for name, classifier in classifiers.items()
+        }
+        self.labels = _labels(denoiser, own) if labelled else None
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def batch(self, places: Sequence[int]) -> Batch:
+        """Returns some of the images, by their numbers from 0."""
+        chosen = [self.chosen[place] for place in places]
+        images = self.images.read([self.images.indices[each] for each in chosen]).to(self.device) / 127.5 - 1
+
+        def of(values: Sequence[int]) -> Int[Tensor, " B"]:
+            return torch.tensor([values[each] for each in chosen], device=self.device)
+
+        return Batch(
+            denoiser=Conditioned(self.denoiser, {} if self.labels is None else {"label": of(self.labels)}),
+            images=images,
+            targets={name: of(values) for name, values in self.targets.items()},
+            eps=partial(_noise, chosen, images, self.seed),
+        )
+
+
+def numbers(classifier: Classifier, names: Sequence[str]) -> list[int]:
+    """Returns each name's number in a classifier's vocabulary: as it is, or by the first of its synonyms.
+
+    Raises:
+        InputError: It has no such class.
+    """
+    found: dict[str, int] = {}
+    for name in dict.fromkeys(names):
+        try:
+            found[name] = classifier.resolve(name)
+        except InputError:
+            first = name.split(",")[0].strip()
+            if first == name:
+                raise
+            found[name] = classifier.resolve(first)
+    return [found[name] for name in names]
+
+
+def _labels(denoiser: Denoiser, names: Sequence[str]) -> list[int]:
+    for name in dict.fromkeys(names):
+        if name not in denoiser.classes:
+            known = ", ".join(denoiser.classes) or "none, as the denoiser has no labels"
+            raise InputError(f"label: the data's class {name!r} is none of the denoiser's; allowed: {known}")
+    return [denoiser.classes.index(name) for name in names]
+
+
+def _noise(chosen: Sequence[int], images: Tensor, seed: int, level: Level) -> Tensor:
+    return forward_noise(chosen, images, level, seed)

@@ -1,0 +1,101 @@
+"""What was measured of each image, written as it comes, so that a killed analysis goes on.
+
+    OUT/settings.json          what makes the figures; an analysis with others is refused
+    OUT/parts/FIRST-LAST.npz   of those images, arrays that lead with them
+
+Figures are made of all parts together, image by image: the batch size matters to none.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from steersman.errors import InputError
+from steersman.files import replacing, write_json
+
+__all__ = ["Key", "Parts"]
+
+Key = tuple[str, ...]
+"""What an array is of, such as classifier and view."""
+
+IMAGES = "images"
+
+
+class Parts:
+    """The parts of an analysis in its folder.
+
+    Args:
+        out: The folder; made with the first part.
+        settings: What makes the figures, as JSON can say it.
+        count: Of how many images.
+
+    Raises:
+        InputError: The folder holds an analysis with other settings.
+    """
+
+    def __init__(self, out: Path, settings: Mapping[str, Any], count: int) -> None:
+        self.out, self.folder, self.count = out, out / "parts", count
+        self.settings = json.loads(json.dumps(settings))
+        before = out / "settings.json"
+        if before.exists():
+            _same(out, json.loads(before.read_text()), self.settings)
+
+    def todo(self, size: int) -> list[list[int]]:
+        """Returns the images that are still to be measured, at most so many together."""
+        if size < 1:
+            raise InputError(f"batch-size: {size} given; allowed: 1 and more")
+        done = {image for part in self._read() for image in part[IMAGES].tolist()}
+        left = [image for image in range(self.count) if image not in done]
+        return [left[first : first + size] for first in range(0, len(left), size)]
+
+    def write(self, images: Sequence[int], values: Mapping[Key, Tensor]) -> None:
+        """Writes what was measured of some images.
+
+        Args:
+            images: Their numbers.
+            values: Arrays that lead with them.
+
+        Raises:
+            InputError: The folder cannot be written to.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(self.out / "settings.json", self.settings)
+        except OSError as error:
+            raise InputError(
+                f"out: {str(self.out)!r} cannot be written to ({error.strerror}); allowed: a writable folder"
+            ) from error
+        arrays = {json.dumps(key): value.detach().cpu().numpy() for key, value in values.items()}
+        with replacing(self.folder / f"{images[0]:06d}-{images[-1]:06d}.npz") as beside, beside.open("wb") as file:
+            np.savez(file, allow_pickle=False, **{IMAGES: np.asarray(images)}, **arrays)
+
+    def read(self) -> dict[Key, np.ndarray]:
+        """Returns the arrays of all images, in their order."""
+        parts = list(self._read())
+        order = np.argsort(np.concatenate([part[IMAGES] for part in parts]))
+        return {
+            tuple(json.loads(name)): np.concatenate([part[name] for part in parts])[order]
+            for name in parts[0]
+            if name != IMAGES
+        }
+
+    def _read(self) -> list[dict[str, np.ndarray]]:
+        found = []
+        for path in sorted(self.folder.glob("*-*.npz")):
+            if not path.name.startswith("."):
+                with np.load(path, allow_pickle=False) as file:
+                    found.append({name: file[name] for name in file.files})
+        return found
+
+
+def _same(out: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    for key in [*now, *before]:
+        if before.get(key) != now.get(key):
+            raise InputError(
+                f"out: {str(out)!r} holds an analysis with {key} {before.get(key)!r}, not {now.get(key)!r}; allowed: "
+                "an empty folder, or the same settings"
+            )

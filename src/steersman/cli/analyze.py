@@ -1,0 +1,257 @@
+"""``steersman analyze``: what makes a classifier fit for guiding."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Measure what makes a classifier fit for guiding.", no_args_is_help=True)
+
+Classifiers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--classifier", metavar="[NAME=]SPEC", help="Classifier, imagenet:efficientnet-lite0 if none; repeat."
+    ),
+]
+Denoiser = Annotated[str, typer.Option(help="Diffusion model.")]
+Data = Annotated[
+    str,
+    typer.Option(help="Images with labels: FOLDER[?resolution=64], FILE.npz, sportballs[:PRESET][?num=8&seed=1]."),
+]
+Num = Annotated[int | None, typer.Option(help="Images, drawn of the data without order; all if none.")]
+Views = Annotated[list[str] | None, typer.Option("--view", help="What is shown, noisy and denoised if none; repeat.")]
+Times = Annotated[str | None, typer.Option(metavar="T,T,…", help="Only the levels nearest to these times.")]
+Every = Annotated[int | None, typer.Option(metavar="K", help="Only every K-th level, from the cleanest.")]
+Count = Annotated[int | None, typer.Option(metavar="N", help="Only so many levels, evenly.")]
+Preprocess = Annotated[str, typer.Option(help="own, as the classifier was trained, or raw.")]
+Size = Annotated[int | None, typer.Option(help="Side in pixels that classifiers see, their own if none.")]
+Seed = Annotated[int, typer.Option(help="Of the noise.")]
+FirstSeed = Annotated[int, typer.Option(help="Seed of the first image.")]
+Label = Annotated[bool, typer.Option("--label", help="Tell the denoiser each image's class.")]
+BatchSize = Annotated[int, typer.Option(help="Images at a time; figures stay the same.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")]
+Out = Annotated[Path, typer.Option(help="Folder to write; a killed analysis goes on from it.")]
+
+BALLS = "sportballs?num=256&seed=1000"
+
+
+@app.command()
+def accuracy(
+    out: Out = Path("outputs/accuracy"),
+    denoiser: Denoiser = "zoo:sportballs",
+    classifier: Classifiers = None,
+    data: Data = BALLS,
+    num: Num = None,
+    view: Views = None,
+    times: Times = None,
+    every: Every = None,
+    count: Count = None,
+    label: Label = False,
+    preprocess: Preprocess = "own",
+    size: Size = None,
+    seed: Seed = 0,
+    batch_size: BatchSize = 16,
+    device: Device = "cpu",
+) -> None:
+    """Accuracy against noise, on x_t and on x0_hat."""
+    from steersman.cli.analyzing import Scope, accuracy
+
+    accuracy(
+        Scope(
+            denoiser=denoiser,
+            classifiers=classifier,
+            views=view,
+            preprocess=preprocess,
+            size=size,
+            times=times,
+            every=every,
+            count=count,
+            batch_size=batch_size,
+            device=device,
+        ),
+        out,
+        data=data,
+        num=num,
+        label=label,
+        seed=seed,
+    )
+
+
+@app.command()
+def sensitivity(
+    out: Out = Path("outputs/sensitivity"),
+    denoiser: Denoiser = "zoo:sportballs",
+    classifier: Classifiers = None,
+    data: Data = BALLS,
+    num: Num = None,
+    view: Views = None,
+    stabilizer: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND [VALUE]",
+            help="none, ema 0.9, ema 0.99, adam if not given; repeat.",
+        ),
+    ] = None,
+    objective: Annotated[str, typer.Option(help="class, logit or binary.")] = "class",
+    target: Annotated[str | None, typer.Option(help="One class for all images; each one's own if none.")] = None,
+    asked: Annotated[
+        str, typer.Option(help="own: the denoiser hears x_{t-1} is at t-1; shared: at t, as in nrCG's code.")
+    ] = "own",
+    times: Times = None,
+    every: Every = None,
+    count: Count = None,
+    label: Label = False,
+    preprocess: Preprocess = "own",
+    size: Size = None,
+    seed: Seed = 0,
+    batch_size: BatchSize = 16,
+    device: Device = "cpu",
+) -> None:
+    """Sensitivity of logits and of gradients from one time to the next."""
+    from steersman.cli.analyzing import Scope, sensitivity
+
+    sensitivity(
+        Scope(
+            denoiser=denoiser,
+            classifiers=classifier,
+            views=view,
+            preprocess=preprocess,
+            size=size,
+            times=times,
+            every=every,
+            count=count,
+            batch_size=batch_size,
+            device=device,
+        ),
+        out,
+        data=data,
+        num=num,
+        stabilizers=stabilizer,
+        objective=objective,
+        target=target,
+        asked=asked,
+        label=label,
+        seed=seed,
+    )
+
+
+@app.command()
+def calibration(
+    out: Out = Path("outputs/calibration"),
+    denoiser: Denoiser = "zoo:sportballs",
+    classifier: Classifiers = None,
+    num: Annotated[int, typer.Option(help="Images, the classes in turn.")] = 256,
+    class_: Annotated[
+        list[str] | None, typer.Option("--class", help="Classes to draw, all that the denoiser has if none; repeat.")
+    ] = None,
+    view: Views = None,
+    softplus: Annotated[
+        str, typer.Option(metavar="B,B,…", help="Sharpness of the softened ReLUs, none for as trained.")
+    ] = "none",
+    temperature: Annotated[str, typer.Option(metavar="T,T,…", help="What the logits are multiplied by.")] = "1",
+    bins: Annotated[int, typer.Option(help="Bins of the confidence.")] = 15,
+    sampler: Annotated[str, typer.Option(help="As a recipe has it.")] = "ddpm",
+    steps: Annotated[int, typer.Option(help="Steps of the reverse process.")] = 50,
+    cfg_scale: Annotated[float, typer.Option(help="Classifier-free scale.")] = 1.0,
+    times: Times = None,
+    every: Every = None,
+    count: Count = None,
+    preprocess: Preprocess = "own",
+    size: Size = None,
+    seed: FirstSeed = 0,
+    batch_size: BatchSize = 16,
+    device: Device = "cpu",
+) -> None:
+    """Calibration error at each step of the reverse process."""
+    from steersman.cli.analyzing import Scope, calibration
+
+    calibration(
+        Scope(
+            denoiser=denoiser,
+            classifiers=classifier,
+            views=view,
+            preprocess=preprocess,
+            size=size,
+            times=times,
+            every=every,
+            count=count,
+            batch_size=batch_size,
+            device=device,
+        ),
+        out,
+        num=num,
+        classes=class_,
+        softplus=softplus,
+        temperature=temperature,
+        bins=bins,
+        sampler=sampler,
+        steps=steps,
+        cfg_scale=cfg_scale,
+        seed=seed,
+    )
+
+
+@app.command()
+def directions(
+    out: Out = Path("outputs/directions"),
+    target: Annotated[int, typer.Option(help="Class of the mixture, 0 to 2.")] = 2,
+    times: Annotated[str, typer.Option(metavar="T,T,…", help="Times from 0 to 999.")] = "0,300,600",
+    side: Annotated[int, typer.Option(help="Arrows along an edge.")] = 17,
+) -> None:
+    """Joint, marginal and conditional directions on a Gaussian mixture."""
+    from steersman.cli.analyzing import directions
+
+    directions(out, target=target, times=times, side=side)
+
+
+@app.command()
+def gradients(
+    out: Out = Path("outputs/gradients"),
+    denoiser: Denoiser = "zoo:sportballs",
+    classifier: Annotated[str, typer.Option(help="Guide.")] = "imagenet:efficientnet-lite0",
+    target: Annotated[str, typer.Option(help="Class to steer to.")] = "baseball",
+    marginal: Annotated[str, typer.Option(metavar="T,T,…", help="Marginal temperatures to compare.")] = "1,0.5",
+    num: Annotated[int, typer.Option(help="Images.")] = 8,
+    shown: Annotated[int, typer.Option(help="How many of them to show.")] = 2,
+    recipe: Annotated[str, typer.Option(help="Name, name/variant or file.")] = "elucd-ddpm",
+    steps: Annotated[int | None, typer.Option(help="Steps, instead of the recipe's.")] = None,
+    scale: Annotated[float | None, typer.Option(help="Guidance scale, instead of the recipe's.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="AXIS.OPTION=VALUE", help="Change a setting.")
+    ] = None,
+    label: Annotated[bool, typer.Option("--label", help="Tell the denoiser the target.")] = False,
+    times: Times = None,
+    every: Every = None,
+    count: Annotated[int | None, typer.Option(metavar="N", help="So many pictures; 8 if nothing is chosen.")] = None,
+    seed: FirstSeed = 0,
+    batch_size: BatchSize = 16,
+    device: Device = "cpu",
+) -> None:
+    """Intermediate images with the classifier's gradient beside them, and its norm over time."""
+    from steersman.cli.analyzing import Scope, gradients
+
+    if times is None and every is None and count is None:
+        count = 8
+    changes = {"walk.steps": steps, "scale": scale}
+    gradients(
+        Scope(
+            denoiser=denoiser,
+            classifiers=[classifier],
+            times=times,
+            every=every,
+            count=count,
+            batch_size=batch_size,
+            device=device,
+        ),
+        out,
+        target=target,
+        marginal=marginal,
+        num=num,
+        shown=shown,
+        recipe=recipe,
+        changes=[*(set_ or ()), *(f"{key}={value}" for key, value in changes.items() if value is not None)],
+        label=label,
+        seed=seed,
+    )

@@ -1,0 +1,104 @@
+"""What several analyses are told: the networks, which levels to visit, and where to run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from steersman.analysis.times import choose
+from steersman.classifiers import Classifier, load_classifier
+from steersman.denoisers import load_denoiser
+from steersman.errors import InputError
+from steersman.guidance import View
+from steersman.recipes.axes import build
+from steersman.run import check_device
+from steersman.schedule import Level
+
+__all__ = ["Scope", "floats"]
+
+CPU_BLOCK = 4  # images that a network sees at a time on a CPU, so that figures are the same for any batch size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scope:
+    """The networks of an analysis, the levels that it visits, and where it runs.
+
+    Attributes:
+        denoiser: As `steersman.denoisers.load_denoiser` reads it.
+        classifiers: Each ``[NAME=]SPEC``; the default if None.
+        views: What classifiers are shown; ``x_t`` and ``x0_hat`` if None.
+        preprocess: How classifiers are fed.
+        size: At what side in pixels.
+        times: Levels to visit, by their times, separated by commas.
+        every: Or every K-th.
+        count: Or so many.
+        batch_size: Images at a time.
+        device: Where the networks run.
+    """
+
+    denoiser: str
+    classifiers: Sequence[str] | None = None
+    views: Sequence[str] | None = None
+    preprocess: str = "own"
+    size: int | None = None
+    times: str | None = None
+    every: int | None = None
+    count: int | None = None
+    batch_size: int = 16
+    device: str = "cpu"
+
+    def settings(self) -> dict[str, Any]:
+        """Returns what of it makes the figures."""
+        made = ("denoiser", "preprocess", "size", "times", "every", "count")
+        return {name: getattr(self, name) for name in made} | {"classifiers": self.specs(), "views": list(self.shown())}
+
+    def specs(self) -> dict[str, str]:
+        """Returns each classifier by its name.
+
+        Raises:
+            InputError: Two of one name.
+        """
+        found: dict[str, str] = {}
+        for each in self.classifiers or ("imagenet:efficientnet-lite0",):
+            name, named, spec = each.partition("=")
+            name, spec = (name, spec) if named and ":" not in name else (each, each)
+            if name in found:
+                raise InputError(f"classifier: {name!r} given twice; allowed: each name once, as NAME=SPEC")
+            found[name] = spec
+        return found
+
+    def shown(self) -> dict[str, View]:
+        """Returns the views by name."""
+        return {name: build("view", name) for name in self.views or ("noisy", "denoised")}
+
+    def load_denoiser(self) -> Any:  # noqa: ANN401
+        """Returns the denoiser, in blocks of one size."""
+        check_device(self.device)
+        denoiser = load_denoiser(self.denoiser, device=self.device)
+        denoiser.block = self._block
+        return denoiser
+
+    def load_classifiers(self, **settings: Any) -> dict[str, Classifier]:  # noqa: ANN401
+        """Returns the classifiers by name, in blocks of one size, fed as said here or in the settings."""
+        settings = {"preprocess": self.preprocess, "size": self.size} | settings
+        found = {}
+        for name, spec in self.specs().items():
+            found[name] = load_classifier(spec, device=self.device, **settings)
+            found[name].block = self._block
+        return found
+
+    @property
+    def _block(self) -> int:
+        return CPU_BLOCK if self.device == "cpu" else self.batch_size
+
+    def places(self, levels: Sequence[Level]) -> list[int]:
+        """Returns the places of the levels to visit among all."""
+        times = None if self.times is None else floats("times", self.times)
+        return choose(levels, times=times, every=self.every, count=self.count)
+
+
+def floats(name: str, text: str) -> list[float]:
+    """Returns the numbers that stand between commas."""
+    try:
+        return [float(each) for each in text.split(",")]
+    except ValueError:
+        raise InputError(f"{name}: {text!r} given; allowed: numbers between commas") from None

@@ -1,0 +1,63 @@
+"""What an analysis shows while it runs, and at its end."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from torch import Tensor
+
+from steersman.analysis.parts import Key, Parts
+from steersman.report.curves import Curve
+
+__all__ = ["Measure", "carry_out", "print_curves"]
+
+COLUMNS = 6  # levels in the table
+
+Measure = Callable[[list[int], Callable[[], None]], Mapping[Key, Tensor]]
+"""Measures some images by their numbers, and calls back after each step of all of them."""
+
+
+def carry_out(
+    console: Console,
+    parts: Parts,
+    batch_size: int,
+    steps: int,
+    measure: Measure,
+) -> None:
+    """Measures what is still to be measured, with a progress bar, and writes each part."""
+    todo = parts.todo(batch_size)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        left = sum(map(len, todo))
+        task = progress.add_task(f"{left} of {parts.count} images", total=left * steps)
+        for places in todo:
+            parts.write(places, measure(places, partial(progress.advance, task, len(places))))
+
+
+def print_curves(
+    console: Console, curves: Sequence[Curve], title: str, form: str, means: Mapping[str, float] | None = None
+) -> None:
+    """Prints curves at a few levels, noisiest first.
+
+    Args:
+        console: Where to.
+        curves: They, all over the same levels.
+        title: What they show.
+        form: How a number is written.
+        means: Each curve's mean over time, where there is one.
+    """
+    table = Table(box=None, pad_edge=False, title=title, title_justify="left")
+    table.add_column("at", no_wrap=True)
+    x = curves[0].x
+    places = sorted({round(i * (len(x) - 1) / (COLUMNS - 1)) for i in range(COLUMNS)})
+    for place in places:
+        table.add_column(f"{x[place]:.3g}", justify="right")
+    if means:
+        table.add_column("over time", justify="right")
+    for curve in curves:
+        cells = [curve.y[place] for place in places] + ([means[curve.name]] if means else [])
+        table.add_row(escape(curve.name), *(f"{cell:{form}}" for cell in cells))
+    console.print(table)

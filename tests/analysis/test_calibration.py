@@ -1,0 +1,118 @@
+"""Calibration of a classifier that is calibrated by construction, and of one that is not."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from steersman.analysis.calibration import CONFIDENCE, CORRECT, integral, trusted
+from steersman.analysis.figures import diagrams, error_curves, filled_bins, names
+from steersman.errors import InputError
+from steersman.guidance import Denoised, Noisy
+from steersman.sample import DDPM, Heun
+
+COUNT, STEPS = 600, 20
+
+
+@pytest.fixture(scope="module")
+def even(mixture):
+    """Each class as likely as the others: so the classes in turn are a draw of it."""
+    return replace(mixture, weights=torch.full((3,), 1 / 3, dtype=torch.float64))
+
+
+def exact(mixture):
+    return lambda image, level=None: mixture.log_posterior(image, level)
+
+
+@pytest.fixture(scope="module")
+def found(even):
+    labels = torch.arange(COUNT) % 3
+    return trusted(
+        even,
+        DDPM(),
+        {("exact",): exact(even)},
+        {("exact",): labels},
+        range(COUNT),
+        views={"noisy": Noisy(), "denoised": Denoised(clip=False)},
+        temperatures=(1.0, 4.0),
+        condition={"label": labels},
+        steps=STEPS,
+        clip=False,
+        dtype=torch.float64,
+    )
+
+
+def test_the_exact_classifier_is_calibrated_on_what_it_is_exact_of(found):
+    errors = {key: [each.error for each in row] for key, row in diagrams(measured(found), 10).items()}
+    # of 600 images in 10 bins the error of a calibrated classifier is about sum_m sqrt(n_m p (1 - p)) / n, at most .05
+    assert max(errors["exact", "noisy", "τ 1"]) < 0.08
+    assert max(errors["exact", "noisy", "τ 4"]) > 0.15  # four times too sure
+
+
+def measured(found):
+    return {key: value.numpy() for key, value in found.items()}
+
+
+def test_images_are_drawn_for_their_class_and_seen_at_the_steps_own_level(even):
+    labels, kept = torch.tensor([0, 1, 2, 2]), []
+
+    def watching(image, level=None):
+        kept.append((image.clone(), level))
+        return even.log_posterior(image, level)
+
+    found = trusted(
+        even,
+        Heun(),  # asks twice a step: the first time counts
+        {("a",): watching},
+        {("a",): labels},
+        range(4),
+        views={"denoised": Denoised(clip=False)},
+        at={0, 2},
+        condition={"label": labels},
+        steps=4,
+        clip=False,
+        dtype=torch.float64,
+    )
+    levels = even.schedule.levels(4)
+    assert [float(level.time) for _, level in kept] == [float(levels[i].time) for i in (0, 2)]
+    assert set(found) == {(CONFIDENCE, "a", "denoised", "τ 1"), (CORRECT, "a", "denoised", "τ 1")}
+    for place, (image, level) in enumerate(kept):
+        p = even.log_posterior(image, level).exp()
+        torch.testing.assert_close(found[CONFIDENCE, "a", "denoised", "τ 1"][:, place], p.amax(1))
+        assert torch.equal(found[CORRECT, "a", "denoised", "τ 1"][:, place], p.argmax(1) == labels)
+
+
+def test_a_binary_classifier_is_sure_of_either_class(even):
+    def logit(image, level=None):
+        return torch.tensor([[-2.0], [2.0]], dtype=torch.float64)
+
+    told = {("b",): torch.tensor([0, 0])}
+    found = trusted(even, DDPM(), {("b",): logit}, told, [0, 1], views={"v": Noisy()}, temperatures=[0.5], steps=2)
+    sure = torch.full((2, 2), 1.0, dtype=torch.float64).sigmoid()
+    torch.testing.assert_close(found[CONFIDENCE, "b", "v", "τ 0.5"], sure)
+    assert found[CORRECT, "b", "v", "τ 0.5"].tolist() == [[True, True], [False, False]]
+
+
+def test_the_integral_is_the_mean_over_time():
+    assert integral([0.1, 0.5, 0.3], [10.0, 6.0, 0.0]) == pytest.approx((0.3 * 4 + 0.4 * 6) / 10)
+    assert integral([0.5, 0.1], [1.0, 0.0]) == integral([0.1, 0.5], [0.0, 1.0]) == pytest.approx(0.3)
+    assert integral([0.4], [999.0]) == 0.4
+
+
+def test_curves_and_bins_tell_the_diagrams(found):
+    rows = diagrams(measured(found), 5)
+    assert names(rows)["exact", "noisy", "τ 4"] == "noisy, τ 4"
+    curves = error_curves(rows, range(STEPS))
+    assert [curve.name for curve in curves] == ["noisy, τ 1", "noisy, τ 4", "denoised, τ 1", "denoised, τ 4"]
+    first = rows["exact", "noisy", "τ 1"][3]
+    filled = filled_bins(first)
+    assert sum(count for _, _, count, _, _ in filled) == COUNT
+    assert all(low < sure <= high for low, high, _, sure, _ in filled)
+    error = sum(count / COUNT * abs(right - sure) for _, _, count, sure, right in filled)
+    assert error == pytest.approx(first.error) == pytest.approx(curves[0].y[3])
+
+
+def test_refusals(even, posterior):
+    told = {("a",): torch.zeros(1, dtype=torch.int64)}
+    with pytest.raises(InputError, match="temperature: 0 given; allowed: above 0"):
+        trusted(even, DDPM(), {("a",): posterior}, told, [0], views={"v": Noisy()}, temperatures=[0.0], steps=2)

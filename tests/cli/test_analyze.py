@@ -1,0 +1,168 @@
+"""``steersman analyze``: its files, how it goes on after it was killed, and what it refuses."""
+
+import csv
+import json
+import sys
+
+import pytest
+
+from analysis.tiny import Tiny, network
+from steersman.analysis.parts import Parts
+from steersman.cli import main
+from steersman.cli.analyzing import scope
+from steersman.cli.analyzing.sensitivity import stabilizer
+from steersman.errors import InputError
+from steersman.guidance import Adam, Ema, Identity
+
+BALLS = ["--data", "sportballs?num=5&seed=3&resolution=8"]
+TWO = ["--classifier", "one=zoo:0", "--classifier", "two=zoo:1"]
+COMMANDS = {
+    "accuracy": [*TWO, *BALLS, "--count", "3"],
+    "sensitivity": [*TWO, *BALLS, "--times", "19,10", "--stabilizer", "none", "--stabilizer", "ema 0.9"],
+    "calibration": [*TWO, "--num", "5", "--steps", "4", "--softplus", "none,3", "--temperature", "1,2"],
+    "gradients": ["--classifier", "zoo:0", "--num", "3", "--steps", "4", "--count", "2"],
+}
+FILES = {
+    "accuracy": ["accuracy.csv", "accuracy.png"],
+    "sensitivity": ["gradients.csv", "gradients.png", "logits.csv", "logits.png", "stabilised.csv", "stabilised.png"],
+    "calibration": ["calibration.csv", "calibration.png", "integral.csv", "reliability.csv", "reliability.png"],
+    "gradients": ["gradients.png", "norms.csv", "norms.png"],
+}
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Runs a command on tiny networks; returns exit code, standard output and standard error."""
+
+    def load(spec, *, softplus=None, **_):
+        made = network(int(spec[-1]))
+        return made if softplus is None else made.smooth(softplus)
+
+    monkeypatch.setattr(scope, "load_denoiser", lambda spec, **_: Tiny())
+    monkeypatch.setattr(scope, "load_classifier", load)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["steersman", "analyze", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            main()
+        said = capsys.readouterr()
+        return left.value.code or 0, said.out, said.err
+
+    return run
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.reader(file))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_killed_analysis_goes_on_to_the_same_figures(command, call, monkeypatch, tmp_path):
+    two = [command, *COMMANDS[command], "--batch-size", 2, "--out"]
+    code, said, _ = call(*two, tmp_path / "whole")
+    assert code == 0 and f"figures in {tmp_path / 'whole'}" in said
+    written = {path.name for path in (tmp_path / "whole").iterdir()}
+    assert written == {*FILES[command], "settings.json", "parts"}
+
+    write, asked = Parts.write, []
+    with monkeypatch.context() as killed:
+
+        def once(self, images, values):
+            if images[0]:
+                raise KeyboardInterrupt
+            write(self, images, values)
+
+        killed.setattr(Parts, "write", once)
+        assert call(*two, tmp_path / "parts")[0] == 130
+    assert {path.name for path in (tmp_path / "parts").iterdir()} == {"settings.json", "parts"}
+    with monkeypatch.context() as watched:
+
+        def heard(self, images, values):
+            asked.extend(images)
+            write(self, images, values)
+
+        watched.setattr(Parts, "write", heard)
+        assert call(*two, tmp_path / "parts")[0] == 0
+    assert asked == list(range(2, 3 if command == "gradients" else 5))
+    for name in FILES[command]:
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    code, _, err = call(*two, tmp_path / "parts", "--seed", 1)
+    assert code == 2 and "holds an analysis with seed 0, not 1" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_batch_size_matters_to_no_figure(command, call, tmp_path):
+    for size in (1, 3):
+        call(command, *COMMANDS[command], "--batch-size", size, "--out", tmp_path / str(size))
+    for name in FILES[command]:
+        if name.endswith(".csv"):
+            one, three = (rows(tmp_path / size / name) for size in "13")
+            assert len(one) == len(three)
+            for ours, theirs in zip(one, three, strict=True):
+                for cell, other in zip(ours, theirs, strict=True):
+                    # float32, whose rounding may depend on an image's place in its batch
+                    assert cell == other or float(cell) == pytest.approx(float(other), rel=1e-4, abs=1e-6)
+
+
+def test_figures_stand_under_their_names(call, tmp_path):
+    call("accuracy", *COMMANDS["accuracy"], "--out", tmp_path / "accuracy")
+    header, *points = rows(tmp_path / "accuracy" / "accuracy.csv")
+    assert header == ["curve", "x", "y", "spread"]
+    assert [row[0] for row in points[::3]] == ["one, noisy", "one, denoised", "two, noisy", "two, denoised"]
+    assert [float(row[1]) for row in points[:3]] == [19, 10, 0] or [float(row[1]) for row in points[:3]] == [19, 9, 0]
+    call("calibration", *COMMANDS["calibration"], "--out", tmp_path / "calibration")
+    header, *points = rows(tmp_path / "calibration" / "integral.csv")
+    assert header[:4] == ["classifier", "smoothing", "view", "temperature"] and len(points) == 2 * 2 * 2 * 2
+    assert points[0][:4] == ["one", "as trained", "noisy", "τ 1"]
+    settings = json.loads((tmp_path / "calibration" / "settings.json").read_text())
+    assert settings["analysis"] == "calibration" and settings["classifiers"] == {"one": "zoo:0", "two": "zoo:1"}
+
+
+def test_directions_are_written(call, tmp_path):
+    code, _, _ = call("directions", "--times", "0,500", "--side", 3, "--out", tmp_path / "out")
+    assert code == 0 and {path.name for path in (tmp_path / "out").iterdir()} == {"directions.csv", "directions.png"}
+    header, *points = rows(tmp_path / "out" / "directions.csv")
+    assert header == ["time", "field", "x", "y", "u", "v"] and len(points) == 2 * 4 * 9
+
+
+def test_stabilizers_by_name():
+    assert stabilizer("none") == Identity() and stabilizer("adam") == Adam()
+    assert stabilizer("ema 0.9") == Ema(beta=0.9) == stabilizer("{kind: ema, beta: 0.9}")
+    assert stabilizer("adam 0.8 0.99") == Adam(beta1=0.8, beta2=0.99)
+    for given, told in (("emma", "unknown stabilizer 'emma'"), ("none 1", "'none 1' given"), ("ema 2", "beta: 2")):
+        with pytest.raises(InputError, match=told):
+            stabilizer(given)
+
+
+@pytest.mark.parametrize(
+    ("command", "changes", "told"),
+    [
+        ("accuracy", ["--every", "2"], "times: given with every or count"),
+        ("accuracy", ["--view", "x1"], "unknown view 'x1'"),
+        ("accuracy", ["--classifier", "one=zoo:2"], "classifier: 'one' given twice"),
+        ("accuracy", ["--num", "6"], "num: 6 given; allowed: 1 to 5"),
+        ("accuracy", ["--data", "nowhere"], "images: 'nowhere' given"),
+        ("accuracy", ["--batch-size", "0"], "batch-size: 0 given"),
+        ("accuracy", ["--device", "toaster"], "device: 'toaster' given"),
+        ("sensitivity", ["--stabilizer", "emma"], "unknown stabilizer 'emma'"),
+        ("sensitivity", ["--objective", "clas"], "unknown objective 'clas'"),
+        ("sensitivity", ["--asked", "later"], "unknown time asked at 'later'"),
+        ("sensitivity", ["--times", "0"], "times: only the cleanest given"),
+        ("sensitivity", ["--times", "soon"], "times: 'soon' given; allowed: numbers between commas"),
+        ("sensitivity", ["--target", "cube"], "cube"),
+        ("calibration", ["--class", "cube"], "unknown class of the denoiser 'cube'"),
+        ("calibration", ["--temperature", "0"], "temperature: 0 given"),
+        ("calibration", ["--softplus", "-1"], "softplus"),
+        ("calibration", ["--num", "0"], "num, bins: 0, 15 given"),
+        ("calibration", ["--bins", "0"], "num, bins: 5, 0 given"),
+        ("gradients", ["--shown", "4"], "num, shown: 3, 4 given"),
+        ("gradients", ["--scale", "0"], "never pulls"),
+        ("gradients", ["--recipe", "elucd"], "unknown recipe 'elucd'"),
+        ("directions", ["--target", "3"], "target: 3 given; allowed: 0 to 2"),
+        ("directions", ["--times", "1000"], "times: 1000 given; allowed: 0 to 999"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(command, changes, told, call, tmp_path):
+    code, _, err = call(command, *COMMANDS.get(command, []), *changes, "--out", tmp_path / "out")
+    assert code == 2 and told in err and err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
