@@ -19,7 +19,19 @@ FILES = {
     for path in sorted(ROOT.rglob("*.py"))
 }
 MODULES = [name for name in FILES if not name.endswith("__main__")]  # that one runs the command line
-ROOMS = ("classifiers", "data", "denoisers", "guidance", "metrics", "report", "sample", "train", "zoo")
+ROOMS = (
+    "analysis",
+    "classifiers",
+    "data",
+    "denoisers",
+    "guidance",
+    "metrics",
+    "report",
+    "sample",
+    "sweep",
+    "train",
+    "zoo",
+)
 HEAVY = ("diffusers", "matplotlib", "timm", "torchvision", "transformers")
 
 

@@ -1,13 +1,24 @@
+from steersman.cli.analyze import app as analyze
 from steersman.cli.app import app, main
 from steersman.cli.convert import EPILOG as CONVERT
 from steersman.cli.convert import convert
 from steersman.cli.data import app as data
+from steersman.cli.evaluate import EPILOG as EVALUATE
+from steersman.cli.evaluate import evaluate
 from steersman.cli.recipes import app as recipes
+from steersman.cli.report import EPILOG as REPORT
+from steersman.cli.report import report
 from steersman.cli.sample import EPILOG, sample
+from steersman.cli.sweep import EPILOG as SWEEP
+from steersman.cli.sweep import sweep
 from steersman.cli.train import app as train
 
 app.command(epilog=EPILOG)(sample)
 app.command(epilog=CONVERT)(convert)
+app.command(epilog=SWEEP)(sweep)
+app.command(epilog=REPORT)(report)
+app.command(epilog=EVALUATE)(evaluate)
+app.add_typer(analyze, name="analyze")
 app.add_typer(data, name="data")
 app.add_typer(recipes, name="recipes")
 app.add_typer(train, name="train")

@@ -1,0 +1,21 @@
+"""``steersman report``: one page of a folder."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["EPILOG", "report"]
+
+EPILOG = "Example: steersman report balls"
+
+
+def report(folder: Annotated[Path, typer.Argument(help="Folder of a run, a sweep or an analysis.")]) -> None:
+    """Write one HTML page of a run, a sweep or an analysis: settings, tables, plots, images; it needs no network."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    from steersman.report.folders import report
+
+    path = report(folder)
+    Console().print(escape(str(path)), soft_wrap=True, highlight=False)

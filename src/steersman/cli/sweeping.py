@@ -1,0 +1,64 @@
+"""A sweep on the terminal: a progress bar over its cells, and a table at the end."""
+
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from steersman.report.figures import with_interval
+from steersman.sweep import Cell, Row, Sweep, Sweeping
+from steersman.sweep.table import FRONTS, fronts, points
+
+__all__ = ["carry_out"]
+
+
+def carry_out(sweep: Sweep, out: Path, *, pareto: bool = False) -> None:
+    """Does a sweep with a progress bar, and prints its table.
+
+    Args:
+        sweep: The sweep.
+        out: Its folder.
+        pareto: Whether to name and plot the cells that no other beats in quality and cost.
+
+    Raises:
+        typer.Exit: With 1, where an image became non-finite.
+    """
+    console = Console()
+    with console.status("loading the networks"):
+        sweeping = Sweeping(sweep, out)
+    missing = sweeping.missing()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        drawing = progress.add_task("", total=sum(map(sweeping.steps, missing)))
+        sweeping.draw(
+            on_step=lambda: progress.advance(drawing),
+            on_cell=lambda cell: progress.update(drawing, description=escape(cell.name)),
+        )
+        measuring = progress.add_task("measuring", total=len(sweeping.cells))
+        rows = sweeping.compare(pareto=pareto, on_cell=lambda _: progress.advance(measuring))
+    _print(console, sweeping.cells, rows)
+    if pareto:
+        for figure, names in fronts(rows).items():
+            console.print(f"by {figure}, no other is as good for less: {escape('; '.join(names))}", soft_wrap=True)
+    lost = [f"{row.name}: {each}" for row in rows for each in row.lost]
+    if lost:
+        console.print(f"[red]not finite and not written: {escape('; '.join(lost))}[/red]", soft_wrap=True)
+    drawn = f"{len(missing)} of {len(rows)} cells drawn, " if len(missing) < len(rows) else ""
+    console.print(f"{drawn}tables and plots in {escape(str(out))}", soft_wrap=True)
+    if lost:
+        raise typer.Exit(1)
+
+
+def _print(console: Console, cells: list[Cell], rows: list[Row]) -> None:
+    figures = [name for name in FRONTS if points(rows, name)]
+    table = Table(*map(escape, cells[0].values), box=None, pad_edge=False)
+    for name in (*figures, "evaluations", "seconds"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        shown = [with_interval(name, row.figures[name].value, None, None) for name in figures]
+        cells_of_row = [*map(escape, row.values.values()), *map(escape, shown), f"{row.cost:g}", f"{row.seconds:.1f}"]
+        table.add_row(*cells_of_row)
+    console.print(table)

@@ -1,0 +1,275 @@
+"""What a page says of a folder: of a run, of a sweep, or of an analysis.
+
+    run         run.yaml, metrics.json, evaluation.json where there is one, the images made small
+    sweep       sweep.yaml, sweep.csv, its plots, the first images of each cell
+    analysis    settings.json, and plots, most with their table beside them
+
+Each says what the folder holds so far; a run or sweep under way has no figures yet.
+"""
+
+import csv
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from steersman.errors import InputError, one_line
+from steersman.report.embed import embedded, thumbnail
+from steersman.report.figures import in_a_line, with_interval
+from steersman.report.page import Page, Picture, Section, Table, write_page
+
+__all__ = ["page_of", "report"]
+
+SHOWN = 96  # thumbnails on a page, at most
+LINES = 200  # rows of a folded table, at most
+
+
+def report(folder: Path) -> Path:
+    """Writes ``report.html`` into a folder and returns its path.
+
+    Args:
+        folder: Of a run, a sweep or an analysis.
+
+    Raises:
+        InputError: It is none of these, or cannot be read or written to.
+    """
+    page, path = page_of(folder), folder / "report.html"
+    try:
+        write_page(path, page)
+    except OSError as error:
+        raise InputError(
+            f"report: {str(path)!r} cannot be written ({error.strerror}); allowed: a writable folder"
+        ) from error
+    return path
+
+
+def page_of(folder: Path) -> Page:
+    """Returns what there is to say of a folder.
+
+    Raises:
+        InputError: It is none of the kinds above, or what it holds cannot be read.
+    """
+    kinds = {"sweep.yaml": _sweep, "run.yaml": _run, "settings.json": _analysis}
+    for name, described in kinds.items():
+        if (folder / name).is_file():
+            try:
+                return described(folder)
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                if isinstance(error, InputError):
+                    raise
+                raise InputError(
+                    f"report: {str(folder)!r} holds records of another form ({one_line(error)}); allowed: those of "
+                    "a run, a sweep or an analysis"
+                ) from error
+    raise InputError(
+        f"report: {str(folder)!r} holds none; allowed: a folder of a run (run.yaml), a sweep (sweep.yaml) or an "
+        "analysis (settings.json)"
+    )
+
+
+def _run(folder: Path) -> Page:
+    record, metrics = _yaml(folder / "run.yaml"), _json(folder / "metrics.json")
+    images = _by_target(folder)
+    steered = "steered to" if record.get("guided", True) else "unsteered; asked for"
+    targets = ", ".join(map(str, record.get("targets") or ())) or in_a_line(record.get("blend") or {})
+    count, seed = record.get("num", 0), record.get("seed", 0)
+    lines = [f"{count} images of each target, seeds {seed} to {seed + count - 1}, {steered} {targets}."]
+    if metrics:
+        asked, lost = metrics["network_evaluations"], metrics.get("lost") or ()
+        lines += [
+            f"{metrics['seconds']:.1f} s; an image took {asked['denoiser']:g} evaluations of the denoiser and "
+            f"{asked['classifier']:g} of the guide."
+        ]
+        lines += [f"Not finite and not written: {', '.join(lost)}."] if lost else []
+    else:
+        lines += ["The run is not finished: no figures yet."]
+    sections = []
+    if tables := [*_verdicts(metrics), *_evaluation(_json(folder / "evaluation.json"))]:
+        sections += [Section(title="Figures", tables=tables)]
+    if images:
+        sections += [_thumbs(images)]
+    elif (folder / "grid.png").is_file():
+        sections += [Section(title="Images", pictures=[_picture(folder / "grid.png", "the first images")])]
+    if (folder / "animation.gif").is_file():
+        picture = _picture(folder / "animation.gif", "the denoising, with the guide's gradient beside it")
+        sections += [Section(title="Animation", pictures=[picture])]
+    sections += [_settings(record)]
+    return Page(kind="Run", title=folder.resolve().name, lines=lines, sections=sections)
+
+
+def _sweep(folder: Path) -> Page:
+    record, sections = _yaml(folder / "sweep.yaml"), []
+    lines = [f"{key}: {', '.join(map(in_a_line, values))}" for key, values in (record.get("varied") or {}).items()]
+    if (folder / "sweep.csv").is_file():
+        sections += [Section(title="Figures", tables=[_cells(folder / "sweep.csv")])]
+    else:
+        lines += ["The sweep is not finished: no figures yet."]
+    if pictures := [_picture(path, _over(path)) for path in sorted(folder.glob("*.png")) if path.stem != "grid"]:
+        sections += [Section(title="Plots", pictures=pictures)]
+    if (folder / "grid.png").is_file():
+        picture = _picture(folder / "grid.png", "the first images of each cell; the same seeds in each column")
+        sections += [Section(title="Images", pictures=[picture])]
+    shared = record.pop("shared")
+    sections += [_settings({key: value for key, value in record.items() if key != "varied"} | shared)]
+    return Page(kind="Sweep", title=folder.resolve().name, lines=lines, sections=sections)
+
+
+def _analysis(folder: Path) -> Page:
+    sections = []
+    for path in _plots(folder):
+        title = str(path.relative_to(folder).with_suffix(""))
+        header, *rows = _rows(path.with_suffix(".csv"))
+        caption = f"{len(rows)} values" if len(rows) <= LINES else f"the first {LINES} of {len(rows)} values"
+        table = Table(header=header, rows=rows[:LINES], caption=caption, numbers=len(header) - 1, folded=True)
+        sections += [Section(title=title, tables=[table], pictures=[_picture(path, title)])]
+    sections += [
+        Section(title=path.stem, pictures=[_picture(path, path.stem)])
+        for path in sorted(folder.glob("*.png"))
+        if not path.with_suffix(".csv").is_file()
+    ]
+    lines = [] if sections else ["The analysis is not finished: no plots yet."]
+    sections += [Section(title="Settings", tables=[Table(rows=_flat(_json(folder / "settings.json")))])]
+    return Page(kind="Analysis", title=folder.resolve().name, lines=lines, sections=sections)
+
+
+def _settings(record: Mapping[str, Any]) -> Section:
+    """Returns the settings of a run; those of its recipe and the versions open with a tap."""
+    recipe, versions = record.get("recipe") or {}, record.get("versions") or {}
+    tables = [
+        Table(rows=_flat({key: value for key, value in record.items() if key not in ("recipe", "versions")})),
+        Table(caption=f"recipe {recipe.get('name', '')}", rows=_flat(recipe.get("settings") or {}), folded=True),
+        Table(caption="versions", rows=_flat(versions), folded=True),
+    ]
+    return Section(title="Settings", tables=[table for table in tables if table.rows])
+
+
+def _over(path: Path) -> str:
+    """Returns what a sweep's plot shows."""
+    figure = path.stem.removeprefix("pareto-")
+    return figure if figure == path.stem else f"{figure} against cost, named where no other is as good for less"
+
+
+def _plots(folder: Path) -> Iterator[Path]:
+    """Yields the plots that have their table beside them."""
+    return (path for path in sorted(folder.rglob("*.png")) if path.with_suffix(".csv").is_file())
+
+
+def _by_target(folder: Path) -> dict[str, list[Path]]:
+    """Returns the images of a run, by target where it has several."""
+    folders = {"": folder} | {path.name: path for path in sorted(folder.iterdir()) if path.is_dir()}
+    found = {name: sorted(path.glob("[0-9]*.png")) for name, path in folders.items()}
+    return {name: paths for name, paths in found.items() if paths}
+
+
+def _thumbs(images: Mapping[str, list[Path]]) -> Section:
+    most, count = max(1, SHOWN // len(images)), sum(map(len, images.values()))
+    thumbs = [
+        Picture(data=thumbnail(path), caption=", ".join(filter(None, (name, f"seed {int(path.stem)}"))))
+        for name, paths in images.items()
+        for path in paths[:most]
+    ][:SHOWN]
+    return Section(title="Images" if len(thumbs) == count else f"Images: {len(thumbs)} of {count}", thumbs=thumbs)
+
+
+def _verdicts(metrics: Mapping[str, Any]) -> Iterator[Table]:
+    """Yields the table of what guide and judge said, if they said anything."""
+    columns = [
+        (figure, network)
+        for figure in ("accuracy", "probability", "similarity")
+        for network, value in (metrics.get(figure) or {}).items()
+        if value is not None
+    ]
+    if columns:
+        rows = {"all": metrics} | metrics.get("targets", {})
+        yield Table(
+            header=["target", *(f"{figure}, {network}" for figure, network in columns)],
+            rows=[
+                [name, *(in_a_line(row[figure][network]) for figure, network in columns)] for name, row in rows.items()
+            ],
+            numbers=len(columns),
+        )
+
+
+def _evaluation(held: Mapping[str, Any]) -> Iterator[Table]:
+    """Yields the table of what `steersman evaluate` said, if it did."""
+    figures = {name: each for name, each in (held.get("figures") or {}).items() if each["value"] is not None}
+    if figures:
+        rows = [[name, with_interval(name, each["value"], each["low"], each["high"])] for name, each in figures.items()]
+        against = f", against {held['reference']} by {held['features']}" if held.get("reference") else ""
+        yield Table(rows=rows, caption=f"with 95% intervals{against}", numbers=1)
+
+
+def _cells(path: Path) -> Table:
+    """Returns a sweep's table, each figure with its interval in one cell, without those that no cell has."""
+    header, *rows = _rows(path)
+    cells = [dict(zip(header, row, strict=True)) for row in rows]
+    names = [name for name in header if not name.endswith((" low", " high"))]
+    names = [name for name in names if any(cell[name] for cell in cells)]
+    figures = {name for name in names if f"{name} low" in header}
+
+    def shown(cell: Mapping[str, str], name: str) -> str:
+        if not cell[name]:
+            return "–"
+        if name not in figures:
+            return cell[name]
+        value, low, high = (float(cell[name + end]) if cell[name + end] else None for end in ("", " low", " high"))
+        return with_interval(name, value, low, high)
+
+    first = next(place for place, name in enumerate(names) if name in figures or name == "lost")
+    rows = [[shown(cell, name) for name in names] for cell in cells]
+    return Table(header=names, rows=rows, numbers=len(names) - first)
+
+
+def _picture(path: Path, caption: str) -> Picture:
+    return Picture(data=embedded(path), caption=caption)
+
+
+def _flat(settings: Mapping[Any, Any], prefix: str = "") -> list[list[str]]:
+    """Returns settings a row each, those of a section under ``section.setting``; without those that are empty."""
+    rows = []
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            rows += _flat(value, f"{prefix}{key}.")
+        elif value != []:
+            rows.append([f"{prefix}{key}", in_a_line(value)])
+    return rows
+
+
+def _rows(path: Path) -> list[list[str]]:
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.reader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise _unreadable(path, "a table as CSV") from error
+    if not rows or any(len(row) != len(rows[0]) for row in rows):
+        raise _unreadable(path, "a table as CSV")
+    return rows
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise _unreadable(path, "a mapping as YAML") from error
+    if not isinstance(content, dict):
+        raise _unreadable(path, "a mapping as YAML")
+    return content
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """Returns what a file holds, nothing if it is not there."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, "a mapping as JSON") from error
+    if not isinstance(content, dict):
+        raise _unreadable(path, "a mapping as JSON")
+    return content
+
+
+def _unreadable(path: Path, allowed: str) -> InputError:
+    return InputError(f"report: {str(path)!r} cannot be read; allowed: {allowed}")

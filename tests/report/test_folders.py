@@ -1,0 +1,195 @@
+"""Pages of runs, sweeps and analyses: what they show, and that they stand alone."""
+
+import base64
+import io
+import json
+from html.parser import HTMLParser
+
+import pytest
+import yaml
+from PIL import Image
+
+from steersman.errors import InputError
+from steersman.report.curves import Curve, write_curves
+from steersman.report.embed import LARGEST, SIDE, WIDEST, embedded, thumbnail
+from steersman.report.folders import SHOWN, report
+
+VOID = {"meta", "img", "br", "link"}
+EVIL = "<script>alert('1 & 2')</script>"
+
+
+class Reader(HTMLParser):
+    """Gathers tags with their attributes, and the text, and checks that each tag is closed."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.tags, self.text = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.text.append(data)
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def read(folder):
+    path = report(folder)
+    assert path == folder / "report.html"
+    content = path.read_text(encoding="utf-8")
+    reader = Reader()
+    reader.feed(content)
+    reader.close()
+    assert not reader.open
+    for tag, attributes in reader.tags:  # nothing outside, nothing that runs
+        assert tag not in ("script", "link", "iframe", "object", "base")
+        assert not any(name.startswith("on") for name in attributes)
+        for name in ("src", "href", "srcset", "data", "action"):
+            assert name not in attributes or (tag == "img" and attributes[name].startswith("data:image/"))
+    style = content[content.index("<style>") : content.index("</style>")]
+    assert "url(" not in style and "@import" not in style
+    assert "prefers-color-scheme: dark" in style
+    viewport = next(each for each in reader.all("meta") if each.get("name") == "viewport")
+    assert viewport["content"] == "width=device-width, initial-scale=1"
+    assert all(each["alt"] for each in reader.all("img"))
+    return reader, " ".join(" ".join(reader.text).split())
+
+
+def picture(uri):
+    return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
+
+
+def run(folder, targets=("baseball",), num=3, side=16, **changes):
+    folder.mkdir(parents=True)
+    record = {"targets": list(targets), "num": num, "seed": 5, "denoiser": EVIL, "recipe": {"name": "mine"}}
+    record["recipe"]["settings"] = {"scale": {"value": 0.25}, "strength": ["deviation", {"kind": "interval"}]}
+    (folder / "run.yaml").write_text(yaml.safe_dump(record | {"versions": {"torch": "1.2.3"}}))
+    said = {"accuracy": {"guide": 0.75, "judge": None}, "probability": {"guide": 0.5, "judge": None}}
+    metrics = said | {"seconds": 12.34, "network_evaluations": {"denoiser": 24, "classifier": 8}, "lost": []} | changes
+    if len(targets) > 1:
+        metrics["targets"] = {name: said for name in targets}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    for target in targets:
+        place = folder / target if len(targets) > 1 else folder
+        place.mkdir(exist_ok=True)
+        for seed in range(5, 5 + num):
+            Image.new("RGB", (side, side), (seed, 0, 0)).save(place / f"{seed:06d}.png")
+    Image.new("RGB", (40, 20)).save(folder / "grid.png")
+    return folder
+
+
+def test_a_run_shows_figures_images_and_settings(tmp_path):
+    folder = run(tmp_path / EVIL.replace("/", "-"))
+    figure = {"value": 0.5, "low": 0.25, "high": 0.75}
+    nothing = dict.fromkeys(figure)
+    evaluation = {"figures": {"accuracy/judge": figure, "fid": nothing}, "reference": EVIL, "features": "f"}
+    (folder / "evaluation.json").write_text(json.dumps(evaluation))
+    reader, text = read(folder)
+    for shown in (
+        *("3 images of each target, seeds 5 to 7, steered to baseball.", "12.3 s; an image took 24 evaluations"),
+        *("accuracy, guide", "0.75", "accuracy/judge 50.0% [25.0%, 75.0%]", f"against {EVIL} by f"),
+        *(
+            f"denoiser {EVIL}",
+            "recipe mine",
+            "scale.value 0.25",
+            "strength [deviation, {kind: interval}]",
+            "torch 1.2.3",
+        ),
+    ):
+        assert shown in text
+    assert "judge," not in text and "fid" not in text  # where there is none
+    thumbs = reader.all("img")
+    assert [each["alt"] for each in thumbs] == ["seed 5", "seed 6", "seed 7"]
+    assert [picture(each["src"]).size for each in thumbs] == [(16, 16)] * 3
+
+
+def test_the_images_of_a_large_run_are_few_and_small(tmp_path):
+    targets = ("baseball", "soccer ball")
+    reader, text = read(run(tmp_path / "run", targets, num=SHOWN, side=300, lost=["baseball 9"]))
+    thumbs = reader.all("img")
+    assert len(thumbs) == SHOWN and f"Images: {SHOWN} of {2 * SHOWN}" in text
+    assert {picture(each["src"]).size for each in thumbs} == {(SIDE, SIDE)}
+    assert (thumbs[0]["alt"], thumbs[-1]["alt"]) == ("baseball, seed 5", f"soccer ball, seed {5 + SHOWN // 2 - 1}")
+    assert "Not finite and not written: baseball 9." in text
+
+
+def test_a_run_under_way_says_so(tmp_path):
+    folder = run(tmp_path / "run")
+    (folder / "metrics.json").unlink()
+    assert "The run is not finished" in read(folder)[1]
+
+
+def test_a_sweep_shows_its_table_plots_and_images(tmp_path):
+    record = {
+        "varied": {"scale": [1, EVIL]},
+        "reference": "sportballs",
+        "shared": {"num": 4, "recipe": {"name": "mine"}},
+    }
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(record | {"versions": {}}))
+    _, text = read(tmp_path)
+    assert f"scale: 1, {EVIL}" in text and "The sweep is not finished" in text
+    lines = ["scale,fid,fid low,fid high,kid,kid low,kid high,lost,seconds", "1,12.3456,11,13,,,,0,9.5"]
+    lines += ['"<b>, x",150.26,,,,,,1,7']
+    (tmp_path / "sweep.csv").write_text("\n".join(lines))
+    write_curves(tmp_path / "fid", [Curve(name="fid", x=[1, 2], y=[3, 4])], x="scale", y="fid")
+    Image.new("RGB", (40, 20)).save(tmp_path / "grid.png")
+    Image.new("RGB", (40, 20)).save(tmp_path / "pareto-fid.png")
+    reader, text = read(tmp_path)
+    assert "scale fid lost seconds 1 12.3 [11, 13] 0 9.5 <b>, x 150.3 1 7" in text
+    assert "not finished" not in text and "num 4" in text and "reference sportballs" in text
+    assert [each["alt"].split()[0] for each in reader.all("img")] == ["fid", "fid", "the"]
+    assert [attributes.get("class") for attributes in reader.all("th")] == [None, "number", "number", "number"]
+
+
+def test_an_analysis_shows_each_plot_with_its_values(tmp_path):
+    (tmp_path / "settings.json").write_text(json.dumps({"denoiser": EVIL, "steps": 50}))
+    assert "The analysis is not finished" in read(tmp_path)[1]
+    many = [float(x) for x in range(300)]
+    write_curves(tmp_path / "accuracy", [Curve(name=EVIL, x=many, y=many)], x="time", y="accuracy")
+    Image.new("RGB", (40, 20)).save(tmp_path / "gradients.png")
+    reader, text = read(tmp_path)
+    assert [each["alt"] for each in reader.all("img")] == ["accuracy", "gradients"]
+    assert "the first 200 of 300 values" in text and f"{EVIL} 199.0 199.0" in text and "200.0" not in text
+    assert "steps 50" in text and len(reader.all("details")) == 1
+
+
+def test_large_files_are_made_smaller_and_others_stay_as_they_are(tmp_path):
+    Image.effect_noise((2400, 1800), 90).save(tmp_path / "large.png")
+    assert (tmp_path / "large.png").stat().st_size > LARGEST
+    uri = embedded(tmp_path / "large.png")
+    assert uri.startswith("data:image/jpeg;base64,") and picture(uri).size == (WIDEST, WIDEST * 3 // 4)
+    Image.new("L", (8, 4)).save(tmp_path / "small.gif")
+    uri = embedded(tmp_path / "small.gif")
+    assert uri.startswith("data:image/gif;base64,")
+    assert base64.b64decode(uri.partition(",")[2]) == (tmp_path / "small.gif").read_bytes()
+
+
+def test_what_cannot_be_shown_is_refused_in_a_line(tmp_path):
+    def told(folder):
+        with pytest.raises(InputError) as error:
+            report(folder)
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    assert "holds none; allowed: a folder of a run (run.yaml), a sweep" in told(tmp_path)
+    assert "holds none" in told(tmp_path / "nowhere")
+    (tmp_path / "run.yaml").write_text("- 1")
+    assert "run.yaml' cannot be read; allowed: a mapping as YAML" in told(tmp_path)
+    (tmp_path / "run.yaml").write_text("num: many")
+    assert "holds records of another form" in told(tmp_path)
+    (tmp_path / "image.png").write_bytes(b"no image")
+    for read_image in (embedded, thumbnail):
+        with pytest.raises(InputError, match="image.png' cannot be read; allowed: an image file"):
+            read_image(tmp_path / "image.png")
+    other = run(tmp_path / "run")
+    (other / "metrics.json").write_text("{")
+    assert "metrics.json' cannot be read; allowed: a mapping as JSON" in told(other)
+    assert not (tmp_path / "report.html").exists() and not (other / "report.html").exists()

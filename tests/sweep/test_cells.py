@@ -1,0 +1,104 @@
+"""Which runs a sweep is made of."""
+
+import pytest
+
+from steersman.errors import InputError
+from steersman.sweep.cells import Sweep, varied
+
+BASE = {"targets": ("baseball",), "num": 2, "seed": 5, "classifiers": ("zoo:sportballs-mobilenet",)}
+
+
+def sweep(*given, **settings):
+    return Sweep(
+        **{"recipe": "nrcg", "settings": BASE, "varied": varied(given), "reference": "sportballs", "features": "judge"}
+        | settings
+    )
+
+
+def test_the_cells_are_the_cross_product_on_the_same_seeds():
+    cells = sweep("scale=1,2.5", "stabilizer.beta=0.5,0.9,0.99").cells()
+    found = [(c.run.recipe.resolved()["scale"], c.run.recipe.resolved()["stabilizer"]["beta"]) for c in cells]
+    assert found == [({"value": s}, b) for s in (1, 2.5) for b in (0.5, 0.9, 0.99)]
+    assert {(cell.run.num, cell.run.seed, cell.run.targets) for cell in cells} == {(2, 5, ("baseball",))}
+    assert cells[4].values == {"scale": "2.5", "stabilizer.beta": "0.9"}
+    assert cells[4].name == "scale=2.5, stabilizer.beta=0.9"
+    assert cells[4].folder == "scale=2.5,stabilizer.beta=0.9"
+    assert len({cell.folder for cell in cells}) == 6
+
+
+def test_values_with_commas_stand_in_brackets_or_quotes():
+    assert varied(["strength=[deviation, {kind: interval, low: 0.5}],variance", "label='a, b',c"]) == {
+        "strength": [["deviation", {"kind": "interval", "low": 0.5}], "variance"],
+        "label": ["a, b", "c"],
+    }
+    (first, second) = sweep("strength=[deviation, {kind: interval, low: 0.5}],variance").cells()
+    assert [each["kind"] for each in first.run.recipe.resolved()["strength"]] == ["deviation", "interval"]
+    assert second.run.recipe.resolved()["strength"]["kind"] == "variance"
+
+
+def test_recipes_and_classifiers_vary_whole_and_changes_hold_in_all():
+    cells = sweep("recipe=nrcg/ema90,nrcg/adam", "classifier=zoo:a,[zoo:a, zoo:b]", changes=("walk.steps=7",)).cells()
+    assert [cell.run.recipe.name for cell in cells] == ["nrcg/ema90", "nrcg/ema90", "nrcg/adam", "nrcg/adam"]
+    assert [cell.run.classifiers for cell in cells[:2]] == [("zoo:a",), ("zoo:a", "zoo:b")]
+    assert {cell.run.recipe.walk()["steps"] for cell in cells} == {7}
+
+
+def test_a_case_is_several_settings_under_a_name():
+    robust, plain = sweep(
+        "case={name: robust, recipe: nrcg/robust, classifier: zoo:robust, scale: 3},{recipe: nrcg/none, steps: 9}"
+    ).cells()
+    assert (robust.run.recipe.name, robust.run.classifiers) == ("nrcg/robust", ("zoo:robust",))
+    assert robust.run.recipe.resolved()["scale"] == {"value": 3}
+    assert plain.run.recipe.walk()["steps"] == 9
+    assert [cell.name for cell in (robust, plain)] == ["case=robust", "case=recipe=nrcg/none steps=9"]
+
+
+def test_what_else_makes_a_run_can_be_varied():
+    cells = sweep("guidance=true,false", "label=1,null", "cfg-scale=1,2", settings=BASE | {"label": "x"}).cells()
+    assert [(cell.run.guided, cell.run.label, cell.run.cfg_scale) for cell in cells[:4]] == [
+        *((True, label, scale) for label in ("1", None) for scale in (1.0, 2.0))
+    ]
+    assert not cells[4].run.guided
+
+
+REFUSED = [
+    ([], "vary: none given"),
+    (["scale"], "vary: 'scale' given; allowed: axis.option=a,b,c"),
+    (["scale="], "vary: 'scale=' given; allowed: axis.option=a,b,c"),
+    (["=1"], "vary: '=1' given; allowed: axis.option=a,b,c"),
+    (["scale=[1"], "its values are no YAML list inside brackets"),
+    (["scale=1", "scale=2"], "vary: scale given twice"),
+    (["scael=1"], "unknown setting to vary 'scael'; did you mean 'scale' or"),
+    (["seed=1,2"], "unknown setting to vary 'seed'"),
+    (["case=a"], "case: a given; allowed: {name: NAME, SETTING: VALUE, …}"),
+    (["case={num: 3}"], "unknown setting to vary 'num'"),
+]
+
+
+@pytest.mark.parametrize(("given", "told"), REFUSED)
+def test_what_cannot_be_varied_is_refused(given, told):
+    with pytest.raises(InputError) as error:
+        varied(given)
+    assert told in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+IMPOSSIBLE = [
+    (["scale=1,strong"], "cell scale=strong: scale.value: 'strong' given"),
+    (["stabilizer.beta=0.9", "scale=1,.nan"], "cell stabilizer.beta=0.9, scale=.nan: scale.value: nan given"),
+    (["stabilizer.betta=0.9"], "cell stabilizer.betta=0.9: unknown setting of stabilizer 'ema' 'betta'"),
+    (["recipe=nrcg,nrgc"], "cell recipe=nrgc: unknown recipe 'nrgc'; did you mean 'nrcg'?"),
+    (["guidance=1"], "cell guidance=1: guidance: 1 given; allowed: true or false"),
+    (["cfg-scale=much"], "cell cfg-scale=much: cfg-scale: much given; allowed: a number"),
+    (["classifier=[[a]]"], "classifier: [[a]] given; allowed: a name, or a list of names"),
+    (["scale=1,1"], "vary: scale have a value twice"),
+    (["scale=1,1.0"], "cells scale=1 and scale=1.0: the same settings"),
+]
+
+
+@pytest.mark.parametrize(("given", "told"), IMPOSSIBLE)
+def test_a_cell_that_cannot_be_is_named(given, told):
+    with pytest.raises(InputError) as error:
+        sweep(*given).cells()
+    assert told in str(error.value)
+    assert "\n" not in str(error.value)
