@@ -13,7 +13,7 @@ from torchvision.utils import make_grid
 from steersman.errors import InputError
 from steersman.files import replacing
 
-__all__ = ["grid", "pixels", "sheet"]
+__all__ = ["GAP", "grid", "pixels", "sheet"]
 
 GAP = 2  # pixels between images
 SMALL, LARGE = 10, 24  # of the captions, in pixels
