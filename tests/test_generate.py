@@ -206,6 +206,23 @@ def test_what_does_not_go_together_is_refused_before_anything_is_written(denoise
         Session(run(denoiser, recipe=recipe, **settings))
 
 
+def test_the_label_target_is_each_images_own(denoiser, tmp_path):
+    """Of several targets in a batch."""
+    other, targets = {"judge": None, "guided": False, "num": 1}, ("soccer ball", "baseball")
+    Session(run(denoiser, **other, targets=targets, label="target")).generate(tmp_path / "both")
+    for label in targets:
+        Session(run(denoiser, **other, label=label)).generate(tmp_path / label)
+    both = [pixels(tmp_path / "both" / target) for target in targets]
+    each = [pixels(tmp_path / label) for label in targets]
+    same = [[(x["000000.png"] == y["000000.png"]).all() for y in each] for x in both]
+    assert same == [[True, False], [False, True]]
+
+
+def test_a_target_that_the_denoiser_lacks_is_no_label(denoiser):
+    with pytest.raises(InputError, match="unknown label 'tench'"):
+        Session(run(denoiser, classifiers=("imagenet:efficientnet-lite0",), targets=("tench",), label="target"))
+
+
 @pytest.mark.parametrize("label", [None, "baseball"])
 def test_a_model_that_knows_no_images_without_labels_is_told_of_before_anything_is_written(label, tmp_path):
     torch.manual_seed(0)

@@ -27,6 +27,7 @@ ROOMS = (
     "guidance",
     "metrics",
     "report",
+    "reproduce",
     "sample",
     "sweep",
     "train",

@@ -31,8 +31,8 @@ from steersman.errors import InputError
 from steersman.files import file_name, replacing, write_image, write_json
 from steersman.guidance import Guide
 from steersman.guidance.step import Step, reverse_variance
-from steersman.names import resolve
-from steersman.run import DTYPES, Run, check_folder
+from steersman.names import elsewhere, resolve
+from steersman.run import DTYPES, TARGET, Run, check_folder
 from steersman.sample import Callback, Report, levels_of, sample
 from steersman.schedule import CLEAN, Level
 from steersman.verdicts import Tally, Verdict, figures, judged
@@ -89,12 +89,13 @@ class Session:
     Args:
         run: The run.
         networks: Those that are loaded already, for sessions that follow one another.
+        rehearse: Whether all parts are tried first; one that follows another of the same settings need not.
 
     Raises:
         InputError: A network that cannot be loaded, or a target or label that it does not know.
     """
 
-    def __init__(self, run: Run, networks: Networks | None = None) -> None:
+    def __init__(self, run: Run, networks: Networks | None = None, *, rehearse: bool = True) -> None:
         self.run = run
         loaded, dtype = networks or Networks(), DTYPES[run.dtype]
         self.denoiser = loaded.denoiser(run.denoiser, device=run.device, dtype=dtype)
@@ -114,7 +115,8 @@ class Session:
         self.targets = self._targets()
         self.guides = self._guides() if run.guided else []
         self.condition = self._condition()
-        self._rehearse(levels)
+        if rehearse:
+            self._rehearse(levels)
 
     def _targets(self) -> tuple[Target, ...]:
         wanted = self.run.targets or (max(self.run.blend, key=lambda name: self.run.blend[name]),)
@@ -161,7 +163,7 @@ class Session:
             raise InputError(f"denoiser: one of images of {image.shape[1]} channels given; allowed: 3")
         self._verdicts(image, self.targets[:1])
         level, next = levels[:2]
-        prediction = self.denoiser(blank, level, **self._told(1))
+        prediction = self.denoiser(blank, level, **self._told(self.targets[:1]))
         step = Step(0, 1, 0, 0, level, next, reverse_variance(level, next), torch.zeros((), device=device), levels)
         for guide in self.guides:
             guide.objective(image, torch.tensor([self.targets[0].guide], device=device), CLEAN)
@@ -180,7 +182,7 @@ class Session:
         return tuple(each.resolve(self.guide.title(index)) for each in self.others)
 
     def _condition(self) -> dict[str, Any]:
-        """Returns the conditions of one image, where the denoiser follows such."""
+        """Returns the conditions of the images, where the denoiser follows such; of labels, each target's."""
         run, classes = self.run, self.denoiser.classes
         given = {"prompt": run.prompt, "negative_prompt": run.negative_prompt}
         texts = {key: text for key, text in given.items() if text is not None}
@@ -203,13 +205,20 @@ class Session:
             return {}
         if not classes:
             raise InputError(f"label: {run.label!r} given; the denoiser has no labels; allowed: none")
-        return {"label": resolve(run.label, classes, "label"), "cfg_scale": run.cfg_scale}
+        return {"label": {each.guide: self._label(each) for each in self.targets}, "cfg_scale": run.cfg_scale}
 
-    def _told(self, count: int) -> dict[str, Any]:
-        """Returns the conditions of so many images."""
+    def _label(self, target: Target) -> int:
+        """Returns the denoiser's number of what an image of a target is labelled with."""
+        assert self.run.label is not None
+        if self.run.label == TARGET:
+            return elsewhere(target.guide, self.guide.names, self.denoiser.classes, "label")
+        return resolve(self.run.label, self.denoiser.classes, "label")
+
+    def _told(self, targets: Sequence[Target]) -> dict[str, Any]:
+        """Returns the conditions of images of these targets."""
         told = dict(self.condition)
         if "label" in told:
-            told["label"] = torch.full((count,), told["label"], device=self.run.device)
+            told["label"] = torch.tensor([told["label"][each.guide] for each in targets], device=self.run.device)
         return told
 
     def draw(self, jobs: Sequence[tuple[Target, int]], callbacks: Sequence[Callback] = ()) -> Float[Tensor, "B 3 H W"]:
@@ -225,7 +234,7 @@ class Session:
                 guides=self.guides,
                 target=[target.guide for target, _ in jobs],
                 seeds=[seed for _, seed in jobs],
-                condition=self._told(len(jobs)),
+                condition=self._told([target for target, _ in jobs]),
                 device=run.device,
                 callbacks=callbacks,
                 **walk,

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 from steersman.errors import InputError, unknown
 
-__all__ = ["resolve"]
+__all__ = ["elsewhere", "resolve"]
+
+ALIKE = 0.9  # share of the classes on whose names two lists of the same classes agree, at least
 
 
 def resolve(target: str | int, names: Sequence[str], kind: str = "class") -> int:
@@ -34,6 +36,37 @@ def resolve(target: str | int, names: Sequence[str], kind: str = "class") -> int
     if not 0 <= target < len(names):
         raise InputError(f"{kind} index {target} is out of range; allowed: 0 to {len(names) - 1}")
     return target
+
+
+def elsewhere(index: int, names: Sequence[str], others: Sequence[str], kind: str = "class") -> int:
+    """Returns the index of a class in another vocabulary.
+
+    It is the same index where both have as many classes and the same ones, by nearly all of their names, or where one
+    has but numbers for names; else that of the class of this name.
+
+    Args:
+        index: The class's.
+        names: One name a class; synonyms within a name are separated by commas.
+        others: Those of the other vocabulary.
+        kind: What a class is called there in the errors.
+
+    Raises:
+        InputError: The other vocabulary has no class of this name, or several.
+    """
+    if len(names) == len(others):
+        pairs = list(zip(_synonyms(names), _synonyms(others), strict=True))
+        agreed = sum(bool(ours & theirs) for ours, theirs in pairs)
+        if agreed >= ALIKE * len(names) or any(map(_numbered, (names, others))):
+            return index
+    return resolve(names[index].split(",")[0], others, kind)
+
+
+def _synonyms(names: Sequence[str]) -> list[set[str]]:
+    return [set(map(_fold, name.split(","))) for name in names]
+
+
+def _numbered(names: Sequence[str]) -> bool:
+    return all(name == str(index) for index, name in enumerate(names))
 
 
 def _fold(name: str) -> str:

@@ -17,9 +17,12 @@ from steersman.errors import InputError, about, unknown
 from steersman.recipes import Recipe, load_recipe
 from steersman.sample.noise import SEEDS
 
-__all__ = ["DTYPES", "Run", "check_device", "check_folder", "read_run", "weights"]
+__all__ = ["DTYPES", "TARGET", "Run", "check_device", "check_folder", "read_run", "weights"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+TARGET = "target"
+"""The label that is each image's target."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +40,8 @@ class Run:
         judge: The network that judges, likewise; None for no judge.
         recipe: The settings of every axis.
         guided: Whether the guide steers; else it only measures.
-        label: The denoiser's own label, for class-conditional ones: its number, its name or one of its synonyms.
+        label: The denoiser's own label, for class-conditional ones: its number, its name or one of its synonyms;
+            ``target`` for each image's target.
         prompt: What all images show, for denoisers that are told a text.
         negative_prompt: What they do not show; None for what such a denoiser takes without one.
         cfg_scale: The classifier-free scale; 1 for the conditional model alone.

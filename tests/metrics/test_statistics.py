@@ -108,3 +108,27 @@ def test_a_file_that_cannot_be_written(sets, quarters, tmp_path):
 def test_distance_of_a_set_from_itself(sets, quarters):
     statistics = measured(sets[1], quarters)
     assert frechet(statistics.moments, statistics.moments) == pytest.approx(0, abs=1e-12)
+
+
+def test_adms_references_give_the_distance_to_the_whole_set(pixels, quarters, monkeypatch, tmp_path):
+    """Its batches are some of the set whose moments stand beside them, by Inception's features and no others."""
+    monkeypatch.setattr("steersman.metrics.statistics.WIDTH", 12)
+    inception = Extractor(name="inception", embed=quarters.embed)
+    samples = read_images(write(tmp_path / "samples", pixels(14, bright=20)))
+    whole = measured(read_images(write(tmp_path / "whole", pixels(40, bright=40))), quarters).moments
+    some = np.stack(pixels(13))
+    np.savez(tmp_path / "adm.npz", arr_0=some, mu=whole.mean, sigma=whole.root.T @ whole.root)
+    np.savez(tmp_path / "some.npz", arr_0=some)
+    for features in (inception, quarters):
+        found = evaluate(samples, read_reference(tmp_path / "adm.npz"), features=features, resamples=2)
+        expected = evaluate(samples, read_reference(tmp_path / "some.npz"), features=features, resamples=2)
+        held = measured(samples, features).moments
+        distance = frechet(held, whole) if features is inception else expected["fid"].value
+        assert found["fid"].value == pytest.approx(distance, rel=1e-6)
+        assert found["recall"] == expected["recall"]
+        assert found["kid"] == expected["kid"]
+    assert found["fid"].value != pytest.approx(frechet(held, whole), rel=1e-2)
+    write_statistics(tmp_path / "ours.npz", measured(read_images(tmp_path / "adm.npz"), inception))
+    saved = evaluate(samples, read_reference(tmp_path / "ours.npz"), features=inception, resamples=2)
+    assert saved["fid"].value == pytest.approx(frechet(held, whole), rel=1e-6)
+    assert saved["recall"] == found["recall"]

@@ -77,6 +77,8 @@ def _network(spec: str, architecture: str, published: Any, state: dict[str, Tens
         settings = {"transform_input": True, "aux_logits": False, "init_weights": False}
     if architecture.startswith("vit_"):
         settings = {"image_size": published.meta["min_size"][0]}
+    if len({key.partition(".")[0] for key in state}) == 1:  # what held the network when it was saved
+        state = {key.partition(".")[2]: each for key, each in state.items()}
     state = {_OLD_DENSENET.sub(r"\1", key): each for key, each in state.items() if not key.startswith(_AUXILIARY)}
     # Without memory, no weights are drawn that others replace; but RegNets work out their widths with tensors.
     with torch.device("cpu" if architecture.startswith("regnet") else "meta"):

@@ -8,6 +8,8 @@ from steersman.cli.evaluate import evaluate
 from steersman.cli.recipes import app as recipes
 from steersman.cli.report import EPILOG as REPORT
 from steersman.cli.report import report
+from steersman.cli.reproduce import EPILOG as REPRODUCE
+from steersman.cli.reproduce import reproduce
 from steersman.cli.sample import EPILOG, sample
 from steersman.cli.sweep import EPILOG as SWEEP
 from steersman.cli.sweep import sweep
@@ -17,6 +19,7 @@ app.command(epilog=EPILOG)(sample)
 app.command(epilog=CONVERT)(convert)
 app.command(epilog=SWEEP)(sweep)
 app.command(epilog=REPORT)(report)
+app.command(epilog=REPRODUCE)(reproduce)
 app.command(epilog=EVALUATE)(evaluate)
 app.add_typer(analyze, name="analyze")
 app.add_typer(data, name="data")

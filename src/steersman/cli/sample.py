@@ -43,7 +43,7 @@ def sample(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="AXIS.OPTION=VALUE", help="Change a setting.")
     ] = None,
-    label: Annotated[str | None, typer.Option(help="The denoiser's own label, by name or index.")] = None,
+    label: Annotated[str | None, typer.Option(help="Denoiser's label: name, index, or target.")] = None,
     prompt: Annotated[str | None, typer.Option(help="Text to draw, for a text-to-image model.")] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="Text to draw away from.")] = None,
     cfg_scale: Annotated[float, typer.Option(help="Classifier-free scale.")] = 1.0,

@@ -53,7 +53,7 @@ def sweep(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="AXIS.OPTION=VALUE", help="Change a setting of all cells.")
     ] = None,
-    label: Annotated[str | None, typer.Option(help="The denoiser's own label, where it has them.")] = None,
+    label: Annotated[str | None, typer.Option(help="The denoiser's own label, or target.")] = None,
     cfg_scale: Annotated[float, typer.Option(help="Classifier-free scale, with a label.")] = 1.0,
     batch_size: Annotated[
         int | None, typer.Option(help="Images at a time, 4 on a CPU and 16 elsewhere if none.", show_default=False)

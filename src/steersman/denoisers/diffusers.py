@@ -178,3 +178,7 @@ class DiffusersDenoiser:
     def decode(self, x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H2 W2"]:
         """Returns the sample itself where it is an image, else what the VAE makes of the latent."""
         return x0 if self.vae is None else latent.decoded(self.vae, x0)
+
+    def encode(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H2 W2"]:
+        """Returns the images themselves where they are the samples, else the latents that the VAE makes of them."""
+        return images if self.vae is None else latent.encoded(self.vae, images)

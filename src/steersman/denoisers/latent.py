@@ -5,9 +5,9 @@ that gives it unit variance and ``b`` a shift; some VAEs have a mean m and a dev
 
     image = Dec(z),   z = x_0 / s + b,   or   z = m + d x_0 / s + b
 
-which is differentiable: a classifier of images guides latents by ``grad log p(y | Dec(z))`` (EluCD 5.3). Images go
-through the VAE one at a time, and its blocks are computed again for the gradient instead of kept, so that a batch needs
-little more memory than one image.
+which is differentiable: a classifier of images guides latents by ``grad log p(y | Dec(z))`` (EluCD 5.3). An image's
+own latent is of the z that its encoder finds likeliest. Images go through the VAE one at a time, and its blocks are
+computed again for the gradient instead of kept, so that a batch needs little more memory than one image.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from steersman.errors import InputError
 
-__all__ = ["cast", "decoded", "frozen", "unscaled"]
+__all__ = ["cast", "decoded", "encoded", "frozen", "scaled", "unscaled"]
 
 
 def decoded(vae: Any, x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H2 W2"]:  # noqa: ANN401
@@ -37,6 +37,39 @@ def decoded(vae: Any, x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H2 W2
         raise InputError(f"latents: {x0.shape[1]} channels given; allowed: {config['latent_channels']}, the VAE's")
     z = unscaled(config, x0).to(vae.dtype)
     return torch.cat([vae.decode(each).sample for each in z.split(1)]).to(x0.dtype)
+
+
+def encoded(vae: Any, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H2 W2"]:  # noqa: ANN401
+    """Returns the latents ``x_0`` of images in [-1, 1], of the likeliest z, in the images' dtype.
+
+    Args:
+        vae: As in `decoded`, with its ``encode``.
+        images: The images.
+
+    Raises:
+        InputError: The VAE's encoder gives no law of latents.
+    """
+    found = []
+    for each in images.to(vae.dtype).split(1):
+        law = getattr(vae.encode(each), "latent_dist", None)
+        if law is None:
+            raise InputError(f"vae: {type(vae).__name__} given; allowed: one that encodes, as AutoencoderKL")
+        found.append(law.mode())
+    return scaled(vae.config, torch.cat(found).to(images.dtype))
+
+
+def scaled(config: Mapping[str, Any], z: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+    """Returns latents ``x_0`` of ``z``, what `unscaled` undoes.
+
+    Args:
+        config: The VAE's configuration.
+        z: What the encoder put out.
+    """
+    mean, deviation = (config.get(key) for key in ("latents_mean", "latents_std"))
+    z = z - (config.get("shift_factor") or 0.0)
+    if mean is not None and deviation is not None:
+        z = (z - _channels(mean, z)) / _channels(deviation, z)
+    return z * config.get("scaling_factor", 1.0)
 
 
 def unscaled(config: Mapping[str, Any], x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:

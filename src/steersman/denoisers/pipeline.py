@@ -138,6 +138,10 @@ class PipelineDenoiser:
         """Returns what the VAE makes of latents."""
         return latent.decoded(self.vae, x0)
 
+    def encode(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H2 W2"]:
+        """Returns what the VAE makes of images."""
+        return latent.encoded(self.vae, images)
+
     def _predict(self, x_t: Tensor, level: Level, rows: Tensor, told: Told) -> Prediction:
         time = (level.time * told.pace).to(x_t.device, torch.float32).expand(len(x_t))
 

@@ -1,7 +1,8 @@
 """A set of images by one string, whatever it lies in.
 
     FOLDER                  a run of ours, or any folder of images; with a folder a class, those are the labels
-    FILE.npz                a batch as ADM writes it: ``arr_0`` of (N, H, W, 3) in 8 bits, ``arr_1`` numbers as labels
+    FILE.npz                a batch as ADM writes it: ``arr_0`` of (N, H, W, 3) in 8 bits, ``arr_1`` numbers as labels;
+                            ``mu`` and ``sigma`` beside them, of the set that they were drawn of, as in its references
     sportballs[:PRESET]     rendered, and ``sportballs:CLASS`` for one kind of ball
 
     ?resolution=64          for a folder: the shorter side resized and the centre kept; rendered: the side
@@ -11,7 +12,7 @@ Whatever they come from, images have 8 bits a channel, as files have them: a ren
 """
 
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from torch import Tensor
 from steersman.errors import InputError, one_line, unknown
 from steersman.options import split_options
 
-__all__ = ["ImageSet", "read_images", "read_npz"]
+__all__ = ["ImageSet", "moments_in", "read_images", "read_npz"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 RENDERED = "sportballs"
@@ -40,12 +41,15 @@ class ImageSet:
         indices: Which images of the source, in its numbers.
         read: Maps indices to their images, (B, 3, H, W) in 8 bits.
         labels: The name of each image's class; None where they have none.
+        moments: Mean and covariance, by Inception's features, of the larger set that these are some of; None where
+            there is no such.
     """
 
     spec: str
     indices: Sequence[int]
     read: Callable[[Sequence[int]], UInt8[Tensor, "B 3 H W"]]
     labels: tuple[str, ...] | None = None
+    moments: tuple[Float[Tensor, " D"], Float[Tensor, "D D"]] | None = None
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -94,6 +98,7 @@ class ImageSet:
             self,
             indices=[self.indices[place] for place in chosen],
             labels=tuple(self.labels[place] for place in chosen),
+            moments=None,
         )
 
 
@@ -237,7 +242,30 @@ def _batch(spec: str) -> ImageSet:
         indices=range(len(images)),
         read=lambda chosen: torch.from_numpy(images[list(chosen)]).permute(0, 3, 1, 2),
         labels=None if numbers is None else tuple(map(str, numbers.tolist())),
+        moments=moments_in(held, spec),
     )
+
+
+def moments_in(held: Mapping[str, np.ndarray], spec: str) -> tuple[Float[Tensor, " D"], Float[Tensor, "D D"]] | None:
+    """Returns mean and covariance of features, ``mu`` and ``sigma`` of an archive; None where it lacks one of them.
+
+    Args:
+        held: The archive's arrays.
+        spec: What the user gave, for the messages.
+
+    Raises:
+        InputError: They do not fit together, or are not finite.
+    """
+    mean, covariance = held.get("mu"), held.get("sigma")
+    if mean is None or covariance is None:
+        return None
+    if mean.ndim != 1 or covariance.shape != (*mean.shape, *mean.shape):
+        raise InputError(
+            f"statistics: {spec!r} has mu of {mean.shape}, sigma of {covariance.shape}; allowed: D, D by D"
+        )
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        raise InputError(f"statistics: {spec!r} is not finite; allowed: finite values")
+    return torch.from_numpy(mean), torch.from_numpy(covariance)
 
 
 def read_npz(path: str | Path, kind: str) -> dict[str, np.ndarray]:

@@ -3,6 +3,7 @@
     mu, sigma       mean and covariance, ``sigma = sum_i (x_i - mu)(x_i - mu)^T / (n - 1)``: EDM's keys and format
     features        one row an image, so that the file serves every figure; and ``labels``, where there are any
     extractor       what maps the images to features
+    whole           where mean and covariance are of a larger set than the features, as in ADM's references
 
 A file of EDM's has the first two alone. It says no extractor: 2048 features are taken for Inception's.
 
@@ -25,9 +26,12 @@ from steersman.errors import InputError, unknown
 from steersman.files import replacing
 from steersman.metrics.extractors import INCEPTION, Extractor
 from steersman.metrics.frechet import Moments, moments, moments_of_covariance
-from steersman.metrics.images import ImageSet, read_images, read_npz
+from steersman.metrics.images import ImageSet, moments_in, read_images, read_npz
 
 __all__ = ["Statistics", "measured", "read_reference", "read_statistics", "write_statistics"]
+
+WIDTH = 2048  # of Inception's features
+WHOLE = "whole"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +43,7 @@ class Statistics:
         extractor: What maps the images to features.
         features: One row an image; None where the moments alone are known.
         labels: The name of each image's class; None where they have none.
-        known: Mean and covariance, where there are no features.
+        known: Mean and covariance, where there are no features, or of a larger set that the features are some of.
         side: Height and width of the images in pixels; None where unknown.
     """
 
@@ -78,7 +82,8 @@ class Statistics:
         chosen = [place for place, label in enumerate(self.labels) if label.casefold() == name.casefold()]
         if not chosen:
             raise unknown(f"class of {self.spec!r}", name, dict.fromkeys(self.labels))
-        return replace(self, features=self.features[chosen], labels=tuple(self.labels[place] for place in chosen))
+        labels = tuple(self.labels[place] for place in chosen)
+        return replace(self, features=self.features[chosen], labels=labels, known=None)
 
 
 def measured(
@@ -111,7 +116,12 @@ def measured(
         raise InputError(f"features: {extractor.name!r} gives values that are not finite; allowed: finite ones")
     labels = images.labels and tuple(images.labels[place] for place in order)
     return Statistics(
-        spec=images.spec, extractor=extractor.name, features=features, labels=labels or None, side=images.side
+        spec=images.spec,
+        extractor=extractor.name,
+        features=features,
+        labels=labels or None,
+        known=images.moments if extractor.name == INCEPTION and features.shape[1] == WIDTH else None,
+        side=images.side,
     )
 
 
@@ -123,6 +133,8 @@ def write_statistics(path: Path, statistics: Statistics) -> None:
     """
     mean, root = statistics.moments
     content = {"mu": mean.numpy(), "sigma": (root.T @ root).numpy(), "extractor": np.array(statistics.extractor)}
+    if statistics.known is not None and statistics.features is not None:
+        content[WHOLE] = np.array(True)
     if statistics.features is not None:
         content["features"] = statistics.features.numpy()
     if statistics.labels is not None:
@@ -146,25 +158,20 @@ def read_statistics(path: str | Path) -> Statistics:
         InputError: The file cannot be read, or holds none.
     """
     held, spec = read_npz(path, "statistics"), str(path)
-    mean, covariance = held.get("mu"), held.get("sigma")
-    if mean is None or covariance is None:
+    found = moments_in(held, spec)
+    if found is None:
         raise InputError(
             f"statistics: {spec!r} holds {', '.join(held) or 'nothing'}; allowed: images as arr_0, or mu and sigma"
         )
-    if mean.ndim != 1 or covariance.shape != (*mean.shape, *mean.shape):
-        raise InputError(
-            f"statistics: {spec!r} has mu of {mean.shape}, sigma of {covariance.shape}; allowed: D, D by D"
-        )
-    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
-        raise InputError(f"statistics: {spec!r} is not finite; allowed: finite values")
-    extractor = str(held["extractor"]) if "extractor" in held else INCEPTION if len(mean) == 2048 else None
+    width = len(found[0])
+    extractor = str(held["extractor"]) if "extractor" in held else INCEPTION if width == WIDTH else None
     if extractor is None:
         raise InputError(
-            f"statistics: {spec!r} says no extractor, and {len(mean)} features are not Inception's; allowed: 2048"
+            f"statistics: {spec!r} says no extractor, and {width} features are not Inception's; allowed: 2048"
         )
     features, labels = held.get("features"), held.get("labels")
-    if features is not None and (features.ndim != 2 or features.shape[1] != len(mean)):
-        raise InputError(f"statistics: {spec!r} has features of {features.shape}; allowed: N by {len(mean)}")
+    if features is not None and (features.ndim != 2 or features.shape[1] != width):
+        raise InputError(f"statistics: {spec!r} has features of {features.shape}; allowed: N by {width}")
     if labels is not None and (features is None or labels.shape != (len(features),)):
         raise InputError(f"statistics: {spec!r} has labels of {labels.shape}; allowed: one a row of features")
     return Statistics(
@@ -172,7 +179,7 @@ def read_statistics(path: str | Path) -> Statistics:
         extractor=extractor,
         features=None if features is None else torch.from_numpy(features),
         labels=None if labels is None else tuple(map(str, labels.tolist())),
-        known=None if features is not None else (torch.from_numpy(mean), torch.from_numpy(covariance)),
+        known=found if features is None or WHOLE in held else None,
         side=tuple(map(int, held["side"])) if "side" in held else None,  # pyright: ignore[reportArgumentType]
     )
 

@@ -25,7 +25,7 @@ from steersman.recipes.axes import AXES, HandOver, Unchanged, build, normal, pla
 from steersman.sample import Sampler
 from steersman.schedule import Level
 
-__all__ = ["Recipe", "load_recipe", "recipe_names"]
+__all__ = ["ALSO", "Recipe", "load_recipe", "recipe_names"]
 
 AVERAGES = ("augment", "montecarlo")
 PARTS = ("view", "stabilizer", "strength", "injection")

@@ -1,0 +1,163 @@
+"""A reproduction at work: its images are drawn in parts, then all are measured as in the paper.
+
+    OUT/samples/SEED/       a run each: one target, its seeds from SEED on
+    OUT/evaluation.json     our figures and the published ones
+
+Of n images of K targets, image i has the seed i and the target ``floor(i K / n)``. A part is drawn when its
+``metrics.json`` is there, which a run writes last; so what was killed goes on with the other parts.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from steersman.files import read_json, write_json
+from steersman.generate import Networks, Session
+from steersman.metrics.evaluate import DISTANCES, FIGURES, Figure, evaluate
+from steersman.metrics.extractors import Extractor, load_extractor
+from steersman.metrics.images import ImageSet, read_images
+from steersman.metrics.resample import RESAMPLES
+from steersman.metrics.statistics import Statistics, read_reference
+from steersman.reproduce.schema import Reproduction, filled
+from steersman.run import Run, check_folder
+
+__all__ = ["Work"]
+
+PART = 1024  # images of a part, at most
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """A reproduction whose files are all there.
+
+    Attributes:
+        wanted: The reproduction.
+        paths: Where its files are, by their names.
+        out: The folder to write.
+        num: Images in all.
+        steps: Instead of the recipe's.
+        guided: Whether the guide steers.
+        batch_size: Images at a time; None for the default of a CPU.
+        device: Where the networks run.
+        resamples: Random halves that each interval is from.
+    """
+
+    wanted: Reproduction
+    paths: dict[str, Path]
+    out: Path
+    num: int
+    steps: int | None = None
+    guided: bool = True
+    batch_size: int | None = None
+    device: str = "cpu"
+    resamples: int = RESAMPLES
+
+    @cached_property
+    def run(self) -> Run:
+        """What all parts share."""
+        wanted = self.wanted
+        return Run(
+            targets=self._targets[:1],
+            denoiser=filled(wanted.denoiser, self.paths),
+            classifiers=tuple(filled(each, self.paths) for each in wanted.classifiers),
+            judge=None,
+            recipe=wanted.load_recipe(self.steps),
+            guided=self.guided,
+            label=wanted.label,
+            cfg_scale=wanted.cfg_scale,
+            batch_size=self.batch_size,
+            device=self.device,
+        )
+
+    @cached_property
+    def parts(self) -> dict[Path, Run]:
+        """Every part's run, by its folder."""
+        runs, count = [], len(self._targets)
+        for place, target in enumerate(self._targets):
+            begin, end = (-(-each * self.num // count) for each in (place, place + 1))
+            for seed in range(begin, end, PART):
+                runs.append(replace(self.run, targets=(target,), seed=seed, num=min(PART, end - seed)))
+        return {self.out / "samples" / f"{run.seed:06d}": run for run in runs}
+
+    @property
+    def missing(self) -> dict[Path, Run]:
+        """Those that are still to be drawn."""
+        return {folder: run for folder, run in self.parts.items() if not (folder / "metrics.json").is_file()}
+
+    @property
+    def figures(self) -> list[str]:
+        """Those that were published of such images and are defined for so few."""
+        names = self.wanted.published["guided" if self.guided else "unguided"]
+        return [name for name in FIGURES if name in names and self.num >= DISTANCES.get(name, (1, 1))[0]]
+
+    @property
+    def _targets(self) -> tuple[str, ...]:
+        given = self.wanted.targets
+        return tuple(map(str, range(given))) if isinstance(given, int) else given
+
+    @cached_property
+    def extractor(self) -> Extractor:
+        """What maps the images to features."""
+        return load_extractor(filled(self.wanted.features, self.paths), device=self.device)
+
+    @cached_property
+    def reference(self) -> ImageSet | Statistics | None:
+        """What the images are compared with."""
+        spec = self.wanted.reference
+        return None if spec is None else read_reference(filled(spec, self.paths))
+
+    def draw(self, *, on_step: Callable[[], None] = lambda: None) -> list[str]:
+        """Draws the parts that are missing, and returns the names of all images that became non-finite.
+
+        Raises:
+            InputError: A network or the reference cannot be used, or the folder holds other images.
+        """
+        _ = self.extractor, self.reference  # refused now rather than after days
+        for folder, run in self.parts.items():
+            check_folder(folder, run)
+        networks = Networks()
+        for place, (folder, run) in enumerate(self.missing.items()):
+            Session(run, networks, rehearse=place == 0).generate(folder, on_step=on_step)
+        return [name for folder in self.parts for name in read_json(folder / "metrics.json")["lost"]]
+
+    def measure(self, *, on_images: Callable[[int], object] = lambda count: None) -> dict[str, Figure]:
+        """Returns the figures of the images that are drawn, and writes them beside the published ones.
+
+        Raises:
+            InputError: Images and reference do not suit each other.
+        """
+        run = self.run
+        found = evaluate(
+            _joined([read_images(folder) for folder in self.parts if any(folder.glob("[0-9]*.png"))]),
+            self.reference,
+            features=self.extractor,
+            guide=Networks().classifier(run.classifiers[0], device=run.device, **run.recipe.classifier_settings()),
+            figures=self.figures,
+            resamples=self.resamples,
+            on_images=on_images,
+        )
+        content = {
+            "reproduction": self.wanted.name,
+            "images": self.num,
+            "guided": self.guided,
+            "figures": {name: asdict(figure) for name, figure in found.items()},
+            "published": self.wanted.published,
+        }
+        write_json(self.out / "evaluation.json", content)
+        return found
+
+
+def _joined(sets: Sequence[ImageSet]) -> ImageSet:
+    """Returns several sets as one."""
+    owners = [(each, index) for each in sets for index in each.indices]
+
+    def read(chosen: Sequence[int]) -> UInt8[Tensor, "B 3 H W"]:
+        return torch.cat([owners[place][0].read([owners[place][1]]) for place in chosen])
+
+    labels = tuple(label for each in sets for label in each.labels or ())
+    return ImageSet(spec="samples", indices=range(len(owners)), read=read, labels=labels)
