@@ -2,16 +2,18 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
-from steersman.analysis.calibration import CONFIDENCE, CORRECT, integral, trusted
-from steersman.analysis.figures import diagrams, error_curves, filled_bins, names
+from steersman.analysis.calibration import CONFIDENCE, CORRECT, Turns, in_turn, integral, trusted
+from steersman.analysis.figures import apart, diagrams, error_curves, filled_bins, found_errors, names
 from steersman.errors import InputError
 from steersman.guidance import Denoised, Noisy
 from steersman.sample import DDPM, Heun
 
 COUNT, STEPS = 600, 20
+TIMES = [float(time) for time in range(STEPS, 0, -1)]
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +104,7 @@ def test_the_integral_is_the_mean_over_time():
 def test_curves_and_bins_tell_the_diagrams(found):
     rows = diagrams(measured(found), 5)
     assert names(rows)["exact", "noisy", "τ 4"] == "noisy, τ 4"
-    curves = error_curves(rows, range(STEPS))
+    curves = error_curves(found_errors(measured(found), TIMES, 5), TIMES)
     assert [curve.name for curve in curves] == ["noisy, τ 1", "noisy, τ 4", "denoised, τ 1", "denoised, τ 4"]
     first = rows["exact", "noisy", "τ 1"][3]
     filled = filled_bins(first)
@@ -110,6 +112,56 @@ def test_curves_and_bins_tell_the_diagrams(found):
     assert all(low < sure <= high for low, high, _, sure, _ in filled)
     error = sum(count / COUNT * abs(right - sure) for _, _, count, sure, right in filled)
     assert error == pytest.approx(first.error) == pytest.approx(curves[0].y[3])
+
+
+def test_errors_have_the_interval_that_other_images_would_fall_into(found):
+    """Twelve sets of 50 images are spread as the interval of one of them says, and so is their mean over time."""
+    values = measured(found)
+    sets = [
+        found_errors({key: array[first::12] for key, array in values.items()}, TIMES, 5)["exact", "noisy", "τ 4"]
+        for first in range(12)
+    ]
+    for pick in (lambda each: each.integral, lambda each: each.steps[3]):
+        values = torch.tensor([pick(each).value for each in sets])
+        widths = [pick(each).high - pick(each).low for each in sets]
+        assert all(pick(each).low <= pick(each).value <= pick(each).high for each in sets)
+        # a deviation of 12 is known to 21%, thrice that
+        assert sum(widths) / 12 / 3.92 == pytest.approx(values.std().item(), rel=0.65)
+    for each in sets:
+        assert each.integral.value == pytest.approx(integral([step.value for step in each.steps], TIMES))
+
+
+def test_the_band_is_the_interval(found):
+    errors = found_errors(measured(found), TIMES, 5)
+    curve = error_curves(errors, TIMES)[1]
+    step = errors["exact", "noisy", "τ 4"].steps[6]
+    assert curve.y[6] - curve.spread[6] == pytest.approx(step.low)
+    assert curve.y[6] + curve.above[6] == pytest.approx(step.high)
+    one = found_errors({key: array[:1] for key, array in measured(found).items()}, TIMES, 5)
+    assert error_curves(one, TIMES)[0].spread is None
+
+
+def test_two_classifiers_in_turn_are_each_itself_on_its_side(even):
+    levels = even.schedule.levels(4)[:-1]
+    at = float(levels[1].sigma / levels[1].alpha)  # from there on down it is the second's turn
+    values = {
+        (kind, name, "v"): np.arange(8.0).reshape(2, 4) + offset
+        for kind, offsets in ((CONFIDENCE, (0, 100)), (CORRECT, (200, 300)))
+        for name, offset in zip("ab", offsets, strict=True)
+    }
+    both = in_turn(values, Turns(name="ab", above="a", below="b", at=at), levels)
+    assert both[CONFIDENCE, "ab", "v"].tolist() == [[0, 101, 102, 103], [4, 105, 106, 107]]
+    assert both[CORRECT, "ab", "v"].tolist() == [[200, 301, 302, 303], [204, 305, 306, 307]]
+    assert len(both) == 2
+
+
+def test_panels_take_as_many_parts_as_it_takes():
+    keys = [(c, v, s) for c in "ab" for v in "xy" for s in "1234"]
+    assert apart(keys)["a", "y", "3"] == ("a, y", "3")
+    assert apart(keys, most=8)["a", "y", "3"] == ("a", "y, 3")
+    assert apart(keys, most=16)["a", "y", "3"] == (None, "a, y, 3")
+    assert apart([("a", str(i)) for i in range(9)])["a", "7"] == (None, "7")
+    assert apart([("a", "x")]) == {("a", "x"): (None, "a")}
 
 
 def test_refusals(even, posterior):

@@ -1,11 +1,20 @@
 """A set of images under noise."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from analysis.tiny import Tiny, network
+from steersman.analysis.accuracy import seen
 from steersman.analysis.forward import Forward, numbers
+from steersman.analysis.noise import noised
+from steersman.analysis.sensitivity import sensitivities
+from steersman.classifiers.preprocess import RAW
+from steersman.denoise import Prediction
+from steersman.denoisers import load_denoiser
 from steersman.errors import InputError
+from steersman.guidance import Denoised, Identity, Noisy, TargetLogit
 from steersman.metrics.images import read_images
 
 TINY = Tiny()
@@ -45,6 +54,59 @@ def test_a_class_is_found_by_the_first_of_its_synonyms():
         numbers(classifier, ["cube"])
 
 
+class Halved(Tiny):
+    """One of latents: every second pixel, times 5; and a text."""
+
+    latent, shape, prompted = True, (3, 4, 4), True
+
+    def __call__(self, x_t, level, *, prompt):
+        return Prediction(x_t + len(prompt))
+
+    def encode(self, images):
+        return 5 * images[..., ::2, ::2]
+
+    def decode(self, x0):
+        return (x0 / 5).repeat_interleave(2, -1).repeat_interleave(2, -2)
+
+
+def test_noise_comes_to_latents_and_classifiers_see_images():
+    images = read_images(SPEC)
+    batch = Forward(Halved(), {"a": network()}, images).batch([0, 3])
+    whole = Forward(TINY, {"a": network()}, images).batch([0, 3])
+    level = TINY.schedule.at_time(7)
+    torch.testing.assert_close(batch.images, 5 * whole.images[..., ::2, ::2])
+    assert batch.eps(level).shape == (2, 3, 4, 4)
+    assert torch.equal(batch.denoiser(batch.images, level).x0_hat, batch.images)  # an empty text
+    assert batch.denoiser.decode(batch.images).shape == (2, 3, 8, 8)
+
+
+def test_a_denoiser_of_latents_is_measured_on_images(dit_folder):
+    """Noise comes to the latents of the images; each classifier sees what the VAE decodes."""
+    denoiser = load_denoiser(str(dit_folder))
+    images, classifier = read_images("sportballs?num=3&seed=3&resolution=16"), network()
+    classifier.preprocess = replace(RAW, size=8)
+    batch = Forward(denoiser, {"a": classifier}, images).batch(range(3))
+    assert batch.images.shape == (3, 4, 8, 8)
+    levels = [denoiser.schedule.at_time(900), denoiser.schedule.at_time(10)]
+    views, targets = {"noisy": Noisy(), "denoised": Denoised(clip=False)}, batch.targets
+    found = seen(batch.denoiser, {"a": classifier}, batch.images, targets, levels, eps=batch.eps, views=views)
+    x_t = noised(batch.images, batch.eps(levels[1]), levels[1])
+    right = classifier(denoiser.decode(x_t)).argmax(1) == targets["a"]
+    assert torch.equal(found["a", "noisy"][:, 1], right) and found["a", "denoised"].shape == (3, 2)
+    said = sensitivities(
+        batch.denoiser,
+        {"a": classifier},
+        batch.images,
+        targets,
+        [(levels[0], denoiser.schedule.at_time(899))],
+        objective=lambda each: TargetLogit(classifier=each),
+        eps=batch.eps,
+        views=views,
+        stabilizers={"none": Identity()},
+    )
+    assert all(values.isfinite().all() and (values > 0).all() for values in said.values())
+
+
 def test_refusals():
     networks = {"a": network()}
     with pytest.raises(
@@ -57,5 +119,9 @@ def test_refusals():
         Forward(TINY, networks, read_images(SPEC), target="cube")
     latent = Tiny()
     latent.latent = True
-    with pytest.raises(InputError, match="one of latents"):
+    with pytest.raises(InputError, match="one of latents given that encodes no images"):
         Forward(latent, networks, read_images(SPEC))
+    with pytest.raises(
+        InputError, match=r"16x16 pixels given, but the denoiser's are 3x8x8; .*sportballs.resolution=8"
+    ):
+        Forward(Halved(), networks, read_images("sportballs?num=2&resolution=16"))

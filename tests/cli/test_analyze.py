@@ -13,6 +13,9 @@ from steersman.cli.analyzing import scope
 from steersman.cli.analyzing.sensitivity import stabilizer
 from steersman.errors import InputError
 from steersman.guidance import Adam, Ema, Identity
+from steersman.metrics.resample import Figure
+from steersman.report.folders import report
+from steersman.sweep.table import Row, write_table
 
 BALLS = ["--data", "sportballs?num=5&seed=3&resolution=8"]
 TWO = ["--classifier", "one=zoo:0", "--classifier", "two=zoo:1"]
@@ -25,7 +28,10 @@ COMMANDS = {
 FILES = {
     "accuracy": ["accuracy.csv", "accuracy.png"],
     "sensitivity": ["gradients.csv", "gradients.png", "logits.csv", "logits.png", "stabilised.csv", "stabilised.png"],
-    "calibration": ["calibration.csv", "calibration.png", "integral.csv", "reliability.csv", "reliability.png"],
+    "calibration": [
+        *("calibration.csv", "calibration.png", "integral.csv", "integral.md"),
+        *("reliability.csv", "reliability.png"),
+    ],
     "gradients": ["gradients.png", "norms.csv", "norms.png"],
 }
 
@@ -112,10 +118,94 @@ def test_figures_stand_under_their_names(call, tmp_path):
     assert [float(row[1]) for row in points[:3]] == [19, 10, 0] or [float(row[1]) for row in points[:3]] == [19, 9, 0]
     call("calibration", *COMMANDS["calibration"], "--out", tmp_path / "calibration")
     header, *points = rows(tmp_path / "calibration" / "integral.csv")
-    assert header[:4] == ["classifier", "smoothing", "view", "temperature"] and len(points) == 2 * 2 * 2 * 2
-    assert points[0][:4] == ["one", "as trained", "noisy", "τ 1"]
+    assert header[:5] == ["classifier", "smoothing", "view", "temperature", "name"] and len(points) == 2 * 2 * 2 * 2
+    assert points[0][:5] == ["one", "as trained", "noisy", "τ 1", "one, as trained, noisy, τ 1"]
+    assert header[5:] == [f"integral calibration error{end}" for end in ("", " low", " high")]
+    assert all(0 <= float(low) <= float(value) <= float(high) <= 1 for value, low, high in (row[5:] for row in points))
+    about, _, *lines = (tmp_path / "calibration" / "integral.md").read_text().splitlines()
+    assert about.startswith("5 images, the classes in turn, seeds 0 to 4, in 4 steps (ddpm), unguided; 15 bins.")
+    assert len(lines) == 2 + 16 and lines[2].startswith("| one | as trained | noisy | τ 1 | ")
     settings = json.loads((tmp_path / "calibration" / "settings.json").read_text())
     assert settings["analysis"] == "calibration" and settings["classifiers"] == {"one": "zoo:0", "two": "zoo:1"}
+
+
+def test_two_classifiers_in_turn(call, tmp_path):
+    """At the first of the two steps, the noisier one, the first classifier is asked, then the second."""
+    out = ["calibration", *TWO, "--num", "5", "--steps", "2", "--view", "noisy", "--out", tmp_path]
+    assert call(*out, "--switch", "both=one,two,0.1")[0] == 0
+    assert call(*out, "--switch", "one,two,0", "--switch", "one,two,1e9")[0] == 0  # the same folder: nothing is redone
+    errors = {}
+    for name, _, y, *_ in rows(tmp_path / "calibration.csv")[1:]:
+        errors.setdefault(name, []).append(y)
+    assert list(errors) == ["one", "two", "one until 0 then two", "one until 1e+09 then two"]
+    assert errors["one until 0 then two"] == errors["one"] != errors["two"] == errors["one until 1e+09 then two"]
+    call(*out, "--switch", "both=one,two,0.1")
+    both = [row[2] for row in rows(tmp_path / "calibration.csv")[1:] if row[0] == "both"]
+    assert both == [errors["one"][0], errors["two"][1]]
+    assert rows(tmp_path / "integral.csv")[-1][:5] == ["both", "as trained", "noisy", "τ 1", "both"]
+
+
+def test_whether_the_better_calibrated_guides_better(call, tmp_path):
+    """FID falls as the error rises, accuracy rises with it."""
+    calibration, sweep, out = (tmp_path / name for name in ("calibration", "sweep", "agree"))
+    call("calibration", *COMMANDS["calibration"], "--out", calibration)
+    errors = {row[4]: float(row[5]) for row in rows(calibration / "integral.csv")[1:]}
+    names = sorted(errors, key=errors.get)[::3]  # six of sixteen
+    values = sorted({errors[name] for name in names})
+    assert len(values) == 6
+    cells = [
+        Row(
+            name="",
+            values={"case": ", ".join(reversed(name.split(", ")))},
+            figures={"fid": Figure(-errors[name]), "accuracy/judge": Figure(errors[name] ** 2), "kid": Figure(1.0)},
+            evaluations={"denoiser": 1, "classifier": 1},
+            seconds=1.0,
+            lost=(),
+        )
+        for name in names
+    ]
+    sweep.mkdir()
+    write_table(sweep, cells, about="", pareto=None)
+    code, said, _ = call("agree", calibration, sweep, "--out", out)
+    assert code == 0 and "in the calibration alone:" in said and f"figures in {out}" in said
+    files = {"settings.json", "agree.csv", "agree.md", "correlation.csv", "fid.png", "accuracy-judge.png"}
+    assert {path.name for path in out.iterdir()} == files
+    header, *found = rows(out / "correlation.csv")
+    assert header == ["figure", "settings", *(f"rank correlation{end}" for end in ("", " low", " high")), "p"]
+    assert found[0][:5] == ["accuracy/judge", "6", "1.0", "1.0", "1.0"] and found[1][:3] == ["fid", "6", "-1.0"]
+    assert [float(row[5]) for row in found] == [pytest.approx(2 / 720)] * 2  # two of 6! orders
+    header, *table = rows(out / "agree.csv")
+    assert header[:2] == ["name", "integral calibration error"] and len(table) == 6
+    assert {row[0]: float(row[1]) for row in table} == {name: errors[name] for name in names}
+    assert "| fid | 6 | -1.00 [-1.00, -1.00] | 0.0028 |" in (out / "agree.md").read_text()
+    report(out)
+    page = (out / "report.html").read_text()
+    assert "rank correlation" in page and page.count("data:image/png") == 2
+
+    call("agree", calibration, sweep, "--figure", "fid", "--out", tmp_path / "one")
+    assert [row[0] for row in rows(tmp_path / "one" / "correlation.csv")[1:]] == ["fid"]
+    for changes, told in (
+        (["--figure", "fids"], "unknown figure 'fids'"),
+        (["--figure", "cfid"], "0 settings have cfid"),
+        (["--where", "scale"], "where: 'scale' given; allowed: KEY=VALUE"),
+        (["--best", "scale"], "unknown setting that the sweep varies 'scale'"),
+        (["--out", calibration], "holds an analysis with analysis 'calibration', not 'agree'"),
+    ):
+        code, _, err = call("agree", calibration, sweep, *changes)
+        assert code == 2 and told in err and err.count("\n") == 1
+    code, _, err = call("agree", sweep, calibration)
+    assert code == 2 and "calibration: " in err and err.count("\n") == 1
+
+
+def test_gradients_say_what_they_are_of(call, tmp_path, monkeypatch):
+    titles = []
+    monkeypatch.setattr(
+        sys.modules[stabilizer.__module__], "write_curves", lambda path, curves, **told: titles.append(told["y"])
+    )
+    call("sensitivity", *COMMANDS["sensitivity"], "--objective", "logit", "--out", tmp_path / "logit")
+    call("sensitivity", *COMMANDS["sensitivity"], "--target", "baseball", "--out", tmp_path / "baseball")
+    assert titles[1] == "sensitivity of ∇ logit(own class)"
+    assert titles[5] == "sensitivity of stabilised ∇ log p(baseball)"
 
 
 def test_directions_are_written(call, tmp_path):
@@ -153,6 +243,10 @@ def test_stabilizers_by_name():
         ("calibration", ["--class", "cube"], "unknown class of the denoiser 'cube'"),
         ("calibration", ["--temperature", "0"], "temperature: 0 given"),
         ("calibration", ["--softplus", "-1"], "softplus"),
+        ("calibration", ["--switch", "one,two"], "switch: 'one,two' given; allowed: [NAME=]ABOVE,BELOW,AT"),
+        ("calibration", ["--switch", "one,two,-1"], "switch: 'one,two,-1' given"),
+        ("calibration", ["--switch", "one,three,1"], "unknown classifier to switch 'three'"),
+        ("calibration", ["--switch", "two=one,two,1"], "switch: 'two' is a classifier's name"),
         ("calibration", ["--num", "0"], "num, bins: 0, 15 given"),
         ("calibration", ["--bins", "0"], "num, bins: 5, 0 given"),
         ("gradients", ["--shown", "4"], "num, shown: 3, 4 given"),

@@ -11,6 +11,7 @@ from torch import nn
 
 from steersman.denoise import eps_from_x0
 from steersman.denoisers import DiffusersDenoiser, load_denoiser
+from steersman.denoisers.latent import scaled, unscaled
 from steersman.errors import InputError
 from steersman.generate import Session
 from steersman.guidance import ClassProbability, Guide, Noisy
@@ -146,6 +147,10 @@ def test_the_image_is_that_of_the_unscaled_latent(denoiser, draw, settings, monk
         z = z * torch.tensor([2.0, 3, 4, 5]).reshape(4, 1, 1) + torch.tensor([1.0, 2, 3, 4]).reshape(4, 1, 1)
     monkeypatch.setattr(denoiser.vae, "_internal_dict", {**denoiser.vae.config, **settings})
     torch.testing.assert_close(denoiser.decode(x0), denoiser.vae.decode(z).sample)
+    torch.testing.assert_close(scaled(denoiser.vae.config, z), x0)
+    images = draw(2, 3, 16, 16)
+    likeliest = denoiser.vae.encode(images).latent_dist.mean
+    torch.testing.assert_close(unscaled(denoiser.vae.config, denoiser.encode(images)), likeliest)
 
 
 def test_gradients_flow_through_the_decoder_one_image_at_a_time(denoiser, draw):

@@ -5,6 +5,7 @@ import torch
 
 from steersman.errors import InputError
 from steersman.metrics import reliability
+from steersman.metrics.calibration import binned, errors
 
 
 def surely(*groups):
@@ -40,6 +41,13 @@ def test_the_diagram():
     torch.testing.assert_close(found.accuracy[[5, 9]], torch.tensor([0.25, 0.95], dtype=torch.float64))
     torch.testing.assert_close(found.confidence[[5, 9]], torch.tensor([0.55, 0.975], dtype=torch.float64))
     assert found.error == pytest.approx((4 * 0.3 + 20 * 0.025) / 24)
+
+
+def test_errors_of_columns_are_those_of_their_diagrams(draw):
+    sure, right = draw(40, 7).sigmoid(), draw(40, 7) > 0
+    sure[:3, 2] = 0.2  # an edge
+    each = [binned(sure[:, column], right[:, column], 5).error for column in range(7)]
+    assert errors(sure, right, 5).tolist() == pytest.approx(each, abs=1e-12)
 
 
 def test_a_bin_holds_its_upper_edge():

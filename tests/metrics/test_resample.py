@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from steersman.metrics import frechet_distance, wilson
-from steersman.metrics.resample import Figure, mean_of, resampled, share
+from steersman.metrics.resample import Figure, mean_of, resampled, resampled_together, share
 
 
 @pytest.mark.parametrize("count", [40, 41])
@@ -32,6 +32,15 @@ def test_of_a_biased_figure_as_other_samples_are_spread(draw):
 
 def test_what_fewer_images_are_biased_by_is_left_out():
     assert resampled(lambda i: 1 / len(i), 8) == Figure(0.125, 0.125, 0.125)
+
+
+def test_figures_together_are_those_alone(draw):
+    values = draw(31, 3)
+    together = resampled_together(lambda i: values[i].mean(0), 31, seed=4)
+    for column, found in enumerate(together):
+        alone = resampled(lambda i, column=column: values[i, column].mean().item(), 31, seed=4)
+        assert (found.value, found.low, found.high) == pytest.approx((alone.value, alone.low, alone.high))
+    assert resampled_together(lambda i: values[i].mean(0)[:1] * 0, 1) == [Figure(0.0)]
 
 
 def test_bounds_seed_and_too_few():

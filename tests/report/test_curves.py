@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from steersman.errors import InputError
-from steersman.report.curves import Curve, _figure, write_curves
+from steersman.report.curves import Curve, _figure, beside, write_curves
 
 A = Curve(name="a, b", x=[0.1, 0.2, 1 / 3], y=[1.0, math.pi, 2.0], spread=[0.5, 0.25, 1e-30])
 B = Curve(name="b", x=[3.0, 1.0], y=[-1.0, math.nan])
@@ -64,11 +64,50 @@ def test_a_band_stays_above_zero_on_a_logarithmic_axis():
     assert corners == {(1.0, round(1 / 3, 6)), (1.0, 3.0), (10.0, round(100 / 1.01, 6)), (10.0, 101.0)}
 
 
+def test_what_is_far_too_small_runs_out_of_a_logarithmic_plot():
+    def lowest(*y):
+        curve = Curve(name="a", x=list(range(len(y))), y=list(y))
+        (axes,) = _figure([curve], "x", "y", log_x=False, log_y=True).axes
+        return axes.get_ylim()[0]
+
+    assert lowest(100.0, 1.0, 1e-15, math.nan) == pytest.approx(1e-6)
+    assert lowest(100.0, 2e-6) < 2e-6
+
+
 def test_many_curves_are_told_apart():
     curves = [Curve(name=str(i), x=[0.0], y=[float(i)], spread=[1.0]) for i in range(24)]
     (axes,) = _figure(curves, "x", "y", log_x=False, log_y=False).axes
     assert not axes.collections  # so many bands would hide the curves
     assert len({(line.get_color(), line.get_linestyle()) for line in axes.lines}) == 24
+
+
+def test_panels_share_their_axes_and_what_a_name_looks_like(tmp_path):
+    names = ("one", "two"), ("two",), ("one", "two")
+    curves = [
+        Curve(name=name, panel=panel, x=[0.0, 1.0], y=[float(place), 1.0], spread=[0.5, 0.5])
+        for place, (panel, own) in enumerate(zip("abc", names, strict=True))
+        for name in own
+    ]
+    figure = _figure(curves, "x", "y", log_x=False, log_y=False)
+    assert [axes.get_title() for axes in figure.axes] == ["a", "b", "c"]
+    assert [len(axes.collections) for axes in figure.axes] == [2, 1, 2]
+    assert len({axes.get_ylim() for axes in figure.axes}) == 1
+    looks = {(line.get_label(), line.get_color()) for axes in figure.axes for line in axes.lines}
+    assert len(looks) == 2
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["one", "two"]
+    write_curves(tmp_path / "panels", curves, x="x", y="y")
+    rows = (tmp_path / "panels.csv").read_text().splitlines()
+    assert rows[0] == "curve,x,y,spread" and rows[1].startswith("a, one".join('""') + ",0.0,0.0,")
+
+
+@pytest.mark.parametrize("count", [2, 5, 7])
+def test_an_empty_place_is_not_seen(count):
+    curves = [Curve(name="one", panel=str(i), x=[0.0, 1.0], y=[0.0, 1.0]) for i in range(count)]
+    figure = _figure(curves, "x", "y", log_x=False, log_y=False)
+    seen = [axes for axes in figure.axes if axes.get_visible()]
+    assert len(seen) == count
+    lowest = seen[-beside(count) :]
+    assert all(axes.xaxis.get_tick_params()["labelbottom"] for axes in lowest)
 
 
 def test_refusals(tmp_path):

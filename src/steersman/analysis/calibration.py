@@ -7,11 +7,16 @@ Samples are drawn unguided, each for a class, which is what the classifier shoul
     ICE   = (1 / T) integral of ECE_t dt                                          (EluCD eq. 1), by trapezoids
 
 The temperature tau multiplies the logits. The error of one step is `steersman.metrics.calibration`'s.
+
+Two classifiers that guide in turn, one where sigma / alpha is above a value and the other below (EluCD Table 2), are
+measured as one: at each level by the one that is asked there.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -25,7 +30,7 @@ from steersman.metrics.accuracy import correct, two_logits
 from steersman.sample import Report, Sampler, sample
 from steersman.schedule import Level
 
-__all__ = ["CONFIDENCE", "CORRECT", "integral", "trusted"]
+__all__ = ["CONFIDENCE", "CORRECT", "Turns", "in_turn", "integral", "trusted"]
 
 CONFIDENCE, CORRECT = "confidence", "correct"
 
@@ -111,6 +116,39 @@ def trusted(
 def _confidence(logits: Float[Tensor, "B K"], temperature: float) -> Float[Tensor, " B"]:
     """Returns the probability of the likeliest class; one logit stands for the two (0, f)."""
     return (temperature * two_logits(logits).double()).softmax(1).amax(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turns:
+    """Two classifiers that guide in turn, as `steersman.guidance.combine.Switch` has it.
+
+    Attributes:
+        name: What the two are called.
+        above: The classifier where ``sigma / alpha > at``.
+        below: The other one.
+        at: Where they change.
+    """
+
+    name: str
+    above: str
+    below: str
+    at: float
+
+
+def in_turn(values: Mapping[Key, np.ndarray], turns: Turns, levels: Sequence[Level]) -> dict[Key, np.ndarray]:
+    """Returns what was measured of two classifiers as of one, by its name.
+
+    Args:
+        values: (images, levels), by (`CONFIDENCE` or `CORRECT`, classifier, …).
+        turns: The two.
+        levels: The levels.
+    """
+    first = np.array([float(level.sigma / level.alpha) > turns.at for level in levels])
+    return {
+        (key[0], turns.name, *key[2:]): np.where(first, values[key], values[key[0], turns.below, *key[2:]])
+        for key in values
+        if key[1] == turns.above
+    }
 
 
 def integral(errors: Sequence[float], times: Sequence[float]) -> float:

@@ -1,6 +1,7 @@
 """The forward process of a set of images: what an analysis asks about a batch of them.
 
-Each image's target is its own class, found in each classifier's vocabulary by its name.
+Each image's target is its own class, found in each classifier's vocabulary by its name. Where the denoiser is one of
+latents, noise comes to the images' latents, as its VAE encodes them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,22 +28,22 @@ class Batch:
 
     Attributes:
         denoiser: The denoiser, with their conditions.
-        images: ``x_0``, in [-1, 1].
+        images: ``x_0``, in [-1, 1], or their latents.
         targets: A class each, in each classifier's own numbers.
         eps: The noise at a level.
     """
 
     denoiser: Denoiser
-    images: Float[Tensor, "B 3 H W"]
+    images: Float[Tensor, "B C H W"]
     targets: Mapping[str, Int[Tensor, " B"]]
-    eps: Callable[[Level], Float[Tensor, "B 3 H W"]]
+    eps: Callable[[Level], Float[Tensor, "B C H W"]]
 
 
 class Forward:
     """A set of images under noise, for a denoiser and classifiers.
 
     Args:
-        denoiser: The denoiser, of pixels.
+        denoiser: The denoiser; one of latents can ``encode`` too, one that is told a text is told an empty one.
         classifiers: They, by name.
         images: The images.
         seed: Of the noise.
@@ -52,8 +53,8 @@ class Forward:
         device: Where the networks run.
 
     Raises:
-        InputError: A denoiser of latents, images of another size than its own, fewer images than asked for, none with
-            a label, or a class that a network does not know.
+        InputError: A denoiser of latents that cannot encode, images of another size than its own, fewer images than
+            asked for, none with a label, or a class that a network does not know.
     """
 
     def __init__(
@@ -68,19 +69,24 @@ class Forward:
         labelled: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
-        if getattr(denoiser, "latent", False):
-            raise InputError("denoiser: one of latents given; allowed: one of pixels, as images are noised themselves")
-        if (3, *images.side) != tuple(denoiser.shape):
-            wanted = "x".join(map(str, denoiser.shape))
+        encode = getattr(denoiser, "encode", None) if getattr(denoiser, "latent", False) else _itself
+        if encode is None:
+            raise InputError(
+                "denoiser: one of latents given that encodes no images; allowed: one that does, or of pixels"
+            )
+        shape = _decoded_shape(denoiser, device) if getattr(denoiser, "latent", False) else tuple(denoiser.shape)
+        if (3, *images.side) != shape:
+            wanted = "x".join(map(str, shape))
             raise InputError(
                 f"data: images of {images.side[1]}x{images.side[0]} pixels given, but the denoiser's are {wanted}; "
-                f"allowed: that size, as {images.spec.partition('?')[0]}?resolution={denoiser.shape[1]}"
+                f"allowed: that size, as {images.spec.partition('?')[0]}?resolution={shape[1]}"
             )
         if num is not None and not 1 <= num <= len(images):
             raise InputError(f"num: {num} given; allowed: 1 to {len(images)}, as many as the data have")
         if images.labels is None and (target is None or labelled):
             raise InputError(f"data: {images.spec!r} has no labels; allowed: a folder with a folder a class")
         self.denoiser, self.images, self.seed, self.device = denoiser, images, seed, device
+        self.encode = encode
         # without order, as folders come class by class; always the same, whatever their number
         shuffled = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).tolist()
         self.chosen: list[int] = shuffled if num is None else shuffled[:num]
@@ -97,13 +103,15 @@ class Forward:
     def batch(self, places: Sequence[int]) -> Batch:
         """Returns some of the images, by their numbers from 0."""
         chosen = [self.chosen[place] for place in places]
-        images = self.images.read([self.images.indices[each] for each in chosen]).to(self.device) / 127.5 - 1
+        read = self.images.read([self.images.indices[each] for each in chosen]).to(self.device) / 127.5 - 1
+        images = self.encode(read)
 
         def of(values: Sequence[int]) -> Int[Tensor, " B"]:
             return torch.tensor([values[each] for each in chosen], device=self.device)
 
+        told = {"prompt": ""} if getattr(self.denoiser, "prompted", False) else {}
         return Batch(
-            denoiser=Conditioned(self.denoiser, {} if self.labels is None else {"label": of(self.labels)}),
+            denoiser=Conditioned(self.denoiser, told if self.labels is None else told | {"label": of(self.labels)}),
             images=images,
             targets={name: of(values) for name, values in self.targets.items()},
             eps=partial(_noise, chosen, images, self.seed),
@@ -134,6 +142,15 @@ def _labels(denoiser: Denoiser, names: Sequence[str]) -> list[int]:
             known = ", ".join(denoiser.classes) or "none, as the denoiser has no labels"
             raise InputError(f"label: the data's class {name!r} is none of the denoiser's; allowed: {known}")
     return [denoiser.classes.index(name) for name in names]
+
+
+def _itself(images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+    return images
+
+
+@torch.no_grad()
+def _decoded_shape(denoiser: Denoiser, device: torch.device | str) -> tuple[int, ...]:
+    return tuple(denoiser.decode(torch.zeros(1, *denoiser.shape, device=device)).shape[1:])
 
 
 def _noise(chosen: Sequence[int], images: Tensor, seed: int, level: Level) -> Tensor:

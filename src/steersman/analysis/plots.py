@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
@@ -12,45 +12,74 @@ from torch import Tensor
 from steersman.files import replacing
 from steersman.metrics.calibration import Reliability
 from steersman.report.animation import heat
-from steersman.report.curves import COLOURS, LINE, STROKES, write_figure
+from steersman.report.curves import COLOURS, LINE, write_figure
 from steersman.report.grid import GAP, sheet
+from steersman.report.scatter import MARKS
+
+if TYPE_CHECKING:
+    from matplotlib.lines import Line2D
 
 __all__ = ["draw_fields", "draw_reliability", "draw_walks"]
 
 PANEL = 2.6  # inches: a side
+LARGEST = 120  # square points: the area of the dot of all images
 HEADER = 24  # pixels above a contact sheet, for what its columns are
 
 
-def draw_reliability(path: Path, rows: Mapping[str, Sequence[Reliability]], titles: Sequence[str]) -> None:
-    """Draws accuracy over confidence, a panel a step; the size of a mark tells the share of images in its bin.
+def draw_reliability(
+    path: Path,
+    rows: Mapping[tuple[str | None, str], Sequence[Reliability]],
+    titles: Sequence[str],
+    *,
+    least: int,
+) -> None:
+    """Draws accuracy over confidence, a column a step and a row a panel; a dot's area tells the images in its bin.
 
     Args:
         path: Where to, as PNG.
-        rows: By curve, a diagram a panel.
-        titles: What each panel says.
+        rows: By panel, None if there is one, and name, a diagram a step.
+        titles: What stands above each step.
+        least: How many images a bin has at least; the others are not drawn.
     """
     from matplotlib.figure import Figure
 
-    columns = max(1, min(len(titles), 34 * len(titles) // (max(map(len, rows)) + 8)))
-    lines = -(-(len(rows) + 1) // columns)
-    figure = Figure(figsize=(PANEL * len(titles) + 0.6, PANEL + 0.9 + LINE * lines), layout="constrained")
-    panels = np.atleast_1d(figure.subplots(1, len(titles), sharey=True))
-    for place, (axes, title) in enumerate(zip(panels, titles, strict=True)):
-        axes.plot([0, 1], [0, 1], color="0.6", linestyle=":", linewidth=1, label="calibrated" if not place else None)
-        for curve, (name, diagrams) in enumerate(rows.items()):
-            colour, stroke = COLOURS[curve % len(COLOURS)], STROKES[curve // len(COLOURS) % len(STROKES)]
-            filled = diagrams[place].count > 0
-            sure, right = diagrams[place].confidence[filled], diagrams[place].accuracy[filled]
-            share = diagrams[place].count[filled] / diagrams[place].count.sum()
-            axes.plot(sure, right, color=colour, linestyle=stroke, linewidth=1, label=None if place else name)
-            axes.scatter(sure, right, s=(4 + 80 * share).numpy(), color=colour, alpha=0.7, linewidth=0)
-        axes.set(xlim=(-0.05, 1.05), ylim=(-0.05, 1.05), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1), aspect="equal")
-        axes.set(xlabel="confidence")
-        axes.set_title(title, fontsize="medium")
+    panels = list(dict.fromkeys(panel for panel, _ in rows))
+    names = list(dict.fromkeys(name for _, name in rows))
+    looks = {name: (COLOURS[i % len(COLOURS)], MARKS[i // len(COLOURS) % len(MARKS)]) for i, name in enumerate(names)}
+    columns = max(1, min(len(names) + 1, 34 * len(titles) // (max(map(len, names)) + 8)))
+    lines = -(-(len(names) + 1) // columns)
+    size = (PANEL * len(titles) + 0.6, PANEL * len(panels) + 0.9 + LINE * (lines + 1))
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(len(panels), len(titles), sharex=True, sharey=True, squeeze=False)
+    for axes in grid.flat:
+        axes.plot([0, 1], [0, 1], color="0.6", linestyle=":", linewidth=1, label="calibrated")
+        axes.set(xlim=(-0.07, 1.07), ylim=(-0.07, 1.07), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1), aspect="equal")
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("accuracy")
-    figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize="small")
+    for (panel, name), diagrams in rows.items():
+        colour, mark = looks[name]
+        for axes, diagram in zip(grid[panels.index(panel)], diagrams, strict=True):
+            filled = diagram.count >= least
+            area = LARGEST * diagram.count[filled] / diagram.count.sum()
+            dots = diagram.confidence[filled], diagram.accuracy[filled], (8 + area).numpy()
+            axes.scatter(*dots, marker=mark, facecolor=f"{colour}40", edgecolor=colour, linewidth=1)
+    for axes, title in zip(grid[0], titles, strict=True):
+        axes.set_title(title, fontsize="medium")
+    for axes, panel in zip(grid[:, 0], panels, strict=True):
+        axes.set_ylabel("accuracy" if panel is None else f"{panel}\naccuracy")
+    for axes in grid[-1]:
+        axes.set_xlabel("confidence")
+    handles = [grid[0, 0].lines[0], *(_in_legend(*look) for look in looks.values())]
+    title = f"a dot's area tells the share of the images in its bin; bins of at least {least} images"
+    small = {"fontsize": "small", "title": title, "title_fontsize": "small", "frameon": False}
+    figure.legend(handles, ["calibrated", *names], loc="outside lower center", ncols=columns, **small)
     write_figure(path, figure)
+
+
+def _in_legend(colour: str, mark: str) -> "Line2D":
+    """Returns what a legend shows of a dot."""
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], linestyle="", marker=mark, markerfacecolor=f"{colour}40", markeredgecolor=colour)
 
 
 def draw_fields(

@@ -94,7 +94,12 @@ def sensitivity(
             help="none, ema 0.9, ema 0.99, adam if not given; repeat.",
         ),
     ] = None,
-    objective: Annotated[str, typer.Option(help="class, logit or binary.")] = "class",
+    objective: Annotated[
+        str,
+        typer.Option(
+            help="What gradients are of: class, whose gradient fades where the classifier is sure; logit; or binary."
+        ),
+    ] = "class",
     target: Annotated[str | None, typer.Option(help="One class for all images; each one's own if none.")] = None,
     asked: Annotated[
         str, typer.Option(help="own: the denoiser hears x_{t-1} is at t-1; shared: at t, as in nrCG's code.")
@@ -154,6 +159,13 @@ def calibration(
     bins: Annotated[int, typer.Option(help="Bins of the confidence.")] = 15,
     sampler: Annotated[str, typer.Option(help="As a recipe has it.")] = "ddpm",
     steps: Annotated[int, typer.Option(help="Steps of the reverse process.")] = 50,
+    switch: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]ABOVE,BELOW,AT",
+            help="Also as one: classifier ABOVE where sigma / alpha > AT, else BELOW (several.at of a recipe); repeat.",
+        ),
+    ] = None,
     cfg_scale: Annotated[float, typer.Option(help="Classifier-free scale.")] = 1.0,
     times: Times = None,
     every: Every = None,
@@ -190,7 +202,31 @@ def calibration(
         steps=steps,
         cfg_scale=cfg_scale,
         seed=seed,
+        switch=switch or (),
     )
+
+
+@app.command()
+def agree(
+    calibration: Annotated[Path, typer.Argument(help="Folder of analyze calibration.")],
+    sweep: Annotated[
+        Path, typer.Argument(help="Folder of sweep, whose cells are named as the calibration's settings.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("outputs/agree"),
+    figure: Annotated[
+        list[str] | None, typer.Option(help="fid, cfid, accuracy/judge, accuracy/guide, all if none; repeat.")
+    ] = None,
+    where: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Only the cells that have it; repeat.")
+    ] = None,
+    best: Annotated[
+        list[str] | None, typer.Option(metavar="KEY", help="Each setting at its best value of it, as scale; repeat.")
+    ] = None,
+) -> None:
+    """Whether the better calibrated guides better: rank correlation of calibration error and the samples' figures."""
+    from steersman.cli.analyzing import agree
+
+    agree(calibration, sweep, out, figures=figure, where=where or (), best=best or ())
 
 
 @app.command()

@@ -6,9 +6,11 @@ by it, ``B_m = {k : (m - 1) / M < conf_k <= m / M}``, and
     acc(B_m) = share of B_m whose likeliest class is the target,    conf(B_m) = mean confidence in B_m,
     ECE = sum_m |B_m| / n |acc(B_m) - conf(B_m)|.
 
-Drawn against each other, the two are the reliability diagram; the diagonal is a calibrated classifier. A sample's error
-is biased upwards, the more the fewer the images a bin holds: compare equal counts only. torchmetrics closes the bins on
-the other side and so gives a confidence of exactly 1, which float32 reaches often, a bin M + 1 of its own.
+Drawn against each other, the two are the reliability diagram; the diagonal is a calibrated classifier. As ``|B_m|``
+cancels, ECE is also ``(1/n) sum_m |sum_{k in B_m} (right_k - conf_k)|``, by which many columns' is found at once. A
+sample's error is biased upwards, the more the fewer the images a bin holds: compare equal counts only. torchmetrics
+closes the bins on the other side and so gives a confidence of exactly 1, which float32 reaches often, a bin M + 1 of
+its own.
 
 Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", eq. 2 and 3.
 """
@@ -22,7 +24,7 @@ from torch import Tensor
 from steersman.errors import InputError
 from steersman.metrics.accuracy import correct, two_logits
 
-__all__ = ["BINS", "Reliability", "binned", "reliability"]
+__all__ = ["BINS", "Reliability", "binned", "errors", "reliability"]
 
 BINS = 15
 """As usual; EluCD does not say how many."""
@@ -45,7 +47,7 @@ class Reliability:
     @property
     def error(self) -> float:
         """The expected calibration error, in [0, 1]."""
-        share = self.count / self.count.sum()
+        share = self.count.double() / self.count.sum()
         return float((share * (self.accuracy - self.confidence).abs()).sum())
 
 
@@ -79,10 +81,29 @@ def binned(confidence: Float[Tensor, "B"], right: Bool[Tensor, "B"], bins: int =
     if bins < 1:
         raise InputError(f"bins: {bins} given; allowed: 1 and more")
     confidence, right = confidence.double(), right.double()
-    place = (confidence * bins).ceil().long().sub(1).clamp(0, bins - 1)
+    place = _places(confidence, bins)
     count, sure, true = (
         torch.zeros(bins, dtype=torch.float64, device=confidence.device).index_add_(0, place, each)
         for each in (torch.ones_like(right), confidence, right)
     )
     filled = count.clamp(min=1)
     return Reliability(count=count.long(), accuracy=true / filled, confidence=sure / filled)
+
+
+def errors(confidence: Float[Tensor, "B T"], right: Bool[Tensor, "B T"], bins: int = BINS) -> Float[Tensor, " T"]:
+    """Returns the expected calibration error of each column: that of its `binned`, of all columns at once.
+
+    Args:
+        confidence: The likeliest class's probability, in [0, 1].
+        right: Whether it is the target.
+        bins: ``M``, 1 or more.
+    """
+    confidence = confidence.double()
+    sums = torch.zeros(bins, confidence.shape[1], dtype=torch.float64, device=confidence.device)
+    sums.scatter_add_(0, _places(confidence, bins), right.double() - confidence)
+    return sums.abs().sum(0) / len(confidence)
+
+
+def _places(confidence: Float[Tensor, "*shape"], bins: int) -> Int[Tensor, "*shape"]:
+    """Returns the bin of each, from 0; a bin holds its upper edge."""
+    return (confidence * bins).ceil().long().sub(1).clamp(0, bins - 1)

@@ -20,12 +20,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from steersman.metrics.accuracy import wilson
 
-__all__ = ["RESAMPLES", "Figure", "mean_of", "resampled", "share"]
+__all__ = ["RESAMPLES", "Figure", "mean_of", "resampled", "resampled_together", "share"]
 
 RESAMPLES = 200
 
@@ -64,15 +64,41 @@ def resampled(
         resamples: R; fewer than 2 for no interval.
         seed: Of the halves.
     """
-    value, half = figure(torch.arange(count)), count // 2
+
+    def alone(chosen: Int[Tensor, " m"]) -> Float[Tensor, "1"]:
+        return torch.tensor([figure(chosen)], dtype=torch.float64)
+
+    (found,) = resampled_together(alone, count, least=least, bounds=bounds, resamples=resamples, seed=seed)
+    return found
+
+
+def resampled_together(
+    figures: Callable[[Int[Tensor, " m"]], Float[Tensor, " K"]],
+    count: int,
+    *,
+    least: int = 1,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> list[Figure]:
+    """Returns several figures of the same images, each with its interval, of the same halves.
+
+    Args:
+        figures: Maps indices of some of the images to their figures, in float64.
+        count: As in `resampled`, like what follows.
+        least: How many each figure needs.
+        bounds: What none is ever below or above.
+        resamples: R.
+        seed: Of the halves.
+    """
+    values, half = figures(torch.arange(count)), count // 2
     if half < max(least, 1) or resamples < 2:
-        return Figure(value)
+        return [Figure(value) for value in values.tolist()]
     generator = torch.Generator().manual_seed(seed)
-    drawn = [figure(torch.randperm(count, generator=generator)[:half]) for _ in range(resamples)]
-    found = torch.tensor(drawn, dtype=torch.float64)
-    away = (found - found.mean()) * math.sqrt(half / (count - half))
-    low, high = (value + away.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))).clamp(*bounds).tolist()
-    return Figure(value, low, high)
+    found = torch.stack([figures(torch.randperm(count, generator=generator)[:half]) for _ in range(resamples)])
+    away = (found - found.mean(0)) * math.sqrt(half / (count - half))
+    ends = (values + away.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0)).clamp(*bounds)
+    return [Figure(*each) for each in zip(values.tolist(), *ends.tolist(), strict=True)]
 
 
 def share(successes: int, count: int) -> Figure:

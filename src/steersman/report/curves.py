@@ -1,10 +1,11 @@
 """Named curves, as a table and as a plot beside it: each value y(x) with, where it is known, a band y ± spread.
 
     PATH.csv    a row a point: curve, x, y, spread (empty where there is none)
-    PATH.png    all curves in one plot
+    PATH.png    all curves in one plot, or those of each panel in one, side by side on the same axes
 
 On a logarithmic axis the band is y (1 + spread / y) and y / (1 + spread / y), which is y ± spread where that is small,
-and stays above 0 where it is not. A plot of many curves shows no bands; the table has them.
+and stays above 0 where it is not. A plot of many curves shows no bands; the table has them. Curves of the same name
+look the same in all panels. Values that are far too small for a logarithmic plot run out of it below.
 """
 
 import csv
@@ -21,15 +22,28 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "HEIGHT", "LINE", "STROKES", "WIDTH", "Curve", "write_curves", "write_figure", "write_rows"]
+__all__ = [
+    "COLOURS",
+    "HEIGHT",
+    "LINE",
+    "STROKES",
+    "WIDTH",
+    "Curve",
+    "beside",
+    "write_curves",
+    "write_figure",
+    "write_rows",
+]
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#000000")  # Okabe & Ito 2008
 STROKES = ("-", "--", ":", "-.")  # for each further round of the colours
 WIDTH, HEIGHT, LINE = 6.4, 3.6, 0.2  # inches: the plot's sides and one line of the legend
+PANEL_WIDTH, PANEL_HEIGHT = 3.4, 2.5  # inches: the sides of one panel of several
 DOTS = 150  # an inch
 TICKS = 10  # places that a logarithmic axis marks instead of powers of ten, at most
+DECADES = 8  # that a logarithmic vertical axis shows below the largest value, at most
 MARKED = 40  # points; a curve of more is drawn without marks
-BANDS = 8  # curves; a plot of more shows no bands
+BANDS = 8  # curves; a plot or panel of more shows no bands
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +52,7 @@ class Curve:
 
     Attributes:
         name: What the legend says.
+        panel: In which panel it stands, and what stands above that; None for all, if there is but one.
         x: Where.
         y: The values, as many; what is not a number is a gap.
         spread: Half the height of the band around each, as many; None for no band.
@@ -52,12 +67,18 @@ class Curve:
     y: Sequence[float]
     spread: Sequence[float] | None = None
     above: Sequence[float] | None = None
+    panel: str | None = None
 
     def __post_init__(self) -> None:
         counts = [len(each) for each in (self.x, self.y, self.spread, self.above) if each is not None]
         if len(set(counts)) > 1:
             listed = ", ".join(map(str, counts))
             raise InputError(f"curve {self.name!r}: {listed} values of x, y, spread given; allowed: as many of each")
+
+    @property
+    def title(self) -> str:
+        """What it is called among all: its panel and its name."""
+        return self.name if self.panel is None else f"{self.panel}, {self.name}"
 
 
 def write_curves(
@@ -67,7 +88,7 @@ def write_curves(
 
     Args:
         path: Where to, without an ending.
-        curves: One or more; each keeps its colour for its place among them.
+        curves: One or more; each name keeps its colour for its place among the names.
         x: What the horizontal axis shows, with its unit.
         y: What the vertical one shows.
         log_y: Whether the vertical axis is logarithmic.
@@ -80,7 +101,7 @@ def write_curves(
         raise InputError("curves: none given; allowed: one or more")
     columns = ["spread", *(["above"] if any(curve.above is not None for curve in curves) else [])]
     rows = [
-        (curve.name, *row)
+        (curve.title, *row)
         for curve in curves
         for row in zip(
             curve.x, curve.y, *(getattr(curve, each) or [""] * len(curve.x) for each in columns), strict=True
@@ -113,25 +134,51 @@ def write_figure(path: Path, figure: "Figure") -> None:
 def _figure(curves: Sequence[Curve], x: str, y: str, *, log_x: bool, log_y: bool) -> "Figure":
     from matplotlib.figure import Figure
 
-    longest = max(len(curve.name) for curve in curves)
-    columns = max(1, min(len(curves), 84 // (longest + 8)))
-    lines = math.ceil(len(curves) / columns)
-    figure = Figure(figsize=(WIDTH, HEIGHT + LINE * lines), layout="constrained")
-    axes = figure.add_subplot()
-    for place, curve in enumerate(curves):
-        _draw(axes, curve, COLOURS[place % len(COLOURS)], STROKES[place // len(COLOURS) % len(STROKES)])
-        if curve.spread is not None and len(curves) <= BANDS:
-            _draw_band(axes, curve, COLOURS[place], log=log_y)
-    axes.set(xlabel=x, ylabel=y)
-    if log_x:
-        axes.set_xscale("log")
-        _mark(axes, sorted({x_i for curve in curves for x_i in curve.x}))
-    if log_y:
-        axes.set_yscale("log")
-    axes.grid(visible=True, color="0.9", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize="small")
+    names = list(dict.fromkeys(curve.name for curve in curves))
+    titles = list(dict.fromkeys(curve.panel for curve in curves))
+    across = beside(len(titles))
+    width = WIDTH if len(titles) == 1 else PANEL_WIDTH * across
+    columns = max(1, min(len(names), int(84 * width / WIDTH) // (max(map(len, names)) + 8)))
+    lines, down = math.ceil(len(names) / columns), math.ceil(len(titles) / across)
+    height = (HEIGHT if len(titles) == 1 else PANEL_HEIGHT * down + 0.3) + LINE * lines
+    figure = Figure(figsize=(width, height), layout="constrained")
+    panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
+    for axes, title in zip(panels.flat, titles, strict=False):
+        own = [curve for curve in curves if curve.panel == title]
+        for curve in own:
+            place = names.index(curve.name)
+            colour = COLOURS[place % len(COLOURS)]
+            _draw(axes, curve, colour, STROKES[place // len(COLOURS) % len(STROKES)])
+            if curve.spread is not None and len(own) <= BANDS:
+                _draw_band(axes, curve, colour, log=log_y)
+        if title is not None:
+            axes.set_title(title, fontsize="medium")
+        if log_x:
+            axes.set_xscale("log")
+            _mark(axes, sorted({x_i for curve in curves for x_i in curve.x}))
+        if log_y:
+            axes.set_yscale("log")
+            _cut(axes, [y for curve in curves for y in curve.y])
+        axes.grid(visible=True, color="0.9", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    for place in range(len(titles), down * across):  # the axis of the one above is not seen below an empty place
+        panels.flat[place - across].tick_params(labelbottom=True)
+        panels.flat[place].set_visible(False)
+    if len(titles) == 1:
+        panels[0, 0].set(xlabel=x, ylabel=y)
+    else:
+        for place in range(max(0, len(titles) - across), len(titles)):
+            panels.flat[place].set_xlabel(x)
+        figure.supylabel(y, fontsize="medium")
+    shown = {line.get_label(): line for axes in panels.flat for line in axes.lines}
+    handles = [shown[name] for name in names]
+    figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize="small")
     return figure
+
+
+def beside(panels: int) -> int:
+    """Returns how many of some panels stand side by side: two of an even number, three of an odd one."""
+    return min(panels, 3 if panels % 2 else 2)
 
 
 def _draw(axes: "Axes", curve: Curve, colour: str, stroke: str) -> None:
@@ -155,6 +202,13 @@ def _draw_band(axes: "Axes", curve: Curve, colour: str, *, log: bool) -> None:
 
 def _along(curve: Curve) -> list[int]:
     return sorted(range(len(curve.x)), key=lambda i: curve.x[i])
+
+
+def _cut(axes: "Axes", values: Sequence[float]) -> None:
+    """Lets what is too far below the largest value run out of the plot, if anything is."""
+    known = [value for value in values if 0 < value < math.inf]
+    if known and min(known) < max(known) / 10**DECADES:
+        axes.set_ylim(bottom=max(known) / 10**DECADES)
 
 
 def _mark(axes: "Axes", places: Sequence[float]) -> None:

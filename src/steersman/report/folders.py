@@ -2,7 +2,7 @@
 
     run         run.yaml, metrics.json, evaluation.json where there is one, the images made small
     sweep       sweep.yaml, sweep.csv, its plots, the first images of each cell
-    analysis    settings.json, and plots, most with their table beside them
+    analysis    settings.json, the tables without a plot, and plots, most with their table beside them
 
 Each says what the folder holds so far; a run or sweep under way has no figures yet.
 """
@@ -129,6 +129,8 @@ def _analysis(folder: Path) -> Page:
         for path in sorted(folder.glob("*.png"))
         if not path.with_suffix(".csv").is_file()
     ]
+    tables = [path for path in sorted(folder.glob("*.csv")) if not path.with_suffix(".png").is_file()]
+    sections = [Section(title=path.stem, tables=[_cells(path)]) for path in tables] + sections
     lines = [] if sections else ["The analysis is not finished: no plots yet."]
     sections += [Section(title="Settings", tables=[Table(rows=_flat(_json(folder / "settings.json")))])]
     return Page(kind="Analysis", title=folder.resolve().name, lines=lines, sections=sections)
@@ -202,7 +204,7 @@ def _evaluation(held: Mapping[str, Any]) -> Iterator[Table]:
 
 
 def _cells(path: Path) -> Table:
-    """Returns a sweep's table, each figure with its interval in one cell, without those that no cell has."""
+    """Returns a table of figures, each with its interval in one cell, without those that no row has."""
     header, *rows = _rows(path)
     cells = [dict(zip(header, row, strict=True)) for row in rows]
     names = [name for name in header if not name.endswith((" low", " high"))]
@@ -217,7 +219,7 @@ def _cells(path: Path) -> Table:
         value, low, high = (float(cell[name + end]) if cell[name + end] else None for end in ("", " low", " high"))
         return with_interval(name, value, low, high)
 
-    first = next(place for place, name in enumerate(names) if name in figures or name == "lost")
+    first = next((place for place, name in enumerate(names) if name in figures or name == "lost"), len(names))
     rows = [[shown(cell, name) for name in names] for cell in cells]
     return Table(header=names, rows=rows, numbers=len(names) - first)
 

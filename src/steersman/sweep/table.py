@@ -15,6 +15,7 @@ from steersman.metrics.evaluate import Figure
 from steersman.report.curves import write_rows
 from steersman.report.figures import with_interval
 from steersman.report.front import Point, front
+from steersman.report.tables import markdown
 
 __all__ = ["FRONTS", "Row", "fronts", "points", "write_table"]
 
@@ -97,13 +98,12 @@ def _markdown(rows: Sequence[Row], about: str, marks: Mapping[str, Sequence[str]
     figures = [name for name in rows[0].figures if any(row.figures[name].value is not None for row in rows)]
     header = [*varied, *figures, *(f"{name} evaluations" for name in COST), "seconds"]
     header += ["best for its cost by"] if marks is not None else []
-    lines = [header, ["---"] * len(varied) + ["---:"] * (len(header) - len(varied))]
+    lines = []
     for row in rows:
         cells = [*row.values.values(), *(_shown(name, row.figures[name]) for name in figures)]
         cells += [*(f"{row.evaluations[name]:g}" for name in COST), f"{row.seconds:.1f}"]
         lines.append([*cells, *([", ".join(marks[row.name])] if marks is not None else [])])
-    table = "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in lines)
-    return f"{about}\n\n{table}\n"
+    return f"{about}\n\n{markdown(header, lines, texts=len(varied))}"
 
 
 def _shown(name: str, figure: Figure) -> str:

@@ -1,16 +1,19 @@
 """``steersman analyze calibration``."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
 from rich.console import Console
 from rich.markup import escape
 from torch import Tensor
 
-from steersman.analysis import integral, trusted
-from steersman.analysis.figures import diagrams, error_curves, filled_bins, names
+from steersman.analysis import in_turn, trusted
+from steersman.analysis.agreement import ENDS, ERROR, NAME
+from steersman.analysis.calibration import Turns
+from steersman.analysis.figures import apart, diagrams, error_curves, filled_bins, found_errors, names
 from steersman.analysis.forward import numbers
 from steersman.analysis.parts import Key, Parts
 from steersman.analysis.plots import draw_reliability
@@ -19,15 +22,20 @@ from steersman.classifiers import Classifier
 from steersman.cli.analyzing.scope import Scope, floats
 from steersman.cli.analyzing.terminal import carry_out, print_curves
 from steersman.errors import InputError, unknown
-from steersman.metrics import Reliability
+from steersman.files import replacing
+from steersman.metrics.resample import Figure
 from steersman.recipes.axes import build
 from steersman.report.curves import write_curves, write_rows
+from steersman.report.figures import with_interval
+from steersman.report.tables import markdown
 from steersman.sample import levels_of
 from steersman.schedule import Level, Schedule
 
 __all__ = ["calibration"]
 
 PANELS = 4  # reliability diagrams side by side
+PARTS = ("classifier", "smoothing", "view", "temperature")
+"""What names a setting."""
 
 
 def calibration(
@@ -43,10 +51,11 @@ def calibration(
     steps: int,
     cfg_scale: float,
     seed: int,
+    switch: Sequence[str] = (),
 ) -> None:
     """Measures calibration along the reverse process."""
     console = Console()
-    views = scope.shown()
+    views, turns = scope.shown(), [_turns(each, scope.specs()) for each in switch]
     temperatures = floats("temperature", temperature)
     smoothings = [None if each == "none" else floats("softplus", each)[0] for each in softplus.split(",")]
     if num < 1 or bins < 1:
@@ -91,20 +100,30 @@ def calibration(
         )
 
     carry_out(console, parts, scope.batch_size, steps, measure)
-    _show(console, out, diagrams(parts.read(), bins), [levels[place] for place in at], denoiser.schedule)
+    values, visited = parts.read(), [levels[place] for place in at]
+    for each in turns:
+        values |= in_turn(values, each, visited)
+    walk = (
+        f"{num} images, the classes in turn, seeds {seed} to {seed + num - 1}, in {steps} steps ({sampler}), unguided"
+    )
+    _show(console, out, values, visited, denoiser.schedule, bins, walk)
 
 
 def _show(
-    console: Console, out: Path, found: Mapping[Key, Sequence[Reliability]], levels: Sequence[Level], schedule: Schedule
+    console: Console,
+    out: Path,
+    values: dict[Key, np.ndarray],
+    levels: Sequence[Level],
+    schedule: Schedule,
+    bins: int,
+    walk: str,
 ) -> None:
-    """Writes the figures of the diagrams at some levels, and prints them."""
+    """Writes the figures of what was measured at some levels, and prints them."""
     x, title, log_x = axis(schedule, levels)
-    called, curves = names(found), error_curves(found, x)
+    errors, found = found_errors(values, [float(level.time) for level in levels], bins), diagrams(values, bins)
+    called, curves = names(errors), error_curves(errors, x)
     write_curves(out / "calibration", curves, x=title, y="expected calibration error", log_x=log_x)
-    times = [float(level.time) for level in levels]
-    errors = {key: integral([each.error for each in row], times) for key, row in found.items()}
-    header = ("classifier", "smoothing", "view", "temperature", "integral calibration error")
-    write_rows(out / "integral.csv", header, [(*key, error) for key, error in errors.items()])
+    _write_integrals(out, {key: (called[key], each.integral) for key, each in errors.items()}, f"{walk}; {bins} bins")
     rows = [
         (called[key], time, *numbers_of)
         for key, row in found.items()
@@ -113,11 +132,51 @@ def _show(
     ]
     write_rows(out / "reliability.csv", ("curve", "x", "low", "high", "count", "confidence", "accuracy"), rows)
     panels = choose(levels, count=min(PANELS, len(levels)))
+    count = len(next(iter(values.values())))
     draw_reliability(
         out / "reliability.png",
-        {called[key]: [row[place] for place in panels] for key, row in found.items()},
+        {name: [found[key][place] for place in panels] for key, name in apart(found).items()},
         [f"{title.partition(' (')[0]} = {x[place]:.3g}" for place in panels],
+        least=max(1, round(count**0.5 / 3)),  # 5 of 256: what one image does not move from 0 to 1
     )
-    means = {called[key]: error for key, error in errors.items()}
+    means = [with_interval(ERROR, *_ends(each.integral)) for each in errors.values()]
     print_curves(console, curves, "expected calibration error", ".3f", means)
     console.print(f"figures in {escape(str(out))}", soft_wrap=True)
+
+
+def _write_integrals(out: Path, found: Mapping[Key, tuple[str, Figure]], about: str) -> None:
+    """Writes the integral calibration error of each setting as CSV, and as Markdown to read."""
+    header = [*PARTS, NAME, *(f"{ERROR}{end}" for end in ENDS)]
+    lines = [(*key, name, *("" if end is None else end for end in _ends(each))) for key, (name, each) in found.items()]
+    write_rows(out / "integral.csv", header, lines)
+    shown = [(*key, with_interval(ERROR, *_ends(each))) for key, (_, each) in found.items()]
+    with replacing(out / "integral.md") as beside:
+        about = f"{about}. In brackets the 95% interval. Smaller is better; only equal counts compare."
+        beside.write_text(f"{about}\n\n{markdown([*PARTS, ERROR], shown, texts=len(PARTS))}", encoding="utf-8")
+
+
+def _ends(figure: Figure) -> tuple[float | None, float | None, float | None]:
+    return figure.value, figure.low, figure.high
+
+
+def _turns(text: str, known: Collection[str]) -> Turns:
+    """Returns the two classifiers that ``[NAME=]ABOVE,BELOW,AT`` names.
+
+    Raises:
+        InputError: It names none of those that there are, or gives them the name of one.
+    """
+    name, named, rest = text.partition("=")
+    name, rest = (name, rest) if named and not {",", ":"} & set(name) else (None, text)
+    above, below, at = (["", "", *rest.rsplit(",", 2)])[-3:]
+    try:
+        place = float(at)
+    except ValueError:
+        place = -1.0
+    if not (above and below and place >= 0):
+        raise InputError(f"switch: {text!r} given; allowed: [NAME=]ABOVE,BELOW,AT, two classifiers and sigma / alpha")
+    for each in (above, below):
+        if each not in known:
+            raise unknown("classifier to switch", each, known)
+    if name in known:
+        raise InputError(f"switch: {name!r} is a classifier's name; allowed: another one")
+    return Turns(name=name or f"{above} until {place:g} then {below}", above=above, below=below, at=place)

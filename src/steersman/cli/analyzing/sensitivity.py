@@ -26,6 +26,8 @@ __all__ = ["sensitivity", "stabilizer"]
 
 STABILIZERS = ("none", "ema 0.9", "ema 0.99", "adam")
 ASKED = ("own", "shared")
+SAID = {"class": "log p({})", "logit": "logit({})", "binary": "log p({})"}
+"""What each objective makes gradients of."""
 
 
 def sensitivity(
@@ -91,10 +93,11 @@ def sensitivity(
     plain = {key[1:]: of_images for key, of_images in measured.items() if key[0] == LOGITS}
     steadied_too = {key[1:]: of_images for key, of_images in measured.items() if key[0] == GRADIENTS}
     raw = {key[:-1]: of_images for key, of_images in steadied_too.items() if key[-1] == "none"}
+    of = f"∇ {SAID[objective].format('own class' if target is None else target)}"
     for name, y, values in (
         ("logits", "sensitivity of logits", plain),
-        ("gradients", "sensitivity of gradients", raw),
-        ("stabilised", "sensitivity of stabilised gradients", steadied_too if len(steadied) > 1 or not raw else {}),
+        ("gradients", f"sensitivity of {of}", raw),
+        ("stabilised", f"sensitivity of stabilised {of}", steadied_too if len(steadied) > 1 or not raw else {}),
     ):
         if values:
             curves = mean_curves(values, x)

@@ -14,7 +14,7 @@ from steersman.report.curves import Curve
 
 __all__ = ["Measure", "carry_out", "print_curves"]
 
-COLUMNS = 6  # levels in the table
+COLUMNS, FEWER = 6, 4  # levels in the table, and beside means with their intervals
 
 Measure = Callable[[list[int], Callable[[], None]], Mapping[Key, Tensor]]
 """Measures some images by their numbers, and calls back after each step of all of them."""
@@ -38,7 +38,7 @@ def carry_out(
 
 
 def print_curves(
-    console: Console, curves: Sequence[Curve], title: str, form: str, means: Mapping[str, float] | None = None
+    console: Console, curves: Sequence[Curve], title: str, form: str, means: Sequence[str] | None = None
 ) -> None:
     """Prints curves at a few levels, noisiest first.
 
@@ -47,17 +47,18 @@ def print_curves(
         curves: They, all over the same levels.
         title: What they show.
         form: How a number is written.
-        means: Each curve's mean over time, where there is one.
+        means: Each curve's mean over time as it is shown, where there is one.
     """
     table = Table(box=None, pad_edge=False, title=title, title_justify="left")
-    table.add_column("at", no_wrap=True)
+    table.add_column("at")
     x = curves[0].x
-    places = sorted({round(i * (len(x) - 1) / (COLUMNS - 1)) for i in range(COLUMNS)})
+    columns = FEWER if means else COLUMNS
+    places = sorted({round(i * (len(x) - 1) / (columns - 1)) for i in range(columns)})
     for place in places:
-        table.add_column(f"{x[place]:.3g}", justify="right")
+        table.add_column(f"{x[place]:.3g}", justify="right", no_wrap=True)
     if means:
-        table.add_column("over time", justify="right")
-    for curve in curves:
-        cells = [curve.y[place] for place in places] + ([means[curve.name]] if means else [])
-        table.add_row(escape(curve.name), *(f"{cell:{form}}" for cell in cells))
+        table.add_column("over time", justify="right", no_wrap=True)
+    for row, curve in enumerate(curves):
+        cells = [f"{curve.y[place]:{form}}" for place in places] + ([means[row]] if means else [])
+        table.add_row(escape(curve.title), *map(escape, cells))
     console.print(table)
