@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torchvision.io import decode_image
 
-from steersman.classifiers import load_classifier
+from steersman.classifiers import Classifier, load_classifier
 from steersman.data import SportBalls
 from steersman.generate import Session
 from steersman.metrics import correct, features, frechet_distance, wilson
@@ -30,6 +30,7 @@ from steersman.run import Run
 
 GUIDE = "zoo:sportballs-mobilenet"
 JUDGE, SECOND = "zoo:sportballs-judge", "zoo:sportballs-judge2"
+SEEN = (JUDGE, "imagenet:efficientnet-lite0")  # in whose features distances are measured
 STEPS = "walk.steps=24"
 
 METHODS: dict[str, tuple[str, ...]] = {
@@ -73,10 +74,15 @@ python benchmarks/recipes.py outputs/recipes && python benchmarks/recipes.py out
 python benchmarks/recipes.py outputs/recipes --write docs/recipes.md
 ```
 
-Judge: the share of images in which a network that never guides sees the target, with Wilson's 95% interval; the second
-judge is of another architecture. Distance: the Fréchet distance to real images of the class in the judge's features,
-the mean of the four classes (two sets of 64 real ones: {{real}}). Denoiser, guide: evaluations for an image; a recipe
-whose route is `through` also goes back through as many. Seconds: for an image, of 8 drawn at once.
+Judge: the share of images in which a network that never guides sees the target, with Wilson's 95% interval; an image
+lost to numbers that are not finite is one in which it does not. The second judge is of another architecture. Distance:
+the Fréchet distance to real images of the class in the judge's features, the mean of the four classes (two sets of 64
+real ones: {{real[0]}}); ImageNet distance: the same in the features of `{SEEN[1]}`,
+which takes no part here either and has seen more than balls ({{real[1]}}). Denoiser, guide: evaluations for an image; a
+recipe whose route is `through` also goes back through as many. Seconds: for an image, of 8 drawn at once.
+
+The scale is the one at which the judge is surest, not the one with the best pictures. A judge that knows nothing but
+balls sees them in burnt and broken pictures too; these are far from real ones in the ImageNet network's features.
 
 """
 
@@ -145,16 +151,21 @@ def images_of(folder: Path) -> Float[Tensor, "B 3 H W"]:
 
 
 @cache
-def real(seed: int) -> tuple[Float[Tensor, "64 D"], ...]:
-    """Returns the judge's features of 64 real images of each class."""
-    judge = load_classifier(JUDGE)
+def network(spec: str) -> Classifier:
+    """Returns a network, loaded once."""
+    return load_classifier(spec)
+
+
+@cache
+def real(spec: str, seed: int) -> tuple[Float[Tensor, "64 D"], ...]:
+    """Returns a network's features of 64 real images of each class."""
     balls, labels = SportBalls.preset("large", num=400, seed=seed).batch(range(400))
-    return tuple(features(judge, balls[labels == label][:64]) for label in range(len(judge.names)))
+    return tuple(features(network(spec), balls[labels == label][:64]) for label in range(4))
 
 
-def floor() -> float:
-    """Returns the mean distance between two sets of 64 real images of a class."""
-    pairs = zip(real(99), real(98), strict=True)
+def floor(spec: str) -> float:
+    """Returns the mean distance between two sets of 64 real images of a class, in a network's features."""
+    pairs = zip(real(spec, 99), real(spec, 98), strict=True)
     return mean(frechet_distance(*pair) for pair in pairs)
 
 
@@ -164,8 +175,8 @@ def row(out: Path, name: str) -> list[str] | None:
     if not (folder / "metrics.json").exists():
         return None
     metrics = json.loads((folder / "metrics.json").read_text())
-    judge, second = (load_classifier(spec) for spec in (JUDGE, SECOND))
-    right, agreed, count, distances = 0, 0, 0, []
+    judge, second = network(JUDGE), network(SECOND)
+    right, agreed, count, distances = 0, 0, 0, {spec: [] for spec in SEEN}
     for label, target in enumerate(judge.names):
         images = images_of(folder / target)
         wanted = torch.full((len(images),), label)
@@ -173,7 +184,10 @@ def row(out: Path, name: str) -> list[str] | None:
             right += int(correct(judge(images), wanted).sum())
             agreed += int(correct(second(images), wanted).sum())
         count += len(images)
-        distances.append(frechet_distance(features(judge, images), real(99)[label]))
+        for spec, found in distances.items():
+            found.append(frechet_distance(features(network(spec), images), real(spec, 99)[label]))
+    lost = len(metrics["lost"])
+    count += lost
     low, high = wilson(right, count)
     timed = out / "time" / name.replace("/", "-") / "metrics.json"
     seconds = f"{1 / json.loads(timed.read_text())['images_per_second']:.1f}" if timed.exists() else "–"
@@ -183,9 +197,9 @@ def row(out: Path, name: str) -> list[str] | None:
         f"`{name}`" if name != UNGUIDED else name,
         " ".join(METHODS.get(name, ())) or "–",
         "–" if name == UNGUIDED else f"{scale_of(name, factor):g}",
-        f"{right / count:.0%} ({low:.0%}-{high:.0%})",
+        f"{right / count:.0%} ({low:.0%}-{high:.0%})" + (f", {lost} images lost" if lost else ""),
         f"{agreed / count:.0%}",
-        f"{mean(distances):.1f}",
+        *(f"{mean(found):.1f}" for found in distances.values()),
         f"{evaluations['denoiser']:.0f}",
         f"{evaluations['classifier']:.0f}",
         seconds,
@@ -204,9 +218,10 @@ def main() -> None:
     if given.write:
         found = {name: row(given.out, name) for name in names}
         rows, missing = [each for each in found.values() if each], [name for name, each in found.items() if not each]
-        heads = ["recipe", "changed", "scale", "judge", "second judge", "distance", "denoiser", "guide", "s an image"]
+        heads = ["recipe", "changed", "scale", "judge", "second judge", "distance", "ImageNet distance"]
+        heads += ["denoiser", "guide", "s an image"]
         lines = [" | ".join(each) for each in (heads, ["---"] * len(heads), *rows)]
-        text = PAGE.format(real=f"{floor():.1f}") + "".join(f"| {line} |\n" for line in lines)
+        text = PAGE.format(real=[f"{floor(spec):.1f}" for spec in SEEN]) + "".join(f"| {line} |\n" for line in lines)
         given.write.write_text(text + (f"\nNot drawn yet: {', '.join(missing)}.\n" if missing else ""))
         return
     for name in names:
