@@ -7,10 +7,10 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from steersman.classifiers import Classifier, load_classifier
+from steersman.cli.progress import progress_bar
 from steersman.errors import InputError, unknown
 from steersman.files import write_json
 from steersman.metrics.evaluate import DISTANCES, FIGURES, Figure
@@ -87,8 +87,7 @@ def carry_out(asked: Evaluation) -> None:
     if asked.reference is None and asked.save_statistics is None and not any(networks.values()):
         raise InputError("reference: none given, and neither guide nor judge; allowed: one of them, or statistics")
     wanted = FIGURES if asked.figures is None else asked.figures
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with progress_bar(console) as progress:
         task = progress.add_task("images", total=None)
         settings = {"batch_size": asked.batch_size, "on_images": lambda count: progress.advance(task, count)}
         if asked.save_statistics is not None:

@@ -7,9 +7,9 @@ from pathlib import Path
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from steersman.cli.progress import progress_bar
 from steersman.errors import InputError
 from steersman.metrics.evaluate import Figure
 from steersman.report.figures import with_interval
@@ -95,8 +95,7 @@ def carry_out(asked: Asked) -> None:
         device=asked.device,
         resamples=asked.resamples,
     )
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with progress_bar(console) as progress:
         batches = sum(-(-run.num // run.at_once) for run in work.missing.values())
         drawing = progress.add_task(f"{num} images", total=batches * found.steps)
         lost = work.draw(on_step=lambda: progress.advance(drawing))

@@ -5,9 +5,9 @@ from pathlib import Path
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from steersman.cli.progress import progress_bar
 from steersman.generate import Session, Summary
 from steersman.report import Frames
 from steersman.run import Run
@@ -41,8 +41,7 @@ def carry_out(run: Run, out: Path, *, gif: bool = False) -> None:
         session = Session(run)
     frames = Frames(count=ANIMATED, decode=session.denoiser.decode) if gif else None
     count = run.num * len(session.targets)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with progress_bar(console) as progress:
         steps = run.recipe.walk()["steps"] * -(-count // run.at_once)
         task = progress.add_task(f"{count} images", total=steps)
         summary = session.generate(out, on_step=lambda: progress.advance(task), callbacks=[frames] if frames else [])

@@ -5,9 +5,9 @@ from pathlib import Path
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from steersman.cli.progress import progress_bar
 from steersman.report.figures import with_interval
 from steersman.sweep import Cell, Row, Sweep, Sweeping
 from steersman.sweep.table import FRONTS, fronts, points
@@ -30,8 +30,7 @@ def carry_out(sweep: Sweep, out: Path, *, pareto: bool = False) -> None:
     with console.status("loading the networks"):
         sweeping = Sweeping(sweep, out)
     missing = sweeping.missing()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with progress_bar(console) as progress:
         drawing = progress.add_task("", total=sum(map(sweeping.steps, missing)))
         sweeping.draw(
             on_step=lambda: progress.advance(drawing),

@@ -5,11 +5,11 @@ from functools import partial
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor
 
 from steersman.analysis.parts import Key, Parts
+from steersman.cli.progress import progress_bar
 from steersman.report.curves import Curve
 
 __all__ = ["Measure", "carry_out", "print_curves"]
@@ -29,8 +29,7 @@ def carry_out(
 ) -> None:
     """Measures what is still to be measured, with a progress bar, and writes each part."""
     todo = parts.todo(batch_size)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with progress_bar(console) as progress:
         left = sum(map(len, todo))
         task = progress.add_task(f"{left} of {parts.count} images", total=left * steps)
         for places in todo:
