@@ -16,7 +16,7 @@ from torch import Tensor
 
 from steersman.errors import InputError, about
 
-__all__ = ["file_name", "listed", "read_json", "replacing", "write_image", "write_json"]
+__all__ = ["file_name", "listed", "read_json", "replacing", "write_image", "write_json", "writing_to"]
 
 
 LONGEST = 60  # characters of a file name, which may take four bytes each of the 255 that file systems allow
@@ -29,6 +29,23 @@ def file_name(text: str) -> str:
     """
     name = re.sub(r'[\\/:*?"<>|\x00-\x1f]+', "-", text)[:LONGEST].strip(" .")
     return name if name and name == text else f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+@contextmanager
+def writing_to(out: Path, allowed: str = "a writable folder") -> Iterator[None]:
+    """Turns what the system says of an output that it does not take into one line.
+
+    Args:
+        out: The folder or file.
+        allowed: What it may be.
+
+    Raises:
+        InputError: It cannot be written to.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"out: {str(out)!r} cannot be written to ({error.strerror}); allowed: {allowed}") from error
 
 
 @contextmanager

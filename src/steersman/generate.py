@@ -28,7 +28,7 @@ from steersman.advice import advice
 from steersman.classifiers import Classifier, load_classifier
 from steersman.denoisers import load_denoiser
 from steersman.errors import InputError
-from steersman.files import file_name, replacing, write_image, write_json
+from steersman.files import file_name, replacing, write_image, write_json, writing_to
 from steersman.guidance import Guide
 from steersman.guidance.step import Step, reverse_variance
 from steersman.names import elsewhere, resolve
@@ -334,15 +334,11 @@ class Session:
         several = len(self.targets) > 1
         folders = {target.name: out / file_name(target.name) if several else out for target in self.targets}
         check_folder(out, self.run)
-        try:
+        with writing_to(out):
             for folder in folders.values():
                 folder.mkdir(parents=True, exist_ok=True)
             with replacing(out / "run.yaml") as path:
                 path.write_text(yaml.safe_dump(record, sort_keys=False))
-        except OSError as error:
-            raise InputError(
-                f"out: {str(out)!r} cannot be written to ({error.strerror}); allowed: a writable folder"
-            ) from error
         return folders
 
 

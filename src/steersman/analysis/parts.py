@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from steersman.errors import InputError
-from steersman.files import replacing, write_json
+from steersman.files import replacing, write_json, writing_to
 
 __all__ = ["Key", "Parts"]
 
@@ -62,13 +62,9 @@ class Parts:
         Raises:
             InputError: The folder cannot be written to.
         """
-        try:
+        with writing_to(self.out):
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(self.out / "settings.json", self.settings)
-        except OSError as error:
-            raise InputError(
-                f"out: {str(self.out)!r} cannot be written to ({error.strerror}); allowed: a writable folder"
-            ) from error
         arrays = {json.dumps(key): value.detach().cpu().numpy() for key, value in values.items()}
         with replacing(self.folder / f"{images[0]:06d}-{images[-1]:06d}.npz") as beside, beside.open("wb") as file:
             np.savez(file, allow_pickle=False, **{IMAGES: np.asarray(images)}, **arrays)

@@ -12,7 +12,7 @@ from rich.table import Table
 from steersman.classifiers import Classifier, load_classifier
 from steersman.cli.progress import progress_bar
 from steersman.errors import InputError, unknown
-from steersman.files import write_json
+from steersman.files import write_json, writing_to
 from steersman.metrics.evaluate import DISTANCES, FIGURES, Figure
 from steersman.metrics.evaluate import evaluate as figures_of
 from steersman.metrics.extractors import load_extractor
@@ -156,9 +156,7 @@ def _write(
         **{key: getattr(asked, key) for key in ("target", "resamples", "seed")},
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
     }
-    try:
+    with writing_to(out, "a file"):
         out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, content)
-    except OSError as error:
-        raise InputError(f"out: {str(out)!r} cannot be written to ({error.strerror}); allowed: a file") from error
     console.print(f"figures in {escape(str(out))}", soft_wrap=True)

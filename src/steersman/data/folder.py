@@ -6,8 +6,7 @@ from pathlib import Path
 import torch
 
 from steersman.data.sportballs import SportBalls
-from steersman.errors import InputError
-from steersman.files import write_image
+from steersman.files import write_image, writing_to
 
 __all__ = ["write_folder"]
 
@@ -25,13 +24,9 @@ def write_folder(balls: SportBalls, out: Path, *, device: torch.device | str = "
     Raises:
         InputError: The folder cannot be written to.
     """
-    try:
+    with writing_to(out):
         for name in balls.classes:
             (out / name).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"out: {str(out)!r} cannot be written to ({error.strerror}); allowed: a writable folder"
-        ) from error
     for first in range(0, len(balls), BATCH):
         indices = range(first, min(first + BATCH, len(balls)))
         images, labels = balls.batch(indices, device)

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from steersman.errors import InputError
-from steersman.files import replacing
+from steersman.files import replacing, writing_to
 from steersman.generate import Networks, Session
 from steersman.report.grid import grid
 from steersman.run import check_folder
@@ -102,14 +102,10 @@ class Sweeping:
         Raises:
             InputError: The folder cannot be written to.
         """
-        try:
+        with writing_to(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
             with replacing(self.out / "sweep.yaml") as path:
                 path.write_text(yaml.safe_dump(self.record, sort_keys=False))
-        except OSError as error:
-            raise InputError(
-                f"out: {str(self.out)!r} cannot be written to ({error.strerror}); allowed: a writable folder"
-            ) from error
         for cell in self.missing():
             on_cell(cell)
             self.known[cell.name] = None

@@ -10,6 +10,7 @@ from steersman.analysis.directions import example, lattice
 from steersman.analysis.plots import draw_fields
 from steersman.cli.analyzing.scope import floats
 from steersman.errors import InputError
+from steersman.files import writing_to
 from steersman.report.curves import write_rows
 
 __all__ = ["directions"]
@@ -35,12 +36,8 @@ def directions(out: Path, *, target: int, times: str, side: int) -> None:
                 rows.append((float(level.time), field, *point, *arrow))
         density[name] = mixture.log_joint(fine, level).logsumexp(1).exp().reshape(FINE, FINE)
         means[name] = level.alpha * mixture.means
-    try:
+    with writing_to(out):
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"out: {str(out)!r} cannot be written to ({error.strerror}); allowed: a writable folder"
-        ) from error
     write_rows(out / "directions.csv", ("time", "field", "x", "y", "u", "v"), rows)
     draw_fields(out / "directions.png", points[:, :, 0, 0], panels, density, means, target)
     Console().print(f"figures in {escape(str(out))}", soft_wrap=True)
