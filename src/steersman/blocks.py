@@ -10,7 +10,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["in_blocks"]
+__all__ = ["block_size", "in_blocks"]
+
+ON_A_CPU = 4  # images, where more at a time are no faster
+
+
+def block_size(device: str, batch_size: int) -> int:
+    """Returns how many images networks see at a time on a device, for batches of a size."""
+    return ON_A_CPU if device == "cpu" else batch_size
 
 
 def in_blocks(network: Callable[..., Tensor], size: int | None, *inputs: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steersman.advice import advice
+from steersman.blocks import block_size
 from steersman.classifiers import Classifier, load_classifier
 from steersman.denoisers import load_denoiser
 from steersman.errors import InputError
@@ -40,7 +41,6 @@ from steersman.watch import Meter, Watch
 
 __all__ = ["Networks", "Session", "Summary", "Target"]
 
-CPU_BLOCK = 4  # images that a network sees at a time on a CPU, where more are no faster
 SIDE_BY_SIDE = 4  # batches that a CPU draws at once, at most
 
 
@@ -105,7 +105,7 @@ class Session:
         ]
         self.guide, *self.others = self.classifiers
         for each in (self.denoiser, *self.classifiers):
-            each.block = CPU_BLOCK if run.device == "cpu" else run.at_once
+            each.block = block_size(run.device, run.at_once)
         counted = {"denoiser": [self.denoiser.network], "classifier": [each.network for each in self.classifiers]}
         self.meters = {name: Meter(each) for name, each in counted.items()}
         self.judge = loaded.classifier(run.judge, device=run.device) if run.judge else None

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from steersman.analysis.times import choose
+from steersman.blocks import block_size
 from steersman.classifiers import Classifier, load_classifier
 from steersman.denoisers import load_denoiser
 from steersman.errors import InputError
@@ -14,8 +15,6 @@ from steersman.run import check_device
 from steersman.schedule import Level
 
 __all__ = ["Scope", "floats"]
-
-CPU_BLOCK = 4  # images that a network sees at a time on a CPU, so that figures are the same for any batch size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +87,7 @@ class Scope:
 
     @property
     def _block(self) -> int:
-        return CPU_BLOCK if self.device == "cpu" else self.batch_size
+        return block_size(self.device, self.batch_size)
 
     def places(self, levels: Sequence[Level]) -> list[int]:
         """Returns the places of the levels to visit among all."""
