@@ -26,7 +26,7 @@ from torch import Tensor
 
 from steersman.advice import advice
 from steersman.blocks import block_size
-from steersman.classifiers import Classifier, load_classifier
+from steersman.classifiers import load_classifier
 from steersman.denoisers import load_denoiser
 from steersman.errors import InputError
 from steersman.files import file_name, replacing, write_image, write_json, writing_to
@@ -122,7 +122,7 @@ class Session:
         wanted = self.run.targets or (max(self.run.blend, key=lambda name: self.run.blend[name]),)
         if wanted == ("all",):
             known = self.denoiser.classes or self.guide.names
-            wanted = tuple(name for name in known if _index(self.guide, name) is not None)
+            wanted = tuple(name for name in known if self.guide.find(name) is not None)
             if not wanted:
                 listed = (
                     f"the guide knows none of {', '.join(known)}" if known else "neither denoiser nor guide lists any"
@@ -135,7 +135,7 @@ class Session:
                 name=name,
                 guide=index,
                 others=self._elsewhere(index),
-                judge=_index(self.judge, name),
+                judge=None if self.judge is None else self.judge.find(name),
             )
             for index, name in names.items()
         )
@@ -348,12 +348,3 @@ def _write_grid(path: Path, tallies: Mapping[str, Tally]) -> None:
     rows = {name: torch.stack(tally.shown) for name, tally in tallies.items() if tally.shown}
     if rows:
         grid(rows, path)
-
-
-def _index(classifier: Classifier | None, name: str) -> int | None:
-    if classifier is None:
-        return None
-    try:
-        return classifier.resolve(name)
-    except InputError:
-        return None

@@ -190,6 +190,13 @@ class Classifier(nn.Module):
         """
         return resolve(target, self.names)
 
+    def find(self, target: str | int) -> int | None:
+        """Returns the index of a class, None where `resolve` finds none."""
+        try:
+            return self.resolve(target)
+        except InputError:
+            return None
+
 
 def _on(schedule: Schedule, image: Float[Tensor, "B C H W"], level: Level) -> tuple[Float[Tensor, "B C H W"], Level]:
     """Returns images as a schedule has them at the same noise-to-signal ratio, and its level.

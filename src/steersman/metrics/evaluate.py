@@ -139,7 +139,7 @@ def _targeted(
 
 def _names(target: str, guide: Classifier | None) -> tuple[str, ...]:
     """Returns what else a target may be called: the guide's name and index of it."""
-    index = None if guide is None else _index(guide, target)
+    index = None if guide is None else guide.find(target)
     return (target,) if index is None or guide is None else (target, guide.title(index), str(index))
 
 
@@ -154,13 +154,6 @@ def _knows_all(known: Statistics, targets: Sequence[str], guide: Classifier | No
     """Returns whether a set has labels, and images of each target."""
     labels = {label.casefold() for label in known.labels or ()}
     return all(labels & {name.casefold() for name in _names(target, guide)} for target in dict.fromkeys(targets))
-
-
-def _index(network: Classifier, name: str) -> int | None:
-    try:
-        return network.resolve(name)
-    except InputError:
-        return None
 
 
 def _verdicts(
@@ -178,7 +171,7 @@ def _verdicts(
     for target in dict.fromkeys(targets):
         # A number is the guide's index, so that another network is told the name.
         names = _names(target, guide)
-        indices[target] = _index(network, names[0] if network is guide or len(names) == 1 else names[1])
+        indices[target] = network.find(names[0] if network is guide or len(names) == 1 else names[1])
     if None in indices.values():
         return []
     device = device_of(network)
