@@ -12,7 +12,7 @@ From ``x_t = alpha x_0 + sigma eps``, a network that predicts one of these predi
 the image is, so that it tells nothing of ``x0``; the other three do.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
@@ -31,6 +31,7 @@ __all__ = [
     "Prediction",
     "check_condition",
     "classifier_free",
+    "classifier_free_at_once",
     "eps_from_x0",
     "look_ahead",
     "output_for",
@@ -170,6 +171,28 @@ def classifier_free(
             raise InputError(f"cfg_channels: {channels} given; allowed: 1 to {given.shape[1]}, or None for all")
         x0_hat = torch.cat([x0_hat[:, :channels], given[:, channels:]], dim=1)
     return conditional._replace(x0_hat=x0_hat, unconditional=unconditional)
+
+
+def classifier_free_at_once(
+    predict: Callable[[Float[Tensor, "D C H W"], Level], Prediction],
+    x_t: Float[Tensor, "B C H W"],
+    level: Level,
+    scale: float,
+    channels: int | None = None,
+) -> Prediction:
+    """`classifier_free` from one doubled batch.
+
+    Args:
+        predict: Returns the prediction of twice the batch, with the label for the first half and without for the other.
+        x_t: Noisy samples.
+        level: Their level, one for all or one each.
+        scale: ``w``.
+        channels: As there.
+    """
+    both = predict(torch.cat([x_t, x_t]), Level(*(value.repeat(2) if value.ndim else value for value in level)))
+    x0_hat, unconditional = both.x0_hat.chunk(2)
+    fraction = None if both.variance_fraction is None else both.variance_fraction.chunk(2)[0]
+    return classifier_free(Prediction(x0_hat, fraction), unconditional, scale, channels)
 
 
 def eps_from_x0(x_t: Float[Tensor, "B C H W"], x0: Float[Tensor, "B C H W"], level: Level) -> Float[Tensor, "B C H W"]:

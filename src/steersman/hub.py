@@ -56,18 +56,18 @@ def load_pretrained(spec: str, name: str, read: Callable[..., Loaded], *, kind: 
     return tried(local_files_only=False)
 
 
-def check_whole(spec: str, info: Mapping[str, Any]) -> None:
-    """Refuses a model that was not loaded with all its weights; transformers would draw the others.
+def check_whole(model: str, info: Mapping[str, Any]) -> None:
+    """Refuses a model that was not loaded with all its weights; diffusers and transformers would draw the others.
 
     Args:
-        spec: What the user gave, for the messages.
-        info: What transformers says of the loading.
+        model: What it is called in the error.
+        info: What the library says of the loading.
 
     Raises:
         InputError: Some are missing.
     """
-    if info["missing_keys"]:
-        raise InputError(f"classifier: {spec!r} lacks the weights {', '.join(sorted(info['missing_keys'])[:3])}, …")
+    if missing := sorted(info["missing_keys"]):
+        raise InputError(f"{model} lacks the weights {', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}")
 
 
 def hub_file(spec: str, repository: str, file: str) -> Path:

@@ -54,7 +54,7 @@ def _read(transformers: Any, spec: str, name: str, **where: bool) -> tuple[Any, 
         raise InputError(f"classifier: {spec!r} is of the type {kind}; allowed: clip")
     processor = transformers.CLIPProcessor.from_pretrained(name, **where)
     model, info = transformers.CLIPModel.from_pretrained(name, use_safetensors=True, output_loading_info=True, **where)
-    check_whole(spec, info)
+    check_whole(f"classifier: {spec!r}", info)
     return model.float().eval().requires_grad_(False), processor
 
 

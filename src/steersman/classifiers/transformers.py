@@ -61,7 +61,7 @@ def _read(transformers: Any, spec: str, name: str, **where: bool) -> tuple[Any, 
     model, info = transformers.AutoModelForImageClassification.from_pretrained(
         name, config=config, trust_remote_code=False, use_safetensors=True, output_loading_info=True, **where
     )
-    check_whole(spec, info)
+    check_whole(f"classifier: {spec!r}", info)
     return model.float(), processor
 
 

@@ -5,6 +5,7 @@ classifier-free guidance of scale ``w`` (Ho & Salimans 2022) predicts
 ``x0_hat(null) + w (x0_hat(y) - x0_hat(null))`` from one doubled batch.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from steersman.blocks import in_blocks
-from steersman.denoise import Parameterization, Prediction, check_condition, classifier_free, to_x0
+from steersman.denoise import Parameterization, Prediction, check_condition, classifier_free_at_once, to_x0
 from steersman.denoisers import latent
 from steersman.denoisers.adm_network import ADMUNet
 from steersman.denoisers.dit_network import DiT
@@ -155,11 +156,8 @@ class DiffusersDenoiser:
         null = None if self.null is None else torch.full((len(x_t),), self.null, device=x_t.device)
         if label is None or null is None or cfg_scale == 1:
             return self._predict(x_t, level, null if label is None else label)
-        double = Level(*(value.repeat(2) if value.ndim else value for value in level))
-        both = self._predict(torch.cat([x_t, x_t]), double, torch.cat([label, null]))
-        x0_hat, unconditional = both.x0_hat.chunk(2)
-        fraction = None if both.variance_fraction is None else both.variance_fraction.chunk(2)[0]
-        return classifier_free(Prediction(x0_hat, fraction), unconditional, cfg_scale, cfg_channels)
+        predict = partial(self._predict, label=torch.cat([label, null]))
+        return classifier_free_at_once(predict, x_t, level, cfg_scale, cfg_channels)
 
     def _predict(self, x_t: Tensor, level: Level, label: Tensor | None) -> Prediction:
         time = level.time.to(x_t.device, torch.float32).expand(len(x_t))

@@ -16,7 +16,7 @@ from steersman.checkpoint import check_finite
 from steersman.denoisers import latent
 from steersman.errors import InputError, about, unknown
 from steersman.files import listed, read_json
-from steersman.hub import hushed
+from steersman.hub import check_whole, hushed
 from steersman.meta import no_larger_than, weights_size
 
 __all__ = ["PIPELINES", "Folder", "read_index", "read_model"]
@@ -125,8 +125,7 @@ def read_model(part: str, place: Path, *kinds: type[Model]) -> Model:
         _try(kind.from_config(config))
     with hushed(logging):
         model, info = kind.from_pretrained(place, local_files_only=True, use_safetensors=True, output_loading_info=True)
-    if missing := sorted(info["missing_keys"]):
-        raise InputError(f"{part}: it lacks the weights {', '.join(missing[:3])}")
+    check_whole(f"{part}: it", info)
     check_finite(model.state_dict())
     return model
 

@@ -11,6 +11,7 @@ nothing here. A distilled scale that the network is told (Flux's guidance) is th
 
 import inspect
 import threading
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from steersman.blocks import in_blocks
-from steersman.denoise import Parameterization, Prediction, check_condition, classifier_free, to_x0
+from steersman.denoise import Parameterization, Prediction, check_condition, classifier_free_at_once, to_x0
 from steersman.denoisers import latent
 from steersman.errors import InputError, one_line
 from steersman.pipelines.layout import LAYOUTS, as_images
@@ -127,12 +128,8 @@ class PipelineDenoiser:
                 f"cfg_scale: {cfg_scale} given, but {type(self.pipe).__name__} has no unconditional model here; "
                 "allowed: 1"
             )
-        double = Level(*(value.repeat(2) if value.ndim else value for value in level))
         rows = torch.cat([conditional, torch.full_like(conditional, told.unconditional)])
-        both = self._predict(torch.cat([x_t, x_t]), double, rows, told)
-        x0_hat, unconditional = both.x0_hat.chunk(2)
-        fraction = None if both.variance_fraction is None else both.variance_fraction.chunk(2)[0]
-        return classifier_free(Prediction(x0_hat, fraction), unconditional, cfg_scale)
+        return classifier_free_at_once(partial(self._predict, rows=rows, told=told), x_t, level, cfg_scale)
 
     def decode(self, x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H2 W2"]:
         """Returns what the VAE makes of latents."""

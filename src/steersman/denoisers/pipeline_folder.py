@@ -19,7 +19,7 @@ from steersman.denoisers.folder import read_index
 from steersman.denoisers.latent import cast
 from steersman.denoisers.pipeline import PipelineDenoiser
 from steersman.errors import InputError, about
-from steersman.hub import hushed, load_pretrained, quiet
+from steersman.hub import check_whole, hushed, load_pretrained, quiet
 
 __all__ = ["OPTIONS", "fetched", "load_pipeline"]
 
@@ -128,8 +128,7 @@ def _without(index: Mapping[str, Any]) -> dict[str, None]:
 def _network(part: str, kind: Any, place: Path, **where: Any) -> nn.Module:  # noqa: ANN401
     """Returns a part with all its weights, where the libraries would draw what is missing."""
     network, info = kind.from_pretrained(place, output_loading_info=True, **where)
-    if missing := sorted(info["missing_keys"]):
-        raise InputError(f"{part}: it lacks the weights {', '.join(missing[:3])}")
+    check_whole(f"{part}: it", info)
     check_finite(network.state_dict())
     return network
 

@@ -142,7 +142,7 @@ def _dinov2(name: str, device: torch.device | str) -> tuple[str, Embed]:
         model, info = transformers.AutoModel.from_pretrained(
             place, use_safetensors=True, output_loading_info=True, **where
         )
-        check_whole(spec, info)
+        check_whole(f"features: {spec!r}", info)
         return model.float().eval(), processor
 
     with quiet("dinov2") as transformers:
