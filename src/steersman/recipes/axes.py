@@ -11,13 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
-
 from steersman.errors import InputError, unknown
 from steersman.guidance import average, injection, loss, objective, stabilizer, strength, view
 from steersman.guidance.guide import Route
 from steersman.sample import DDIM, DDPM, DPMpp, Heun, NamedScheduler, Particles, Recurrence
 from steersman.schedule import Spacing
+from steersman.typed import typed
 
 __all__ = [
     "AXES",
@@ -276,11 +275,7 @@ def normal(axis: str, section: object) -> list[dict[str, Any]]:
     full: dict[str, Any] = {"kind": kind}
     for key, field in fields.items():
         value = given.get(key, default_of(field))
-        try:
-            full[key] = TypeAdapter(hints[key]).validate_python(value)
-        except ValidationError as error:
-            problem = error.errors()[0]["msg"].removeprefix("Input should be ")
-            raise InputError(f"{axis}.{key}: {value!r} given; allowed: {problem}") from error
+        full[key] = typed(f"{axis}.{key}", value, hints[key])
         if isinstance(full[key], float) and math.isnan(full[key]):
             raise InputError(f"{axis}.{key}: {value!r} given; allowed: a number")
     return [full]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from steersman.errors import InputError, about, unknown
@@ -24,6 +24,7 @@ from steersman.guidance.objective import Logits, Objective
 from steersman.recipes.axes import AXES, HandOver, Unchanged, build, normal, plain
 from steersman.sample import Sampler
 from steersman.schedule import Level
+from steersman.typed import filled_in
 
 __all__ = ["ALSO", "Recipe", "load_recipe", "recipe_names"]
 
@@ -321,21 +322,8 @@ def _parse(name: str, text: str) -> Recipe:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise InputError(f"recipe: {name!r} is no YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"recipe: {name!r} holds {type(content).__name__}; allowed: a mapping with {_keys()}")
-    for key in content:
-        if key not in Recipe.model_fields:
-            raise unknown("key of a recipe", key, Recipe.model_fields)
-    try:
-        return Recipe.model_validate({"name": Path(name).stem, **content})
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise InputError(f"recipe: {name!r}, {where}: {first['msg']}; allowed: {_keys()}") from error
-
-
-def _keys() -> str:
-    return ", ".join(Recipe.model_fields)
+    named = {"name": Path(name).stem, **content} if isinstance(content, dict) else content
+    return filled_in(Recipe, named, "recipe", name)
 
 
 def _assignments(changes: Iterable[str]) -> dict[str, object]:

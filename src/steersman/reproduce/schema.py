@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
 from steersman.errors import InputError, about, unknown
 from steersman.metrics.evaluate import DISTANCES, FIGURES
 from steersman.metrics.extractors import DEFAULT
 from steersman.recipes import Recipe, load_recipe
+from steersman.typed import filled_in
 
 __all__ = ["File", "Reproduction", "filled", "load_reproduction", "reproduction_names"]
 
@@ -182,23 +183,10 @@ def load_reproduction(name: str) -> Reproduction:
 
 def _parsed(name: str, text: str, variant: str = "") -> Reproduction:
     content = yaml.safe_load(text)
-    if not isinstance(content, dict):
-        raise InputError(f"{type(content).__name__} given; allowed: a mapping with {_keys()}")
-    whole = {"name": f"{name}/{variant}" if variant else name, **content}
-    whole |= content["variants"][variant] if variant else {}
-    for key in whole:
-        if key not in Reproduction.model_fields:
-            raise unknown("key of a reproduction", key, Reproduction.model_fields)
-    try:
-        return Reproduction.model_validate(whole).check()
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise InputError(f"reproduction: {name!r}, {where}: {first['msg']}; allowed: {_keys()}") from error
-
-
-def _keys() -> str:
-    return ", ".join(Reproduction.model_fields)
+    if isinstance(content, dict):
+        content = {"name": f"{name}/{variant}" if variant else name, **content}
+        content |= content["variants"][variant] if variant else {}
+    return filled_in(Reproduction, content, "reproduction", name).check()
 
 
 @cache

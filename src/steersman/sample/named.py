@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
 from jaxtyping import Float
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from steersman.errors import InputError, unknown
@@ -22,6 +21,7 @@ from steersman.sample.diffusers import KNOWN, DiffusersSampler
 from steersman.sample.sampler import Draw, Move, Predict, Sampler
 from steersman.schedule import EDM, VP, Flow, Level, Schedule, Spacing
 from steersman.schedulers import FAMILIES, Family
+from steersman.typed import typed
 
 __all__ = ["NamedScheduler"]
 
@@ -175,10 +175,6 @@ def _checked(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in settings.items():
         if key not in known:
             raise unknown(f"setting of {name}", key, known or ("none",), most=len(known))
-        try:
-            is_default = value == known[key].default
-            checked[key] = value if is_default else TypeAdapter(hints[key]).validate_python(value)
-        except ValidationError as error:
-            problem = error.errors()[0]["msg"].removeprefix("Input should be ")
-            raise InputError(f"sampler.settings.{key}: {value!r} given; allowed: {problem}") from error
+        is_default = value == known[key].default
+        checked[key] = value if is_default else typed(f"sampler.settings.{key}", value, hints[key])
     return checked
