@@ -25,7 +25,6 @@ import torch
 from footprint_networks import PAIRS, SHAPES, Pair
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -35,6 +34,7 @@ from steersman.denoise import Denoiser
 from steersman.denoisers import load_denoiser
 from steersman.guidance import Constant, Denoised, Guide, Noisy, Route, TargetLogit
 from steersman.sample import DDIM, sample
+from steersman.speed.memory import peak_memory
 
 GIB = 2**30
 CARD, PEAK, SHARE = "RTX 4090", 165.2, 0.4
@@ -277,16 +277,7 @@ def measured(route: Route | None) -> tuple[int, int]:
     classifier = load_classifier("zoo:sportballs-mobilenet")
     step(denoiser, classifier, route, {})
     counted = count(denoiser, classifier, route, {})
-    gc.collect()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        step(denoiser, classifier, route, {})
-    assert profiled.profiler and profiled.profiler.kineto_results
-    events: list[Any] = [each for each in profiled.profiler.kineto_results.events() if each.name() == "[memory]"]
-    alive = peak = 0
-    for event in sorted(events, key=lambda each: each.start_ns()):
-        alive += event.nbytes()
-        peak = max(peak, alive)
-    return peak, counted.peak
+    return peak_memory(lambda: step(denoiser, classifier, route, {})), counted.peak
 
 
 def checks() -> str:

@@ -23,10 +23,10 @@ from torchvision.io import decode_image
 
 from steersman.classifiers import Classifier, load_classifier
 from steersman.data import SportBalls
-from steersman.generate import Session
 from steersman.metrics import correct, features, frechet_distance, wilson
 from steersman.recipes import Recipe, load_recipe
 from steersman.run import Run
+from steersman.session import Session
 
 GUIDE = "zoo:sportballs-mobilenet"
 JUDGE, SECOND = "zoo:sportballs-judge", "zoo:sportballs-judge2"

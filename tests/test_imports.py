@@ -31,6 +31,7 @@ ROOMS = (
     "sample",
     "sweep",
     "train",
+    "tune",
     "zoo",
 )
 HEAVY = ("diffusers", "matplotlib", "timm", "torchvision", "transformers")

@@ -34,5 +34,5 @@ def in_blocks(network: Callable[..., Tensor], size: int | None, *inputs: Tensor)
     missing = -count % size
     if missing:
         inputs = tuple(torch.cat([each, each[-1:].expand(missing, *each.shape[1:])]) for each in inputs)
-    blocks = zip(*(each.split(size) for each in inputs), strict=True)
-    return torch.cat([network(*block) for block in blocks])[:count]
+    outputs = [network(*block) for block in zip(*(each.split(size) for each in inputs), strict=True)]
+    return (torch.cat(outputs) if len(outputs) > 1 else outputs[0])[:count]

@@ -1,11 +1,19 @@
-"""Rows of a batch, taken from whatever holds one."""
+"""Rows of a batch: taken from whatever holds one, and sent to where the batch is."""
 
 from typing import Any
 
+import torch
 from jaxtyping import Int
 from torch import Tensor
 
-__all__ = ["take"]
+__all__ = ["send", "take"]
+
+
+def send(rows: Tensor, device: torch.device | str) -> Tensor:
+    """Returns a tensor of the host on a device, without waiting for what the device is doing."""
+    if torch.device(device).type == "cuda" and rows.device.type == "cpu":
+        return rows.pin_memory().to(device, non_blocking=True)
+    return rows.to(device)
 
 
 def take(held: Any, rows: Int[Tensor, " N"]) -> Any:  # noqa: ANN401

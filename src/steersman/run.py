@@ -13,13 +13,30 @@ import torch
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from steersman.blocks import block_size
 from steersman.errors import InputError, about, unknown
 from steersman.recipes import Recipe, load_recipe
 from steersman.sample.noise import SEEDS
+from steersman.speed.placement import DTYPES, Placement
 
-__all__ = ["DTYPES", "TARGET", "Run", "check_device", "check_folder", "read_run", "weights"]
+__all__ = [
+    "DRAWN",
+    "FORMATS",
+    "TARGET",
+    "Run",
+    "check_device",
+    "check_folder",
+    "read_record",
+    "read_run",
+    "weights",
+]
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+FORMATS = {"png": None, "npz": ".npz", "webdataset": ".tar"}
+"""What images are written as, and the suffix of the files that several share."""
+
+SHOWN = 3  # settings that a message names, at most
+
+DRAWN = "drawn"  # under which ``run.yaml`` says what `steersman.generate.store` needs to know of the images
 
 TARGET = "target"
 """The label that is each image's target."""
@@ -46,8 +63,12 @@ class Run:
         negative_prompt: What they do not show; None for what such a denoiser takes without one.
         cfg_scale: The classifier-free scale; 1 for the conditional model alone.
         batch_size: Images at a time; by default 4 on a CPU, where several batches are drawn side by side, else 16.
-        device: Where the networks run.
-        dtype: In what: float32, bfloat16 or float16.
+        device: Where the networks run; its number is no setting, since equal devices draw equal images.
+        dtype: In what: float32, bfloat16, float16; or auto, what a short measurement finds fastest.
+        placed: What it found, for ``denoiser`` and ``classifier``.
+        checkpoint: Whether the denoiser computes its blocks again for a gradient, and keeps less.
+        compile: Whether ``torch.compile`` compiles denoiser and classifiers.
+        format: What images are written as: png, npz or webdataset.
     """
 
     targets: tuple[str, ...] = ()
@@ -66,6 +87,10 @@ class Run:
     batch_size: int | None = None
     device: str = "cpu"
     dtype: str = "float32"
+    placed: Mapping[str, Placement] = field(default_factory=dict)
+    checkpoint: bool = False
+    compile: bool = False
+    format: str = "png"
 
     def __post_init__(self) -> None:
         for name, given, least in (("num", self.num, 1), ("seed", self.seed, 0), ("batch_size", self.at_once, 1)):
@@ -79,8 +104,12 @@ class Run:
             raise InputError("target: none given; allowed: names or indices of classes, all, or a blend of classes")
         if not self.classifiers:
             raise InputError("classifier: none given; allowed: one or more")
-        if self.dtype not in DTYPES:
-            raise unknown("dtype", self.dtype, DTYPES)
+        if self.dtype not in (allowed := (*DTYPES, "auto")):
+            raise unknown("dtype", self.dtype, allowed)
+        if self.placed and self.dtype != "auto":
+            raise InputError(f"placed: given with dtype {self.dtype}; allowed: auto")
+        if self.format not in FORMATS:
+            raise unknown("format", self.format, FORMATS)
         if self.judge in self.classifiers:
             raise InputError(f"judge: {self.judge!r} given, which is the guide; allowed: another network, or none")
         check_device(self.device)
@@ -88,16 +117,27 @@ class Run:
     @property
     def at_once(self) -> int:
         """The batch size, or its default."""
-        return (4 if self.device == "cpu" else 16) if self.batch_size is None else self.batch_size
+        if self.batch_size is not None:
+            return self.batch_size
+        return max((each.block for each in self.placed.values()), default=4 if self.device == "cpu" else 16)
 
-    def record(self) -> dict[str, Any]:
-        """Returns what ``run.yaml`` holds: settings and versions."""
-        settings = asdict(self) | {"batch_size": self.at_once}
+    def placement(self, part: str) -> Placement:
+        """Returns how the ``denoiser`` is placed, or a ``classifier``."""
+        block = block_size(self.device, self.at_once)
+        return self.placed.get(part) or Placement(dtype=self.dtype, block=block)
+
+    def settings(self) -> dict[str, Any]:
+        """Returns all that makes the images, in plain values."""
+        settings = asdict(self) | {"batch_size": self.at_once, "device": torch.device(self.device).type}
         settings |= {"targets": list(self.targets), "classifiers": list(self.classifiers)}
         settings["recipe"] = {"name": self.recipe.name, "settings": self.recipe.resolved()}
+        return settings
+
+    def record(self) -> dict[str, Any]:
+        """Returns settings and versions, as ``run.yaml`` holds them."""
         packages = ["steersman", "torch", "torchvision", "diffusers", "timm"]
         packages += [name for name in ("transformers",) if find_spec(name)]
-        return settings | {
+        return self.settings() | {
             "versions": {"python": platform.python_version()} | {name: version(name) for name in packages}
         }
 
@@ -138,14 +178,31 @@ def check_device(device: str) -> None:
 
 
 def check_folder(out: Path, run: Run) -> None:
-    """Refuses a folder that holds a run with other settings.
+    """Refuses a folder that holds a run with other settings, and says which.
 
     Raises:
         InputError: It does, or what it holds cannot be read.
     """
     before = out / "run.yaml"
-    if before.exists() and read_run(before).record() != run.record():
-        raise InputError(f"out: {str(out)!r} holds a run with other settings; allowed: an empty folder, or that run")
+    if not before.exists():
+        return
+    was, now = (_flat(each.settings()) for each in (read_run(before), run))
+    other = [key for key in {**was, **now} if was.get(key) != now.get(key)]
+    if other:
+        said = "; ".join(f"{key}: was {was.get(key)}, is {now.get(key)}" for key in other[:SHOWN])
+        more = f"; and {len(other) - SHOWN} more" if len(other) > SHOWN else ""
+        raise InputError(
+            f"out: {str(out)!r} holds a run with other settings ({said}{more}); allowed: an empty folder, or that run"
+        )
+
+
+def _flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Returns nested settings by their dotted names."""
+    found = {}
+    for key, value in settings.items():
+        name = f"{above}.{key}" if above else key
+        found |= _flat(value, name) if isinstance(value, Mapping) and value else {name: value}
+    return found
 
 
 def read_run(path: Path) -> Run:
@@ -158,7 +215,12 @@ def read_run(path: Path) -> Run:
         return _run(path)
 
 
-def _run(path: Path) -> Run:
+def read_record(path: Path) -> dict[str, Any]:
+    """Returns what a ``run.yaml`` holds.
+
+    Raises:
+        InputError: The file cannot be read, or is no such record.
+    """
     try:
         content = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -167,7 +229,13 @@ def _run(path: Path) -> Run:
     known = [each.name for each in fields(Run)]
     if not isinstance(content, dict) or not {"targets", "recipe"} <= content.keys():
         raise InputError(f"run: {str(path)!r} records no run; allowed: a mapping with {', '.join(known)}")
-    content.pop("versions", None)
+    return content
+
+
+def _run(path: Path) -> Run:
+    content, known = read_record(path), [each.name for each in fields(Run)]
+    for key in ("versions", DRAWN):
+        content.pop(key, None)
     for key in content:
         if key not in known:
             raise unknown("key of a run", key, known)

@@ -32,6 +32,7 @@ __all__ = [
     "even_ratios",
     "from_diffusers",
     "karras_ratios",
+    "times",
 ]
 
 MOST = 1_000_000  # times of a schedule; networks are trained on thousands
@@ -79,6 +80,13 @@ def broadcast(value: Float[Tensor, "*batch"], like: Tensor) -> Tensor:
     if value.ndim == 0:
         return value.to(dtype=like.dtype)
     return value.to(device=like.device, dtype=like.dtype).reshape(-1, *[1] * (like.ndim - 1))
+
+
+def times(level: Level, count: int, device: torch.device, dtype: torch.dtype) -> Float[Tensor, " count"]:
+    """Returns each image's time; one that they share goes to a device as a number, which nobody has to await."""
+    if level.time.ndim == 0:
+        return torch.full((count,), float(level.time), device=device, dtype=dtype)
+    return level.time.to(device, dtype).expand(count)
 
 
 def karras_ratios(steps: int, low: float, high: float, rho: float = 7.0) -> Float64[Tensor, " steps"]:

@@ -15,9 +15,7 @@ from torch import Tensor
 from steersman.classifiers import Classifier, TextClassifier
 from steersman.metrics import correct, target_probability
 
-__all__ = ["Tally", "Verdict", "figures", "judged"]
-
-GRID = 64  # images of a target in the grid, at most
+__all__ = ["Verdict", "figures", "judged"]
 
 
 class Verdict(NamedTuple):
@@ -55,41 +53,12 @@ def judged(classifier: Classifier, images: Float[Tensor, "B 3 H W"], targets: Se
     return [Verdict(*said) for said in zip(right, probability, similarity, strict=True)]
 
 
-class Tally:
-    """What is gathered of one target's images.
-
-    Attributes:
-        verdicts: What guide and judge said.
-        shown: The first images, for the grid.
-    """
-
-    def __init__(self) -> None:
-        self.verdicts: dict[str, list[Verdict]] = {"guide": [], "judge": []}
-        self.shown: list[Tensor] = []
-
-    def add(self, image: Float[Tensor, "3 H W"], verdicts: Mapping[str, Verdict | None]) -> None:
-        """Adds an image in [-1, 1] and what was said of it."""
-        for name, verdict in verdicts.items():
-            if verdict is not None:
-                self.verdicts[name].append(verdict)
-        if len(self.shown) < GRID:
-            self.shown.append(image.cpu())
-
-
-def figures(tallies: Mapping[str, Tally]) -> dict[str, Any]:
-    """Returns what guide and judge say, over all targets and for each."""
-
-    def means(chosen: Sequence[Tally]) -> dict[str, Any]:
-        said = {name: [row for tally in chosen for row in tally.verdicts[name]] for name in ("guide", "judge")}
-        return {
-            figure: {name: _mean([getattr(row, figure) for row in rows]) for name, rows in said.items()}
-            for figure in Verdict._fields
-        }
-
-    whole = means(list(tallies.values()))
-    if len(tallies) > 1:
-        whole["targets"] = {name: means([tally]) for name, tally in tallies.items()}
-    return whole
+def figures(said: Sequence[Mapping[str, Verdict | None]]) -> dict[str, Any]:
+    """Returns the means of what guide and judge say of some images, by figure and network."""
+    return {
+        figure: {name: _mean([getattr(each[name], figure, None) for each in said]) for name in ("guide", "judge")}
+        for figure in Verdict._fields
+    }
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -1,7 +1,9 @@
 """What happens while a batch is drawn: how its images were pushed, how often the networks were asked."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -9,16 +11,16 @@ from torch import Tensor, nn
 from steersman.guidance.view import rms
 from steersman.sample import Report
 
-__all__ = ["Meter", "Watch"]
+__all__ = ["Watch", "counting", "metered"]
 
 
 class Watch:
-    """Follows the walk of a batch: gradients that were dropped, and how far each image was pushed in all.
+    """Follows the walk of a batch: of each image the gradients that were dropped, and how far it was pushed in all.
 
     Both are kept where they are computed, so that an accelerator need not wait at each step.
     """
 
-    def __init__(self, on_step: Callable[[], None]) -> None:
+    def __init__(self, on_step: Callable[[], object]) -> None:
         self.on_step = on_step
         self.dropped, self.pushed = torch.zeros((), dtype=torch.int64), torch.zeros(())
 
@@ -26,32 +28,40 @@ class Watch:
         """Takes a step's report."""
         for push in report.pushes:
             if push is not None:
-                self.dropped = self.dropped + (~push.finite).sum()
+                self.dropped = (~push.finite).to(torch.int64) + self.dropped.to(push.finite.device)
                 self.pushed = self.pushed + push.value
         if report.step.repeat == 0:
             self.on_step()
 
-    def moved(self) -> list[float]:
-        """Returns how far each image was pushed, once: the watch outlives its batch, whose size it need not keep."""
-        pushed, self.pushed = self.pushed, torch.zeros(())
-        return rms(pushed).flatten().tolist() if pushed.ndim else []
+    def drops(self, count: int) -> list[int]:
+        """Returns how many gradients of each of so many images were dropped."""
+        return self.dropped.expand(count).tolist()
+
+    def moved(self, count: int) -> list[float] | list[None]:
+        """Returns how far each of so many images was pushed, None where nothing pushed."""
+        return rms(self.pushed).flatten().tolist() if self.pushed.ndim else [None] * count
 
 
-class Meter:
-    """Counts the images that networks are asked about by threads inside, with those that fill up a last block."""
+_inside = threading.local()
 
-    def __init__(self, networks: Sequence[nn.Module]) -> None:
-        self.images, self.inside, self.lock = 0, threading.local(), threading.Lock()
-        for network in dict.fromkeys(networks):
-            network.register_forward_pre_hook(self._add)
 
-    def __enter__(self) -> None:
-        self.inside.now = True
+def metered(networks: Iterable[nn.Module]) -> None:
+    """Lets networks be counted from now on; once is enough, whoever shares them."""
+    for network in networks:
+        if _add not in network._forward_pre_hooks.values():
+            network.register_forward_pre_hook(_add)
 
-    def __exit__(self, *_: object) -> None:
-        self.inside.now = False
 
-    def _add(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if getattr(self.inside, "now", False):
-            with self.lock:
-                self.images += len(inputs[0])
+@contextmanager
+def counting() -> Iterator[Counter[nn.Module]]:
+    """Yields how many images each metered network is asked about by this thread, with those that fill up a block."""
+    _inside.counts = counts = Counter[nn.Module]()
+    try:
+        yield counts
+    finally:
+        _inside.counts = None
+
+
+def _add(network: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    if (counts := getattr(_inside, "counts", None)) is not None:
+        counts[network] += len(inputs[0])

@@ -19,9 +19,9 @@ from steersman.cli import main
 from steersman.denoisers import load_denoiser
 from steersman.denoisers.pipeline import PipelineDenoiser
 from steersman.errors import InputError
-from steersman.generate import Session
 from steersman.recipes import load_recipe
 from steersman.run import Run, read_run
+from steersman.session import Session
 
 COMMIT = "0123456789" * 4
 

@@ -29,10 +29,10 @@ def test_a_bundled_one_is_whole(name):
     for spec in (wanted.denoiser, *wanted.classifiers, wanted.reference or "", wanted.features):
         assert "{" not in filled(spec, found.paths)
     work = Work(wanted=wanted, paths=found.paths, out=Path("out"), num=wanted.num)
-    assert sum(run.num for run in work.parts.values()) == wanted.num
+    assert sum(run.num for run in work.runs.values()) == wanted.num
     assert work.figures == sorted(wanted.published["guided"], key=work.figures.index)
     if isinstance(wanted.targets, int):
-        assert {run.num for run in work.parts.values()} == {wanted.num / wanted.targets}
+        assert {run.num for run in work.runs.values()} == {wanted.num / wanted.targets}
         assert (wanted.num / wanted.targets) % wanted.batch_size == 0  # no batch is padded
 
 
@@ -75,10 +75,9 @@ def test_an_empty_folder_is_missing(tmp_path):
 def test_image_i_has_seed_i_and_its_share_of_the_classes(num, classes):
     wanted = load_reproduction("elucd-imagenet128").model_copy(update={"targets": classes})
     work = Work(wanted=wanted, paths=needed("elucd-imagenet128").paths, out=Path("out"), num=num)
-    drawn = {seed: run.targets for run in work.parts.values() for seed in range(run.seed, run.seed + run.num)}
+    drawn = {seed: run.targets for run in work.runs.values() for seed in range(run.seed, run.seed + run.num)}
     assert drawn == {image: (str(image * classes // num),) for image in range(num)}
-    assert max(run.num for run in work.parts.values()) <= 1024
-    assert len(work.parts) == len({run.seed for run in work.parts.values()})
+    assert len(work.runs) == len({run.seed for run in work.runs.values()})
 
 
 def test_few_images_have_fewer_figures():

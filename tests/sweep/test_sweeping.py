@@ -9,7 +9,7 @@ import yaml
 from PIL import Image
 
 from steersman.errors import InputError
-from steersman.generate import Session
+from steersman.session import Session
 from steersman.sweep import Sweep, Sweeping, varied
 
 REFERENCE = "sportballs?num=40&resolution=16"

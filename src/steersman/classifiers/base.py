@@ -23,7 +23,7 @@ from steersman.classifiers.preprocess import Preprocess
 from steersman.classifiers.smoothing import SoftCalls, activations, soften
 from steersman.errors import InputError
 from steersman.names import resolve
-from steersman.schedule import Level, Schedule, broadcast
+from steersman.schedule import Level, Schedule, broadcast, times
 
 __all__ = ["Classifier"]
 
@@ -106,9 +106,12 @@ class Classifier(nn.Module):
                 raise InputError("this classifier was trained to be told the noise level, but got none")
             if self.schedule is not None:
                 image, level = _on(self.schedule, image, level)
-            told = [level.time.to(image.device, exact).expand(image.shape[0])]
-        inputs = [self.preprocess(image).to(weights), *told]
-        return in_blocks(self.network, self.block, *inputs).to(exact)
+            told = [times(level, len(image), image.device, exact)]
+
+        def logits(image: Tensor, *told: Tensor) -> Tensor:
+            return self.network(self.preprocess(image).to(weights), *told)
+
+        return in_blocks(logits, self.block, image, *told).to(exact)
 
     @torch.no_grad()
     def features(self, image: Float[Tensor, "B C H W"], level: Level | None = None) -> Float[Tensor, "B D"]:

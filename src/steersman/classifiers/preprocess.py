@@ -5,17 +5,17 @@ An image in [-1, 1] becomes the network's input by one affine map a channel,
     u = (x + 1) / 2,    input = (u - mean) / std = x · 1/(2 std) + (1/2 - mean) / std,
 
 after an optional resize and an optional centre crop, in that order, as libraries do it: what lies just outside of the
-crop takes part in the resize. Every part is linear in x, so the gradient of a log-likelihood reaches each pixel that
-the network sees. Nothing is clamped: bicubic resizing may overshoot [-1, 1] slightly, and a clamp would cut the
-gradient exactly where the image is saturated.
+crop takes part in the resize. A resize is ``R x C^T``, a matrix for the rows and one for the columns. Every part is
+linear in x, so the gradient of a log-likelihood reaches each pixel that the network sees. Nothing is clamped: bicubic
+resizing may overshoot [-1, 1] slightly, and a clamp would cut the gradient exactly where the image is saturated.
 
 A picture of 8 bits that needs no resize gets the input that torchvision, timm or transformers make of it, to float32's
 rounding. One that is resized differs by theirs: they resize in 8 bits, in two passes, and clamp to [0, 255].
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Literal, get_args
 
 import torch
@@ -92,17 +92,24 @@ class Preprocess:
         if len(self.mean) not in (1, channels):
             raise InputError(f"the classifier takes images of {len(self.mean)} channels, got {channels}")
         if self.size is not None and image.shape[-2:] != (sides := self._sides(*image.shape[-2:])):
-            image = functional.interpolate(image, sides, mode=self.interpolation, antialias=True)
+            rows, columns = (
+                _resize(old, new, self.interpolation, image.dtype, image.device)
+                for old, new in zip(image.shape[-2:], sides, strict=True)
+            )
+            image = rows @ image @ columns.mT
         if self.crop is not None:
             image = _centre_square(image, self.size or max(1, round(self.crop * min(image.shape[-2:]))))
-        slope = [0.5 / std for std in self.std]
-        offset = [(0.5 - mean) / std for mean, std in zip(self.mean, self.std, strict=True)]
-        return image * _per_channel(slope, image) + _per_channel(offset, image)
+        slope = tuple(0.5 / std for std in self.std)
+        offset = tuple((0.5 - mean) / std for mean, std in zip(self.mean, self.std, strict=True))
+        if all(each == 1 for each in slope) and not any(offset):
+            return image
+        slopes, offsets = (_per_channel(each, image.dtype, image.device) for each in (slope, offset))
+        return image * slopes + offsets
 
     def _in_channels(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B c H W"]:
         if self.channels == "rgb" or image.shape[1] != 3:
             return image
-        return image.flip(1) if self.channels == "bgr" else (image * _per_channel(LUMA, image)).sum(1, keepdim=True)
+        return image.flip(1) if self.channels == "bgr" else _grey(image)
 
     def _sides(self, height: int, width: int) -> tuple[int, int]:
         """Returns height and width after the resize: with a crop, the shorter one is size / crop."""
@@ -132,5 +139,19 @@ def _centre_square(image: Float[Tensor, "B C H W"], side: int) -> Float[Tensor, 
     return image[..., top : top + side, left : left + side]
 
 
-def _per_channel(values: Sequence[float], image: Float[Tensor, "B C H W"]) -> Float[Tensor, "c 1 1"]:
-    return torch.tensor(values, dtype=image.dtype, device=image.device).reshape(-1, 1, 1)
+def _grey(image: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 1 H W"]:
+    return (image * _per_channel(LUMA, image.dtype, image.device)).sum(1, keepdim=True)
+
+
+@cache
+def _resize(
+    old: int, new: int, interpolation: Interpolation, dtype: torch.dtype, device: torch.device
+) -> Float[Tensor, "new old"]:
+    """Returns the matrix that resizes a column of pixels; products with it are faster than interpolation."""
+    each = torch.eye(old, dtype=torch.float64)[None, None]
+    return functional.interpolate(each, (new, old), mode=interpolation, antialias=True)[0, 0].to(device, dtype)
+
+
+@cache
+def _per_channel(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Float[Tensor, "c 1 1"]:
+    return torch.tensor(values, dtype=dtype, device=device).reshape(-1, 1, 1)

@@ -1,5 +1,7 @@
 from steersman.cli.analyze import app as analyze
 from steersman.cli.app import app, main
+from steersman.cli.bench import EPILOG as BENCH
+from steersman.cli.bench import bench
 from steersman.cli.convert import EPILOG as CONVERT
 from steersman.cli.convert import convert
 from steersman.cli.data import app as data
@@ -14,10 +16,14 @@ from steersman.cli.sample import EPILOG, sample
 from steersman.cli.sweep import EPILOG as SWEEP
 from steersman.cli.sweep import sweep
 from steersman.cli.train import app as train
+from steersman.cli.tune import EPILOG as TUNE
+from steersman.cli.tune import tune
 
 app.command(epilog=EPILOG)(sample)
 app.command(epilog=CONVERT)(convert)
 app.command(epilog=SWEEP)(sweep)
+app.command(epilog=TUNE)(tune)
+app.command(epilog=BENCH)(bench)
 app.command(epilog=REPORT)(report)
 app.command(epilog=REPRODUCE)(reproduce)
 app.command(epilog=EVALUATE)(evaluate)

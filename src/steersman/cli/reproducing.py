@@ -96,9 +96,8 @@ def carry_out(asked: Asked) -> None:
         resamples=asked.resamples,
     )
     with progress_bar(console) as progress:
-        batches = sum(-(-run.num // run.at_once) for run in work.missing.values())
-        drawing = progress.add_task(f"{num} images", total=batches * found.steps)
-        lost = work.draw(on_step=lambda: progress.advance(drawing))
+        drawing = progress.add_task("images", total=num)
+        lost = work.draw(on_images=lambda count: progress.advance(drawing, count))
         measuring = progress.add_task("measuring", total=None)
         figures = work.measure(on_images=lambda count: progress.advance(measuring, count))
     _compare(console, wanted, figures, wanted.published[side], num)

@@ -1,5 +1,6 @@
 """``steersman sample``: draw images, steered."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,9 +18,7 @@ EPILOG = "Example: steersman sample --target baseball --num 16 --out balls"
 
 def sample(
     context: Context,
-    target: Annotated[
-        list[str] | None, typer.Option(help="Class by name or index, text for CLIP; repeat, or all.")
-    ] = None,
+    target: Annotated[list[str] | None, typer.Option(help="Class: name, index, or text; repeat, or all.")] = None,
     blend: Annotated[
         list[str] | None,
         typer.Option(metavar="CLASS=WEIGHT", help="Several classes at once; a negative weight repels."),
@@ -54,23 +53,33 @@ def sample(
         int | None, typer.Option(help="Images at a time; 4 on a CPU, else 16.", show_default=False)
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "float32",
+    checkpoint: Annotated[bool, typer.Option("--checkpoint", help="Less memory on the route through.")] = False,
+    compile: Annotated[bool, typer.Option("--compile", help="With torch.compile.")] = False,
+    format: Annotated[str, typer.Option(help="png, npz or webdataset.")] = "png",
     gif: Annotated[bool, typer.Option("--gif", help="Also animate images and gradients.")] = False,
-    from_: Annotated[Path | None, typer.Option("--from", metavar="RUN.YAML", help="Repeat a recorded run.")] = None,
+    from_: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="RUN.YAML", help="Go on with a run; with --out, repeat it."),
+    ] = None,
+    status: Annotated[Path | None, typer.Option(metavar="DIR", help="Only tell how far a run is.")] = None,
 ) -> None:
-    """Draw images with a diffusion model, steered by a classifier."""
-    from steersman.cli.sampling import carry_out
-    from steersman.errors import InputError
+    """Draw images, steered by a classifier; the same command again draws what is missing."""
+    from steersman.cli.sampling import carry_out, tell
     from steersman.files import file_name
+    from steersman.generate import Share
     from steersman.recipes import load_recipe
     from steersman.run import Run, read_run, weights
 
+    share = Share.told()
+    if status is not None:
+        _alone(context, "status", "which draws nothing", ())
+        return tell(status)
     if from_ is not None:
-        given = [name for name in context.params if _typed(context, name) and name not in ("from_", "out", "gif")]
-        if given:
-            option = given[0].strip("_").replace("_", "-")
-            raise InputError(f"--{option}: given with --from, whose file holds all settings; allowed: --out, --gif")
+        _alone(context, "from", "whose file holds all settings", ("out", "gif"))
         run = read_run(from_)
+        run = replace(run, device=share.device(run.device))
+        out = out or from_.parent
     else:
         short = {"sampler.kind": sampler, "walk.steps": steps, "scale": scale}
         changes = [f"{key}={value}" for key, value in short.items() if value is not None]
@@ -80,7 +89,7 @@ def sample(
             num=num,
             seed=seed,
             denoiser=denoiser,
-            **({"classifiers": tuple(classifier)} if classifier else {}),
+            classifiers=tuple(classifier) if classifier else Run.classifiers,
             judge=None if judge == "none" else judge,
             recipe=load_recipe(recipe, [*(set_ or ()), *changes]),
             guided=not no_guidance,
@@ -89,11 +98,24 @@ def sample(
             negative_prompt=negative_prompt,
             cfg_scale=cfg_scale,
             batch_size=batch_size,
-            device=device,
+            device=share.device(device),
             dtype=dtype,
+            checkpoint=checkpoint,
+            compile=compile,
+            format=format,
         )
     named = "-".join(run.targets or run.blend)
-    carry_out(run, out or Path("outputs", file_name(named).replace(" ", "-")), gif=gif)
+    carry_out(run, out or Path("outputs", file_name(named).replace(" ", "-")), share=share, gif=gif)
+
+
+def _alone(context: Context, option: str, why: str, others: tuple[str, ...]) -> None:
+    """Refuses what was given beside an option that leaves it nothing to say."""
+    from steersman.errors import InputError
+
+    for name in context.params:
+        if _typed(context, name) and (given := name.strip("_")) not in (option, *others):
+            allowed = ", ".join(f"--{each}" for each in others) or "it alone"
+            raise InputError(f"--{given.replace('_', '-')}: given with --{option}, {why}; allowed: {allowed}")
 
 
 def _typed(context: Context, name: str) -> bool:

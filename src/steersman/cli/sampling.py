@@ -1,5 +1,6 @@
 """A run on the terminal: a live progress bar, and a short table at the end."""
 
+import shlex
 from pathlib import Path
 
 import typer
@@ -8,13 +9,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from steersman.cli.progress import progress_bar
-from steersman.generate import Session, Summary
+from steersman.generate import Share, Stop, Summary, Unfinished, generate, status
 from steersman.report import Frames
 from steersman.run import Run
+from steersman.session import Session
+from steersman.speed.auto import as_begun
 
-__all__ = ["carry_out"]
+__all__ = ["carry_out", "tell"]
 
 ANIMATED = 4  # images in an animation
+NAMED = 8  # images that a line names, at most
 COLUMNS = {
     ("accuracy", "guide"): ("guide sees it", ".0%"),
     ("accuracy", "judge"): ("judge sees it", ".0%"),
@@ -25,31 +29,72 @@ COLUMNS = {
 }
 
 
-def carry_out(run: Run, out: Path, *, gif: bool = False) -> None:
-    """Does a run with a progress bar, and prints its table.
+def carry_out(run: Run, out: Path, *, share: Share, gif: bool = False) -> None:
+    """Does a run, or what is left of it, with a progress bar, and prints its table.
 
     Args:
         run: The run.
         out: Its folder.
+        share: Which process this is; only the first one speaks, the others print errors alone.
         gif: Whether to animate the first images.
 
     Raises:
-        typer.Exit: With 1, where an image became non-finite.
+        typer.Exit: With 1, where an image became non-finite; with 130 or 143, where a signal came.
     """
-    console = Console()
+    console = Console(quiet=not share.first)
     with console.status("loading the networks"):
-        session = Session(run)
-    frames = Frames(count=ANIMATED, decode=session.denoiser.decode) if gif else None
-    count = run.num * len(session.targets)
-    with progress_bar(console) as progress:
-        steps = run.recipe.walk()["steps"] * -(-count // run.at_once)
-        task = progress.add_task(f"{count} images", total=steps)
-        summary = session.generate(out, on_step=lambda: progress.advance(task), callbacks=[frames] if frames else [])
-    if frames is not None:
+        session = Session(as_begun(run, out, wait=not share.first))
+    frames = Frames(count=ANIMATED, decode=session.denoiser.decode) if gif and share.first else None
+    with progress_bar(console) as progress, Stop() as stop:
+        task = progress.add_task("images", total=run.num * len(session.targets))
+        try:
+            summary = generate(
+                session,
+                out,
+                share=share,
+                stop=lambda: bool(stop),
+                on_images=lambda count: progress.advance(task, count),
+                callbacks=[frames] if frames else [],
+                tell=lambda line: console.print(line, soft_wrap=True),
+            )
+        except Unfinished as unfinished:
+            summary = unfinished
+    if frames is not None and frames.images:
         frames.write(out / "animation.gif")
+    if isinstance(summary, Unfinished):
+        how = "the same command goes on" if stop else "other processes are at work"
+        more = (
+            f"steersman sample --{'from' if stop else 'status'} {shlex.quote(str(out / 'run.yaml' if stop else out))}"
+        )
+        console.print(
+            f"{summary.whole} of {summary.total} images are there; {how}, or: {more}", soft_wrap=True, markup=False
+        )
+        raise typer.Exit(stop.code or 0)
+    if frames is not None and not frames.images:
+        console.print("no animation: the first images were there before")
     _print(console, session, summary, out)
     if summary.lost:
         raise typer.Exit(1)
+
+
+def tell(out: Path) -> None:
+    """Prints how far the run in a folder is.
+
+    Raises:
+        InputError: The folder holds none.
+    """
+    console, found = Console(), status(out)
+    table = Table("target", box=None, pad_edge=False)
+    for name in ("whole", "lost", "missing"):
+        table.add_column(name, justify="right")
+    for name in found.whole:
+        table.add_row(escape(name), *map(str, (found.whole[name], found.lost[name], found.missing(name))))
+    if len(found.whole) > 1:
+        missing = sum(map(found.missing, found.whole))
+        table.add_row("all", str(sum(found.whole.values())), str(sum(found.lost.values())), str(missing))
+    console.print(table)
+    processes = f"{found.processes} process{'es' if found.processes > 1 else ''} drawing"
+    console.print(processes if found.processes else "not running")
 
 
 def _print(console: Console, session: Session, summary: Summary, out: Path) -> None:
@@ -70,9 +115,11 @@ def _print(console: Console, session: Session, summary: Summary, out: Path) -> N
         f"{evaluations['denoiser']:g} evaluations of the denoiser and {evaluations['classifier']:g} of the guide"
     )
     if metrics["nonfinite_gradients"]:
-        console.print(f"{metrics['nonfinite_gradients']} gradients were not finite and were dropped")
+        names = list(metrics["nonfinite_gradients_of"])
+        listed = ", ".join(names[:NAMED]) + (f", … ({len(names)} images)" if len(names) > NAMED else "")
+        console.print(f"{metrics['nonfinite_gradients']} gradients were not finite and were dropped: {escape(listed)}")
     for warning in summary.warnings:
         console.print(f"[yellow]{warning}[/yellow]")
     if summary.lost:
-        console.print(f"[red]not finite and not written: {escape(', '.join(summary.lost))}[/red]")
+        console.print(f"[red]not finite and not written: {escape(', '.join(summary.lost))}[/red]", soft_wrap=True)
     console.print(f"images in {escape(str(out))}", soft_wrap=True)

@@ -31,9 +31,9 @@ def carry_out(sweep: Sweep, out: Path, *, pareto: bool = False) -> None:
         sweeping = Sweeping(sweep, out)
     missing = sweeping.missing()
     with progress_bar(console) as progress:
-        drawing = progress.add_task("", total=sum(map(sweeping.steps, missing)))
+        drawing = progress.add_task("", total=sum(map(sweeping.count, missing)))
         sweeping.draw(
-            on_step=lambda: progress.advance(drawing),
+            on_images=lambda count: progress.advance(drawing, count),
             on_cell=lambda cell: progress.update(drawing, description=escape(cell.name)),
         )
         measuring = progress.add_task("measuring", total=len(sweeping.cells))

@@ -23,7 +23,7 @@ from steersman.denoisers.adm_network import ADMUNet
 from steersman.denoisers.dit_network import DiT
 from steersman.denoisers.folder import Folder
 from steersman.errors import InputError, unknown
-from steersman.schedule import Flow, Level, Schedule, from_diffusers
+from steersman.schedule import Flow, Level, Schedule, from_diffusers, times
 
 __all__ = ["DiffusersDenoiser"]
 
@@ -160,7 +160,7 @@ class DiffusersDenoiser:
         return classifier_free_at_once(predict, x_t, level, cfg_scale, cfg_channels)
 
     def _predict(self, x_t: Tensor, level: Level, label: Tensor | None) -> Prediction:
-        time = level.time.to(x_t.device, torch.float32).expand(len(x_t))
+        time = times(level, len(x_t), x_t.device, torch.float32)
         dtype = self.network.dtype
         inputs = (x_t.to(dtype), time) if label is None else (x_t.to(dtype), time, label)
         output = in_blocks(self._output, self.block, *inputs).to(x_t.dtype)

@@ -22,7 +22,7 @@ from steersman.denoise import Prediction, check_condition, classifier_free
 from steersman.denoisers.adm_network import ADMUNet
 from steersman.denoisers.folder import Folder
 from steersman.errors import InputError
-from steersman.schedule import EDM, Level, Schedule, broadcast
+from steersman.schedule import EDM, Level, Schedule, broadcast, times
 
 __all__ = ["EDMDenoiser"]
 
@@ -156,7 +156,7 @@ class EDMDenoiser:
             for each in (self.sigma_data**2 / total**2, level.sigma * self.sigma_data / total, 1 / total)
         )
         dtype = next(self.network.parameters(), x_t).dtype
-        noise = level.time.to(x_t.device, torch.promote_types(dtype, torch.float32)).expand(len(x_t))
+        noise = times(level, len(x_t), x_t.device, torch.promote_types(dtype, torch.float32))
         told = () if label is None else (label,)
         output = in_blocks(self._output, self.block, (c_in * x_t).to(dtype), noise, *told)
         return c_skip * x_t + c_out * output.to(x_t.dtype)

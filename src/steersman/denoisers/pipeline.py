@@ -25,7 +25,7 @@ from steersman.denoisers import latent
 from steersman.errors import InputError, one_line
 from steersman.pipelines.layout import LAYOUTS, as_images
 from steersman.pipelines.told import Told, hear
-from steersman.schedule import Flow, Level, Schedule, from_diffusers
+from steersman.schedule import Flow, Level, Schedule, from_diffusers, times
 
 __all__ = ["PipelineDenoiser"]
 
@@ -140,7 +140,7 @@ class PipelineDenoiser:
         return latent.encoded(self.vae, images)
 
     def _predict(self, x_t: Tensor, level: Level, rows: Tensor, told: Told) -> Prediction:
-        time = (level.time * told.pace).to(x_t.device, torch.float32).expand(len(x_t))
+        time = times(level, len(x_t), x_t.device, torch.float32) * told.pace
 
         def output(x: Tensor, time: Tensor, rows: Tensor) -> Tensor:
             answer = self.network(self.layout.pack(x), timestep=time, **told.rows(rows))

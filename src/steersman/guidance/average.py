@@ -16,6 +16,7 @@ from torch import Tensor
 
 from steersman.errors import InputError
 from steersman.guidance.objective import Objective
+from steersman.rows import send
 from steersman.schedule import Level, broadcast
 
 __all__ = ["Augmented", "MonteCarlo"]
@@ -59,8 +60,8 @@ class Augmented:
         size, angle = (1 + self.zoom) ** unit[:, 0], unit[:, 1] * math.radians(self.turn)
         cos, sin = size * angle.cos(), size * angle.sin()
         x, y = 2 * self.shift * unit[:, 2], 2 * self.shift * unit[:, 3]
-        maps = torch.stack([torch.stack([cos, -sin, x], 1), torch.stack([sin, cos, y], 1)], 1).to(image)
-        shown = [image, *(_transformed(image, each) for each in maps)]
+        maps = torch.stack([torch.stack([cos, -sin, x], 1), torch.stack([sin, cos, y], 1)], 1)
+        shown = [image, *(_transformed(image, each) for each in send(maps.to(image.dtype), image.device))]
         return torch.stack([self.objective(each, target, level) for each in shown]).mean(0)
 
 
@@ -91,7 +92,7 @@ class MonteCarlo:
 
     def __call__(self, image: Float[Tensor, "B C H W"], target: Int[Tensor, " B"], level: Level) -> Float[Tensor, " B"]:
         """Returns the log of the mean."""
-        noise = torch.randn(self.copies, *image.shape[1:], generator=_generator(level)).to(image)
+        noise = torch.randn(self.copies, *image.shape[1:], generator=_generator(level)).to(image.dtype)
         deviation = self.radius * broadcast(level.sigma, image)
-        values = torch.stack([self.objective(image + deviation * z, target, level) for z in noise])
+        values = torch.stack([self.objective(image + deviation * z, target, level) for z in send(noise, image.device)])
         return values.logsumexp(0) - math.log(self.copies)

@@ -11,7 +11,7 @@ together as `Translated`.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
@@ -102,6 +102,7 @@ class Translated:
 
     objective: Objective
     classes: Mapping[int, int]
+    known: list[tuple[Tensor, Tensor]] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __call__(self, image: Float[Tensor, "B C H W"], target: Int[Tensor, " B"], level: Level) -> Float[Tensor, " B"]:
         """Returns the log-likelihood of each target's own class.
@@ -109,7 +110,16 @@ class Translated:
         Raises:
             InputError: A target that has none.
         """
-        for y in target.tolist():
+        return self.objective(image, self._translated(target), level)
+
+    def _translated(self, target: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
+        """Returns the targets' own classes; the last ones are kept, so that a device is read once a walk."""
+        for given, found in self.known:
+            if given is target:
+                return found
+        for y in (numbers := target.tolist()):
             if y not in self.classes:
                 raise InputError(f"target: {y} given; the objective has a class for {sorted(self.classes)}")
-        return self.objective(image, target.new_tensor([self.classes[y] for y in target.tolist()]), level)
+        found = target.new_tensor([self.classes[y] for y in numbers])
+        self.known[:] = [(target, found)]
+        return found

@@ -154,7 +154,7 @@ class Spherical(Injection):
         self, deviation: Float[Tensor, "B C H W"], push: Float[Tensor, "B C H W"], variance: Float[Tensor, "..."]
     ) -> Float[Tensor, "B C H W"]:
         """Returns ``r m / |m|``, r the root of the summed variances; without a push, the noise at the length r."""
-        radius = variance.to(push).expand_as(push).sum((1, 2, 3), keepdim=True).sqrt()
+        radius = (torch.ones_like(push) * variance.to(push.dtype)).sum((1, 2, 3), keepdim=True).sqrt()
         size = norm(push)
         rate = (size / radius).clamp(max=1)
         mixed = (1 - rate) * deviation + rate * radius * push / torch.where(size > 0, size, 1)

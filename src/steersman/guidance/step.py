@@ -56,12 +56,17 @@ class Step(NamedTuple):
         return self.count - 1 - self.index
 
     @property
+    def varies(self) -> bool:
+        """Whether the step has a variance; a learned one is above zero, so that no accelerator needs to be awaited."""
+        return self.variance.ndim > 0 or bool(self.variance > 0)
+
+    @property
     def start(self) -> Level:
         """The level that the whole step starts from, at each of its evaluations."""
         return self.levels[self.index] if self.stage else self.level
 
 
-def transition(level: Level, next: Level) -> tuple[Float64[Tensor, ""], Float64[Tensor, ""]]:
+def transition(level: Level, next: Level) -> tuple[Float64[Tensor, "*batch"], Float64[Tensor, "*batch"]]:
     """Returns ``r = alpha_t / alpha_s`` and ``beta``, of ``x_t = r x_s + sqrt(beta) eps``."""
     ratio = level.alpha / next.alpha
     return ratio, level.sigma**2 - ratio**2 * next.sigma**2

@@ -34,7 +34,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
-from itertools import pairwise
 from operator import mul
 from typing import Literal, Protocol, runtime_checkable
 
@@ -108,7 +107,7 @@ class _OfVariance:
 
     def active(self, step: Step) -> bool:
         """Returns whether there is a variance."""
-        return bool((step.variance > 0).any())
+        return step.varies
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +154,7 @@ class Sine(_OfVariance):
     ) -> Float[Tensor, "..."]:
         """Returns ``w_t``."""
         peak = step.peak if self.peak == "own" else step.peak.flatten()[0]
-        return step.variance.to(peak) + self.gamma * math.sin(math.pi * step.left / step.count) * peak
+        return step.variance.to(peak.dtype) + self.gamma * math.sin(math.pi * step.left / step.count) * peak
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,10 +276,11 @@ class Transition(_Always):
         self, step: Step, x_t: Float[Tensor, "B C H W"], prediction: Prediction | None, g: Float[Tensor, "B C H W"]
     ) -> Float[Tensor, "..."]:
         """Returns ``w_t``."""
-        shares = [self._share(*pair) for pair in pairwise(step.levels)]
-        return (self._share(step.start, step.next) / torch.stack(shares).mean()).to(x_t.dtype)
+        walked = Level(*map(torch.stack, zip(*step.levels, strict=True)))
+        shares = self._share(*(Level(*(value[each] for value in walked)) for each in (slice(-1), slice(1, None))))
+        return (self._share(step.start, step.next) / shares.mean()).to(x_t.dtype)
 
-    def _share(self, level: Level, next: Level) -> Float64[Tensor, ""]:
+    def _share(self, level: Level, next: Level) -> Float64[Tensor, "*steps"]:
         ratio, beta = transition(level, next)
         return ratio**2 if self.rising else beta
 

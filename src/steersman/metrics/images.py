@@ -1,6 +1,6 @@
 """A set of images by one string, whatever it lies in.
 
-    FOLDER                  a run of ours, or any folder of images; with a folder a class, those are the labels
+    FOLDER                  a run in any format, or any folder of images; with a folder a class, those are the labels
     FILE.npz                a batch as ADM writes it: ``arr_0`` of (N, H, W, 3) in 8 bits, ``arr_1`` numbers as labels;
                             ``mu`` and ``sigma`` beside them, of the set that they were drawn of, as in its references
     sportballs[:PRESET]     rendered, and ``sportballs:CLASS`` for one kind of ball
@@ -14,6 +14,7 @@ Whatever they come from, images have 8 bits a channel, as files have them: a ren
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from steersman.errors import InputError, one_line, unknown
+from steersman.errors import InputError, about, one_line, unknown
 from steersman.options import split_options
 
 __all__ = ["ImageSet", "moments_in", "read_images", "read_npz"]
@@ -30,6 +31,7 @@ __all__ = ["ImageSet", "moments_in", "read_images", "read_npz"]
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 RENDERED = "sportballs"
 NUM = 1000
+OPEN = 4  # files of packed images that are kept open
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +160,8 @@ def _rendered(spec: str, kind: str, num: int = NUM, seed: int = 0, resolution: i
 
 
 def _folder(spec: str, folder: Path, resolution: int | None) -> ImageSet:
+    if shards := sorted([*folder.glob("images-*.npz"), *folder.glob("images-*.tar")]):
+        return _packed(spec, shards, resolution)
     own, below = _files(folder), {path: _files(path) for path in sorted(folder.iterdir()) if path.is_dir()}
     below = {path: files for path, files in below.items() if files}
     if own and below:
@@ -187,6 +191,27 @@ def _folder(spec: str, folder: Path, resolution: int | None) -> ImageSet:
     )
 
 
+def _packed(spec: str, shards: Sequence[Path], resolution: int | None) -> ImageSet:
+    """Returns the images of a run that are packed."""
+    from steersman.generate.shards import open_shard
+
+    opened = lru_cache(maxsize=OPEN)(open_shard)
+    owners, labels = [], []
+    for path in shards:
+        with about("images", path):
+            held = [record for record in opened(path).records if not record.lost]
+        owners += [(path, place) for place in range(len(held))]
+        labels += [record.target for record in held]
+    if not owners:
+        raise InputError(f"images: {spec!r} holds no images; allowed: 1 and more")
+
+    def read(chosen: Sequence[int]) -> UInt8[Tensor, "B 3 H W"]:
+        found = [opened(path).pixels(place) for path, place in map(owners.__getitem__, chosen)]
+        return torch.stack([_sized(Image.fromarray(pixels), resolution) for pixels in found])
+
+    return ImageSet(spec=spec, indices=range(len(owners)), read=read, labels=tuple(labels))
+
+
 def _files(folder: Path) -> list[Path]:
     """Returns the images of a folder: in a run's, whose other images are pictures of it, the numbered ones."""
     files = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
@@ -198,11 +223,14 @@ def _files(folder: Path) -> list[Path]:
 def _targets(folder: Path) -> dict[str, str]:
     """Returns the targets of a run by the names of their folders, nothing for any other folder."""
     from steersman.files import file_name
-    from steersman.run import read_run
+    from steersman.run import DRAWN, read_record
 
     if not (folder / "run.yaml").exists():
         return {}
-    return {file_name(target): target for target in read_run(folder / "run.yaml").targets if target != "all"}
+    with about("run", folder / "run.yaml"):
+        record = read_record(folder / "run.yaml")
+        names = record[DRAWN]["targets"] if DRAWN in record else record["targets"]
+    return {file_name(name): name for name in names if name != "all"}
 
 
 def _size(file: Path) -> tuple[int, int]:
@@ -219,6 +247,11 @@ def _decoded(file: Path, resolution: int | None) -> UInt8[Tensor, "3 H W"]:
             whole = image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"images: {str(file)!r} cannot be read ({one_line(error)})") from error
+    return _sized(whole, resolution)
+
+
+def _sized(whole: Image.Image, resolution: int | None) -> UInt8[Tensor, "3 H W"]:
+    """Returns an image, the shorter side resized and the centre kept where that is asked for."""
     if resolution is not None:
         from torchvision.transforms import v2
 

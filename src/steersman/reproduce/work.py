@@ -1,10 +1,10 @@
-"""A reproduction at work: its images are drawn in parts, then all are measured as in the paper.
+"""A reproduction at work: its images are drawn, then all are measured as in the paper.
 
-    OUT/samples/SEED/       a run each: one target, its seeds from SEED on
+    OUT/samples/SEED/       a run of each target, whose seeds begin with SEED
     OUT/evaluation.json     our figures and the published ones
 
-Of n images of K targets, image i has the seed i and the target ``floor(i K / n)``. A part is drawn when its
-``metrics.json`` is there, which a run writes last; so what was killed goes on with the other parts.
+Of n images of K targets, image i has the seed i and the target ``floor(i K / n)``. What was killed goes on with the
+images that are missing, and asks nothing of runs that are whole, whose ``metrics.json`` is there.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,6 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from steersman.files import read_json, write_json
-from steersman.generate import Networks, Session
 from steersman.metrics.evaluate import DISTANCES, FIGURES, Figure, evaluate
 from steersman.metrics.extractors import Extractor, load_extractor
 from steersman.metrics.images import ImageSet, read_images
@@ -25,10 +24,9 @@ from steersman.metrics.resample import RESAMPLES
 from steersman.metrics.statistics import Statistics, read_reference
 from steersman.reproduce.schema import Reproduction, filled
 from steersman.run import Run, check_folder
+from steersman.session import Networks, Session
 
 __all__ = ["Work"]
-
-PART = 1024  # images of a part, at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +57,7 @@ class Work:
 
     @cached_property
     def run(self) -> Run:
-        """What all parts share."""
+        """What the runs of all targets share."""
         wanted = self.wanted
         return Run(
             targets=self._targets[:1],
@@ -75,19 +73,20 @@ class Work:
         )
 
     @cached_property
-    def parts(self) -> dict[Path, Run]:
-        """Every part's run, by its folder."""
-        runs, count = [], len(self._targets)
+    def runs(self) -> dict[Path, Run]:
+        """The run of every target that has an image, by its folder."""
+        count, found = len(self._targets), {}
         for place, target in enumerate(self._targets):
             begin, end = (-(-each * self.num // count) for each in (place, place + 1))
-            for seed in range(begin, end, PART):
-                runs.append(replace(self.run, targets=(target,), seed=seed, num=min(PART, end - seed)))
-        return {self.out / "samples" / f"{run.seed:06d}": run for run in runs}
+            if begin < end:
+                run = replace(self.run, targets=(target,), seed=begin, num=end - begin)
+                found[self.out / "samples" / f"{begin:06d}"] = run
+        return found
 
     @property
     def missing(self) -> dict[Path, Run]:
-        """Those that are still to be drawn."""
-        return {folder: run for folder, run in self.parts.items() if not (folder / "metrics.json").is_file()}
+        """Those that are not finished."""
+        return {folder: run for folder, run in self.runs.items() if not (folder / "metrics.json").is_file()}
 
     @property
     def figures(self) -> list[str]:
@@ -111,19 +110,19 @@ class Work:
         spec = self.wanted.reference
         return None if spec is None else read_reference(filled(spec, self.paths))
 
-    def draw(self, *, on_step: Callable[[], None] = lambda: None) -> list[str]:
-        """Draws the parts that are missing, and returns the names of all images that became non-finite.
+    def draw(self, *, on_images: Callable[[float], object] = lambda count: None) -> list[str]:
+        """Draws what is missing, and returns the names of all images that became non-finite.
 
         Raises:
             InputError: A network or the reference cannot be used, or the folder holds other images.
         """
         _ = self.extractor, self.reference  # refused now rather than after days
-        for folder, run in self.parts.items():
+        for folder, run in self.runs.items():
             check_folder(folder, run)
         networks = Networks()
         for place, (folder, run) in enumerate(self.missing.items()):
-            Session(run, networks, rehearse=place == 0).generate(folder, on_step=on_step)
-        return [name for folder in self.parts for name in read_json(folder / "metrics.json")["lost"]]
+            Session(run, networks, rehearse=place == 0).generate(folder, on_images=on_images)
+        return [name for folder in self.runs for name in read_json(folder / "metrics.json")["lost"]]
 
     def measure(self, *, on_images: Callable[[int], object] = lambda count: None) -> dict[str, Figure]:
         """Returns the figures of the images that are drawn, and writes them beside the published ones.
@@ -133,7 +132,7 @@ class Work:
         """
         run = self.run
         found = evaluate(
-            _joined([read_images(folder) for folder in self.parts if any(folder.glob("[0-9]*.png"))]),
+            _joined([read_images(folder) for folder in self.runs if any(folder.glob("[0-9]*.png"))]),
             self.reference,
             features=self.extractor,
             guide=Networks().classifier(run.classifiers[0], device=run.device, **run.recipe.classifier_settings()),

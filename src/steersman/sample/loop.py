@@ -160,7 +160,7 @@ def sample(
     if x.shape != (wanted := (len(swarm.rows), *denoiser.shape)):
         raise InputError(f"noise: draws of shape {tuple(x.shape)} given; allowed: {wanted}")
     state, unguided = sampler.init(x), sampler.init(x)
-    predictor = _Predictor(denoiser, steering, sampler, clip, keeps, peak=torch.zeros((), dtype=dtype, device=device))
+    predictor = _Predictor(denoiser, steering, sampler, clip, keeps, peak=torch.zeros((), dtype=dtype))
     for index, (level, next) in enumerate(pairwise(levels)):
         for repeat in range(again := (recurrence or Recurrence()).at(level)):
             variance = reverse_variance(level, next, fixed=sampler.fixed, levels=levels)
@@ -211,7 +211,7 @@ class _Predictor:
 
     def before(self, x_t: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """Returns the sample with the pushes that enter it; the denoiser is asked only where one depends on it."""
-        step = self.step._replace(peak=torch.maximum(self.peak, self.step.variance.to(self.peak)))
+        step = self.step._replace(peak=torch.maximum(self.peak, self.step.variance.to(self.peak.dtype)))
         through = self.steering.differentiates_denoiser(step, before=True)
         x_t = x_t.detach().requires_grad_(through or self.steering.differentiates_sample)
         with torch.set_grad_enabled(through):
@@ -253,7 +253,7 @@ class _Predictor:
         if stage == 0:  # the variance is the whole step's
             fraction = _detached(prediction.variance_fraction)
             variance = reverse_variance(level, step.next, fraction, self.sampler.fixed, step.levels)
-            self.peak = torch.maximum(self.peak, variance.to(self.peak))
+            self.peak = torch.maximum(self.peak, variance.to(self.peak.dtype))
             self.step = step = step._replace(variance=variance, peak=self.peak)
         x0_hat = prediction.x0_hat.detach()
         x0 = x0_hat.clamp(-1, 1) if self.clip else x0_hat
@@ -311,9 +311,9 @@ def _targets(
         if needed:
             raise InputError("target: none given, but there are guides; allowed: one class for all images, or one each")
         return None
-    targets = torch.as_tensor(target, dtype=torch.int64, device=device)
+    targets = torch.as_tensor(target, dtype=torch.int64, device="cpu")
     if targets.ndim and len(targets) != count:
         raise InputError(f"target: {len(targets)} given for {count} seeds; allowed: one, or one a seed")
     if bool((targets < 0).any()):
         raise InputError(f"target: {targets.tolist()} given; allowed: 0 and more")
-    return targets.expand(count)
+    return targets.to(device).expand(count)

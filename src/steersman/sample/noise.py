@@ -14,6 +14,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from steersman.errors import InputError
+from steersman.rows import send
 
 __all__ = ["SEEDS", "GivenNoise", "Noise", "Purpose", "SeededNoise"]
 
@@ -75,7 +76,7 @@ class SeededNoise:
         """Returns the next draw for a purpose, for so many candidates an image, image by image."""
         streams = zip(*(self._generators(purpose, candidate) for candidate in range(candidates)), strict=True)
         draws = [torch.randn(self.shape, generator=each, dtype=self.dtype) for image in streams for each in image]
-        return torch.stack(draws).to(self.device)
+        return send(torch.stack(draws), self.device)
 
     def uniform(self) -> Float64[Tensor, " B"]:
         """Returns the next number for each image."""

@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple, Protocol, runtime_checkable
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -110,7 +109,7 @@ def levels_of(
 
 def randomly(variance: Float[Tensor, "..."], draw: Draw, step: Step) -> Float[Tensor, "B C H W"] | None:
     """Returns ``sqrt(variance) eps``, or None into a clean image and where the variance is zero."""
-    if not step.next.sigma > 0 or not torch.any(variance > 0):
+    if not step.next.sigma > 0 or not step._replace(variance=variance).varies:
         return None
     eps = draw()
     return variance.sqrt().to(eps.dtype) * eps

@@ -26,7 +26,7 @@ from steersman.recipes.schema import ALSO
 from steersman.report.figures import in_a_line
 from steersman.run import Run
 
-__all__ = ["Cell", "Sweep", "varied"]
+__all__ = ["CASE", "NAME", "RECIPE", "Cell", "Sweep", "varied"]
 
 CASE, NAME, RECIPE = "case", "name", "recipe"
 SHORT = {"steps": "walk.steps"}
@@ -126,7 +126,7 @@ class Sweep:
             values = dict(zip(self.varied, chosen, strict=True))
             called = {key: _title(value) if key == CASE else in_a_line(value) for key, value in values.items()}
             try:
-                cells.append(Cell(values=called, run=self._run(_apart(values))))
+                cells.append(Cell(values=called, run=self.run(_apart(values))))
             except InputError as error:
                 name = ", ".join(f"{key}={value}" for key, value in called.items())
                 raise InputError(f"cell {name}: {error}") from error
@@ -139,7 +139,12 @@ class Sweep:
             raise InputError(f"vary: {', '.join(self.varied)} have a value twice; allowed: each once")
         return cells
 
-    def _run(self, chosen: Mapping[str, Any]) -> Run:
+    def run(self, chosen: Mapping[str, Any]) -> Run:
+        """Returns the run of a value of each of some settings, which need not be those that are varied.
+
+        Raises:
+            InputError: A setting that is unknown or out of range.
+        """
         changes, fields, name = {}, dict(self.settings), self.recipe
         for key, value in chosen.items():
             if key == RECIPE:

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from steersman.errors import InputError
 from steersman.files import write_json
-from steersman.generate import Session
 from steersman.metrics.evaluate import DISTANCES, Figure, evaluate
 from steersman.metrics.extractors import load_extractor
 from steersman.metrics.images import ImageSet, read_images
 from steersman.metrics.statistics import Statistics, measured, read_reference
+from steersman.session import Session
 from steersman.sweep.cells import Sweep
 
 __all__ = ["Measure"]
@@ -49,8 +49,11 @@ class Measure:
         """The reference's features."""
         return self.given if isinstance(self.given, Statistics) else measured(self.given, self.extractor)
 
-    def rehearse(self, session: Session) -> None:
+    def rehearse(self, session: Session) -> dict[str, Figure]:
         """Measures a few grey images of a session's size, so that what is refused is so before the first is drawn.
+
+        Returns:
+            Their figures.
 
         Raises:
             InputError: Size, features or targets do not suit the reference.
@@ -65,7 +68,7 @@ class Measure:
             return torch.full((len(chosen), *size), 128, dtype=torch.uint8)
 
         grey = ImageSet(spec="samples", indices=range(len(names)), read=read, labels=names)
-        self._figures(session, grey, count, resamples=0)
+        return self._figures(session, grey, count, resamples=0)
 
     def __call__(self, session: Session, folder: Path) -> dict[str, Figure]:
         """Returns the figures of the images in a cell's folder, and writes them there."""

@@ -20,9 +20,9 @@ import yaml
 
 from steersman.errors import InputError
 from steersman.files import replacing, writing_to
-from steersman.generate import Networks, Session
 from steersman.report.grid import grid
 from steersman.run import check_folder
+from steersman.session import Networks, Session
 from steersman.sweep.cells import Cell, Sweep
 from steersman.sweep.measure import Measure
 from steersman.sweep.plots import write_fronts, write_plots
@@ -85,18 +85,19 @@ class Sweeping:
         """Returns the cells that are still to be drawn."""
         return [cell for cell in self.cells if not (self.folder(cell) / "metrics.json").is_file()]
 
-    def steps(self, cell: Cell) -> int:
-        """Returns how often `draw` calls ``on_step`` for a cell."""
-        run, targets = cell.run, self.sessions[cell.name].targets
-        return run.recipe.walk()["steps"] * -(-run.num * len(targets) // run.at_once)
+    def count(self, cell: Cell) -> int:
+        """Returns how many images a cell that is to be drawn has."""
+        return cell.run.num * len(self.sessions[cell.name].targets)
 
     def draw(
-        self, on_step: Callable[[], None] = lambda: None, on_cell: Callable[[Cell], None] = lambda cell: None
+        self,
+        on_images: Callable[[float], object] = lambda count: None,
+        on_cell: Callable[[Cell], None] = lambda cell: None,
     ) -> None:
         """Draws the missing cells.
 
         Args:
-            on_step: Called after each step of each batch.
+            on_images: Called with how many more images there are, in fractions while they are drawn.
             on_cell: Called before each cell.
 
         Raises:
@@ -109,7 +110,7 @@ class Sweeping:
         for cell in self.missing():
             on_cell(cell)
             self.known[cell.name] = None
-            self.sessions[cell.name].generate(self.folder(cell), on_step=on_step)
+            self.sessions[cell.name].generate(self.folder(cell), on_images=on_images)
 
     def compare(self, *, pareto: bool = False, on_cell: Callable[[Cell], None] = lambda cell: None) -> list[Row]:
         """Measures all cells, and writes tables and plots.

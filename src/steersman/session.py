@@ -1,45 +1,44 @@
-"""A run: many images of one or several targets, written to a folder with what made them and how they were judged.
-
-    OUT/000000.png …      one image a seed; with several targets, a folder each
-    OUT/grid.png          the first of each target
-    OUT/run.yaml          every resolved setting, seeds, versions; `read_run` reads it back
-    OUT/metrics.json      accuracy, probability and similarity by guide and by judge, time, network evaluations
+"""A run with its networks loaded and its targets resolved, ready to draw.
 
 On a CPU, several batches are drawn side by side, each by a few threads of its own: faster than to share out every
 operation among all threads. How many depends on the machine alone, since a sum is rounded by how it is shared.
 """
 
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, CancelledError, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-import yaml
 from jaxtyping import Float
 from torch import Tensor
 
-from steersman.advice import advice
-from steersman.blocks import block_size
 from steersman.classifiers import load_classifier
 from steersman.denoisers import load_denoiser
 from steersman.errors import InputError
-from steersman.files import file_name, replacing, write_image, write_json, writing_to
 from steersman.guidance import Guide
 from steersman.guidance.step import Step, reverse_variance
 from steersman.names import elsewhere, resolve
-from steersman.run import DTYPES, TARGET, Run, check_folder
+from steersman.run import TARGET, Run
 from steersman.sample import Callback, Report, levels_of, sample
 from steersman.schedule import CLEAN, Level
-from steersman.verdicts import Tally, Verdict, figures, judged
-from steersman.watch import Meter, Watch
+from steersman.speed.placement import DTYPES, prepare
+from steersman.verdicts import Verdict, judged
+from steersman.watch import metered
 
-__all__ = ["Networks", "Session", "Summary", "Target"]
+if TYPE_CHECKING:
+    from steersman.generate import Summary
+
+__all__ = ["SIDE_BY_SIDE", "Networks", "Session", "Target"]
+
+Part = TypeVar("Part")
+Made = TypeVar("Made")
 
 SIDE_BY_SIDE = 4  # batches that a CPU draws at once, at most
 
@@ -61,26 +60,11 @@ class Target:
     judge: int | None
 
 
-@dataclass(kw_only=True)
-class Summary:
-    """What came of a run.
-
-    Attributes:
-        metrics: What ``metrics.json`` holds.
-        warnings: What the user should know and do.
-        lost: The names of images that became non-finite and were not written.
-    """
-
-    metrics: dict[str, Any]
-    warnings: list[str]
-    lost: list[str]
-
-
 class Networks:
     """Networks by what they were loaded from, and how; each is loaded once."""
 
     def __init__(self) -> None:
-        self.denoiser, self.classifier = cache(load_denoiser), cache(load_classifier)
+        self.denoiser, self.classifier = cache(prepare(load_denoiser)), cache(prepare(load_classifier))
 
 
 class Session:
@@ -96,18 +80,25 @@ class Session:
     """
 
     def __init__(self, run: Run, networks: Networks | None = None, *, rehearse: bool = True) -> None:
-        self.run = run
-        loaded, dtype = networks or Networks(), DTYPES[run.dtype]
-        self.denoiser = loaded.denoiser(run.denoiser, device=run.device, dtype=dtype)
-        settings = run.recipe.classifier_settings()
-        self.classifiers = [
-            loaded.classifier(spec, device=run.device, dtype=dtype, **settings) for spec in run.classifiers
-        ]
+        if run.dtype == "auto" and not run.placed:
+            from steersman.speed.auto import chosen
+
+            run = chosen(run)
+        self.run, loaded = run, networks or Networks()
+        lies = run.placement("denoiser")
+        settings = {"device": run.device, "dtype": DTYPES[lies.dtype], "layout": lies.layout, "compile": run.compile}
+        self.denoiser = loaded.denoiser(run.denoiser, checkpoint=run.checkpoint, **settings)
+        lies = run.placement("classifier")
+        settings |= {"dtype": DTYPES[lies.dtype], "layout": lies.layout, **run.recipe.classifier_settings()}
+        self.classifiers = [loaded.classifier(spec, **settings) for spec in run.classifiers]
         self.guide, *self.others = self.classifiers
-        for each in (self.denoiser, *self.classifiers):
-            each.block = block_size(run.device, run.at_once)
-        counted = {"denoiser": [self.denoiser.network], "classifier": [each.network for each in self.classifiers]}
-        self.meters = {name: Meter(each) for name, each in counted.items()}
+        self._fit(run.at_once)
+        self.counted = {
+            "denoiser": {self.denoiser.network},
+            "classifier": {each.network for each in self.classifiers},
+        }
+        for counted in self.counted.values():
+            metered(counted)
         self.judge = loaded.classifier(run.judge, device=run.device) if run.judge else None
         walk = run.recipe.walk()
         walked = (walk[key] for key in ("steps", "spacing", "low", "high"))
@@ -161,9 +152,9 @@ class Session:
         image = self.denoiser.decode(blank)
         if image.shape[1] != 3:
             raise InputError(f"denoiser: one of images of {image.shape[1]} channels given; allowed: 3")
-        self._verdicts(image, self.targets[:1])
+        self.verdicts(image, self.targets[:1])
         level, next = levels[:2]
-        prediction = self.denoiser(blank, level, **self._told(self.targets[:1]))
+        prediction = self.denoiser(blank, level, **self.told(self.targets[:1]))
         step = Step(0, 1, 0, 0, level, next, reverse_variance(level, next), torch.zeros((), device=device), levels)
         for guide in self.guides:
             guide.objective(image, torch.tensor([self.targets[0].guide], device=device), CLEAN)
@@ -174,8 +165,12 @@ class Session:
             if report.step.index or report.step.repeat:
                 raise CancelledError
 
-        with suppress(CancelledError):
-            self.draw([(self.targets[0], self.run.seed)], [leave])
+        def begin(jobs: Sequence[tuple[Target, int]]) -> list[None]:
+            with suppress(CancelledError):
+                self.draw(jobs, [leave])
+            return []
+
+        self.within_memory(begin, [(self.targets[0], self.run.seed)])
 
     def _elsewhere(self, index: int) -> tuple[int, ...]:
         """Returns the index of a class of the guide's in the vocabularies of the further classifiers."""
@@ -214,7 +209,7 @@ class Session:
             return elsewhere(target.guide, self.guide.names, self.denoiser.classes, "label")
         return resolve(self.run.label, self.denoiser.classes, "label")
 
-    def _told(self, targets: Sequence[Target]) -> dict[str, Any]:
+    def told(self, targets: Sequence[Target]) -> dict[str, Any]:
         """Returns the conditions of images of these targets."""
         told = dict(self.condition)
         if "label" in told:
@@ -227,94 +222,84 @@ class Session:
         walk = run.recipe.walk()
         if not run.guided:
             walk["particles"] = None
-        with self.meters["denoiser"], self.meters["classifier"]:
-            samples = sample(
-                self.denoiser,
-                run.recipe.sampler(),
-                guides=self.guides,
-                target=[target.guide for target, _ in jobs],
-                seeds=[seed for _, seed in jobs],
-                condition=self._told([target for target, _ in jobs]),
-                device=run.device,
-                callbacks=callbacks,
-                **walk,
-            )
+        samples = sample(
+            self.denoiser,
+            run.recipe.sampler(),
+            guides=self.guides,
+            target=[target.guide for target, _ in jobs],
+            seeds=[seed for _, seed in jobs],
+            condition=self.told([target for target, _ in jobs]),
+            device=run.device,
+            callbacks=callbacks,
+            **walk,
+        )
         return self.denoiser.decode(samples)
 
-    def _side_by_side(
-        self, batches: Sequence[Sequence[tuple[Target, int]]], callbacks: Sequence[Sequence[Callback]]
-    ) -> Iterator[Float[Tensor, "B 3 H W"]]:
-        """Yields the images of each batch in turn; if it is left early, those under way end with their next step."""
+    def side_by_side(self, work: Callable[[Part, Callback], Made], parts: Iterable[Part]) -> Iterator[Made]:
+        """Yields what is made of each part, as it comes; left early, what is under way ends with its next step.
+
+        Args:
+            work: Makes it, with a callback for its loop.
+            parts: The parts; each is asked for when there is a thread for it.
+        """
         left = threading.Event()
 
         def leave(_: Report) -> None:
             if left.is_set():
                 raise CancelledError
 
-        threads = torch.get_num_threads()
+        threads, parts = torch.get_num_threads(), iter(parts)
         workers = min(SIDE_BY_SIDE, threads) if self.run.device == "cpu" else 1
         with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,)) as pool:
             try:
-                yield from pool.map(self.draw, batches, [[leave, *each] for each in callbacks])
+                pending = {pool.submit(work, part, leave) for part in islice(parts, workers)}
+                while pending:
+                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                    pending |= {pool.submit(work, part, leave) for part in islice(parts, len(done))}
+                    yield from (each.result() for each in done)
             finally:
                 left.set()
                 torch.set_num_threads(threads)
 
-    def generate(
+    def within_memory(
         self,
-        out: Path,
-        *,
-        on_step: Callable[[], None] = lambda: None,
-        callbacks: Sequence[Callback] = (),
-    ) -> Summary:
-        """Draws all images and writes the run's folder.
-
-        Args:
-            out: The folder; made if it is not there.
-            on_step: Called after each step of each batch.
-            callbacks: More callbacks for the loop of the first batch.
+        work: Callable[[Sequence[Part]], Sequence[Made]],
+        parts: Sequence[Part],
+        tell: Callable[[str], object] = warnings.warn,
+    ) -> list[Made]:
+        """Returns what is made of a batch; of one that the memory does not hold, in smaller ones from then on.
 
         Raises:
-            InputError: The folder cannot be written to, or holds a run with other settings.
+            InputError: It does not hold one image.
         """
-        folders = self._claim(out)
-        seeds = range(self.run.seed, self.run.seed + self.run.num)
-        jobs = [(target, seed) for target in self.targets for seed in seeds]
-        size = self.run.at_once
-        batches = [jobs[first : first + size] for first in range(0, len(jobs), size)]
-        watches = [Watch(on_step) for _ in batches]
-        followed = [[watch, *(callbacks if watch is watches[0] else ())] for watch in watches]
-        tallies = {target.name: Tally() for target in self.targets}
-        for meter in self.meters.values():
-            meter.images = 0
-        lost, moved, dropped, began = [], [], 0, time.monotonic()
-        drawn = self._side_by_side(batches, followed)
-        for batch, watch, images in zip(batches, watches, drawn, strict=True):
-            moved += watch.moved()
-            dropped += int(watch.dropped)
-            whole = images.isfinite().flatten(1).all(1).tolist()
-            images = images.clamp(-1, 1)
-            verdicts = self._verdicts(images, [target for target, _ in batch])
-            for place, (target, seed) in enumerate(batch):
-                if whole[place]:
-                    write_image(folders[target.name] / f"{seed:06d}.png", images[place])
-                    tallies[target.name].add(images[place], {name: rows[place] for name, rows in verdicts.items()})
-                else:
-                    lost.append(f"{target.name} {seed}")
-        seconds = time.monotonic() - began
-        metrics = figures(tallies) | {
-            "seconds": round(seconds, 3),
-            "images_per_second": round(len(jobs) / seconds, 4),
-            "network_evaluations": {name: meter.images / len(jobs) for name, meter in self.meters.items()},
-            "nonfinite_gradients": dropped,
-            "lost": lost,
-        }
-        _write_grid(out / "grid.png", tallies)
-        write_json(out / "metrics.json", metrics)
-        return Summary(metrics=metrics, warnings=advice(metrics, moved, self.run.recipe), lost=lost)
+        while True:
+            size = self.at_once
+            try:
+                return [made for first in range(0, len(parts), size) for made in work(parts[first : first + size])]
+            except torch.OutOfMemoryError:
+                pass  # what was computed is freed when the error is, so that the next is tried after it
+            if size == 1:
+                raise InputError(
+                    f"device: the memory of {self.run.device} does not hold one image; allowed: a larger one, "
+                    "another dtype, or a recipe whose route is direct"
+                )
+            self._fit(size // 2)
+            if size == self.run.at_once:
+                tell(
+                    f"The memory of {self.run.device} does not hold a batch of {size}: it is halved until it does. "
+                    "A smaller --batch-size does so from the start."
+                )
+
+    def _fit(self, batch_size: int) -> None:
+        """Draws that many images at once from now on."""
+        self.at_once = batch_size
+        for part, networks in (("denoiser", [self.denoiser]), ("classifier", self.classifiers)):
+            block = self.run.placement(part).block
+            for each in networks:
+                each.block = block if batch_size == self.run.at_once else min(block, batch_size)
 
     @torch.no_grad()
-    def _verdicts(
+    def verdicts(
         self, images: Float[Tensor, "B 3 H W"], targets: Sequence[Target]
     ) -> dict[str, Sequence[Verdict | None]]:
         """Returns what guide and judge say of each image; the judge nothing of a class that it does not have."""
@@ -328,23 +313,8 @@ class Session:
             verdicts["judge"] = [row if index is not None else None for row, index in zip(said, indices, strict=True)]
         return verdicts
 
-    def _claim(self, out: Path) -> dict[str, Path]:
-        """Makes the folders and writes ``run.yaml``, and returns each target's folder."""
-        record = self.run.record()
-        several = len(self.targets) > 1
-        folders = {target.name: out / file_name(target.name) if several else out for target in self.targets}
-        check_folder(out, self.run)
-        with writing_to(out):
-            for folder in folders.values():
-                folder.mkdir(parents=True, exist_ok=True)
-            with replacing(out / "run.yaml") as path:
-                path.write_text(yaml.safe_dump(record, sort_keys=False))
-        return folders
+    def generate(self, out: Path, **settings: Any) -> "Summary":  # noqa: ANN401
+        """Draws all images and writes the run's folder; as `steersman.generate.generate`."""
+        from steersman.generate import generate
 
-
-def _write_grid(path: Path, tallies: Mapping[str, Tally]) -> None:
-    from steersman.report import grid
-
-    rows = {name: torch.stack(tally.shown) for name, tally in tallies.items() if tally.shown}
-    if rows:
-        grid(rows, path)
+        return generate(self, out, **settings)

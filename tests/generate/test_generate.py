@@ -10,12 +10,12 @@ from PIL import Image
 
 from steersman.advice import advice
 from steersman.errors import InputError
-from steersman.generate import Session
 from steersman.guidance import Push, Step
 from steersman.recipes import load_recipe, recipe_names
 from steersman.run import Run, check_device, read_run
 from steersman.sample import Report
 from steersman.schedule import CLEAN
+from steersman.session import Session
 from steersman.train.denoiser import unet
 from steersman.watch import Watch
 
@@ -258,9 +258,8 @@ def test_how_far_images_were_moved_counts_the_last_steps_repeats():
         x = torch.full((2, 3, 4, 4), size)
         step = Step(index, 2, repeat, 0, CLEAN, CLEAN, torch.zeros(()), torch.zeros(()))
         watch(Report(step, x, x, (Push(x, x, x[:, 0, 0, 0], torch.tensor([True, False])), None)))
-    assert watch.moved() == [10.0, 10.0]
-    assert watch.moved() == []
-    assert int(watch.dropped) == 4
+    assert watch.moved(2) == [10.0, 10.0]
+    assert watch.drops(2) == [0, 4]
     assert len(seen) == 2
 
 

@@ -1,0 +1,45 @@
+"""The table of ``steersman bench``."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from steersman.cli.progress import progress_bar
+from steersman.files import write_json, writing_to
+from steersman.run import Run
+from steersman.speed.bench import bench
+
+__all__ = ["time_it"]
+
+MIB = 2**20
+
+
+def time_it(run: Run, *, steps: int, repeats: int, out: Path | None) -> None:
+    """Times a batch, prints the table, and writes a JSON file.
+
+    Args:
+        run: The run whose batch it is.
+        steps: For how many steps images a second are told.
+        repeats: How often it is timed.
+        out: The file; None for none.
+    """
+    console = Console()
+    with progress_bar(console) as progress:
+        task = progress.add_task("pairs", total=repeats)
+        figures, run = bench(run, steps=steps, repeats=repeats, on_pair=lambda: progress.advance(task))
+    table = Table("", "seconds", "peak memory", box=None, pad_edge=False)
+    table.add_row("floor", f"{figures.floor:.3f}", f"{figures.peak_floor / MIB:.1f} MiB")
+    table.add_row("ours", f"{figures.ours:.3f}", f"{figures.peak / MIB:.1f} MiB")
+    console.print(table)
+    spread = f"{figures.least:.3f} to {figures.most:.3f} in {repeats}; {figures.ratio_cpu:.3f} of processor seconds"
+    console.print(f"ratio {figures.ratio:.3f} ({spread})", highlight=False)
+    console.print(f"{figures.steps} steps of {run.at_once} images", highlight=False)
+    console.print(f"{figures.images_per_second:.3g} images a second at {steps} steps", highlight=False)
+    for part in ("denoiser", "classifier"):
+        lies = run.placement(part)
+        console.print(f"{part}: {lies.dtype}, {lies.layout}, {lies.block} images at a time", highlight=False)
+    if out is not None:
+        with writing_to(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            write_json(out, figures.record(run))

@@ -1,0 +1,196 @@
+"""The drawing of a run: each process draws those of its images that are not there whole, whatever became of others.
+
+    its own     places dealt out in turn, so many at a time (`steersman.generate.share`)
+    to draw     those of them whose files are not whole (`steersman.generate.store`)
+    at the end  the process that finds all images whole writes grid and metrics; the first one waits for the others
+
+So a run that was killed goes on when it is started again, with as many processes as there are then.
+"""
+
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from itertools import takewhile
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+
+from steersman.errors import InputError
+from steersman.files import writing_to
+from steersman.generate.lock import locked, running
+from steersman.generate.record import Record
+from steersman.generate.share import Share
+from steersman.generate.store import Store
+from steersman.generate.summary import Summary, summarize
+from steersman.sample import Callback
+from steersman.session import Session
+from steersman.watch import Watch, counting
+
+__all__ = ["Unfinished", "generate"]
+
+Drawn = tuple[int, UInt8[np.ndarray, "H W 3"] | None, Record]
+"""An image's place, its pixels where it was not lost, and its record."""
+
+ALONE = Share()
+POLL = 0.1  # seconds between two looks at what the other processes have drawn
+
+
+class Unfinished(Exception):
+    """A run that was stopped, or whose other processes are not done.
+
+    Attributes:
+        whole: How many images are there.
+        total: Of how many.
+    """
+
+    def __init__(self, whole: int, total: int) -> None:
+        super().__init__(f"{whole} of {total} images are whole")
+        self.whole, self.total = whole, total
+
+
+def generate(
+    session: Session,
+    out: Path,
+    *,
+    share: Share = ALONE,
+    stop: Callable[[], bool] = lambda: False,
+    on_images: Callable[[float], object] = lambda count: None,
+    callbacks: Sequence[Callback] = (),
+    tell: Callable[[str], object] = warnings.warn,
+) -> Summary:
+    """Draws the images of a run that are not whole yet, and writes its folder.
+
+    Args:
+        session: The run, its networks loaded.
+        out: The folder; made if it is not there.
+        share: Which process of how many this is.
+        stop: Whether to end when the batches at hand are written.
+        on_images: Called with how many more images there are, in fractions while they are drawn.
+        callbacks: More callbacks for the loop of the first batch.
+        tell: Called with what the user should know at once.
+
+    Raises:
+        InputError: The folder cannot be written to, holds a run with other settings, or is being drawn into.
+        Unfinished: It was stopped, or other processes are still drawing.
+    """
+    with writing_to(out):
+        out.mkdir(parents=True, exist_ok=True)
+    with locked(out, share.rank):
+        store = Store.of(out, session.run, [target.name for target in session.targets])
+        with _taken(store):
+            if share.first:
+                if running(out) == {0}:
+                    store.sweep()
+                store.claim(session.run)
+            own = list(share.of(len(store), session.run.at_once))
+            known = store.records(own)
+            store.pack(known)
+            progress = _Progress(store, len(known), on_images if share.first else lambda count: None)
+            missing = [place for place in own if place not in known]
+            _draw(session, store, missing, share, stop, progress, callbacks, tell)
+            while share.first and not stop() and running(out) - {share.rank}:
+                progress.look()
+                time.sleep(POLL)
+            if (there := store.count()) < len(store) or (not share.first and 0 in running(out)):
+                raise Unfinished(there, len(store))
+            records = store.records(range(len(store)))
+            if len(records) < len(store):
+                raise Unfinished(len(records), len(store))
+            store.close()
+            return summarize(store, session.run.recipe, records)
+
+
+@contextmanager
+def _taken(store: Store) -> Iterator[None]:
+    """Turns what the system says of a folder that does not take a file into one line that says how to go on."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"out: {str(store.out)!r} cannot be written to ({error.strerror}); {store.count()} of {len(store)} images "
+            "are whole; allowed: a folder with room, where the same command draws the others"
+        ) from error
+
+
+class _Progress:
+    """How many images there are, told in fractions while they are drawn, those of other processes by their files."""
+
+    def __init__(self, store: Store, known: int, tell: Callable[[float], object]) -> None:
+        self.store, self.own, self.others, self.tell = store, known, 0, tell
+        if known:
+            tell(known)
+
+    def look(self) -> None:
+        """Looks what the other processes have drawn."""
+        others = self.store.count() - self.own
+        self.tell(others - self.others)
+        self.others = others
+
+
+def _draw(
+    session: Session,
+    store: Store,
+    places: Sequence[int],
+    share: Share,
+    stop: Callable[[], bool],
+    progress: _Progress,
+    callbacks: Sequence[Callback],
+    tell: Callable[[str], object],
+) -> None:
+    """Draws images and writes each batch as it comes."""
+    size, steps = session.run.at_once, session.run.recipe.walk()["steps"]
+    batches = (places[first : first + size] for first in range(0, len(places), size))
+
+    def drawn(batch: Sequence[int], leave: Callback) -> list[Drawn]:
+        followed = [leave, *(callbacks if batch[0] == 0 else ())]
+        on_step = partial(progress.tell, len(batch) / steps)
+        return session.within_memory(partial(_drawn, session, store, on_step, followed), batch, tell)
+
+    began = time.monotonic()
+    for batch in session.side_by_side(drawn, takewhile(lambda _: not stop(), batches)):
+        now = time.monotonic()
+        for place, pixels, record in batch:
+            store.write(place, pixels, replace(record, seconds=(now - began) / len(batch)))
+        store.pack(place for place, *_ in batch)
+        began = now
+        progress.own += len(batch)
+        if share.first and share.count > 1:
+            progress.look()
+
+
+def _drawn(
+    session: Session, store: Store, on_step: Callable[[], object], callbacks: Sequence[Callback], places: Sequence[int]
+) -> list[Drawn]:
+    """Returns the images of some places, and what is to be kept of each."""
+    jobs = [(session.targets[target], seed) for target, seed in map(store.job, places)]
+    watch = Watch(on_step)
+    with counting() as counts:
+        images = session.draw(jobs, [watch, *callbacks])
+    evaluations = {name: sum(map(counts.__getitem__, each)) / len(jobs) for name, each in session.counted.items()}
+    whole = images.isfinite().flatten(1).all(1).tolist()
+    images = images.clamp(-1, 1)
+    verdicts = session.verdicts(images, [target for target, _ in jobs])
+    pixels = ((images.float() + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    dropped, moved = watch.drops(len(jobs)), watch.moved(len(jobs))
+    found = []
+    for row, (place, (target, seed)) in enumerate(zip(places, jobs, strict=True)):
+        said = {name: each[row] if whole[row] else None for name, each in verdicts.items()}
+        record = Record(
+            run=store.digest,
+            target=target.name,
+            label=target.guide,
+            seed=seed,
+            **said,
+            dropped=dropped[row],
+            moved=moved[row] if whole[row] else None,
+            evaluations=evaluations,
+            seconds=0.0,
+            lost=not whole[row],
+        )
+        found.append((place, pixels[row] if whole[row] else None, record))
+    return found

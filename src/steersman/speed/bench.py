@@ -1,0 +1,120 @@
+"""What a run costs beside its networks: our time over the floor, which is the same calls of them in a bare loop.
+
+    ratio = seconds of a batch's walk / seconds of its networks' calls alone         (`steersman.speed.calls`)
+
+Both are timed in turn, several times, so that what else the machine does falls on both; the ratio is the median of the
+pairs' own. The ratio of processor seconds, of all threads, hardly depends on what else the machine does; on an
+accelerator it is of the host's work alone.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from torch import nn
+
+from steersman.run import Run
+from steersman.session import Session
+from steersman.speed.calls import Calls
+from steersman.speed.memory import peak_memory
+
+__all__ = ["Figures", "bench", "timed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """What was measured of a batch's walk.
+
+    Attributes:
+        steps: How many it took.
+        calls: How often networks were called, with a block of images each.
+        floor: Seconds of the calls alone, the median.
+        ours: Seconds of the walk, likewise.
+        ratio: The median of what ours was over its floor.
+        least: The least of them.
+        most: The largest.
+        ratio_cpu: The same of processor seconds, the median.
+        images_per_second: By ours, for a walk of as many steps as `bench` was told.
+        peak: The most bytes above the networks that the walk allocated at once.
+        peak_floor: The calls alone, likewise.
+    """
+
+    steps: int
+    calls: int
+    floor: float
+    ours: float
+    ratio: float
+    least: float
+    most: float
+    ratio_cpu: float
+    images_per_second: float
+    peak: int
+    peak_floor: int
+
+    def record(self, run: Run) -> dict[str, Any]:
+        """Returns the figures with what they are of, in plain values."""
+        machine = torch.cuda.get_device_name(run.device) if run.device.startswith("cuda") else run.device
+        of = {"device": machine, "threads": torch.get_num_threads(), "run": run.record()}
+        return asdict(self) | of
+
+
+def bench(
+    run: Run, *, steps: int | None = None, repeats: int = 5, on_pair: Callable[[], object] = lambda: None
+) -> tuple[Figures, Run]:
+    """Returns the figures of one batch, and the run with what ``dtype: auto`` chose.
+
+    Args:
+        run: The run; of its images, the first batch is drawn.
+        steps: For how many steps images a second are told; None for as many as the run takes.
+        repeats: How many pairs are timed.
+        on_pair: Called after each of them.
+
+    Raises:
+        InputError: A network that cannot be loaded, or a target or label that it does not know.
+    """
+    session = Session(run, rehearse=False)
+    run = session.run
+    jobs = [(target, seed) for target in session.targets for seed in range(run.seed, run.seed + run.num)][: run.at_once]
+    calls, walked = Calls(), int(run.recipe.walk()["steps"])
+    with calls.of(_networks(session)):
+        session.draw(jobs)
+    pairs = []
+    for _ in range(repeats):
+        pairs.append([timed(each, run.device) for each in (calls.play, lambda: session.draw(jobs))])
+        on_pair()
+    floor, ours = (median(wall for wall, _ in each) for each in zip(*pairs, strict=True))
+    ratios, of_cpu = ([second[by] / first[by] for first, second in pairs] for by in (0, 1))
+    figures = Figures(
+        steps=walked,
+        calls=calls.count(),
+        floor=floor,
+        ours=ours,
+        ratio=median(ratios),
+        least=min(ratios),
+        most=max(ratios),
+        ratio_cpu=median(of_cpu),
+        images_per_second=len(jobs) / ours * walked / (steps or walked),
+        peak=peak_memory(lambda: session.draw(jobs), run.device),
+        peak_floor=peak_memory(calls.play, run.device),
+    )
+    return figures, run
+
+
+def timed(call: Callable[[], object], device: str) -> tuple[float, float]:
+    """Returns the seconds that something takes, with all that a device does of it, and the processor's."""
+    cuda = torch.device(device).type == "cuda"
+    if cuda:
+        torch.cuda.synchronize(device)
+    began, at = time.perf_counter(), time.process_time()
+    call()
+    if cuda:
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began, time.process_time() - at
+
+
+def _networks(session: Session) -> list[nn.Module]:
+    vae = getattr(session.denoiser, "vae", None)
+    return [session.denoiser.network, *([vae.decoder] if vae else []), *(each.network for each in session.classifiers)]

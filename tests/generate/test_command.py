@@ -1,0 +1,101 @@
+"""The command: how far a run is, how it is stopped, and that the other processes are silent."""
+
+import os
+import signal
+import sys
+import time
+
+import pytest
+import torch
+
+from steersman.cli import main
+from steersman.generate import Store, status
+
+SMALL = [
+    "walk.steps=12",
+    "particles=1",
+    "recurrence.times=1",
+    "strength=deviation",
+    "smoothing=none",
+    "input.size=null",
+]
+
+
+def arguments(denoiser, out, *more):
+    changed = [word for change in SMALL for word in ("--set", change)]
+    networks = ["--denoiser", denoiser, "--classifier", "zoo:sportballs-mobilenet", "--judge", "none"]
+    return ["steersman", "sample", *networks, *changed, "--target", "baseball", "--out", str(out), *more]
+
+
+def begun(argv, log, **environment):
+    """Starts the command as a process of its own that shares what is imported."""
+    if process := os.fork():
+        return process
+    try:
+        torch.set_num_threads(1)
+        os.environ.update(environment)
+        for stream in (1, 2):
+            os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+        sys.stdout, sys.stderr, sys.argv = open(1, "w", closefd=False), open(2, "w", closefd=False), argv
+        main()
+    except SystemExit as exit:
+        sys.stdout.flush()
+        os._exit(exit.code or 0)
+    finally:
+        os._exit(99)
+
+
+def ended(process):
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_run_when_its_batches_are_written(number, code, denoiser, tmp_path):
+    out, log = tmp_path / "out", tmp_path / "log"
+    process = begun(arguments(denoiser, out, "--num", "400"), log)
+    until = time.monotonic() + 60
+    while not list(out.glob("0*.png")) and time.monotonic() < until:
+        time.sleep(0.02)
+    assert status(out).processes == 1
+    os.kill(process, number)
+    os.kill(process, signal.SIGTERM)  # what a launcher passes on is no second signal
+    assert ended(process) == code
+    store = Store.read(out)
+    whole = len(store.records(range(400)))
+    assert 0 < whole < 400
+    assert f"{whole} of 400 images are there; the same command goes on, or: steersman sample --from" in log.read_text()
+    assert not [path for path in out.iterdir() if path.name.startswith(".")]
+
+
+def test_two_processes_share_a_run_and_only_the_first_speaks(denoiser, tmp_path, capsys, monkeypatch):
+    out, logs = tmp_path / "out", [tmp_path / "0", tmp_path / "1"]
+    processes = [
+        begun(arguments(denoiser, out, "--num", "12"), log, RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank))
+        for rank, log in enumerate(logs)
+    ]
+    assert list(map(ended, processes)) == [0, 0]
+    assert (out / "metrics.json").exists()
+    assert "images in" in logs[0].read_text() or "other processes are at work" in logs[0].read_text()
+    assert logs[1].read_text() == ""
+    monkeypatch.setattr(sys, "argv", ["steersman", "sample", "--status", str(out)])
+    with pytest.raises(SystemExit):
+        main()
+    assert "baseball     12     0        0" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--status", "nowhere"], "run: 'nowhere/run.yaml' cannot be read (No such file or directory)"),
+        (["--status", ".", "--num", "3"], "--num: given with --status, which draws nothing; allowed: it alone"),
+        (["--target", "x", "--format", "jpeg"], "unknown format 'jpeg'"),
+    ],
+)
+def test_bad_input_is_one_line(given, message, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["steersman", "sample", *given])
+    with pytest.raises(SystemExit) as exit:
+        main()
+    said = capsys.readouterr().err
+    assert (exit.value.code, said.count("\n")) == (2, 1)
+    assert message in said

@@ -1,0 +1,268 @@
+"""Runs that are shared, stopped, disturbed and started again: no image is missing, and none is drawn twice."""
+
+import errno
+import json
+import math
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from steersman.errors import InputError
+from steersman.generate import Share, Store, Unfinished, generate, status
+from steersman.generate.lock import locked
+from steersman.metrics.images import read_images
+from steersman.run import read_run
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def times(folder):
+    """Returns when each image was drawn, by what its record says."""
+    store = Store.read(folder)
+    return {place: record.seconds for place, record in store.records(range(len(store))).items()}
+
+
+def same(first, second):
+    return first.keys() == second.keys() and max(abs(first[name] - second[name]).max() for name in first) <= 1
+
+
+def shared(session, out, count):
+    """Draws a run by so many processes, one after the other, the first of them last."""
+    for rank in range(1, count):
+        with pytest.raises(Unfinished):
+            generate(session, out, share=Share(rank=rank, count=count))
+    return generate(session, out, share=Share(count=count))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_processes_batches_and_restarts_give_the_same_images(dtype, session, pixels, tmp_path):
+    given = {"num": 9, "dtype": dtype}
+    generate(session(**given, batch_size=7), tmp_path / "7")
+    for size in (1, 32):
+        generate(session(**given, batch_size=size), tmp_path / str(size))
+    shared(session(**given), tmp_path / "two", 2)
+    with pytest.raises(Unfinished) as found:
+        generate(session(**given), tmp_path / "again", share=Share(rank=1, count=3))
+    assert (found.value.whole, found.value.total) == (3, 9)
+    shared(session(**given), tmp_path / "again", 2)
+    expected = pixels(tmp_path / "7")
+    assert len(expected) == 9
+    assert all(same(pixels(tmp_path / name), expected) for name in ("1", "32", "two", "again"))
+
+
+def test_whoever_ends_last_writes_the_figures(session, tmp_path):
+    with pytest.raises(Unfinished):
+        generate(session(), tmp_path, share=Share(rank=0, count=2))
+    assert not (tmp_path / "metrics.json").exists()
+    summary = generate(session(), tmp_path, share=Share(rank=1, count=2))
+    assert summary.metrics == json.loads((tmp_path / "metrics.json").read_text())
+    before = (tmp_path / "metrics.json").read_bytes()
+    generate(session(), tmp_path)
+    assert (tmp_path / "metrics.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("format", ["png", "npz", "webdataset"])
+def test_a_stopped_run_goes_on_in_every_format(format, session, pixels, tmp_path):
+    asked = []
+    with pytest.raises(Unfinished):
+        generate(session(format=format), tmp_path / "a", stop=lambda: len(asked) > 1 or asked.append(1))
+    before = times(tmp_path / "a")
+    assert 0 < len(before) < 6
+    found = status(tmp_path / "a")
+    assert (found.whole, found.lost, found.processes) == ({"baseball": len(before)}, {"baseball": 0}, 0)
+    assert found.missing("baseball") == 6 - len(before)
+    generate(session(format=format), tmp_path / "a")
+    after = times(tmp_path / "a")
+    assert len(after) == 6 and all(after[place] == time for place, time in before.items())
+    generate(session(), tmp_path / "b")
+    drawn = read_images(tmp_path / "a")
+    assert drawn.labels == ("baseball",) * 6
+    expected = np.stack([*pixels(tmp_path / "b").values()])
+    assert abs(drawn.read(range(6)).permute(0, 2, 3, 1).numpy().astype(int) - expected).max() <= 1
+
+
+def test_only_what_is_damaged_is_drawn_again_whatever_the_clock_says(session, pixels, tmp_path):
+    generate(session(), tmp_path)
+    drawn, before = pixels(tmp_path), times(tmp_path)
+    for number, date in enumerate((0, 2**33, 1, 2**32, 5, 6)):
+        os.utime(tmp_path / f"{number:06d}.png", (date, date))
+    os.utime(tmp_path / "run.yaml", (2**33, 2**33))
+    cut = tmp_path / "000001.png"
+    cut.write_bytes(cut.read_bytes()[:-7])
+    (tmp_path / "000004.png").write_bytes(b"")
+    (tmp_path / ".000002.png.abcdef12.part").write_bytes(b"half")
+    generate(session(), tmp_path)
+    assert [place for place, time in times(tmp_path).items() if time != before[place]] == [1, 4]
+    assert same(pixels(tmp_path), drawn)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_images_of_other_settings_are_not_taken_for_ones_own(session, tmp_path):
+    generate(session(num=2), tmp_path)
+    before = times(tmp_path)
+    (tmp_path / "run.yaml").unlink()
+    generate(session(num=2), tmp_path)
+    assert times(tmp_path) == before
+    (tmp_path / "run.yaml").unlink()
+    recipe = session().run.recipe.changed({"scale": 0.5})
+    generate(session(num=2, recipe=recipe), tmp_path)
+    assert not set(times(tmp_path).values()) & set(before.values())
+
+
+def test_changed_settings_are_named(session, run, tmp_path):
+    generate(session(num=2), tmp_path)
+    recipe = run().recipe.changed({"scale": 0.5, "walk.steps": 4})
+    with pytest.raises(InputError) as error:
+        generate(session(num=3, recipe=recipe), tmp_path)
+    assert "num: was 2, is 3; recipe.settings." in str(error.value)
+    assert "walk.steps: was 3, is 4" in str(error.value)
+    assert read_run(tmp_path / "run.yaml").num == 2
+
+
+def test_two_runs_in_a_folder_are_refused(session, tmp_path):
+    with locked(tmp_path, 0):
+        with pytest.raises(InputError, match="is being drawn into by another run"):
+            generate(session(), tmp_path)
+        assert not list(tmp_path.glob("*.png"))
+
+
+@pytest.mark.parametrize(("number", "said"), [(errno.ENOSPC, "No space left"), (errno.EROFS, "Read-only file system")])
+def test_a_folder_that_takes_no_more_is_told_of_and_gone_on_with(number, said, session, tmp_path, monkeypatch):
+    from steersman.generate import record
+
+    save, saved = record.Image.Image.save, []
+
+    def full(image, file, **settings):
+        saved.append(file)
+        if len(saved) > 3:
+            Path(file).write_bytes(b"half")
+            raise OSError(number, os.strerror(number))
+        save(image, file, **settings)
+
+    with monkeypatch.context() as patch, pytest.raises(InputError) as error:
+        patch.setattr(record.Image.Image, "save", full)
+        generate(session(), tmp_path)
+    assert f"cannot be written to ({said}" in str(error.value)
+    assert "3 of 6 images are whole; allowed: a folder with room, where the same command draws the others" in str(
+        error.value
+    )
+    before = times(tmp_path)
+    assert len(before) == 3
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    generate(session(), tmp_path)
+    assert {place: time for place, time in times(tmp_path).items() if place in before} == before
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_at_once(session):
+    with pytest.raises(InputError, match="out: '/proc/nowhere' cannot be written to"):
+        generate(session(), Path("/proc/nowhere"))
+
+
+def planted(session, monkeypatch, where, value):
+    """Puts a value into the second image, in what a part of the first batch returns."""
+    network = session.guide.network if where == "classifier" else session.denoiser.network
+    forward, done = network.forward, []
+
+    def spoil(x, *args, **kwargs):
+        out = forward(x, *args, **kwargs)
+        if done or (where != "denoiser" and not torch.is_grad_enabled()):
+            return out
+        done.append(True)
+        held = out.sample if where != "classifier" else out
+        mark = torch.zeros(len(held), *[1] * (held.ndim - 1))
+        mark[1] = 1
+        if where == "gradient":
+            held.register_hook(lambda g: torch.where(mark.bool(), value, g))
+            return out
+        bad = held + torch.where(mark.bool(), value, 0)
+        if where == "classifier":
+            return bad
+        out.sample = bad
+        return out
+
+    monkeypatch.setattr(network, "forward", spoil)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", ["gradient", "classifier", "denoiser"])
+def test_a_value_that_is_not_finite_concerns_its_image_alone(where, value, session, pixels, tmp_path, monkeypatch):
+    recipe = session().run.recipe.changed({"route": "through"})
+    drawing = session(num=4, batch_size=4, recipe=recipe)
+    generate(drawing, tmp_path / "sound")
+    with monkeypatch.context() as patch:
+        planted(drawing, patch, where, value)
+        summary = generate(drawing, tmp_path / "spoilt")
+    metrics = summary.metrics
+    assert set(metrics["nonfinite_gradients_of"]) == {"baseball 1"}
+    assert metrics["nonfinite_gradients"] == sum(metrics["nonfinite_gradients_of"].values()) > 0
+    lost = where == "denoiser" and math.isnan(value)  # an infinite x0_hat is clipped, and the image goes on
+    assert summary.lost == (["baseball 1"] if lost else [])
+    sound, spoilt = pixels(tmp_path / "sound"), pixels(tmp_path / "spoilt")
+    assert all((sound[f"00000{seed}.png"] == spoilt[f"00000{seed}.png"]).all() for seed in (0, 2, 3))
+
+
+def test_a_lost_image_is_not_drawn_again(session, tmp_path, monkeypatch):
+    drawing = session(num=4, batch_size=4, format="npz")
+    with monkeypatch.context() as patch:
+        planted(drawing, patch, "denoiser", float("nan"))
+        assert generate(drawing, tmp_path).lost == ["baseball 1"]
+    before = times(tmp_path)
+    summary = generate(drawing, tmp_path)
+    assert (summary.lost, times(tmp_path)) == (["baseball 1"], before)
+    assert status(tmp_path).lost == {"baseball": 1}
+    assert len(read_images(tmp_path)) == 3
+
+
+def test_a_batch_that_the_memory_does_not_hold_is_halved(session, pixels, tmp_path, monkeypatch):
+    generate(session(), tmp_path / "whole")
+    drawing, told = session(batch_size=4), []
+    forward = drawing.denoiser.network.forward
+
+    def small(x, *args, **kwargs):
+        if len(x) > room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(x, *args, **kwargs)
+
+    monkeypatch.setattr(drawing.denoiser.network, "forward", small)
+    room = 1
+    generate(drawing, tmp_path / "halved", tell=told.append)
+    assert len(told) == 1 and "does not hold a batch of 4" in told[0]
+    assert same(pixels(tmp_path / "halved"), pixels(tmp_path / "whole"))
+    room = 0
+    with pytest.raises(InputError, match="the memory of cpu does not hold one image"):
+        generate(session(batch_size=4), tmp_path / "none", tell=told.append)
+
+
+def test_sessions_on_the_same_networks_count_once(session, tmp_path):
+    first = session()
+    hooks = len(first.denoiser.network._forward_pre_hooks)
+    evaluations = [
+        generate(each, tmp_path / str(place)).metrics["network_evaluations"]
+        for place, each in enumerate((first, session(), session()))
+    ]
+    assert len(first.denoiser.network._forward_pre_hooks) == hooks
+    assert evaluations[0] == evaluations[1] == evaluations[2]
+
+
+def test_an_error_of_one_batch_ends_the_others(session, tmp_path, monkeypatch):
+    """Any other error is not caught."""
+    drawing = session()
+    monkeypatch.setattr(drawing.denoiser.network, "forward", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        generate(drawing, tmp_path)
+    assert not list(tmp_path.glob("*.png"))
+
+
+@pytest.mark.parametrize("kills", [5, pytest.param(100, marks=pytest.mark.long)])
+def test_kills_at_random_moments(kills, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    sys.modules.pop("kills", None)
+    import kills as benchmark
+
+    found = benchmark.kill(tmp_path, kills=kills, num=8)
+    assert found["kills"] == kills
+    assert found["missing, damaged"] == found["again"] == found["other"] == found["left behind"] == 0

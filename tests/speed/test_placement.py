@@ -1,0 +1,103 @@
+"""How networks are placed: images that stay as they were, and what a measurement chooses."""
+
+import pytest
+import torch
+import yaml
+
+from steersman.errors import InputError
+from steersman.recipes import load_recipe
+from steersman.run import Run, read_run
+from steersman.session import Session
+from steersman.speed import auto
+from steersman.speed.memory import peak_memory
+from steersman.speed.placement import Placement
+
+GUIDE = "zoo:sportballs-mobilenet"
+PLACED = {
+    "denoiser": Placement(dtype="bfloat16", layout="channels_last", block=8),
+    "classifier": Placement(layout="channels_last", block=4),
+}
+
+
+def run(denoiser, **settings):
+    given = {"targets": ("baseball",), "num": 2, "denoiser": denoiser, "classifiers": (GUIDE,), "judge": None}
+    return Run(**{**given, "recipe": load_recipe("nrcg", ["walk.steps=3", "scale=5"]), **settings})
+
+
+def drawn(run, seeds=range(3)):
+    session = Session(run, rehearse=False)
+    return session.draw([(session.targets[0], seed) for seed in seeds])
+
+
+def test_checkpointing_leaves_images_as_they_are_to_the_bit_and_takes_less_memory(denoiser):
+    kept, again = (Session(run(denoiser, checkpoint=each), rehearse=False) for each in (False, True))
+    draw = {each: lambda each=each: each.draw([(each.targets[0], seed) for seed in range(4)]) for each in (kept, again)}
+    assert (draw[kept]() == draw[again]()).all()
+    assert peak_memory(draw[again]) < 0.9 * peak_memory(draw[kept])
+
+
+def test_the_layout_changes_rounding_alone(denoiser):
+    placed = {part: Placement(layout="channels_last", block=4) for part in PLACED}
+    session = Session(run(denoiser, dtype="auto", placed=placed), rehearse=False)
+    assert session.denoiser.network.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(drawn(run(denoiser)), drawn(session.run), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_in_bfloat16_an_image_is_the_same_to_the_bit_whatever_its_batch(denoiser, count):
+    settings = {"dtype": "auto", "placed": PLACED}
+    whole = drawn(run(denoiser, **settings), range(8))
+    assert (drawn(run(denoiser, **settings), range(count)) == whole[:count]).all()
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_in_bfloat16_so_does_one_of_the_bundled_denoiser(count):
+    settings = {"dtype": "auto", "placed": {part: Placement(dtype="bfloat16", block=8) for part in PLACED}}
+    whole = drawn(run("zoo:sportballs", **settings), range(8))
+    assert (drawn(run("zoo:sportballs", **settings), range(count)) == whole[:count]).all()
+
+
+def test_a_compiled_network_is_listened_to_and_draws_the_same(denoiser, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda forward: compiled.append(forward) or forward)
+    assert (drawn(run(denoiser, compile=True)) == drawn(run(denoiser))).all()
+    assert len(compiled) == 2
+
+
+def test_the_fastest_is_chosen_and_what_is_usual_stays_unless_it_pays():
+    usual, other = (Placement(layout=each, block=4) for each in ("contiguous", "channels_last"))
+    assert auto._fastest({usual: 1.0, other: 0.9}) == other
+    assert auto._fastest({usual: 1.0, other: 0.97}) == usual
+
+
+@pytest.mark.parametrize("recipe, back", [("nrcg", True), ("elucd-ddpm", False)])
+def test_the_denoiser_is_measured_with_a_gradient_on_the_route_through_alone(denoiser, recipe, back):
+    settings = load_recipe(recipe, ["walk.steps=3", "smoothing=none"])
+    session = Session(run(denoiser, recipe=settings), rehearse=False)
+    seen = []
+    session.denoiser.network.register_forward_hook(lambda *_: seen.append(torch.is_grad_enabled()))
+    for _, _, ask in auto._parts(session, 4):
+        ask()
+    assert seen == [back]
+
+
+def test_what_was_chosen_is_recorded_and_taken_again(denoiser, tmp_path, monkeypatch):
+    monkeypatch.setattr(auto, "BLOCKS", (4,))
+    session = Session(asked := run(denoiser, dtype="auto"), rehearse=False)
+    assert session.run.placed.keys() == PLACED.keys()
+    (tmp_path / "run.yaml").write_text(
+        yaml.safe_dump(asked.record() | {"placed": run(denoiser, dtype="auto", placed=PLACED).record()["placed"]})
+    )
+    assert auto.as_begun(asked, tmp_path).placed == PLACED
+    assert read_run(tmp_path / "run.yaml").placement("classifier") == PLACED["classifier"]
+    assert read_run(tmp_path / "run.yaml").at_once == 4
+    assert auto.as_begun(asked, tmp_path / "empty") == asked
+
+
+def test_what_cannot_be_is_one_line(denoiser):
+    with pytest.raises(InputError, match="placed: given with dtype float32; allowed: auto"):
+        run(denoiser, placed=PLACED)
+    with pytest.raises(InputError, match="layout"):
+        Placement(layout="chanels_last", block=4)
+    with pytest.raises(InputError, match="block: 0 given; allowed: 1 and more"):
+        Placement(block=0)
