@@ -1,0 +1,68 @@
+"""What an image costs: counted calls and passes back, by measured times."""
+
+import pytest
+
+from steersman.recipes import load_recipe
+from steersman.run import Run
+from steersman.session import Networks, Session
+from steersman.tune.price import Prices
+
+STEPS = 6
+PLAIN = ("walk.steps=6", "input.size=null")
+
+
+@pytest.fixture(scope="module")
+def networks():
+    return Networks()
+
+
+@pytest.fixture
+def counted(denoiser, networks, tmp_path):
+    def count(name, *changes, **settings):
+        settings = {"targets": ("baseball",), "denoiser": denoiser, "judge": None} | settings
+        settings = {"classifiers": ("zoo:sportballs-mobilenet",)} | settings
+        run = Run(recipe=load_recipe(name, (*PLAIN, *changes)), **settings)
+        return Prices(tmp_path / "prices.json").of(Session(run, networks))
+
+    return count
+
+
+@pytest.mark.parametrize(
+    ("recipe", "evaluations", "passes"),
+    [
+        (("nrcg", "strength=constant"), (STEPS, STEPS), (STEPS, STEPS)),
+        (("nrcg", "strength=constant", "route=direct"), (STEPS, STEPS), (0, STEPS)),
+        (("nrcg", "strength=[constant, {kind: every, k: 3}]"), (STEPS, 2), (2, 2)),
+        (("freedom", "recurrence=2"), (2 * STEPS, 2 * STEPS), (2 * STEPS, 2 * STEPS)),
+        (("nrcg", "strength=constant", "particles={count: 3, low: 0}", "scale=0"), (3 * STEPS, 3 * STEPS + 3), (0, 0)),
+    ],
+    ids=["through", "direct", "every third", "repeated", "candidates"],
+)
+def test_calls_and_passes_back_are_those_of_the_recipe(counted, recipe, evaluations, passes):
+    cost = counted(*recipe)
+    assert (cost.evaluations["denoiser"], cost.passes["denoiser"]) == (evaluations[0], passes[0])
+    assert (cost.evaluations["classifier"], cost.passes["classifier"]) == (evaluations[1], passes[1])
+
+
+def test_unguided_an_image_costs_the_denoisers_evaluations(counted):
+    cost = counted("nrcg", guided=False)
+    assert cost.value == STEPS and cost.passes == {"denoiser": 0, "classifier": 0}
+
+
+def test_times_are_measured_once_and_weigh_the_counts(counted, tmp_path):
+    first = counted("nrcg", "strength=constant")
+    held = Prices(tmp_path / "prices.json").known
+    denoiser, denoiser_back, guide, guide_back = (held[name] for name in sorted(held))
+    assert denoiser == 1 < denoiser_back and 0 < guide < guide_back
+    assert first.value == pytest.approx(STEPS * (denoiser_back + guide_back), abs=0.006)
+    assert counted("nrcg", "strength=constant").value == first.value
+    assert counted("nrcg", "strength=constant", "route=direct").value < first.value
+    assert Prices(tmp_path / "prices.json").known == held
+    counted("nrcg", "strength=constant", "input.size=64")
+    assert len(Prices(tmp_path / "prices.json").known) == 6
+
+
+def test_a_latent_models_decoder_costs_too(counted, dit_folder):
+    cost = counted("nrcg", "strength=constant", denoiser=str(dit_folder))
+    assert cost.evaluations == {"denoiser": STEPS, "decoder": STEPS + 1, "classifier": STEPS}
+    assert cost.passes == {"denoiser": STEPS, "decoder": STEPS, "classifier": STEPS}

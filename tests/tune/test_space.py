@@ -1,0 +1,147 @@
+"""What a search chooses from, how it is said, and where known settings lie in it."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from steersman.errors import InputError
+from steersman.recipes import load_recipe
+from steersman.tune import TRIED, Tune
+from steersman.tune.space import ANY, Range, check, chosen, placed, space_of
+
+
+class Told:
+    """Takes what it is told, and keeps what it was asked."""
+
+    def __init__(self, **answers):
+        self.answers, self.asked = answers, {}
+
+    def number(self, name, range):
+        self.asked[name] = range
+        return self.answers[name]
+
+    def one_of(self, name, names):
+        self.asked[name] = tuple(names)
+        return self.answers[name]
+
+
+def test_a_range_is_whole_and_by_decades_as_its_ends_are():
+    told = Told(**{"scale": 0.5, "steps": 8, "view.until": 0.25})
+    space = space_of(["scale=0.01..1", "steps=4..32", "view.until=0.2..0.5"])
+    assert chosen(space, told) == {"scale": 0.5, "steps": 8, "view.until": 0.25}
+    assert told.asked == {
+        "scale": Range(low=0.01, high=1, whole=False),
+        "steps": Range(low=4, high=32, whole=True),
+        "view.until": Range(low=0.2, high=0.5, whole=False),
+    }
+    assert [each.by_decades for each in told.asked.values()] == [True, False, False]
+    assert Range(low=3, high=30, whole=True).by_decades and not Range(low=0, high=30, whole=True).by_decades
+
+
+def test_numbers_have_few_digits_and_stay_within_their_range():
+    between = Range(low=0.12345, high=0.98765, whole=False)
+    assert [between.nearest(each) for each in (0.0, 0.123456, 0.45678, 2)] == [0.12345, 0.12345, 0.457, 0.98765]
+    assert Range(low=2, high=8, whole=True).nearest(3.6) == 4
+
+
+def test_what_stands_inside_one_of_several_is_asked_only_there():
+    (given,) = [
+        "case={name: plain, route: direct}, {name: gated, strength: [variance, {kind: interval, low: 0.1..2.0}]}"
+    ]
+    space = space_of([given])
+    plain = Told(case="plain")
+    assert chosen(space, plain) == {"route": "direct"}
+    assert plain.asked == {"case": ("plain", "gated")}
+    gated = Told(**{"case": "gated", "case=gated.strength.1.low": 0.5})
+    assert chosen(space, gated) == {"strength": ["variance", {"kind": "interval", "low": 0.5}]}
+
+
+def test_names_of_choices_are_their_values_or_given():
+    told = Told(route="through", sampler="fast")
+    space = {"route": {ANY: ["direct", "through"]}, "sampler": {ANY: {"fast": {"kind": "dpmpp"}, "slow": "ddpm"}}}
+    assert chosen(space, told) == {"route": "through", "sampler": {"kind": "dpmpp"}}
+    assert told.asked == {"route": ("direct", "through"), "sampler": ("fast", "slow")}
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["scale=3..1"], "search: 3..1 given; allowed: LOW..HIGH with LOW < HIGH"),
+        (["case={name: a, scale: 1..3}, {name: b, scale: 3..1}"], "search: 3..1 given"),
+        (["route=direct,direct"], "search: direct, direct given; allowed: each once"),
+        (["sclae=1..3"], "unknown setting to vary 'sclae'; did you mean 'scale'"),
+        (["scale"], "vary: 'scale' given; allowed: axis.option=a,b,c"),
+    ],
+)
+def test_a_space_without_sense_is_refused(given, told):
+    with pytest.raises(InputError, match=told.replace("(", r"\(")):
+        check(space_of(given))
+
+
+def test_settings_are_found_in_the_space_the_nearest_where_they_lie_beyond():
+    settings = load_recipe("freedom", ["walk.steps=24", "strength=[relative, {kind: every, k: 3}]"]).resolved()
+    space = space_of(
+        [
+            "scale=0.1..10.0",
+            "steps=4..40",
+            "walk.steps=4..40",
+            "route=direct,through",
+            "sampler.eta=0,1",
+            "also.0.scale=1..3",
+        ]
+    ) | {
+        "strength": {ANY: {"plain": "relative", "gated": ["relative", {"kind": "every", "k": "2..4"}]}},
+        "walk.high": "1.0..100.0",
+    }
+    assert placed(space, settings) == {
+        "scale": 0.1,
+        "walk.steps": 24,
+        "route": "through",
+        "sampler.eta": "1",
+        "strength": "gated",
+        "strength=gated.1.k": 3,
+        "walk.high": 100.0,
+    }
+
+
+@pytest.mark.parametrize("name", TRIED)
+def test_a_recipe_lies_in_the_space_around_it(name):
+    """What is chosen at its own point are its own settings, but for numbers beyond a range."""
+    tune = Tune(
+        recipes=(name,), changes=("walk.steps=24",), reference="sportballs", settings={"targets": ("baseball",)}
+    )
+    (point,) = tune.points()
+    told = Told(**point)
+    values = chosen(tune.searched, told)
+    assert set(told.asked) == set(point)
+    found, own = tune.sweep.run(values).recipe.resolved(), load_recipe(name, ["walk.steps=24"]).resolved()
+    beyond = {axis for axis in own if found[axis] != own[axis]}
+    assert beyond <= {"walk", "recurrence"}
+    assert {**found["walk"], "low": 0, "high": 0} == {**own["walk"], "low": 0, "high": 0}
+
+
+def test_the_space_around_several_recipes_starts_with_each():
+    tune = Tune(recipes=("freedom", "elucd-ddpm"), reference="sportballs")
+    assert [point["case"] for point in tune.points()] == ["freedom", "elucd-ddpm"]
+    assert [point["walk.steps"] for point in tune.points()] == [50, 50]
+
+
+def test_the_space_that_is_given_starts_with_the_recipes_own_settings_and_those_that_it_names():
+    space = space_of(["scale=0.01..100.0", "recipe=nrcg,freedom"])
+    points = Tune(recipes=("nrcg",), space=space, reference="sportballs").points()
+    assert points == [{"recipe": "nrcg", "scale": 15.0}, {"recipe": "freedom", "scale": 0.02}]
+
+
+def test_the_denoiser_is_not_searched():
+    tune = Tune(space=space_of(["denoiser=a,b"]), reference="sportballs")
+    with pytest.raises(InputError, match="search: denoiser given"):
+        tune.points()
+
+
+def test_the_spaces_in_the_docs_are_spaces():
+    page = (Path(__file__).parents[2] / "docs" / "tune.md").read_text()
+    given = [quoted or plain for quoted, plain in re.findall(r"--search (?:'([^']+)'|(\S+))", page)]
+    assert len(given) == 4
+    for each in given:
+        assert space_of([each])
