@@ -122,9 +122,9 @@ class Run:
         return max((each.block for each in self.placed.values()), default=4 if self.device == "cpu" else 16)
 
     def placement(self, part: str) -> Placement:
-        """Returns how the ``denoiser`` is placed, or a ``classifier``."""
-        block = block_size(self.device, self.at_once)
-        return self.placed.get(part) or Placement(dtype=self.dtype, block=block)
+        """Returns how the ``denoiser`` is placed, or a ``classifier``; what was not measured, in float32."""
+        block, dtype = block_size(self.device, self.at_once), "float32" if self.dtype == "auto" else self.dtype
+        return self.placed.get(part) or Placement(dtype=dtype, block=block)
 
     def settings(self) -> dict[str, Any]:
         """Returns all that makes the images, in plain values."""

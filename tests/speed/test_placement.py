@@ -1,5 +1,7 @@
 """How networks are placed: images that stay as they were, and what a measurement chooses."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import yaml
@@ -92,6 +94,27 @@ def test_what_was_chosen_is_recorded_and_taken_again(denoiser, tmp_path, monkeyp
     assert read_run(tmp_path / "run.yaml").placement("classifier") == PLACED["classifier"]
     assert read_run(tmp_path / "run.yaml").at_once == 4
     assert auto.as_begun(asked, tmp_path / "empty") == asked
+
+
+def test_an_unguided_run_needs_no_measured_classifier(denoiser, monkeypatch):
+    monkeypatch.setattr(auto, "BLOCKS", (4,))
+    session = Session(run(denoiser, dtype="auto", guided=False))
+    assert session.run.placed.keys() == {"denoiser"}
+    assert session.run.placement("classifier") == Placement(block=4)
+
+
+def test_what_is_chosen_for_many_runs_is_chosen_once(denoiser, tmp_path, monkeypatch):
+    asked, measured = run(denoiser, dtype="auto"), []
+    monkeypatch.setattr(auto, "chosen", lambda run: measured.append(run) or replace(run, placed=PLACED))
+    assert auto.for_all(run(denoiser), tmp_path / "sweep.yaml") == {}
+    assert auto.for_all(asked, tmp_path / "sweep.yaml") == PLACED
+    shared = {"placed": replace(asked, placed=PLACED).record()["placed"]}
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({"shared": shared}))
+    assert auto.for_all(asked, tmp_path / "sweep.yaml") == PLACED
+    assert len(measured) == 1
+    (tmp_path / "sweep.yaml").write_text("[]")
+    with pytest.raises(InputError, match="out: .*sweep.yaml' cannot be read"):
+        auto.for_all(asked, tmp_path / "sweep.yaml")
 
 
 def test_what_cannot_be_is_one_line(denoiser):

@@ -6,19 +6,22 @@ each of the two; in their place stays what is chosen without a measurement, unle
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+import yaml
 from torch import Tensor, nn
 
+from steersman.errors import about
 from steersman.run import Run, read_run
 from steersman.schedule import CLEAN, Level
 from steersman.session import SIDE_BY_SIDE, Session
 from steersman.speed.placement import LAYOUTS, Placement, laid_out
+from steersman.typed import typed
 
-__all__ = ["as_begun", "chosen"]
+__all__ = ["as_begun", "chosen", "for_all"]
 
 BLOCKS = (4, 8, 16)
 """Images at a time on a CPU; an accelerator sees a batch as a whole."""
@@ -40,6 +43,24 @@ def as_begun(run: Run, out: Path, *, wait: bool = False) -> Run:
             return replace(run, placed=read_run(record).placed)
         time.sleep(WAIT)
     return run
+
+
+def for_all(run: Run, record: Path) -> Mapping[str, Placement]:
+    """Returns what is chosen once for many runs, that they can be compared: as their record says, where there is one.
+
+    Args:
+        run: The first of them.
+        record: The file with what they share, as a sweep or a tune writes it.
+
+    Raises:
+        InputError: The record cannot be read, or a network cannot be loaded.
+    """
+    if run.dtype != "auto":
+        return run.placed
+    if not record.exists():
+        return chosen(run).placed
+    with about("out", record):
+        return typed("placed", yaml.safe_load(record.read_text())["shared"].get("placed", {}), dict[str, Placement])
 
 
 def chosen(run: Run) -> Run:

@@ -13,6 +13,7 @@ others when it is started again.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from steersman.files import replacing, writing_to
 from steersman.report.grid import grid
 from steersman.run import check_folder
 from steersman.session import Networks, Session
+from steersman.speed.auto import for_all
 from steersman.sweep.cells import Cell, Sweep
 from steersman.sweep.measure import Measure
 from steersman.sweep.plots import write_fronts, write_plots
@@ -45,6 +47,8 @@ class Sweeping:
     """
 
     def __init__(self, sweep: Sweep, out: Path) -> None:
+        placed = for_all(sweep.cells()[0].run, out / "sweep.yaml")
+        sweep = replace(sweep, settings={**sweep.settings, "placed": placed})
         self.sweep, self.out, self.cells = sweep, out, sweep.cells()
         self.record = _record(sweep, self.cells)
         self._check_folder()

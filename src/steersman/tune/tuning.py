@@ -29,6 +29,7 @@ from steersman.metrics.resample import RESAMPLES, share
 from steersman.recipes import load_recipe
 from steersman.run import Run
 from steersman.session import Networks, Session
+from steersman.speed.auto import for_all
 from steersman.sweep import Sweep
 from steersman.sweep.cells import CASE, RECIPE
 from steersman.sweep.measure import Measure
@@ -122,6 +123,8 @@ class Tuning:
     """
 
     def __init__(self, tune: Tune, out: Path, bounds: Bounds | None = None) -> None:
+        placed = for_all(tune.sweep.run({}), out / "tune.yaml")
+        tune = replace(tune, settings={**tune.settings, "placed": placed})
         self.tune, self.out, self.bounds = tune, out, bounds or Bounds()
         self.space, self.sweep, self.points = tune.searched, tune.sweep, tune.points()
         first = self.sweep.run({})
