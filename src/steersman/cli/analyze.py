@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from steersman.cli import options
+
 __all__ = ["app"]
 
 app = typer.Typer(help="Measure what makes a classifier fit for guiding.", no_args_is_help=True)
@@ -15,7 +17,6 @@ Classifiers = Annotated[
         "--classifier", metavar="[NAME=]SPEC", help="Classifier, imagenet:efficientnet-lite0 if none; repeat."
     ),
 ]
-Denoiser = Annotated[str, typer.Option(help="Diffusion model.")]
 Data = Annotated[
     str,
     typer.Option(help="Images with labels: FOLDER[?resolution=64], FILE.npz, sportballs[:PRESET][?num=8&seed=1]."),
@@ -28,10 +29,8 @@ Count = Annotated[int | None, typer.Option(metavar="N", help="Only so many level
 Preprocess = Annotated[str, typer.Option(help="own, as the classifier was trained, or raw.")]
 Size = Annotated[int | None, typer.Option(help="Side in pixels that classifiers see, their own if none.")]
 Seed = Annotated[int, typer.Option(help="Of the noise.")]
-FirstSeed = Annotated[int, typer.Option(help="Seed of the first image.")]
 Label = Annotated[bool, typer.Option("--label", help="Tell the denoiser each image's class.")]
 BatchSize = Annotated[int, typer.Option(help="Images at a time; figures stay the same.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")]
 Out = Annotated[Path, typer.Option(help="Folder to write; a killed analysis goes on from it.")]
 
 BALLS = "sportballs?num=256&seed=1000"
@@ -40,7 +39,7 @@ BALLS = "sportballs?num=256&seed=1000"
 @app.command()
 def accuracy(
     out: Out = Path("outputs/accuracy"),
-    denoiser: Denoiser = "zoo:sportballs",
+    denoiser: options.Denoiser = "zoo:sportballs",
     classifier: Classifiers = None,
     data: Data = BALLS,
     num: Num = None,
@@ -53,7 +52,7 @@ def accuracy(
     size: Size = None,
     seed: Seed = 0,
     batch_size: BatchSize = 16,
-    device: Device = "cpu",
+    device: options.Device = "cpu",
 ) -> None:
     """Accuracy against noise, on x_t and on x0_hat."""
     from steersman.cli.analyzing import Scope, accuracy
@@ -82,7 +81,7 @@ def accuracy(
 @app.command()
 def sensitivity(
     out: Out = Path("outputs/sensitivity"),
-    denoiser: Denoiser = "zoo:sportballs",
+    denoiser: options.Denoiser = "zoo:sportballs",
     classifier: Classifiers = None,
     data: Data = BALLS,
     num: Num = None,
@@ -112,7 +111,7 @@ def sensitivity(
     size: Size = None,
     seed: Seed = 0,
     batch_size: BatchSize = 16,
-    device: Device = "cpu",
+    device: options.Device = "cpu",
 ) -> None:
     """Sensitivity of logits and of gradients from one time to the next."""
     from steersman.cli.analyzing import Scope, sensitivity
@@ -145,7 +144,7 @@ def sensitivity(
 @app.command()
 def calibration(
     out: Out = Path("outputs/calibration"),
-    denoiser: Denoiser = "zoo:sportballs",
+    denoiser: options.Denoiser = "zoo:sportballs",
     classifier: Classifiers = None,
     num: Annotated[int, typer.Option(help="Images, the classes in turn.")] = 256,
     class_: Annotated[
@@ -172,9 +171,9 @@ def calibration(
     count: Count = None,
     preprocess: Preprocess = "own",
     size: Size = None,
-    seed: FirstSeed = 0,
+    seed: options.Seed = 0,
     batch_size: BatchSize = 16,
-    device: Device = "cpu",
+    device: options.Device = "cpu",
 ) -> None:
     """Calibration error at each step of the reverse process."""
     from steersman.cli.analyzing import Scope, calibration
@@ -245,25 +244,23 @@ def directions(
 @app.command()
 def gradients(
     out: Out = Path("outputs/gradients"),
-    denoiser: Denoiser = "zoo:sportballs",
+    denoiser: options.Denoiser = "zoo:sportballs",
     classifier: Annotated[str, typer.Option(help="Guide.")] = "imagenet:efficientnet-lite0",
     target: Annotated[str, typer.Option(help="Class to steer to.")] = "baseball",
     marginal: Annotated[str, typer.Option(metavar="T,T,…", help="Marginal temperatures to compare.")] = "1,0.5",
     num: Annotated[int, typer.Option(help="Images.")] = 8,
     shown: Annotated[int, typer.Option(help="How many of them to show.")] = 2,
     recipe: Annotated[str, typer.Option(help="Name, name/variant or file.")] = "elucd-ddpm",
-    steps: Annotated[int | None, typer.Option(help="Steps, instead of the recipe's.")] = None,
-    scale: Annotated[float | None, typer.Option(help="Guidance scale, instead of the recipe's.")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="AXIS.OPTION=VALUE", help="Change a setting.")
-    ] = None,
+    steps: options.Steps = None,
+    scale: options.Scale = None,
+    set_: options.Set = None,
     label: Annotated[bool, typer.Option("--label", help="Tell the denoiser the target.")] = False,
     times: Times = None,
     every: Every = None,
     count: Annotated[int | None, typer.Option(metavar="N", help="So many pictures; 8 if nothing is chosen.")] = None,
-    seed: FirstSeed = 0,
+    seed: options.Seed = 0,
     batch_size: BatchSize = 16,
-    device: Device = "cpu",
+    device: options.Device = "cpu",
 ) -> None:
     """Intermediate images with the classifier's gradient beside them, and its norm over time."""
     from steersman.cli.analyzing import Scope, gradients

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from steersman.cli import options
+
 __all__ = ["EPILOG", "bench"]
 
 EPILOG = "Example: steersman bench --recipe nrcg --classifier zoo:sportballs-mobilenet"
@@ -12,23 +14,21 @@ EPILOG = "Example: steersman bench --recipe nrcg --classifier zoo:sportballs-mob
 
 def bench(
     target: Annotated[str, typer.Option(help="Class by name or index.")] = "0",
-    denoiser: Annotated[str, typer.Option(help="As for sample.")] = "zoo:sportballs",
-    classifier: Annotated[list[str] | None, typer.Option(help="As for sample.")] = None,
-    recipe: Annotated[str, typer.Option(help="Name, name/variant or file.")] = "default",
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="AXIS.OPTION=VALUE", help="Change a setting.")
-    ] = None,
-    label: Annotated[str | None, typer.Option(help="As for sample.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="As for sample.")] = None,
-    cfg_scale: Annotated[float, typer.Option(help="Classifier-free scale.")] = 1.0,
-    no_guidance: Annotated[bool, typer.Option("--no-guidance", help="Draw unsteered.")] = False,
+    denoiser: options.Denoiser = "zoo:sportballs",
+    classifier: options.Classifiers = None,
+    recipe: options.Recipe = "default",
+    set_: options.Set = None,
+    label: options.Label = None,
+    prompt: options.Prompt = None,
+    cfg_scale: options.CfgScale = 1.0,
+    no_guidance: options.NoGuidance = False,
     batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 16,
     steps: Annotated[int, typer.Option(help="Steps of the walk that is timed.")] = 8,
     repeats: Annotated[int, typer.Option(help="How often it is timed, in turn with the floor.")] = 5,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "float32",
-    checkpoint: Annotated[bool, typer.Option("--checkpoint", help="Less memory on the route through.")] = False,
-    compile: Annotated[bool, typer.Option("--compile", help="With torch.compile.")] = False,
+    device: options.Device = "cpu",
+    dtype: options.DType = "float32",
+    checkpoint: options.Checkpoint = False,
+    compile: options.Compile = False,
     out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
 ) -> None:
     """Time a batch against its networks' calls alone."""
@@ -41,13 +41,12 @@ def bench(
         if given < 1:
             raise InputError(f"{name}: {given} given; allowed: 1 and more")
     whole = load_recipe(recipe, set_ or ())
-    run = Run(
-        targets=(target,),
+    settings = options.fields(
+        target=[target],
+        classifier=classifier,
+        judge="none",
         num=batch_size,
         denoiser=denoiser,
-        classifiers=tuple(classifier) if classifier else Run.classifiers,
-        judge=None,
-        recipe=load_recipe(recipe, [*(set_ or ()), f"walk.steps={steps}"]),
         guided=not no_guidance,
         label=label,
         prompt=prompt,
@@ -58,4 +57,5 @@ def bench(
         checkpoint=checkpoint,
         compile=compile,
     )
+    run = Run(**settings, recipe=load_recipe(recipe, [*(set_ or ()), f"walk.steps={steps}"]))
     time_it(run, steps=whole.walk()["steps"], repeats=repeats, out=out)

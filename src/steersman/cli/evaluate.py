@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from steersman.cli import options
+
 __all__ = ["EPILOG", "evaluate"]
 
 EPILOG = "Example: steersman evaluate outputs/baseball --reference 'sportballs?num=2048&seed=99'"
@@ -38,10 +40,10 @@ def evaluate(
     save_statistics: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the samples' features, to be a reference.")
     ] = None,
-    resamples: Annotated[int, typer.Option(help="Random halves for the intervals; 0 for none.")] = 200,
+    resamples: options.Resamples = 200,
     seed: Annotated[int, typer.Option(help="Seed of those.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 64,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
+    device: options.Device = "cpu",
     out: Annotated[
         Path | None, typer.Option(help="File to write, evaluation.json by the samples if none.", show_default=False)
     ] = None,

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from steersman.cli import options
+
 __all__ = ["EPILOG", "reproduce"]
 
 EPILOG = "Example: steersman reproduce elucd-imagenet128/resnet101 --models weights --data sets --device cuda"
@@ -22,8 +24,8 @@ def reproduce(
     batch_size: Annotated[
         int | None, typer.Option(help="Images at a time; 4 on a CPU, else as listed.", show_default=False)
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
-    resamples: Annotated[int, typer.Option(help="Random halves for the intervals; 0 for none.")] = 200,
+    device: options.Device = "cpu",
+    resamples: options.Resamples = 200,
     run: Annotated[
         bool | None,
         typer.Option(

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from steersman.cli import options
+
 if TYPE_CHECKING:
     from typer import Context
 else:
@@ -18,44 +20,29 @@ EPILOG = "Example: steersman sample --target baseball --num 16 --out balls"
 
 def sample(
     context: Context,
-    target: Annotated[list[str] | None, typer.Option(help="Class: name, index, or text; repeat, or all.")] = None,
-    blend: Annotated[
-        list[str] | None,
-        typer.Option(metavar="CLASS=WEIGHT", help="Several classes at once; a negative weight repels."),
-    ] = None,
-    num: Annotated[int, typer.Option(help="Images of each target.")] = 16,
-    seed: Annotated[int, typer.Option(help="Seed of the first image.")] = 0,
+    target: options.Targets = None,
+    blend: options.Blend = None,
+    num: options.Num = 16,
+    seed: options.Seed = 0,
     out: Annotated[Path | None, typer.Option(help="Folder to write, outputs/TARGET if none.")] = None,
-    denoiser: Annotated[str, typer.Option(help="zoo:, adm:, dit:, edm:, folder, or id of the hub.")] = "zoo:sportballs",
-    classifier: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Guide, imagenet:efficientnet-lite0 if none; or zoo:, torchvision:, timm:, hf:, clip:, "
-            "adm-classifier:, module:; repeat."
-        ),
-    ] = None,
-    judge: Annotated[str, typer.Option(help="Network that measures, or none.")] = "zoo:sportballs-judge",
-    recipe: Annotated[str, typer.Option(help="Name, name/variant or file.")] = "default",
-    sampler: Annotated[str | None, typer.Option(help="Sampler, instead of the recipe's.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps, instead of the recipe's.")] = None,
-    scale: Annotated[float | None, typer.Option(help="Guidance scale, instead of the recipe's.")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="AXIS.OPTION=VALUE", help="Change a setting.")
-    ] = None,
-    label: Annotated[str | None, typer.Option(help="Denoiser's label: name, index, or target.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="Text to draw, for a text-to-image model.")] = None,
+    denoiser: options.Denoiser = "zoo:sportballs",
+    classifier: options.Classifiers = None,
+    judge: options.Judge = "zoo:sportballs-judge",
+    recipe: options.Recipe = "default",
+    sampler: options.Sampler = None,
+    steps: options.Steps = None,
+    scale: options.Scale = None,
+    set_: options.Set = None,
+    label: options.Label = None,
+    prompt: options.Prompt = None,
     negative_prompt: Annotated[str | None, typer.Option(help="Text to draw away from.")] = None,
-    cfg_scale: Annotated[float, typer.Option(help="Classifier-free scale.")] = 1.0,
-    no_guidance: Annotated[
-        bool, typer.Option("--no-guidance", help="Draw unsteered; the guide only measures.")
-    ] = False,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Images at a time; 4 on a CPU, else 16.", show_default=False)
-    ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "float32",
-    checkpoint: Annotated[bool, typer.Option("--checkpoint", help="Less memory on the route through.")] = False,
-    compile: Annotated[bool, typer.Option("--compile", help="With torch.compile.")] = False,
+    cfg_scale: options.CfgScale = 1.0,
+    no_guidance: options.NoGuidance = False,
+    batch_size: options.BatchSize = None,
+    device: options.Device = "cpu",
+    dtype: options.DType = "float32",
+    checkpoint: options.Checkpoint = False,
+    compile: options.Compile = False,
     format: Annotated[str, typer.Option(help="png, npz or webdataset.")] = "png",
     gif: Annotated[bool, typer.Option("--gif", help="Also animate images and gradients.")] = False,
     from_: Annotated[
@@ -83,15 +70,14 @@ def sample(
     else:
         short = {"sampler.kind": sampler, "walk.steps": steps, "scale": scale}
         changes = [f"{key}={value}" for key, value in short.items() if value is not None]
-        run = Run(
-            targets=tuple(target or ()),
+        settings = options.fields(
+            target=target,
+            classifier=classifier,
+            judge=judge,
             blend=weights(blend or ()),
             num=num,
             seed=seed,
             denoiser=denoiser,
-            classifiers=tuple(classifier) if classifier else Run.classifiers,
-            judge=None if judge == "none" else judge,
-            recipe=load_recipe(recipe, [*(set_ or ()), *changes]),
             guided=not no_guidance,
             label=label,
             prompt=prompt,
@@ -104,6 +90,7 @@ def sample(
             compile=compile,
             format=format,
         )
+        run = Run(**settings, recipe=load_recipe(recipe, [*(set_ or ()), *changes]))
     named = "-".join(run.targets or run.blend)
     carry_out(run, out or Path("outputs", file_name(named).replace(" ", "-")), share=share, gif=gif)
 

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from steersman.cli import options
+
 __all__ = ["EPILOG", "tune"]
 
 BUNDLED = "zoo:sportballs"
@@ -18,9 +20,7 @@ def tune(
         list[str] | None,
         typer.Argument(help="Recipes to search around, their own settings first; some that suit most if none."),
     ] = None,
-    target: Annotated[
-        list[str] | None, typer.Option(help="Class to steer to, by name or index; repeat, or all.")
-    ] = None,
+    target: options.Targets = None,
     search: Annotated[
         list[str] | None,
         typer.Option(
@@ -29,7 +29,7 @@ def tune(
         ),
     ] = None,
     trials: Annotated[int, typer.Option(help="Trials to draw, with those that are there.")] = 50,
-    num: Annotated[int, typer.Option(help="Images of each target in each trial.")] = 16,
+    num: options.Num = 16,
     seed: Annotated[int, typer.Option(help="Seed of the first image, in every trial; none that you report.")] = 1000,
     accuracy: Annotated[
         float | None,
@@ -48,25 +48,17 @@ def tune(
             help="Images to compare with, as for evaluate; sportballs for its own denoiser.", show_default=False
         ),
     ] = None,
-    features: Annotated[str, typer.Option(help="Network in whose features sets are compared, as for evaluate.")] = (
-        "zoo:sportballs-judge"
-    ),
+    features: options.Features = "zoo:sportballs-judge",
     search_seed: Annotated[int, typer.Option(help="Seed of the search.")] = 0,
-    denoiser: Annotated[str, typer.Option(help="Diffusion model.")] = "zoo:sportballs",
-    classifier: Annotated[
-        list[str] | None, typer.Option(help="Guide, imagenet:efficientnet-lite0 if none; repeat for several.")
-    ] = None,
-    judge: Annotated[str, typer.Option(help="Network that measures.")] = "zoo:sportballs-judge",
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="AXIS.OPTION=VALUE", help="Change a setting of the recipes.")
-    ] = None,
-    label: Annotated[str | None, typer.Option(help="The denoiser's own label, or target.")] = None,
-    cfg_scale: Annotated[float, typer.Option(help="Classifier-free scale, with a label.")] = 1.0,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Images at a time, 4 on a CPU and 16 elsewhere if none.", show_default=False)
-    ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "float32",
+    denoiser: options.Denoiser = BUNDLED,
+    classifier: options.Classifiers = None,
+    judge: options.Judge = "zoo:sportballs-judge",
+    set_: options.Set = None,
+    label: options.Label = None,
+    cfg_scale: options.CfgScale = 1.0,
+    batch_size: options.BatchSize = None,
+    device: options.Device = "cpu",
+    dtype: options.DType = "float32",
 ) -> None:
     """Search the settings that give the most for their cost: accuracy, distance, time. Writes a recipe."""
     from steersman.cli.tuning import carry_out
@@ -79,19 +71,19 @@ def tune(
         raise InputError(f"recipe: {len(recipe or ())} given with --search; allowed: one, or --search recipe=A,B")
     if reference is None and denoiser != BUNDLED:
         raise InputError("reference: none given; allowed: images of the targets, as for evaluate")
-    settings = {
-        "targets": tuple(target or ()),
-        "num": num,
-        "seed": seed,
-        "denoiser": denoiser,
-        **({"classifiers": tuple(classifier)} if classifier else {}),
-        "judge": None if judge == "none" else judge,
-        "label": label,
-        "cfg_scale": cfg_scale,
-        "batch_size": batch_size,
-        "device": device,
-        "dtype": dtype,
-    }
+    settings = options.fields(
+        target=target,
+        classifier=classifier,
+        judge=judge,
+        num=num,
+        seed=seed,
+        denoiser=denoiser,
+        label=label,
+        cfg_scale=cfg_scale,
+        batch_size=batch_size,
+        device=device,
+        dtype=dtype,
+    )
     chosen = Tune(
         recipes=tuple(recipe or (TRIED[:1] if search else TRIED)),
         changes=tuple(set_ or ()),
