@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from steersman.metrics import neighbours
-from steersman.metrics.neighbours import density_coverage, precision_recall
+from steersman.metrics.neighbours import density_coverage, precision_recall, recall
 
 REFERENCE = torch.arange(10.0)[:, None]
 SAMPLES = torch.arange(8.5, 14)[:, None]
@@ -46,3 +46,10 @@ def test_agrees_with_torch_fidelity(draw):
 
     x, y = draw(50, 3), draw(40, 3) + 0.5
     assert precision_recall(x, y) == pytest.approx(calculate_precision_recall_full(x, y, 3))
+    assert recall(x, y) == pytest.approx(precision_recall(x, y).second)
+
+
+def test_recall_alone_is_that_of_both():
+    assert recall(SAMPLES, REFERENCE) == pytest.approx(4 / 10)
+    assert recall(REFERENCE, SAMPLES) == pytest.approx(4 / 6)
+    assert recall(REFERENCE + 100, REFERENCE) == 0

@@ -27,7 +27,7 @@ from steersman.metrics.features import device_of
 from steersman.metrics.frechet import frechet, moments
 from steersman.metrics.images import ImageSet
 from steersman.metrics.kernel import across, within
-from steersman.metrics.neighbours import COVERED, INSIDE, precision_recall, within_reach
+from steersman.metrics.neighbours import COVERED, INSIDE, precision_recall, recall, within_reach
 from steersman.metrics.resample import RESAMPLES, Figure, mean_of, resampled, share
 from steersman.metrics.statistics import Statistics, measured
 from steersman.verdicts import Verdict, judged
@@ -233,7 +233,7 @@ def _compared(
     if "precision" in wanted:
         found["precision"] = share(round(precision_recall(x, y).first * len(x)), len(x))
     if "recall" in wanted:
-        found["recall"] = draw(lambda i: precision_recall(x[i], y).second, len(x), least=INSIDE + 1, bounds=SHARE)
+        found["recall"] = draw(lambda i: recall(x[i], y), len(x), least=INSIDE + 1, bounds=SHARE)
     if "density" in wanted or "coverage" in wanted:
         near = within_reach(x, y)
         dense = near.double().sum(1) / COVERED

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-__all__ = ["COVERED", "INSIDE", "Shares", "density_coverage", "precision_recall", "within_reach"]
+__all__ = ["COVERED", "INSIDE", "Shares", "density_coverage", "precision_recall", "recall", "within_reach"]
 
 INSIDE, COVERED = 3, 5
 """The k of precision and recall, and that of density and coverage, as their papers have them."""
@@ -48,13 +48,26 @@ def precision_recall(samples: Float[Tensor, "A D"], reference: Float[Tensor, "B 
     return Shares(found["precision"], found["recall"])
 
 
+def recall(samples: Float[Tensor, "A D"], reference: Float[Tensor, "B D"], k: int = INSIDE) -> float:
+    """Returns recall alone, which needs no distance within the reference: for samples of which there are many sets."""
+    samples, reference = samples.double(), reference.double()
+    radius = _reach(samples, k)
+    inside = [(torch.cdist(rows, samples) <= radius).any(1) for rows in reference.split(ROWS)]
+    return torch.cat(inside).double().mean().item()
+
+
 def within_reach(
     samples: Float[Tensor, "A D"], reference: Float[Tensor, "B D"], k: int = COVERED
 ) -> Bool[Tensor, "A B"]:
     """Returns which samples lie within r_k of which points of the reference, more than k of them."""
     samples, reference = samples.double(), reference.double()
-    radius = torch.cat([torch.cdist(rows, reference).kthvalue(k + 1).values for rows in reference.split(ROWS)])
+    radius = _reach(reference, k)
     return torch.cat([torch.cdist(rows, reference) <= radius for rows in samples.split(ROWS)])
+
+
+def _reach(points: Float[Tensor, "A D"], k: int) -> Float[Tensor, " A"]:
+    """Returns r_k of each point, of more than k."""
+    return torch.cat([torch.cdist(rows, points).kthvalue(k + 1).values for rows in points.split(ROWS)])
 
 
 def density_coverage(samples: Float[Tensor, "A D"], reference: Float[Tensor, "B D"], k: int = COVERED) -> Shares:
