@@ -40,7 +40,7 @@ from steersman.sample import sample
 from steersman.schedule import VP
 from steersman.session import Session
 from steersman.speed.auto import chosen
-from steersman.speed.bench import timed
+from steersman.speed.clock import timed
 from steersman.speed.memory import peak_memory
 from steersman.speed.placement import Placement
 

@@ -18,6 +18,7 @@ from steersman.errors import about
 from steersman.run import Run, read_run
 from steersman.schedule import CLEAN, Level
 from steersman.session import SIDE_BY_SIDE, Session
+from steersman.speed.clock import timed
 from steersman.speed.placement import LAYOUTS, Placement, laid_out
 from steersman.typed import typed
 
@@ -144,16 +145,7 @@ def _seconds(ask: Callable[[], object], device: str, best: float) -> float:
     ask()
     times: list[float] = []
     for _ in range(REPEATS):
-        _wait(device)
-        began = time.perf_counter()
-        ask()
-        _wait(device)
-        times.append(time.perf_counter() - began)
+        times.append(timed(ask, device)[0])
         if times[-1] > 1.5 * best:
             break
     return min(times)
-
-
-def _wait(device: str) -> None:
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize(device)

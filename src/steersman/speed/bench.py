@@ -7,7 +7,6 @@ pairs' own. The ratio of processor seconds, of all threads, hardly depends on wh
 accelerator it is of the host's work alone.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from statistics import median
@@ -19,9 +18,10 @@ from torch import nn
 from steersman.run import Run
 from steersman.session import Session
 from steersman.speed.calls import Calls
+from steersman.speed.clock import timed
 from steersman.speed.memory import peak_memory
 
-__all__ = ["Figures", "bench", "timed"]
+__all__ = ["Figures", "bench"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,18 +101,6 @@ def bench(
         peak_floor=peak_memory(calls.play, run.device),
     )
     return figures, run
-
-
-def timed(call: Callable[[], object], device: str) -> tuple[float, float]:
-    """Returns the seconds that something takes, with all that a device does of it, and the processor's."""
-    cuda = torch.device(device).type == "cuda"
-    if cuda:
-        torch.cuda.synchronize(device)
-    began, at = time.perf_counter(), time.process_time()
-    call()
-    if cuda:
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - began, time.process_time() - at
 
 
 def _networks(session: Session) -> list[nn.Module]:

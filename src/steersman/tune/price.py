@@ -8,19 +8,18 @@ trials. So a cost does not depend on what else the machine does meanwhile.
 """
 
 import math
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from steersman.files import read_json, write_json
 from steersman.report.figures import in_a_line
 from steersman.session import Session
 from steersman.speed.calls import Call, Calls
+from steersman.speed.clock import timed
 
 __all__ = ["Cost", "Prices"]
 
@@ -70,7 +69,7 @@ class Prices:
             if (key := f"{name}{BACK}" if back else name) not in plays:
                 many = _of(call, session.run.at_once)
                 plays[key] = Calls(heard=[(many, False), (many, True)] if back else [(many, False)])
-        self._measure(plays)
+        self._measure(plays, session.run.device)
         value = sum(count * self.known[name] for name, count in evaluations.items() if count)
         value += sum(count * self._back(name) for name, count in passes.items() if count)
         return Cost(value=round(value, 2), evaluations=_summed(evaluations), passes=_summed(passes))
@@ -79,14 +78,14 @@ class Prices:
         """Returns the price of a pass back, without the evaluation before it."""
         return max(0.0, self.known[f"{name}{BACK}"] - self.known[name])
 
-    def _measure(self, plays: Mapping[str, Calls]) -> None:
+    def _measure(self, plays: Mapping[str, Calls], device: str) -> None:
         """Times what has no price yet, the denoiser's evaluation in turn with it."""
         new = [name for name in plays if name not in self.known]
         if not new:
             return
         best = dict.fromkeys((DENOISER, *new), math.inf)
         for _ in range(ROUNDS):
-            best = {name: min(least, _seconds(plays[name])) for name, least in best.items()}
+            best = {name: min(least, timed(plays[name].play, device)[0]) for name, least in best.items()}
         self.known |= {name: best[name] / best[DENOISER] for name in new}
         write_json(self.file, self.known)
 
@@ -132,16 +131,6 @@ def _of(call: Call, images: int) -> Call:
 
 def _images(call: Call) -> int:
     return next(len(each) for each in (*call.args, *call.kwargs.values()) if isinstance(each, Tensor) and each.ndim)
-
-
-def _seconds(calls: Calls) -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    began = time.perf_counter()
-    calls.play()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
 
 
 def _summed(counts: Mapping[str, int]) -> dict[str, int]:
