@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
 from steersman.errors import InputError, about
 
-__all__ = ["file_name", "listed", "read_json", "replacing", "write_image", "write_json", "writing_to"]
+__all__ = ["file_name", "in_8_bits", "listed", "read_json", "replacing", "write_image", "write_json", "writing_to"]
 
 
 LONGEST = 60  # characters of a file name, which may take four bytes each of the 255 that file systems allow
@@ -60,9 +60,14 @@ def replacing(path: Path) -> Iterator[Path]:
         beside.unlink(missing_ok=True)
 
 
+def in_8_bits(images: Float[Tensor, "*batch C H W"]) -> UInt8[Tensor, "*batch C H W"]:
+    """Returns images in [-1, 1] as files have them, 8 bits a channel."""
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
 def write_image(path: Path, image: Float[Tensor, "3 H W"]) -> None:
     """Writes an image in [-1, 1] as PNG."""
-    pixels = ((image.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    pixels = in_8_bits(image.float()).permute(1, 2, 0).cpu().numpy()
     with replacing(path) as beside:
         Image.fromarray(pixels).save(beside, format="PNG")
 

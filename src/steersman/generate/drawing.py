@@ -17,11 +17,10 @@ from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
-import torch
 from jaxtyping import UInt8
 
 from steersman.errors import InputError
-from steersman.files import writing_to
+from steersman.files import in_8_bits, writing_to
 from steersman.generate.lock import locked, running
 from steersman.generate.record import Record
 from steersman.generate.share import Share
@@ -175,7 +174,7 @@ def _drawn(
     whole = images.isfinite().flatten(1).all(1).tolist()
     images = images.clamp(-1, 1)
     verdicts = session.verdicts(images, [target for target, _ in jobs])
-    pixels = ((images.float() + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    pixels = in_8_bits(images.float()).permute(0, 2, 3, 1).cpu().numpy()
     dropped, moved = watch.drops(len(jobs)), watch.moved(len(jobs))
     found = []
     for row, (place, (target, seed)) in enumerate(zip(places, jobs, strict=True)):

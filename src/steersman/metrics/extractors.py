@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from steersman.classifiers import Classifier, TextClassifier, load_classifier
 from steersman.classifiers.load import SOURCES
 from steersman.errors import InputError, unknown
+from steersman.files import in_8_bits
 from steersman.schedule import CLEAN
 
 __all__ = ["DEFAULT", "INCEPTION", "Extractor", "load_extractor"]
@@ -119,7 +120,7 @@ def _inception(name: str, device: torch.device | str) -> tuple[str, Embed]:
     network.to(device)
 
     def embed(images: Tensor) -> Tensor:
-        return network(((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8))[0]
+        return network(in_8_bits(images))[0]
 
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:8]

@@ -24,6 +24,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from steersman.errors import InputError, about, one_line, unknown
+from steersman.files import file_name, in_8_bits
 from steersman.options import split_options
 
 __all__ = ["ImageSet", "moments_in", "read_images", "read_npz"]
@@ -154,7 +155,7 @@ def _rendered(spec: str, kind: str, num: int = NUM, seed: int = 0, resolution: i
         index += 1
 
     def read(chosen: Sequence[int]) -> UInt8[Tensor, "B 3 H W"]:
-        return ((balls.batch(chosen)[0].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        return in_8_bits(balls.batch(chosen)[0])
 
     return ImageSet(spec=spec, indices=indices, read=read, labels=tuple(labels))
 
@@ -222,7 +223,6 @@ def _files(folder: Path) -> list[Path]:
 
 def _targets(folder: Path) -> dict[str, str]:
     """Returns the targets of a run by the names of their folders, nothing for any other folder."""
-    from steersman.files import file_name
     from steersman.run import DRAWN, read_record
 
     if not (folder / "run.yaml").exists():

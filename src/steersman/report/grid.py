@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from steersman.errors import InputError
-from steersman.files import replacing
+from steersman.files import in_8_bits, replacing
 
 __all__ = ["GAP", "grid", "pixels", "sheet"]
 
@@ -66,7 +66,7 @@ def sheet(rows: Mapping[str, Float[Tensor, "_ _ _ _"]], *, columns: int = 8, zoo
 
 def pixels(images: Float[Tensor, "B C H W"]) -> UInt8[Tensor, "B 3 H W"]:
     """Returns images in [-1, 1] as bytes, of three channels; a value that is not a number is grey."""
-    images = ((images.detach().float().nan_to_num(0).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
+    images = in_8_bits(images.detach().float().nan_to_num(0)).cpu()
     return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
 
 
