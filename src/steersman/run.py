@@ -11,13 +11,14 @@ from typing import Any, get_type_hints
 
 import torch
 import yaml
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, ValidationError
 
 from steersman.blocks import block_size
 from steersman.errors import InputError, about, unknown
 from steersman.recipes import Recipe, load_recipe
 from steersman.sample.noise import SEEDS
 from steersman.speed.placement import DTYPES, Placement
+from steersman.typed import typed
 
 __all__ = [
     "DRAWN",
@@ -26,6 +27,7 @@ __all__ = [
     "Run",
     "check_device",
     "check_folder",
+    "other_settings",
     "read_record",
     "read_run",
     "weights",
@@ -33,6 +35,8 @@ __all__ = [
 
 FORMATS = {"png": None, "npz": ".npz", "webdataset": ".tar"}
 """What images are written as, and the suffix of the files that several share."""
+
+LAX = ConfigDict(coerce_numbers_to_str=True, allow_inf_nan=False)  # of what a file says, as YAML has it
 
 SHOWN = 3  # settings that a message names, at most
 
@@ -196,6 +200,27 @@ def check_folder(out: Path, run: Run) -> None:
         )
 
 
+def other_settings(path: Path, record: Mapping[str, Any], kind: str) -> list[str]:
+    """Returns in which settings the record of a folder differs, none where there is no such file yet.
+
+    Args:
+        path: The record, a mapping in YAML.
+        record: What it should be; of other versions, a folder is gone on with.
+        kind: What is recorded, for the messages.
+
+    Raises:
+        InputError: It cannot be read.
+    """
+    if not path.exists():
+        return []
+    try:
+        held = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"out: {str(path)!r} cannot be read; allowed: an empty folder, or that {kind}") from error
+    was = held if isinstance(held, dict) else {}
+    return [key for key in {**record, **was} if key != "versions" and was.get(key) != record.get(key)]
+
+
 def _flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     """Returns nested settings by their dotted names."""
     found = {}
@@ -233,7 +258,8 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def _run(path: Path) -> Run:
-    content, known = read_record(path), [each.name for each in fields(Run)]
+    content, hints = read_record(path), get_type_hints(Run)
+    known = [each.name for each in fields(Run)]
     for key in ("versions", DRAWN):
         content.pop(key, None)
     for key in content:
@@ -241,16 +267,6 @@ def _run(path: Path) -> Run:
             raise unknown("key of a run", key, known)
     try:
         recipe = Recipe(**{"title": "", **content.pop("recipe")}).check()
-        return Run(**{key: _typed(key, value) for key, value in content.items()}, recipe=recipe)
+        return Run(**{key: typed(key, value, hints[key], LAX) for key, value in content.items()}, recipe=recipe)
     except (TypeError, ValidationError) as error:
         raise InputError(f"run: {str(path)!r} records no run ({str(error).splitlines()[0]})") from error
-
-
-def _typed(key: str, value: object) -> Any:  # noqa: ANN401
-    """Returns a setting in the type that it has in a `Run`."""
-    lax = ConfigDict(coerce_numbers_to_str=True, allow_inf_nan=False)
-    try:
-        return TypeAdapter(get_type_hints(Run)[key], config=lax).validate_python(value)
-    except ValidationError as error:
-        said = error.errors()[0]["msg"]
-        raise InputError(f"{key}: {value!r} given; allowed: {said}") from error

@@ -22,7 +22,7 @@ import yaml
 from steersman.errors import InputError
 from steersman.files import replacing, writing_to
 from steersman.report.grid import grid
-from steersman.run import check_folder
+from steersman.run import check_folder, other_settings
 from steersman.session import Networks, Session
 from steersman.speed.auto import for_all
 from steersman.sweep.cells import Cell, Sweep
@@ -47,9 +47,10 @@ class Sweeping:
     """
 
     def __init__(self, sweep: Sweep, out: Path) -> None:
-        placed = for_all(sweep.cells()[0].run, out / "sweep.yaml")
-        sweep = replace(sweep, settings={**sweep.settings, "placed": placed})
         self.sweep, self.out, self.cells = sweep, out, sweep.cells()
+        if placed := for_all(self.cells[0].run, out / "sweep.yaml"):
+            self.sweep = sweep = replace(sweep, settings={**sweep.settings, "placed": placed})
+            self.cells = sweep.cells()
         self.record = _record(sweep, self.cells)
         self._check_folder()
         run = self.cells[0].run
@@ -69,12 +70,7 @@ class Sweeping:
                 raise InputError(f"cell {cell.name}: {error}") from error
 
     def _check_folder(self) -> None:
-        before = self.out / "sweep.yaml"
-        try:
-            held = yaml.safe_load(before.read_text()) if before.exists() else self.record
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise InputError(f"out: {str(before)!r} cannot be read; allowed: an empty folder, or that sweep") from error
-        if not isinstance(held, dict) or _settings(held) != _settings(self.record):
+        if other_settings(self.out / "sweep.yaml", self.record, "sweep"):
             raise InputError(
                 f"out: {str(self.out)!r} holds a sweep with other settings; allowed: an empty folder, or that sweep"
             )
@@ -194,8 +190,3 @@ def _shared(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         elif len(sections) == len(others) and (section := _shared(sections)):
             shared[key] = section
     return shared
-
-
-def _settings(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a record without the versions, with others of which a sweep may go on."""
-    return {key: value for key, value in record.items() if key != "versions"}

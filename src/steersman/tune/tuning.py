@@ -27,7 +27,7 @@ from steersman.generate.lock import locked
 from steersman.metrics.extractors import DEFAULT
 from steersman.metrics.resample import RESAMPLES, share
 from steersman.recipes import load_recipe
-from steersman.run import Run
+from steersman.run import Run, other_settings
 from steersman.session import Networks, Session
 from steersman.speed.auto import for_all
 from steersman.sweep import Sweep
@@ -123,8 +123,8 @@ class Tuning:
     """
 
     def __init__(self, tune: Tune, out: Path, bounds: Bounds | None = None) -> None:
-        placed = for_all(tune.sweep.run({}), out / "tune.yaml")
-        tune = replace(tune, settings={**tune.settings, "placed": placed})
+        if placed := for_all(tune.sweep.run({}), out / "tune.yaml"):
+            tune = replace(tune, settings={**tune.settings, "placed": placed})
         self.tune, self.out, self.bounds = tune, out, bounds or Bounds()
         self.space, self.sweep, self.points = tune.searched, tune.sweep, tune.points()
         first = self.sweep.run({})
@@ -184,15 +184,7 @@ class Tuning:
         return json.loads(json.dumps(record))
 
     def _check_folder(self) -> None:
-        record, before = self.record, self.out / "tune.yaml"
-        if not before.exists():
-            return
-        try:
-            held = yaml.safe_load(before.read_text())
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise InputError(f"out: {str(before)!r} cannot be read; allowed: an empty folder, or that tune") from error
-        keys = [key for key in record if key != "versions"]
-        other = [key for key in keys if not isinstance(held, dict) or held.get(key) != record[key]]
+        other = other_settings(self.out / "tune.yaml", self.record, "tune")
         if other:
             raise InputError(
                 f"out: {str(self.out)!r} holds a tune with other settings ({', '.join(other)}); allowed: an empty "
