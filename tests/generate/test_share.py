@@ -32,6 +32,17 @@ def test_a_launcher_tells(names, monkeypatch):
         Share.told().device("cuda:0")
 
 
+@pytest.mark.parametrize(
+    ("rank", "count", "message"),
+    [("first", "8", "RANK: 'first' given"), ("0", "-1", "WORLD_SIZE: '-1'"), ("8", "8", "rank: 8 given .* one of 8")],
+)
+def test_what_no_launcher_would_tell(rank, count, message, monkeypatch):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", count)
+    with pytest.raises(InputError, match=message):
+        Share.told()
+
+
 def test_a_folder_is_one_runs_at_a_time(tmp_path):
     with locked(tmp_path, 0), locked(tmp_path, 1):
         assert running(tmp_path) == {0, 1}

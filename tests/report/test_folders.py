@@ -1,4 +1,4 @@
-"""Pages of runs, sweeps and analyses: what they show, and that they stand alone."""
+"""Pages of runs, sweeps, tunes and analyses: what they show, and that they stand alone."""
 
 import base64
 import io
@@ -147,6 +147,26 @@ def test_a_sweep_shows_its_table_plots_and_images(tmp_path):
     assert "not finished" not in text and "num 4" in text and "reference sportballs" in text
     assert [each["alt"].split()[0] for each in reader.all("img")] == ["fid", "fid", "the"]
     assert [attributes.get("class") for attributes in reader.all("th")] == [None, "number", "number", "number"]
+
+
+def test_a_tune_shows_its_best_trials_and_the_recipe_that_was_taken(tmp_path):
+    record = {"recipes": ["freedom"], "space": {"scale": "1..9"}, "reference": "sportballs", "shared": {"num": 4}}
+    (tmp_path / "tune.yaml").write_text(yaml.safe_dump(record))
+    _, text = read(tmp_path)
+    assert "around freedom" in text and "scale: 1..9" in text and "The tune is not finished" in text
+    figures = "accuracy,accuracy low,accuracy high,distance,distance low,distance high"
+    lines = [f"trial,settings,{figures},cost,same as,pareto,refused", "0,scale=1,0.5,0.2,0.8,12.3456,11,13,24,,yes,"]
+    lines += ["1,scale=2,0.25,0.1,0.5,99,98,100,24,,,", f'2,scale=9,,,,,,,,,,"{EVIL}"']
+    (tmp_path / "tune.csv").write_text("\n".join(lines))
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"expected": ["accuracy 50%"], "settings": {"scale": 1.0}}))
+    Image.new("RGB", (40, 20)).save(tmp_path / "pareto-accuracy.png")
+    reader, text = read(tmp_path)
+    best = "trial settings accuracy distance cost pareto 0 scale=1 50.0% [20.0%, 80.0%] 12.3 [11, 13] 24 yes"
+    assert f"no other beats in accuracy, distance and cost {best}" in text
+    assert "all 2 that were drawn" in text and "1 scale=2 25.0% [10.0%, 50.0%]" in text
+    assert f"1 refused trial settings why 2 scale=9 {EVIL}" in text
+    assert "gave accuracy 50%" in text and "scale 1.0" in text and "num 4" in text and "not finished" not in text
+    assert [each["alt"].split()[0] for each in reader.all("img")] == ["accuracy"]
 
 
 def test_an_analysis_shows_each_plot_with_its_values(tmp_path):

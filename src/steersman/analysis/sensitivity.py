@@ -45,8 +45,9 @@ class _Heard:
         return getattr(self.classifier, "binary", True)
 
     def __call__(self, image: Float[Tensor, "B C H W"], level: Level | None = None) -> Float[Tensor, "B K"]:
-        self.logits = self.classifier(image, level)
-        return self.logits
+        logits = self.classifier(image, level)
+        self.logits = logits.detach()
+        return logits
 
 
 def sensitivities(
@@ -125,7 +126,7 @@ def _said(
     for key, guide in guides.items():
         name = key[0]
         g, _ = guide.gradient(x, prediction, step, targets[name], denoiser, retain_graph=True)
-        said[key] = heard[name].logits.detach(), g
+        said[key] = heard[name].logits, g
     return said
 
 

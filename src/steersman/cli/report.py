@@ -10,8 +10,8 @@ __all__ = ["EPILOG", "report"]
 EPILOG = "Example: steersman report balls"
 
 
-def report(folder: Annotated[Path, typer.Argument(help="Folder of a run, a sweep or an analysis.")]) -> None:
-    """Write one HTML page of a run, a sweep or an analysis: settings, tables, plots, images; it needs no network."""
+def report(folder: Annotated[Path, typer.Argument(help="Folder of a run, a sweep, a tune or an analysis.")]) -> None:
+    """Write one HTML page of a run, a sweep, a tune or an analysis: settings, tables, plots, images; it needs no network."""
     from rich.console import Console
     from rich.markup import escape
 

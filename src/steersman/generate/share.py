@@ -36,11 +36,22 @@ class Share:
 
     @classmethod
     def told(cls) -> "Share":
-        """Returns what the launcher says, the whole where there is none."""
-        found = {
-            name: next((os.environ[key] for key in keys if key in os.environ), None) for name, keys in TOLD.items()
-        }
-        return cls(**{name: int(value) for name, value in found.items() if value is not None})
+        """Returns what the launcher says, the whole where there is none.
+
+        Raises:
+            InputError: It says no whole number, or a rank beyond the count.
+        """
+        found = {}
+        for name, keys in TOLD.items():
+            key = next((key for key in keys if key in os.environ), None)
+            if key is not None:
+                if not os.environ[key].isdecimal():
+                    raise InputError(f"{key}: {os.environ[key]!r} given by the launcher; allowed: 0 and more")
+                found[name] = int(os.environ[key])
+        share = cls(**found)
+        if share.rank >= share.count:
+            raise InputError(f"rank: {share.rank} given by the launcher to one of {share.count}; allowed: below that")
+        return share
 
     @property
     def first(self) -> bool:

@@ -6,7 +6,7 @@ import yaml
 
 __all__ = ["in_a_line", "with_interval"]
 
-SHARES = ("accuracy/", "precision", "recall", "coverage")  # of what lies in [0, 1] and is read in per cent
+SHARES = ("accuracy", "precision", "recall", "coverage")  # of what lies in [0, 1] and is read in per cent
 
 
 def in_a_line(value: object) -> str:

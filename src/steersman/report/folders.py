@@ -1,10 +1,11 @@
-"""What a page says of a folder: of a run, of a sweep, or of an analysis.
+"""What a page says of a folder: of a run, a sweep, a tune or an analysis.
 
     run         run.yaml, metrics.json, evaluation.json where there is one, the images made small
     sweep       sweep.yaml, sweep.csv, its plots, the first images of each cell
+    tune        tune.yaml, tune.csv, its plots, the recipe that was taken
     analysis    settings.json, the tables without a plot, and plots, most with their table beside them
 
-Each says what the folder holds so far; a run or sweep under way has no figures yet.
+Each says what the folder holds so far; one that is under way has no figures yet.
 """
 
 import csv
@@ -30,7 +31,7 @@ def report(folder: Path) -> Path:
     """Writes ``report.html`` into a folder and returns its path.
 
     Args:
-        folder: Of a run, a sweep or an analysis.
+        folder: Of a run, a sweep, a tune or an analysis.
 
     Raises:
         InputError: It is none of these, or cannot be read or written to.
@@ -51,7 +52,7 @@ def page_of(folder: Path) -> Page:
     Raises:
         InputError: It is none of the kinds above, or what it holds cannot be read.
     """
-    kinds = {"sweep.yaml": _sweep, "run.yaml": _run, "settings.json": _analysis}
+    kinds = {"sweep.yaml": _sweep, "tune.yaml": _tune, "run.yaml": _run, "settings.json": _analysis}
     for name, described in kinds.items():
         if (folder / name).is_file():
             try:
@@ -61,11 +62,11 @@ def page_of(folder: Path) -> Page:
                     raise
                 raise InputError(
                     f"report: {str(folder)!r} holds records of another form ({one_line(error)}); allowed: those of "
-                    "a run, a sweep or an analysis"
+                    "a run, a sweep, a tune or an analysis"
                 ) from error
     raise InputError(
-        f"report: {str(folder)!r} holds none; allowed: a folder of a run (run.yaml), a sweep (sweep.yaml) or an "
-        "analysis (settings.json)"
+        f"report: {str(folder)!r} holds none; allowed: a folder of a run (run.yaml), a sweep (sweep.yaml), a tune "
+        "(tune.yaml) or an analysis (settings.json)"
     )
 
 
@@ -103,7 +104,7 @@ def _sweep(folder: Path) -> Page:
     record, sections = _yaml(folder / "sweep.yaml"), []
     lines = [f"{key}: {', '.join(map(in_a_line, values))}" for key, values in (record.get("varied") or {}).items()]
     if (folder / "sweep.csv").is_file():
-        sections += [Section(title="Figures", tables=[_cells(folder / "sweep.csv")])]
+        sections += [Section(title="Figures", tables=[_cells(_rows(folder / "sweep.csv"))])]
     else:
         lines += ["The sweep is not finished: no figures yet."]
     if pictures := [_picture(path, _over(path)) for path in sorted(folder.glob("*.png")) if path.stem != "grid"]:
@@ -114,6 +115,42 @@ def _sweep(folder: Path) -> Page:
     shared = record.pop("shared")
     sections += [_settings({key: value for key, value in record.items() if key != "varied"} | shared)]
     return Page(kind="Sweep", title=folder.resolve().name, lines=lines, sections=sections)
+
+
+def _tune(folder: Path) -> Page:
+    record, sections = _yaml(folder / "tune.yaml"), []
+    lines = [f"around {', '.join(record['recipes'])}"] if record.get("recipes") else []
+    lines += [f"{key}: {in_a_line(values)}" for key, values in record.pop("space").items()]
+    if (folder / "tune.csv").is_file():
+        header, *trials = _rows(folder / "tune.csv")
+        place, why = header.index("pareto"), header.index("refused")
+        refused = [[row[0], row[1], row[why]] for row in trials if row[why]]
+        drawn = [row for row in trials if not row[why]]
+        best = [row for row in drawn if row[place]]
+        tables = [
+            _cells([header, *best], caption="the trials that no other beats in accuracy, distance and cost"),
+            _cells([header, *drawn], caption=f"all {len(drawn)} that were drawn", folded=True),
+            Table(header=[*header[:2], "why"], rows=refused, caption=f"{len(refused)} refused", folded=True),
+        ]
+        sections += [Section(title="Trials", tables=[table for table in tables if table.rows])]
+    else:
+        lines += ["The tune is not finished: no figures yet."]
+    if pictures := [_picture(path, _over(path)) for path in sorted(folder.glob("pareto-*.png"))]:
+        sections += [Section(title="Plots", pictures=pictures)]
+    if (folder / "recipe.yaml").is_file():
+        taken = _yaml(folder / "recipe.yaml")
+        sections += [
+            Section(
+                title="The recipe that was taken",
+                tables=[
+                    Table(rows=[["gave", each] for each in taken.get("expected") or ()]),
+                    Table(rows=_flat(taken["settings"]), caption="its settings", folded=True),
+                ],
+            )
+        ]
+    shared = record.pop("shared")
+    sections += [_settings({key: value for key, value in record.items() if key != "recipes"} | shared)]
+    return Page(kind="Tune", title=folder.resolve().name, lines=lines, sections=sections)
 
 
 def _analysis(folder: Path) -> Page:
@@ -130,7 +167,7 @@ def _analysis(folder: Path) -> Page:
         if not path.with_suffix(".csv").is_file()
     ]
     tables = [path for path in sorted(folder.glob("*.csv")) if not path.with_suffix(".png").is_file()]
-    sections = [Section(title=path.stem, tables=[_cells(path)]) for path in tables] + sections
+    sections = [Section(title=path.stem, tables=[_cells(_rows(path))]) for path in tables] + sections
     lines = [] if sections else ["The analysis is not finished: no plots yet."]
     sections += [Section(title="Settings", tables=[Table(rows=_flat(_json(folder / "settings.json")))])]
     return Page(kind="Analysis", title=folder.resolve().name, lines=lines, sections=sections)
@@ -203,9 +240,9 @@ def _evaluation(held: Mapping[str, Any]) -> Iterator[Table]:
         yield Table(rows=rows, caption=f"with 95% intervals{against}", numbers=1)
 
 
-def _cells(path: Path) -> Table:
+def _cells(content: list[list[str]], *, caption: str = "", folded: bool = False) -> Table:
     """Returns a table of figures, each with its interval in one cell, without those that no row has."""
-    header, *rows = _rows(path)
+    header, *rows = content
     cells = [dict(zip(header, row, strict=True)) for row in rows]
     names = [name for name in header if not name.endswith((" low", " high"))]
     names = [name for name in names if any(cell[name] for cell in cells)]
@@ -221,7 +258,7 @@ def _cells(path: Path) -> Table:
 
     first = next((place for place, name in enumerate(names) if name in figures or name == "lost"), len(names))
     rows = [[shown(cell, name) for name in names] for cell in cells]
-    return Table(header=names, rows=rows, numbers=len(names) - first)
+    return Table(header=names, rows=rows, numbers=len(names) - first, caption=caption, folded=folded)
 
 
 def _picture(path: Path, caption: str) -> Picture:
