@@ -1,12 +1,14 @@
-"""What the tests share: a mixture of which everything is known, its exact classifier, and draws."""
+"""What the tests share: a mixture of which everything is known, draws, tiny networks, and how to run a command."""
 
 import json
 import math
+import sys
 
 import jaxtyping
 import pytest
 import torch
 
+from steersman.cli import main
 from steersman.mixture import Mixture
 
 torch.set_num_threads(1)
@@ -119,6 +121,20 @@ def dit_folder(dit, tmp_path_factory):
     index["id2label"] = {str(number): name for number, name in reversed(list(enumerate(names)))}
     (folder / "model_index.json").write_text(json.dumps(index))
     return folder
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Runs ``steersman`` with arguments; returns its exit code, standard output and standard error."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["steersman", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit:
+            main()
+        said = capsys.readouterr()
+        return exit.value.code or 0, said.out, said.err
+
+    return run
 
 
 @pytest.fixture

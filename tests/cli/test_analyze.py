@@ -3,12 +3,12 @@
 import csv
 import json
 import sys
+from functools import partial
 
 import pytest
 
 from analysis.tiny import Tiny, network
 from steersman.analysis.parts import Parts
-from steersman.cli import main
 from steersman.cli.analyzing import scope
 from steersman.cli.analyzing.sensitivity import stabilizer
 from steersman.errors import InputError
@@ -37,8 +37,8 @@ FILES = {
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
-    """Runs a command on tiny networks; returns exit code, standard output and standard error."""
+def call(call, monkeypatch):
+    """Runs an analysis on tiny networks; returns exit code, standard output and standard error."""
 
     def load(spec, *, softplus=None, **_):
         made = network(int(spec[-1]))
@@ -46,15 +46,7 @@ def call(monkeypatch, capsys):
 
     monkeypatch.setattr(scope, "load_denoiser", lambda spec, **_: Tiny())
     monkeypatch.setattr(scope, "load_classifier", load)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["steersman", "analyze", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            main()
-        said = capsys.readouterr()
-        return left.value.code or 0, said.out, said.err
-
-    return run
+    return partial(call, "analyze")
 
 
 def rows(path):

@@ -1,26 +1,16 @@
 """``steersman bench``: its table, its file, and what it refuses."""
 
 import json
-import sys
 
 import pytest
 
-from steersman.cli import main
 
-
-def call(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["steersman", "bench", *map(str, arguments)])
-    with pytest.raises(SystemExit) as exit:
-        main()
-    return exit.value.code or 0
-
-
-def test_the_table_and_the_file_say_the_same(denoiser, tmp_path, monkeypatch, capsys):
+def test_the_table_and_the_file_say_the_same(denoiser, tmp_path, call):
     given = ["--denoiser", denoiser, "--classifier", "zoo:sportballs-mobilenet", "--recipe", "nrcg", "--checkpoint"]
     given += ["--batch-size", 2, "--steps", 2, "--repeats", 1, "--out", tmp_path / "new" / "bench.json"]
-    assert call(monkeypatch, *given) == 0
+    code, said, _ = call("bench", *given)
+    assert code == 0
     found = json.loads((tmp_path / "new" / "bench.json").read_text())
-    said = capsys.readouterr().out
     assert f"ratio {found['ratio']:.3f}" in said
     assert "at 400 steps" in said
     assert found["run"]["checkpoint"] is True
@@ -28,6 +18,7 @@ def test_the_table_and_the_file_say_the_same(denoiser, tmp_path, monkeypatch, ca
 
 
 @pytest.mark.parametrize("option", ["steps", "repeats"])
-def test_counts_below_one_are_refused(option, monkeypatch, capsys):
-    assert call(monkeypatch, f"--{option}", 0) == 2
-    assert f"{option}: 0 given; allowed: 1 and more" in capsys.readouterr().err
+def test_counts_below_one_are_refused(option, call):
+    code, _, err = call("bench", f"--{option}", 0)
+    assert code == 2
+    assert f"{option}: 0 given; allowed: 1 and more" in err

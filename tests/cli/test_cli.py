@@ -1,20 +1,6 @@
 """The command line: what it refuses, in one line, with exit code 2 and nothing written; and what it prints."""
 
-import sys
-
 import pytest
-
-from steersman.cli import main
-
-
-def call(capsys, monkeypatch, *arguments):
-    """Returns the exit code, standard output and standard error of a command."""
-    monkeypatch.setattr(sys, "argv", ["steersman", *map(str, arguments)])
-    with pytest.raises(SystemExit) as exit:
-        main()
-    said = capsys.readouterr()
-    return exit.value.code or 0, said.out, said.err
-
 
 BAD = [
     (["--target", "basebal"], "unknown class 'basebal'; did you mean 'baseball'"),
@@ -48,24 +34,24 @@ BAD = [
 
 
 @pytest.mark.parametrize(("arguments", "message"), BAD, ids=[" ".join(arguments) or "none" for arguments, _ in BAD])
-def test_bad_input_is_one_line_and_nothing_is_written(arguments, message, capsys, monkeypatch, tmp_path):
+def test_bad_input_is_one_line_and_nothing_is_written(arguments, message, call, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    code, _, err = call(capsys, monkeypatch, "sample", "--out", tmp_path / "out", *arguments)
+    code, _, err = call("sample", "--out", tmp_path / "out", *arguments)
     assert code == 2
     assert message in err
     assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_made_is_refused_before_the_loop(capsys, monkeypatch, tmp_path):
+def test_a_folder_that_cannot_be_made_is_refused_before_the_loop(call, tmp_path):
     (tmp_path / "file").write_text("")
-    code, _, err = call(capsys, monkeypatch, "sample", "--target", "baseball", "--out", tmp_path / "file" / "out")
+    code, _, err = call("sample", "--target", "baseball", "--out", tmp_path / "file" / "out")
     assert (code, err.count("\n")) == (2, 1)
     assert "cannot be written to (Not a directory)" in err
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "missing"])
-def test_a_damaged_weight_file_is_refused(damage, capsys, monkeypatch, tmp_path):
+def test_a_damaged_weight_file_is_refused(damage, call, tmp_path):
     import shutil
 
     from steersman.zoo import folder
@@ -79,22 +65,22 @@ def test_a_damaged_weight_file_is_refused(damage, capsys, monkeypatch, tmp_path)
     else:
         weights.write_bytes(content[: len(content) // 2] if damage == "truncated" else b"\xff" * 64 + content[64:])
     arguments = ("--target", "baseball", "--denoiser", copy, "--out", tmp_path / "out")
-    code, _, err = call(capsys, monkeypatch, "sample", *arguments)
+    code, _, err = call("sample", *arguments)
     assert (code, err.count("\n")) == (2, 1)
     assert f"denoiser: {str(copy)!r} cannot be " in err
     assert not (tmp_path / "out").exists()
 
 
-def test_the_help_fits_on_a_screen_and_has_an_example(capsys, monkeypatch):
+def test_the_help_fits_on_a_screen_and_has_an_example(call, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
-    code, out, _ = call(capsys, monkeypatch, "sample", "--help")
+    code, out, _ = call("sample", "--help")
     assert code == 0
     assert "Example: steersman sample --target baseball" in out
     assert len(out.splitlines()) <= 46
 
 
-def test_data_are_drawn_as_an_image_folder(capsys, monkeypatch, tmp_path):
-    code, _, _ = call(capsys, monkeypatch, "data", "sportballs", "--num", 9, "--resolution", 16, "--out", tmp_path)
+def test_data_are_drawn_as_an_image_folder(call, tmp_path):
+    code, _, _ = call("data", "sportballs", "--num", 9, "--resolution", 16, "--out", tmp_path)
     assert code == 0
     files = sorted(tmp_path.glob("*/*.png"))
     assert sorted(file.stem for file in files) == [f"{index:06d}" for index in range(9)]
@@ -103,14 +89,14 @@ def test_data_are_drawn_as_an_image_folder(capsys, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("arguments", [[], ["axes"], ["show", "nrcg/adam"]], ids=["list", "axes", "show"])
 @pytest.mark.usefixtures("unchecked")  # the context that typer passes is not the class that it has one annotate
-def test_recipes_explain_themselves(arguments, capsys, monkeypatch):
-    code, out, _ = call(capsys, monkeypatch, "recipes", *arguments)
+def test_recipes_explain_themselves(arguments, call):
+    code, out, _ = call("recipes", *arguments)
     assert code == 0
     assert {0: "elucd-ddpm", 1: "stabilizer.beta=0.99", 2: "Vaeth"}[len(arguments)] in out
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_what_stands_in_square_brackets_is_shown(capsys, monkeypatch):
+def test_what_stands_in_square_brackets_is_shown(call, monkeypatch):
     monkeypatch.setenv("COLUMNS", "400")
-    _, out, _ = call(capsys, monkeypatch, "recipes", "axes")
+    _, out, _ = call("recipes", "axes")
     assert "w_i = rms(x_t) [max((N+1-i) / (N+1), floor)" in out

@@ -1,13 +1,10 @@
 """``steersman convert``: the folder is the same model, to diffusers and to us; what cannot be written is refused."""
 
-import sys
-
 import pytest
 import torch
 from diffusers import DDPMPipeline, DiTPipeline, UNet2DModel
 
 from denoisers.adm_reference import Reference, apart
-from steersman.cli import main
 from steersman.denoisers import DiffusersDenoiser, EDMDenoiser, load_denoiser
 from steersman.denoisers.save import save_folder
 from steersman.errors import InputError
@@ -16,17 +13,8 @@ from steersman.schedule import VP, Flow
 CLOSE = 1e-5  # the same numbers, but for float32's rounding where tensors lie otherwise in memory
 
 
-def call(capsys, monkeypatch, *arguments):
-    """Returns the exit code, standard output and standard error of a command."""
-    monkeypatch.setattr(sys, "argv", ["steersman", "convert", *map(str, arguments)])
-    with pytest.raises(SystemExit) as exit:
-        main()
-    said = capsys.readouterr()
-    return exit.value.code or 0, said.out, said.err
-
-
-def test_a_bundled_denoiser(capsys, monkeypatch, tmp_path):
-    code, out, err = call(capsys, monkeypatch, "zoo:sportballs", tmp_path / "new" / "balls")
+def test_a_bundled_denoiser(call, tmp_path):
+    code, out, err = call("convert", "zoo:sportballs", tmp_path / "new" / "balls")
     assert (code, out, err) == (0, f"written to {tmp_path / 'new' / 'balls'}\n", "")
     original, again = load_denoiser("zoo:sportballs"), load_denoiser(str(tmp_path / "new" / "balls"))
     plain = DDPMPipeline.from_pretrained(tmp_path / "new" / "balls")
@@ -39,11 +27,11 @@ def test_a_bundled_denoiser(capsys, monkeypatch, tmp_path):
     torch.testing.assert_close(plain.scheduler.alphas_cumprod.double(), original.schedule.alpha_bar, atol=1e-6, rtol=0)
 
 
-def test_what_diffusers_cannot_say_is_said(capsys, monkeypatch, tmp_path):
+def test_what_diffusers_cannot_say_is_said(call, tmp_path):
     reference = Reference(heads=4, attended=(0, 1))
     torch.save(reference.tensors, tmp_path / "mine.pt")
     spec = f"adm:{tmp_path / 'mine.pt'}?{reference.settings()}"
-    code, out, _ = call(capsys, monkeypatch, spec, tmp_path / "out")
+    code, out, _ = call("convert", spec, tmp_path / "out")
     assert code == 0
     assert "diffusers' configuration cannot say heads=4" in out
     x_t, time = torch.ones(1, 3, 8, 8), torch.tensor([5.0])
@@ -98,15 +86,15 @@ def test_every_schedule_and_parameterization(schedule, meant, tmp_path):
     torch.testing.assert_close(again(x_t, level, label=label).x0_hat, original(x_t, level, label=label).x0_hat)
 
 
-def test_what_cannot_be_written_is_refused(capsys, monkeypatch, tmp_path):
+def test_what_cannot_be_written_is_refused(call, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("mine")
     for out, message in (("full", "which is there; allowed: a new folder"), ("full/file", "which is there")):
-        code, _, err = call(capsys, monkeypatch, "zoo:sportballs", tmp_path / out)
+        code, _, err = call("convert", "zoo:sportballs", tmp_path / out)
         assert (code, err.count("\n")) == (2, 1) and message in err
-    code, _, err = call(capsys, monkeypatch, "zoo:sportballs", tmp_path / "full" / "file" / "out")
+    code, _, err = call("convert", "zoo:sportballs", tmp_path / "full" / "file" / "out")
     assert (code, err.count("\n")) == (2, 1) and "cannot be written to" in err
-    code, _, err = call(capsys, monkeypatch, "nowhere", tmp_path / "out")
+    code, _, err = call("convert", "nowhere", tmp_path / "out")
     assert (code, err.count("\n")) == (2, 1) and "denoiser: 'nowhere' given" in err
     with pytest.raises(InputError, match="one by EDMDenoiser given; allowed: one whose network diffusers has"):
         save_folder(EDMDenoiser(torch.nn.Identity(), shape=(3, 8, 8)), tmp_path / "out")

@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 
-from cli.test_cli import call
 from metrics.written import write
 
 SMALL = ("--resamples", 4, "--batch-size", 8)
@@ -18,16 +17,12 @@ def folder(monkeypatch, tmp_path):
     monkeypatch.setenv("COLUMNS", "100")
 
 
-def test_figures_and_statistics(capsys, monkeypatch, tmp_path):
-    code, out, _ = call(
-        capsys, monkeypatch, "evaluate", "sportballs?num=32&seed=99", "--save-statistics", "real.npz", "--judge", "none"
-    )
+def test_figures_and_statistics(call, tmp_path):
+    code, out, _ = call("evaluate", "sportballs?num=32&seed=99", "--save-statistics", "real.npz", "--judge", "none")
     assert (code, out.strip()) == (0, "statistics in real.npz")
     figures = []
     for reference in ("real.npz", "sportballs?num=32&seed=99"):
-        code, out, _ = call(
-            capsys, monkeypatch, "evaluate", BALLS, "--reference", reference, "--target", "baseball", *SMALL
-        )
+        code, out, _ = call("evaluate", BALLS, "--reference", reference, "--target", "baseball", *SMALL)
         assert code == 0
         assert "cfid" in out
         assert "figures in evaluation.json" in out
@@ -53,10 +48,10 @@ BAD = [
 
 
 @pytest.mark.parametrize(("arguments", "message"), BAD, ids=[" ".join(arguments) for arguments, _ in BAD])
-def test_bad_input_is_one_line(arguments, message, capsys, monkeypatch, tmp_path):
+def test_bad_input_is_one_line(arguments, message, call, tmp_path):
     write(tmp_path / "set", np.zeros((9, 8, 8, 3), np.uint8))
     (tmp_path / "empty").mkdir()
-    code, _, err = call(capsys, monkeypatch, "evaluate", *arguments)
+    code, _, err = call("evaluate", *arguments)
     assert (code, err.count("\n")) == (2, 1)
     assert message in err
     assert not list(tmp_path.rglob("evaluation.json"))

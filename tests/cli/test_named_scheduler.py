@@ -1,7 +1,5 @@
 """A diffusers scheduler by its name, from the command line: recorded in full, and the same when it is repeated."""
 
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -9,12 +7,11 @@ import yaml
 from diffusers import DDPMScheduler
 from PIL import Image
 
-from steersman.cli import main
 from steersman.train.denoiser import unet
 
 
 @pytest.fixture
-def command(tmp_path, monkeypatch, capsys):
+def command(tmp_path, call):
     """Runs ``steersman sample`` with a small U-Net of random weights; returns the exit code and what was complained."""
     torch.manual_seed(0)
     unet(16, 0, widths=(8, 16)).save_pretrained(tmp_path / "denoiser" / "unet")
@@ -22,10 +19,7 @@ def command(tmp_path, monkeypatch, capsys):
     scheduler.save_pretrained(tmp_path / "denoiser" / "scheduler")
 
     def run(*arguments, out):
-        monkeypatch.setattr(sys, "argv", ["steersman", "sample", *map(str, arguments), "--out", str(tmp_path / out)])
-        with pytest.raises(SystemExit) as exit:
-            main()
-        return exit.value.code or 0, capsys.readouterr().err
+        return call("sample", *arguments, "--out", tmp_path / out)[::2]
 
     networks = ("--denoiser", tmp_path / "denoiser", "--classifier", "zoo:sportballs-mobilenet", "--judge", "none")
     return lambda *arguments, out: run(*(() if "--from" in arguments else networks), *arguments, out=out)

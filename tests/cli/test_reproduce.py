@@ -11,7 +11,6 @@ import yaml
 from safetensors.torch import save_file
 from torchvision import models
 
-from cli.test_cli import call
 from denoisers.adm_reference import Reference
 from metrics.written import write
 from steersman.metrics.images import read_images
@@ -50,7 +49,7 @@ def wrapped_mobilenet(path):
     save_file({f"classifier.{key}": each for key, each in state.items()}, path)
 
 
-def test_a_class_conditional_adm(capsys, monkeypatch, tmp_path):
+def test_a_class_conditional_adm(call, tmp_path):
     """Table 7's: each image's label is its target, its reference is ADM's batch with statistics beside it."""
     reference = Reference(multipliers=(1,), attended=(), heads=4, labels=1000)
     (tmp_path / "models").mkdir()
@@ -60,9 +59,7 @@ def test_a_class_conditional_adm(capsys, monkeypatch, tmp_path):
     torch.manual_seed(0)
     torch.save(models.resnet50().state_dict(), tmp_path / "models" / "resnet50-11ad3fa6.pth")
     path = rewritten(tmp_path, "elucd-imagenet128", denoiser=f"adm:{{adm-128}}?{reference.settings()}")
-    code, out, err = call(
-        capsys, monkeypatch, "reproduce", path, "--num", 4, "--steps", 2, "--resamples", 2, "--out", "o", "--run"
-    )
+    code, out, err = call("reproduce", path, "--num", 4, "--steps", 2, "--resamples", 2, "--out", "o", "--run")
     assert (code, err) == (0, "")
     assert "missing" not in out
     record = json.loads((tmp_path / "o" / "evaluation.json").read_text())
@@ -79,7 +76,7 @@ def test_a_class_conditional_adm(capsys, monkeypatch, tmp_path):
     assert "2.36" in out
 
 
-def test_a_folder_of_the_hub_with_nrcgs_classifier(capsys, monkeypatch, tmp_path):
+def test_a_folder_of_the_hub_with_nrcgs_classifier(call, tmp_path):
     """Table 3's, laid out as the hub has it; one that was killed draws what is missing, and nothing else again."""
     from diffusers import DDPMScheduler, UNet2DModel
 
@@ -103,7 +100,7 @@ def test_a_folder_of_the_hub_with_nrcgs_classifier(capsys, monkeypatch, tmp_path
         write(tmp_path / "data" / "celebahq256" / label, pixels(4, 8, int(label)))
     path = rewritten(tmp_path, "nrcg-celebahq")
     asked = ("reproduce", path, "--num", 4, "--steps", 2, "--resamples", 4, "--out", "o")
-    code, out, err = call(capsys, monkeypatch, *asked)
+    code, out, err = call(*asked)
     assert (code, err) == (0, "")
     record = json.loads((tmp_path / "o" / "evaluation.json").read_text())
     assert set(record["figures"]) == {"accuracy/guide", "fid", "cfid"}
@@ -116,29 +113,29 @@ def test_a_folder_of_the_hub_with_nrcgs_classifier(capsys, monkeypatch, tmp_path
     (folder,) = (tmp_path / "o" / "samples").iterdir()
     (folder / "metrics.json").unlink()
     (folder / "000003.png").unlink()
-    assert call(capsys, monkeypatch, *asked)[0] == 0
+    assert call(*asked)[0] == 0
     again = {file: file.read_bytes() for file in images}
     assert [file.name for file in images if again[file] != images[file]] == ["000003.png"]  # whose seconds are others
     assert (read_images(folder).read(range(4)) == drawn).all()
-    code, _, err = call(capsys, monkeypatch, *asked, "--no-guidance")
+    code, _, err = call(*asked, "--no-guidance")
     assert code == 2
     assert "holds a run with other settings" in err
 
 
-def test_what_is_missing_is_told_and_with_run_refused(capsys, monkeypatch, tmp_path):
-    code, out, err = call(capsys, monkeypatch, "reproduce", "nrcg-celeba", "--data", "sets")
+def test_what_is_missing_is_told_and_with_run_refused(call, tmp_path):
+    code, out, err = call("reproduce", "nrcg-celeba", "--data", "sets")
     assert (code, err) == (0, "")
     assert "git clone https://github.com/philippvaeth/nrCG" in out
     assert "the others into sets/celeba64/1" in out
     assert "50,176 images of 400 steps" in out
-    code, _, err = call(capsys, monkeypatch, "reproduce", "nrcg-celeba", "--run")
+    code, _, err = call("reproduce", "nrcg-celeba", "--run")
     assert (code, err.count("\n")) == (2, 1)
     assert "lacks models/nrCG/pretrained_models/celeba, models/weights-inception" in err
     assert not (tmp_path / "outputs").exists()
 
 
-def test_all_are_listed(capsys, monkeypatch):
-    code, out, _ = call(capsys, monkeypatch, "reproduce")
+def test_all_are_listed(call):
+    code, out, _ = call("reproduce")
     assert code == 0
     for name in ("elucd-imagenet64/250", "elucd-imagenet256", "elucd-clip", "nrcg-sportballs"):
         assert name in out
@@ -154,7 +151,7 @@ def test_all_are_listed(capsys, monkeypatch):
         (["nowhere.yaml"], "nowhere.yaml"),
     ],
 )
-def test_bad_input_is_one_line(arguments, message, capsys, monkeypatch):
-    code, _, err = call(capsys, monkeypatch, "reproduce", *arguments)
+def test_bad_input_is_one_line(arguments, message, call):
+    code, _, err = call("reproduce", *arguments)
     assert (code, err.count("\n")) == (2, 1)
     assert message in err

@@ -1,7 +1,6 @@
 """Texts as targets, and one's own classifier, on the command line; with a tiny CLIP and a tiny denoiser."""
 
 import json
-import sys
 
 import pytest
 import torch
@@ -9,7 +8,6 @@ import yaml
 from diffusers import DDPMScheduler
 from PIL import Image
 
-from steersman.cli import main
 from steersman.train.denoiser import unet
 
 TEXT = "a photo of a ball"
@@ -25,7 +23,7 @@ def denoiser(tmp_path_factory):
 
 
 @pytest.fixture
-def call(denoiser, clip, capsys, monkeypatch, tmp_path):
+def sample(denoiser, clip, call, monkeypatch, tmp_path):
     """Runs ``steersman sample`` with the recipe for CLIP, and returns exit code, standard output and error."""
     monkeypatch.chdir(tmp_path)
 
@@ -33,11 +31,7 @@ def call(denoiser, clip, capsys, monkeypatch, tmp_path):
         given = ["--denoiser", denoiser, "--recipe", "elucd-clip", "--steps", 3, "--num", 1]
         for each in classifiers:
             given += ["--classifier", each]
-        monkeypatch.setattr(sys, "argv", ["steersman", "sample", *map(str, [*given, *arguments])])
-        with pytest.raises(SystemExit) as exit:
-            main()
-        said = capsys.readouterr()
-        return exit.value.code or 0, said.out, said.err
+        return call("sample", *given, *arguments)
 
     return run
 
@@ -46,8 +40,8 @@ def pixels(path):
     return Image.open(path).tobytes()
 
 
-def test_a_text_is_a_target(call, tmp_path):
-    code, out, err = call("--target", TEXT)
+def test_a_text_is_a_target(sample, tmp_path):
+    code, out, err = sample("--target", TEXT)
     assert (code, err) == (0, "")
     folder = tmp_path / "outputs" / "a-photo-of-a-ball"
     assert "guide's similarity" in out and "guide sees it" not in out
@@ -57,30 +51,28 @@ def test_a_text_is_a_target(call, tmp_path):
     assert -1 <= metrics["similarity"]["guide"] <= 1 and metrics["similarity"]["judge"] is None
     record = yaml.safe_load((folder / "run.yaml").read_text())
     assert record["targets"] == [TEXT]
-    call("--target", TEXT, "--no-guidance", "--out", "plain")
+    sample("--target", TEXT, "--no-guidance", "--out", "plain")
     assert pixels(folder / "000000.png") != pixels(tmp_path / "plain" / "000000.png")
 
 
-def test_guidance_raises_the_similarity(call, tmp_path):
+def test_guidance_raises_the_similarity(sample, tmp_path):
     similarity = {}
     for scale in (-100, 0, 100):
-        call("--target", TEXT, "--num", 2, "--steps", 20, "--scale", scale, "--out", str(scale))
+        sample("--target", TEXT, "--num", 2, "--steps", 20, "--scale", scale, "--out", str(scale))
         metrics = json.loads((tmp_path / str(scale) / "metrics.json").read_text())
         similarity[scale] = metrics["similarity"]["guide"]
     assert similarity[-100] < similarity[0] < similarity[100]
 
 
-def test_a_recorded_text_repeats_to_the_pixel(call, tmp_path, monkeypatch, capsys):
-    call("--target", TEXT, "--out", "a")
-    monkeypatch.setattr(sys, "argv", ["steersman", "sample", "--from", "a/run.yaml", "--out", "b"])
-    with pytest.raises(SystemExit):
-        main()
+def test_a_recorded_text_repeats_to_the_pixel(sample, call, tmp_path):
+    sample("--target", TEXT, "--out", "a")
+    call("sample", "--from", "a/run.yaml", "--out", "b")
     assert pixels(tmp_path / "a" / "000000.png") == pixels(tmp_path / "b" / "000000.png")
 
 
-def test_several_texts_are_told_from_each_other_and_have_a_folder_each(call, tmp_path):
+def test_several_texts_are_told_from_each_other_and_have_a_folder_each(sample, tmp_path):
     wild = "../a: b"
-    code, out, err = call(
+    code, out, err = sample(
         "--target", TEXT, "--target", "a, b", "--target", wild, "--out", "out", "--set", "objective=class"
     )
     assert (code, err) == (0, "")
@@ -93,27 +85,27 @@ def test_several_texts_are_told_from_each_other_and_have_a_folder_each(call, tmp
     assert metrics["probability"]["guide"] is not None
 
 
-def test_texts_are_blended(call, tmp_path):
-    code, _, err = call("--blend", "a ball=1", "--blend", "blur=-0.5", "--out", "out")
+def test_texts_are_blended(sample, tmp_path):
+    code, _, err = sample("--blend", "a ball=1", "--blend", "blur=-0.5", "--out", "out")
     assert (code, err) == (0, "")
-    code, _, _ = call("--blend", "a ball=1", "--out", "ball")
+    code, _, _ = sample("--blend", "a ball=1", "--out", "ball")
     assert pixels(tmp_path / "out" / "000000.png") != pixels(tmp_path / "ball" / "000000.png")
 
 
-def test_a_text_for_several_classifiers(call, clip, tmp_path):
-    code, _, err = call("--target", "baseball, red", "--out", "out", classifiers=(f"clip:{clip}", f"clip:{clip}"))
+def test_a_text_for_several_classifiers(sample, clip, tmp_path):
+    code, _, err = sample("--target", "baseball, red", "--out", "out", classifiers=(f"clip:{clip}", f"clip:{clip}"))
     assert (code, err) == (0, "")
-    code, _, err = call(
+    code, _, err = sample(
         "--target", "baseball", "--out", "mixed", classifiers=("zoo:sportballs-mobilenet", f"clip:{clip}")
     )
     assert (code, err) == (0, "")
-    code, _, err = call("--target", TEXT, "--out", "no", classifiers=(f"clip:{clip}", "zoo:sportballs-mobilenet"))
+    code, _, err = sample("--target", TEXT, "--out", "no", classifiers=(f"clip:{clip}", "zoo:sportballs-mobilenet"))
     assert (code, err.count("\n")) == (2, 1) and f"unknown class '{TEXT}'" in err
 
 
-def test_a_classifier_of_texts_judges_too(call, clip_folder, tmp_path):
+def test_a_classifier_of_texts_judges_too(sample, clip_folder, tmp_path):
     judge = f"clip:{clip_folder()}"
-    call("--target", "baseball", "--judge", judge, "--out", "out", classifiers=("zoo:sportballs-mobilenet",))
+    sample("--target", "baseball", "--judge", judge, "--out", "out", classifiers=("zoo:sportballs-mobilenet",))
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["similarity"]["guide"] is None and metrics["similarity"]["judge"] is not None
     assert metrics["accuracy"]["guide"] is not None and metrics["accuracy"]["judge"] is None
@@ -137,14 +129,14 @@ BAD = [
 
 
 @pytest.mark.parametrize(("arguments", "message"), BAD)
-def test_bad_input_is_one_line_and_nothing_is_written(arguments, message, call, tmp_path):
-    code, _, err = call(*arguments)
+def test_bad_input_is_one_line_and_nothing_is_written(arguments, message, sample, tmp_path):
+    code, _, err = sample(*arguments)
     assert message in err
     assert (code, err.count("\n")) == (2, 1)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_ones_own_classifier_guides(call, tmp_path):
+def test_ones_own_classifier_guides(sample, tmp_path):
     (tmp_path / "own_guide.py").write_text(
         "import torch\n"
         "class Dark(torch.nn.Module):\n"
@@ -155,7 +147,7 @@ def test_ones_own_classifier_guides(call, tmp_path):
     means = {}
     for target in ("dark", "light"):
         arguments = ("--target", target, "--steps", 20, "--scale", 1000, "--out", target)
-        code, _, err = call(*arguments, classifiers=("module:own_guide:Dark",))
+        code, _, err = sample(*arguments, classifiers=("module:own_guide:Dark",))
         assert (code, err) == (0, "")
         means[target] = sum(pixels(tmp_path / target / "000000.png"))
     assert means["dark"] < means["light"]

@@ -1,19 +1,6 @@
 """``steersman tune``: what it refuses in one line, and that its recipe is one that ``steersman sample`` takes."""
 
-import sys
-
 import pytest
-
-from steersman.cli import main
-
-
-def call(capsys, monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["steersman", *map(str, arguments)])
-    with pytest.raises(SystemExit) as exit:
-        main()
-    said = capsys.readouterr()
-    return exit.value.code or 0, said.out, said.err
-
 
 BAD = [
     (["--target", "baseball", "--trials", "0"], "trials: 0 given; allowed: 1 and more"),
@@ -29,27 +16,27 @@ BAD = [
 
 
 @pytest.mark.parametrize(("arguments", "message"), BAD, ids=[" ".join(arguments) or "none" for arguments, _ in BAD])
-def test_bad_input_is_one_line_and_nothing_is_written(arguments, message, capsys, monkeypatch, tmp_path):
-    code, _, err = call(capsys, monkeypatch, "tune", "--out", tmp_path / "out", *arguments)
+def test_bad_input_is_one_line_and_nothing_is_written(arguments, message, call, tmp_path):
+    code, _, err = call("tune", "--out", tmp_path / "out", *arguments)
     assert (code, err.count("\n")) == (2, 1)
     assert message in err
     assert not (tmp_path / "out").exists()
 
 
-def test_a_tune_prints_its_front_and_goes_on_with_other_bounds(denoiser, capsys, monkeypatch, tmp_path):
+def test_a_tune_prints_its_front_and_goes_on_with_other_bounds(denoiser, call, tmp_path):
     out = tmp_path / "out"
     tune = ("tune", "nrcg", "--search", "scale=0.5..50.0", "--search", "walk.steps=2..3", "--set", "input.size=null")
     tune += ("--classifier", "zoo:sportballs-mobilenet", "--denoiser", denoiser, "--target", "baseball", "--num", 2)
     tune += ("--reference", "sportballs?num=40&resolution=16", "--out", out)
-    code, said, _ = call(capsys, monkeypatch, *tune, "--trials", 2)
+    code, said, _ = call(*tune, "--trials", 2)
     assert code == 0
     assert "trial 1: judge " in said and "no other is better in all three" in said and "taken: trial " in said
     drawn = sorted(path.stat().st_mtime_ns for path in (out / "trials").glob("*/0*.png"))
-    code, said, _ = call(capsys, monkeypatch, *tune, "--trials", 2, "--distance", 0.1)
+    code, said, _ = call(*tune, "--trials", 2, "--distance", 0.1)
     assert code == 1
     assert "no recipe is written. distance: 0.1 given, and no trial keeps to it" in said
     assert sorted(path.stat().st_mtime_ns for path in (out / "trials").glob("*/0*.png")) == drawn
     sample = ("sample", "--recipe", out / "recipe.yaml", "--denoiser", denoiser, "--target", "baseball", "--num", 1)
     sample += ("--classifier", "zoo:sportballs-mobilenet", "--out", tmp_path / "images")
-    code, _, _ = call(capsys, monkeypatch, *sample)
+    code, _, _ = call(*sample)
     assert code == 0 and (tmp_path / "images" / "000000.png").is_file()

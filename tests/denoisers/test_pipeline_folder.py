@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from dataclasses import replace
 
 import pytest
@@ -15,7 +14,6 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from denoisers.texts import make
-from steersman.cli import main
 from steersman.denoisers import load_denoiser
 from steersman.denoisers.pipeline import PipelineDenoiser
 from steersman.errors import InputError
@@ -181,17 +179,10 @@ def test_a_network_with_its_scheduler_beside_it(bare, draw):
 
 
 @pytest.fixture
-def call(folder, capsys, monkeypatch, tmp_path):
+def call(call, monkeypatch, tmp_path):
     """Runs a command, and returns exit code and standard error."""
     monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["steersman", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit:
-            main()
-        return exit.value.code or 0, capsys.readouterr().err
-
-    return run
+    return lambda *arguments: call(*arguments)[::2]
 
 
 STEERED = ("--target", "baseball", "--classifier", "zoo:sportballs-mobilenet", "--judge", "none", "--num", 1)

@@ -67,7 +67,7 @@ def test_a_signal_ends_a_run_when_its_batches_are_written(number, code, denoiser
     assert not [path for path in out.iterdir() if path.name.startswith(".")]
 
 
-def test_two_processes_share_a_run_and_only_the_first_speaks(denoiser, tmp_path, capsys, monkeypatch):
+def test_two_processes_share_a_run_and_only_the_first_speaks(denoiser, tmp_path, call):
     out, logs = tmp_path / "out", [tmp_path / "0", tmp_path / "1"]
     processes = [
         begun(arguments(denoiser, out, "--num", "12"), log, RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank))
@@ -77,10 +77,8 @@ def test_two_processes_share_a_run_and_only_the_first_speaks(denoiser, tmp_path,
     assert (out / "metrics.json").exists()
     assert "images in" in logs[0].read_text() or "other processes are at work" in logs[0].read_text()
     assert logs[1].read_text() == ""
-    monkeypatch.setattr(sys, "argv", ["steersman", "sample", "--status", str(out)])
-    with pytest.raises(SystemExit):
-        main()
-    assert "baseball     12     0        0" in capsys.readouterr().out
+    _, said, _ = call("sample", "--status", out)
+    assert "baseball     12     0        0" in said
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -92,10 +90,7 @@ def test_two_processes_share_a_run_and_only_the_first_speaks(denoiser, tmp_path,
         (["--target", "x", "--format", "jpeg"], "unknown format 'jpeg'"),
     ],
 )
-def test_bad_input_is_one_line(given, message, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["steersman", "sample", *given])
-    with pytest.raises(SystemExit) as exit:
-        main()
-    said = capsys.readouterr().err
-    assert (exit.value.code, said.count("\n")) == (2, 1)
+def test_bad_input_is_one_line(given, message, call):
+    code, _, said = call("sample", *given)
+    assert (code, said.count("\n")) == (2, 1)
     assert message in said

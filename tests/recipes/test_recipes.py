@@ -1,7 +1,6 @@
 """Every recipe and variant loads, explains itself, and runs on a model of the format that it is for."""
 
 import json
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -17,7 +16,6 @@ from diffusers import (
 from torch import nn
 
 from steersman.classifiers import RAW, Classifier
-from steersman.cli import main
 from steersman.denoisers import EDMDenoiser, load_denoiser
 from steersman.recipes import load_recipe, recipe_names
 from steersman.sample import sample
@@ -173,13 +171,10 @@ def test_flow_guides_a_variance_preserving_model_as_well(name, model):
 
 @pytest.mark.parametrize("name", recipe_names(), **NAME)
 @pytest.mark.usefixtures("unchecked")  # the context that typer passes is not the class that it has one annotate
-def test_explains_itself(name, capsys, monkeypatch):
+def test_explains_itself(name, call, monkeypatch):
     recipe = load_recipe(name)
-    monkeypatch.setattr(sys, "argv", ["steersman", "recipes", "show", name])
     monkeypatch.setenv("COLUMNS", "2000")
-    with pytest.raises(SystemExit):
-        main()
-    said = capsys.readouterr().out
+    _, said, _ = call("recipes", "show", name)
     assert said.startswith(f"{name}: {recipe.title}")
     assert f"paper: {recipe.paper.strip()}" in said if recipe.paper else "Ours" in said
     assert recipe.paper or recipe.notes  # our own say why
