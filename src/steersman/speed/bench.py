@@ -2,13 +2,14 @@
 
     ratio = seconds of a batch's walk / seconds of its networks' calls alone         (`steersman.speed.calls`)
 
-Both are timed in turn, several times, so that what else the machine does falls on both; the ratio is the median of the
-pairs' own. The ratio of processor seconds, of all threads, hardly depends on what else the machine does; on an
-accelerator it is of the host's work alone.
+Both are timed in turn, several times, now one first and now the other, so that what else the machine does falls on
+both; the ratio is the median of the pairs' own. The ratio of processor seconds, of all threads, hardly depends on what
+else the machine does; on an accelerator it is of the host's work alone.
 """
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -81,9 +82,11 @@ def bench(
     calls, walked = Calls(), int(run.recipe.walk()["steps"])
     with calls.of(_networks(session)):
         session.draw(jobs)
-    pairs = []
-    for _ in range(repeats):
-        pairs.append([timed(each, run.device) for each in (calls.play, lambda: session.draw(jobs))])
+    bare, walk, pairs = calls.play, partial(session.draw, jobs), []
+    for place in range(repeats):
+        order = (bare, walk) if place % 2 == 0 else (walk, bare)
+        times = {each: timed(each, run.device) for each in order}
+        pairs.append((times[bare], times[walk]))
         on_pair()
     floor, ours = (median(wall for wall, _ in each) for each in zip(*pairs, strict=True))
     ratios, of_cpu = ([second[by] / first[by] for first, second in pairs] for by in (0, 1))
@@ -97,8 +100,8 @@ def bench(
         most=max(ratios),
         ratio_cpu=median(of_cpu),
         images_per_second=len(jobs) / ours * walked / (steps or walked),
-        peak=peak_memory(lambda: session.draw(jobs), run.device),
-        peak_floor=peak_memory(calls.play, run.device),
+        peak=peak_memory(walk, run.device),
+        peak_floor=peak_memory(bare, run.device),
     )
     return figures, run
 
