@@ -4,9 +4,9 @@
 
 A checkout is a folder with the authors' repository, which is not a part of this one. Of nrCG the pipeline is imported
 and called; of EluCD the diffusion, whose guidance is the function of the script that draws. Both get the bundled U-Net
-in float32, as they are; ours runs in float32 in each memory layout, with what ``dtype: auto`` picks, and with that and
-checkpointing. At the last step, of variance zero, theirs take a gradient that moves nothing; so does ours here,
-since few steps stand for many. Printed of each are
+in float32, as they are; ours runs so too, with what ``dtype: auto`` picks, with that and checkpointing, and with what
+``auto-float32`` picks. At the last step, of variance zero, theirs take a gradient that moves nothing; so does ours
+here, since few steps stand for many. Printed of each are
 
     faster    the median over the repeats of their seconds over ours, taken in turn; and of processor seconds
     differs   the largest difference of a pixel, images in [-1, 1]
@@ -42,7 +42,7 @@ from steersman.session import Session
 from steersman.speed.auto import chosen
 from steersman.speed.clock import timed
 from steersman.speed.memory import peak_memory
-from steersman.speed.placement import Placement
+from steersman.speed.placement import AUTO, Placement
 
 GUIDE, TARGET, NULL = "zoo:sportballs-mobilenet", 0, 4
 MIB = 2**20
@@ -196,19 +196,15 @@ def main() -> None:
         if (checkout := getattr(asked, name)) is None:
             continue
         settings = load_recipe(recipe, [*changes, f"walk.steps={asked.steps}"])
-        run = Run(
-            targets=(str(TARGET),), num=asked.batch, classifiers=(GUIDE,), judge=None, recipe=settings, dtype="auto"
-        )
-        auto = chosen(run)
-        rows = {
-            f"float32, {layout}": replace(auto, placed=dict.fromkeys(("denoiser", "classifier"), placement))
-            for layout in ("contiguous", "channels_last")
-            for placement in [Placement(layout=layout, block=asked.batch)]
-        }
-        shown = "; ".join(f"{part} {lies.dtype} {lies.layout} by {lies.block}" for part, lies in auto.placed.items())
-        rows |= {f"auto: {shown}": auto}
-        if name == "nrcg":
-            rows["auto, checkpointing"] = replace(auto, checkpoint=True)
+        run = Run(targets=(str(TARGET),), num=asked.batch, classifiers=(GUIDE,), judge=None, recipe=settings)
+        whole = Placement(block=asked.batch)
+        rows = {"float32": replace(run, dtype="auto", placed={"denoiser": whole, "classifier": whole})}
+        for dtype in AUTO:
+            auto = chosen(replace(run, dtype=dtype))
+            shown = (f"{part} {lies.dtype} {lies.layout} by {lies.block}" for part, lies in auto.placed.items())
+            rows[f"{dtype}: {'; '.join(shown)}"] = auto
+            if name == "nrcg" and dtype == "auto":
+                rows["auto, checkpointing"] = replace(auto, checkpoint=True)
         print(f"{name}: {asked.steps} steps of {asked.batch} images, {torch.get_num_threads()} threads")
         found[name] = compare(
             released(checkout, draws), {key: ours(row, draws) for key, row in rows.items()}, asked.repeats

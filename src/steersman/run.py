@@ -17,7 +17,7 @@ from steersman.blocks import block_size
 from steersman.errors import InputError, about, unknown
 from steersman.recipes import Recipe, load_recipe
 from steersman.sample.noise import SEEDS
-from steersman.speed.placement import DTYPES, Placement
+from steersman.speed.placement import AUTO, DTYPES, Placement
 from steersman.typed import typed
 
 __all__ = [
@@ -68,7 +68,8 @@ class Run:
         cfg_scale: The classifier-free scale; 1 for the conditional model alone.
         batch_size: Images at a time; by default 4 on a CPU, where several batches are drawn side by side, else 16.
         device: Where the networks run; its number is no setting, since equal devices draw equal images.
-        dtype: In what: float32, bfloat16, float16; or auto, what a short measurement finds fastest.
+        dtype: In what: float32, bfloat16, float16; auto, what a short measurement finds fastest; or auto-float32, the
+            same without a change of type.
         placed: What it found, for ``denoiser`` and ``classifier``.
         checkpoint: Whether the denoiser computes its blocks again for a gradient, and keeps less.
         compile: Whether ``torch.compile`` compiles denoiser and classifiers.
@@ -108,15 +109,20 @@ class Run:
             raise InputError("target: none given; allowed: names or indices of classes, all, or a blend of classes")
         if not self.classifiers:
             raise InputError("classifier: none given; allowed: one or more")
-        if self.dtype not in (allowed := (*DTYPES, "auto")):
+        if self.dtype not in (allowed := (*DTYPES, *AUTO)):
             raise unknown("dtype", self.dtype, allowed)
-        if self.placed and self.dtype != "auto":
-            raise InputError(f"placed: given with dtype {self.dtype}; allowed: auto")
+        if self.placed and not self.measured:
+            raise InputError(f"placed: given with dtype {self.dtype}; allowed: {' or '.join(AUTO)}")
         if self.format not in FORMATS:
             raise unknown("format", self.format, FORMATS)
         if self.judge in self.classifiers:
             raise InputError(f"judge: {self.judge!r} given, which is the guide; allowed: another network, or none")
         check_device(self.device)
+
+    @property
+    def measured(self) -> bool:
+        """Whether a measurement chooses how networks are placed."""
+        return self.dtype in AUTO
 
     @property
     def at_once(self) -> int:
@@ -127,7 +133,7 @@ class Run:
 
     def placement(self, part: str) -> Placement:
         """Returns how the ``denoiser`` is placed, or a ``classifier``; what was not measured, in float32."""
-        block, dtype = block_size(self.device, self.at_once), "float32" if self.dtype == "auto" else self.dtype
+        block, dtype = block_size(self.device, self.at_once), "float32" if self.measured else self.dtype
         return self.placed.get(part) or Placement(dtype=dtype, block=block)
 
     def settings(self) -> dict[str, Any]:

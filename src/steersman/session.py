@@ -80,7 +80,7 @@ class Session:
     """
 
     def __init__(self, run: Run, networks: Networks | None = None, *, rehearse: bool = True) -> None:
-        if run.dtype == "auto" and not run.placed:
+        if run.measured and not run.placed:
             from steersman.speed.auto import chosen
 
             run = chosen(run)

@@ -96,6 +96,18 @@ def test_what_was_chosen_is_recorded_and_taken_again(denoiser, tmp_path, monkeyp
     assert auto.as_begun(asked, tmp_path / "empty") == asked
 
 
+@pytest.mark.parametrize(("dtype", "types"), [("auto", {"float32", "bfloat16"}), ("auto-float32", {"float32"})])
+def test_types_are_measured_as_asked(dtype, types, denoiser, monkeypatch):
+    monkeypatch.setattr(auto, "BLOCKS", (4,))
+    monkeypatch.setattr(auto, "_fastest", lambda times: tried.append(set(times)) or next(iter(times)))
+    tried = []
+    session = Session(run(denoiser, dtype=dtype), rehearse=False)
+    assert [{each.dtype for each in some} for some in tried] == [types, types]
+    assert [{each.layout for each in some} for some in tried] == [{"contiguous", "channels_last"}] * 2
+    assert session.run.placement("denoiser") == Placement(block=4)
+    assert next(session.denoiser.network.parameters()).dtype == torch.float32
+
+
 def test_an_unguided_run_needs_no_measured_classifier(denoiser, monkeypatch):
     monkeypatch.setattr(auto, "BLOCKS", (4,))
     session = Session(run(denoiser, dtype="auto", guided=False))

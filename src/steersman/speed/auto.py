@@ -1,4 +1,4 @@
-"""``dtype: auto``: a short measurement of a run's own networks on this machine, and what is fastest.
+"""``dtype: auto`` or ``auto-float32``: a short measurement of a run's own networks here and now, and what is fastest.
 
 The denoiser is asked about a block of noise, with a gradient where a guide goes back through it, the classifiers about
 a block of images, always with one. Of the types, layouts and blocks, what takes the least time an image is chosen for
@@ -19,7 +19,7 @@ from steersman.run import Run, read_run
 from steersman.schedule import CLEAN, Level
 from steersman.session import SIDE_BY_SIDE, Session
 from steersman.speed.clock import timed
-from steersman.speed.placement import LAYOUTS, Placement, laid_out
+from steersman.speed.placement import AUTO, LAYOUTS, Placement, laid_out
 from steersman.typed import typed
 
 __all__ = ["as_begun", "chosen", "for_all"]
@@ -39,7 +39,7 @@ def as_begun(run: Run, out: Path, *, wait: bool = False) -> Run:
         wait: Whether another process is about to begin it.
     """
     record = out / "run.yaml"
-    while run.dtype == "auto" and not run.placed and (record.exists() or wait):
+    while run.measured and not run.placed and (record.exists() or wait):
         if record.exists():
             return replace(run, placed=read_run(record).placed)
         time.sleep(WAIT)
@@ -56,7 +56,7 @@ def for_all(run: Run, record: Path) -> Mapping[str, Placement]:
     Raises:
         InputError: The record cannot be read, or a network cannot be loaded.
     """
-    if run.dtype != "auto":
+    if not run.measured:
         return run.placed
     if not record.exists():
         return chosen(run).placed
@@ -65,7 +65,7 @@ def for_all(run: Run, record: Path) -> Mapping[str, Placement]:
 
 
 def chosen(run: Run) -> Run:
-    """Returns a run of ``dtype: auto`` with what is fastest for its networks, now and here.
+    """Returns a run whose ``dtype`` is to be measured with what is fastest for its networks, now and here.
 
     Args:
         run: The run.
@@ -78,7 +78,7 @@ def chosen(run: Run) -> Run:
     if run.device == "cpu":
         torch.set_num_threads(threads // min(SIDE_BY_SIDE, threads))
     try:
-        for dtype in ("float32", "bfloat16") if run.device != "mps" else ("float32",):
+        for dtype in AUTO[run.dtype] if run.device != "mps" else AUTO["auto-float32"]:
             session = Session(replace(run, dtype=dtype, judge=None, compile=False), rehearse=False)
             for layout in LAYOUTS:
                 for block in _blocks(run, len(session.targets)):

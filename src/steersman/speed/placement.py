@@ -9,9 +9,11 @@ from torch import nn
 
 from steersman.errors import InputError, unknown
 
-__all__ = ["DTYPES", "LAYOUTS", "Placement", "laid_out", "prepare"]
+__all__ = ["AUTO", "DTYPES", "LAYOUTS", "Placement", "laid_out", "prepare"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+AUTO = {"auto": ("float32", "bfloat16"), "auto-float32": ("float32",)}
+"""Settings of ``dtype`` that have it measured which is fastest, of these and of the layouts and blocks."""
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
