@@ -50,10 +50,7 @@ def precision_recall(samples: Float[Tensor, "A D"], reference: Float[Tensor, "B 
 
 def recall(samples: Float[Tensor, "A D"], reference: Float[Tensor, "B D"], k: int = INSIDE) -> float:
     """Returns recall alone, which needs no distance within the reference: for samples of which there are many sets."""
-    samples, reference = samples.double(), reference.double()
-    radius = _reach(samples, k)
-    inside = [(torch.cdist(rows, samples) <= radius).any(1) for rows in reference.split(ROWS)]
-    return torch.cat(inside).double().mean().item()
+    return within_reach(reference, samples, k).any(1).double().mean().item()
 
 
 def within_reach(
@@ -61,13 +58,8 @@ def within_reach(
 ) -> Bool[Tensor, "A B"]:
     """Returns which samples lie within r_k of which points of the reference, more than k of them."""
     samples, reference = samples.double(), reference.double()
-    radius = _reach(reference, k)
+    radius = torch.cat([torch.cdist(rows, reference).kthvalue(k + 1).values for rows in reference.split(ROWS)])
     return torch.cat([torch.cdist(rows, reference) <= radius for rows in samples.split(ROWS)])
-
-
-def _reach(points: Float[Tensor, "A D"], k: int) -> Float[Tensor, " A"]:
-    """Returns r_k of each point, of more than k."""
-    return torch.cat([torch.cdist(rows, points).kthvalue(k + 1).values for rows in points.split(ROWS)])
 
 
 def density_coverage(samples: Float[Tensor, "A D"], reference: Float[Tensor, "B D"], k: int = COVERED) -> Shares:
