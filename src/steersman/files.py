@@ -62,12 +62,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def in_8_bits(images: Float[Tensor, "*batch C H W"]) -> UInt8[Tensor, "*batch C H W"]:
     """Returns images in [-1, 1] as files have them, 8 bits a channel."""
-    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 def write_image(path: Path, image: Float[Tensor, "3 H W"]) -> None:
     """Writes an image in [-1, 1] as PNG."""
-    pixels = in_8_bits(image.float()).permute(1, 2, 0).cpu().numpy()
+    pixels = in_8_bits(image).permute(1, 2, 0).cpu().numpy()
     with replacing(path) as beside:
         Image.fromarray(pixels).save(beside, format="PNG")
 

@@ -174,7 +174,7 @@ def _drawn(
     whole = images.isfinite().flatten(1).all(1).tolist()
     images = images.clamp(-1, 1)
     verdicts = session.verdicts(images, [target for target, _ in jobs])
-    pixels = in_8_bits(images.float()).permute(0, 2, 3, 1).cpu().numpy()
+    pixels = in_8_bits(images).permute(0, 2, 3, 1).cpu().numpy()
     dropped, moved = watch.drops(len(jobs)), watch.moved(len(jobs))
     found = []
     for row, (place, (target, seed)) in enumerate(zip(places, jobs, strict=True)):

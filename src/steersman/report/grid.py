@@ -66,7 +66,7 @@ def sheet(rows: Mapping[str, Float[Tensor, "_ _ _ _"]], *, columns: int = 8, zoo
 
 def pixels(images: Float[Tensor, "B C H W"]) -> UInt8[Tensor, "B 3 H W"]:
     """Returns images in [-1, 1] as bytes, of three channels; a value that is not a number is grey."""
-    images = in_8_bits(images.detach().float().nan_to_num(0)).cpu()
+    images = in_8_bits(images.detach().nan_to_num(0)).cpu()
     return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
 
 
