@@ -267,7 +267,6 @@ def gradients(
 
     if times is None and every is None and count is None:
         count = 8
-    changes = {"walk.steps": steps, "scale": scale}
     gradients(
         Scope(
             denoiser=denoiser,
@@ -284,7 +283,7 @@ def gradients(
         num=num,
         shown=shown,
         recipe=recipe,
-        changes=[*(set_ or ()), *(f"{key}={value}" for key, value in changes.items() if value is not None)],
+        changes=options.changes(set_, steps=steps, scale=scale),
         label=label,
         seed=seed,
     )

@@ -57,5 +57,5 @@ def bench(
         checkpoint=checkpoint,
         compile=compile,
     )
-    run = Run(**settings, recipe=load_recipe(recipe, [*(set_ or ()), f"walk.steps={steps}"]))
+    run = Run(**settings, recipe=load_recipe(recipe, options.changes(set_, steps=steps)))
     time_it(run, steps=whole.walk()["steps"], repeats=repeats, out=out)

@@ -28,6 +28,7 @@ __all__ = [
     "Set",
     "Steps",
     "Targets",
+    "changes",
     "fields",
 ]
 
@@ -63,6 +64,14 @@ Checkpoint = Annotated[bool, typer.Option("--checkpoint", help="Less memory on t
 Compile = Annotated[bool, typer.Option("--compile", help="With torch.compile.")]
 Features = Annotated[str, typer.Option(help="Network in whose features sets are compared, as for evaluate.")]
 Resamples = Annotated[int, typer.Option(help="Random halves for the intervals; 0 for none.")]
+
+
+def changes(
+    set_: list[str] | None, *, sampler: str | None = None, steps: int | None = None, scale: float | None = None
+) -> list[str]:
+    """Returns the changes to a recipe that options say, the short ones last."""
+    short = {"sampler.kind": sampler, "walk.steps": steps, "scale": scale}
+    return [*(set_ or ()), *(f"{key}={value}" for key, value in short.items() if value is not None)]
 
 
 def fields(

@@ -68,8 +68,6 @@ def sample(
         run = replace(run, device=share.device(run.device))
         out = out or from_.parent
     else:
-        short = {"sampler.kind": sampler, "walk.steps": steps, "scale": scale}
-        changes = [f"{key}={value}" for key, value in short.items() if value is not None]
         settings = options.fields(
             target=target,
             classifier=classifier,
@@ -90,7 +88,8 @@ def sample(
             compile=compile,
             format=format,
         )
-        run = Run(**settings, recipe=load_recipe(recipe, [*(set_ or ()), *changes]))
+        changes = options.changes(set_, sampler=sampler, steps=steps, scale=scale)
+        run = Run(**settings, recipe=load_recipe(recipe, changes))
     named = "-".join(run.targets or run.blend)
     carry_out(run, out or Path("outputs", file_name(named).replace(" ", "-")), share=share, gif=gif)
 

@@ -55,8 +55,6 @@ def sweep(
     from steersman.run import weights
     from steersman.sweep import Sweep, varied
 
-    short = {"sampler.kind": sampler, "walk.steps": steps, "scale": scale}
-    changes = [f"{key}={value}" for key, value in short.items() if value is not None]
     settings = options.fields(
         target=target,
         classifier=classifier,
@@ -73,7 +71,7 @@ def sweep(
     )
     chosen = Sweep(
         recipe=recipe,
-        changes=(*(set_ or ()), *changes),
+        changes=tuple(options.changes(set_, sampler=sampler, steps=steps, scale=scale)),
         settings=settings,
         varied=varied(vary),
         reference=reference,
