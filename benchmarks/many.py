@@ -22,6 +22,7 @@ from steersman.generate import generate
 from steersman.recipes import load_recipe
 from steersman.run import Run
 from steersman.session import Session
+from steersman.speed.allocator import keep_freed
 
 
 def seconds(session: Session, out: Path, count: int) -> float:
@@ -71,6 +72,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     given = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed()  # as the command line does
     with tempfile.TemporaryDirectory() as room:
         measure = {"processes": processes, "memory": memory}[given.what]
         print(json.dumps(measure(Path(room), given.num, given.steps), indent=2))

@@ -1,12 +1,14 @@
 """Our loop beside the loops that nrCG and EluCD released: the same networks, batch, steps and noise, in turn.
 
-    python benchmarks/originals.py --nrcg CHECKOUT --elucd CHECKOUT [--steps 4] [--repeats 5] [--out FILE]
+    python benchmarks/originals.py --nrcg CHECKOUT --elucd CHECKOUT [--steps 4] [--repeats 8] [--out FILE]
 
 A checkout is a folder with the authors' repository, which is not a part of this one. Of nrCG the pipeline is imported
 and called; of EluCD the diffusion, whose guidance is the function of the script that draws. Both get the bundled U-Net
 in float32, as they are; ours runs so too, with what ``dtype: auto`` picks, with that and checkpointing, and with what
-``auto-float32`` picks. At the last step, of variance zero, theirs take a gradient that moves nothing; so does ours
-here, since few steps stand for many. Printed of each are
+``auto-float32`` picks. Each loop has a process of its own, so that none inherits what another did to the memory
+allocator; ours has it keep what is freed, as the command line does, and the first row is without that. At the last
+step, of variance zero, theirs take a gradient that moves nothing; so does ours here, since few steps stand for many.
+Printed of each are
 
     faster    the median over the repeats of their seconds over ours, taken in turn; and of processor seconds
     differs   the largest difference of a pixel, images in [-1, 1]
@@ -19,11 +21,14 @@ import contextlib
 import copy
 import io
 import json
+import multiprocessing
 import sys
 import textwrap
 import types
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -39,6 +44,7 @@ from steersman.run import Run
 from steersman.sample import sample
 from steersman.schedule import VP
 from steersman.session import Session
+from steersman.speed.allocator import keep_freed
 from steersman.speed.auto import chosen
 from steersman.speed.clock import timed
 from steersman.speed.memory import peak_memory
@@ -180,16 +186,41 @@ METHODS: dict[str, tuple[Callable[[Path, list[Tensor]], Draw], str, list[str]]] 
 }
 
 
+class Loop:
+    """A loop in a process of its own, told what to give: ``image``, ``seconds`` or ``memory``."""
+
+    def __init__(self, build: Callable[[], Draw], *, keep: bool):
+        spawn = multiprocessing.get_context("spawn")
+        self._told, end = spawn.Pipe()
+        spawn.Process(target=_serve, args=(build, keep, end), daemon=True).start()
+        end.close()
+
+    def __call__(self, what: str) -> Any:
+        """Returns what it gives."""
+        self._told.send(what)
+        return self._told.recv()
+
+
+def _serve(build: Callable[[], Draw], keep: bool, told: Connection) -> None:
+    Step.varies = property(lambda _: True)  # pyright: ignore[reportAttributeAccessIssue]
+    if keep:
+        keep_freed()
+    draw = build()
+    gives = {"image": draw, "seconds": partial(timed, draw, "cpu"), "memory": partial(peak_memory, draw)}
+    with contextlib.suppress(EOFError):
+        while True:
+            told.send(gives[told.recv()]())
+
+
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser()
     for name in METHODS:
         parser.add_argument(f"--{name}", type=Path)
-    for name, value in {"steps": 4, "repeats": 5, "batch": 16}.items():
+    for name, value in {"steps": 4, "repeats": 8, "batch": 16}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
-    Step.varies = property(lambda _: True)  # pyright: ignore[reportAttributeAccessIssue]
     generator, found = torch.Generator().manual_seed(0), {}
     draws = [torch.randn(asked.batch, 3, 64, 64, generator=generator) for _ in range(asked.steps)]
     for name, (released, recipe, changes) in METHODS.items():
@@ -206,26 +237,28 @@ def main() -> None:
             if name == "nrcg" and dtype == "auto":
                 rows["auto, checkpointing"] = replace(auto, checkpoint=True)
         print(f"{name}: {asked.steps} steps of {asked.batch} images, {torch.get_num_threads()} threads")
-        found[name] = compare(
-            released(checkout, draws), {key: ours(row, draws) for key, row in rows.items()}, asked.repeats
-        )
+        theirs = Loop(partial(released, checkout, draws), keep=False)
+        loops = {"float32, nothing kept": Loop(partial(ours, rows["float32"], draws), keep=False)}
+        loops |= {key: Loop(partial(ours, row, draws), keep=True) for key, row in rows.items()}
+        found[name] = compare(theirs, loops, asked.repeats)
     if asked.out:
         asked.out.write_text(json.dumps(found, indent=1))
 
 
-def compare(theirs: Draw, rows: dict[str, Draw], repeats: int) -> dict[str, dict[str, float]]:
+def compare(theirs: Loop, rows: dict[str, Loop], repeats: int) -> dict[str, dict[str, float]]:
     """Prints a line a row, and returns its numbers."""
-    image, peak = theirs(), peak_memory(theirs)
+    image, peak = theirs("image"), theirs("memory")
     print(f"  theirs: {peak / MIB:.0f} MiB")
     found, times = {}, {key: [] for key in rows}
-    differs = {key: float((draw() - image).abs().max()) for key, draw in rows.items()}
-    for _ in range(repeats):
+    differs = {key: float((draw("image") - image).abs().max()) for key, draw in rows.items()}
+    for place in range(repeats):
         for key, draw in rows.items():
-            pair = [timed(each, "cpu") for each in (theirs, draw)]
-            times[key].append([first / own for first, own in zip(*pair, strict=True)])
+            order = (theirs, draw) if place % 2 == 0 else (draw, theirs)
+            seconds = {each: each("seconds") for each in order}
+            times[key].append([first / own for first, own in zip(seconds[theirs], seconds[draw], strict=True)])
     for key, draw in rows.items():
         wall, cpu = zip(*times[key], strict=True)
-        memory = peak_memory(draw) / peak
+        memory = draw("memory") / peak
         found[key] = {"faster": median(wall), "least": min(wall), "most": max(wall), "cpu": median(cpu)}
         found[key] |= {"differs": differs[key], "memory": memory}
         print(

@@ -6,6 +6,7 @@ import typer
 from rich.console import Console
 
 from steersman.errors import InputError
+from steersman.speed.allocator import keep_freed
 
 __all__ = ["app", "main"]
 
@@ -24,6 +25,7 @@ Usage: type[Exception] = typer.BadParameter.__mro__[1]
 
 def main() -> None:
     """Runs the command line, and exits."""
+    keep_freed()
     try:
         sys.exit(app(standalone_mode=False))
     except InputError as error:
