@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from steersman.classifiers import load_classifier
 from steersman.denoisers import load_denoiser
@@ -108,6 +108,16 @@ class Session:
         self.condition = self._condition()
         if rehearse:
             self._rehearse(levels)
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """What draws: the denoiser's network, each classifier's, and last a latent model's decoder."""
+        vae = getattr(self.denoiser, "vae", None)
+        return [
+            self.denoiser.network,
+            *(each.network for each in self.classifiers),
+            *([] if vae is None else [vae.decoder]),
+        ]
 
     def _targets(self) -> tuple[Target, ...]:
         wanted = self.run.targets or (max(self.run.blend, key=lambda name: self.run.blend[name]),)

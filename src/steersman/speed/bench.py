@@ -14,7 +14,6 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import nn
 
 from steersman.run import Run
 from steersman.session import Session
@@ -80,7 +79,7 @@ def bench(
     run = session.run
     jobs = [(target, seed) for target in session.targets for seed in range(run.seed, run.seed + run.num)][: run.at_once]
     calls, walked = Calls(), int(run.recipe.walk()["steps"])
-    with calls.of(_networks(session)):
+    with calls.of(session.networks):
         session.draw(jobs)
     bare, walk, pairs = calls.play, partial(session.draw, jobs), []
     for place in range(repeats):
@@ -104,8 +103,3 @@ def bench(
         peak_floor=peak_memory(bare, run.device),
     )
     return figures, run
-
-
-def _networks(session: Session) -> list[nn.Module]:
-    vae = getattr(session.denoiser, "vae", None)
-    return [session.denoiser.network, *([vae.decoder] if vae else []), *(each.network for each in session.classifiers)]

@@ -60,10 +60,10 @@ class Prices:
         Raises:
             InputError: It cannot be drawn.
         """
-        named = _networks(session)
+        named = _named(session)
         places = {id(network): name for name, network in named.items()}
         evaluations, passes, plays = dict.fromkeys(named, 0), dict.fromkeys(named, 0), {}
-        for call, back in _heard(session, list(named.values())).heard:
+        for call, back in _heard(session).heard:
             name = places[id(call.network)]
             (passes if back else evaluations)[name] += _images(call)
             if (key := f"{name}{BACK}" if back else name) not in plays:
@@ -90,16 +90,14 @@ class Prices:
         write_json(self.file, self.known)
 
 
-def _networks(session: Session) -> dict[str, nn.Module]:
+def _named(session: Session) -> dict[str, nn.Module]:
     """Returns the networks that draw, by what makes their price."""
     settings = in_a_line(session.run.recipe.classifier_settings())
-    pairs = zip(session.run.classifiers, session.classifiers, strict=True)
-    found = {DENOISER: session.denoiser.network} | {f"{spec} {settings}": each.network for spec, each in pairs}
-    vae = getattr(session.denoiser, "vae", None)
-    return found if vae is None else found | {DECODER: vae.decoder}
+    names = (DENOISER, *(f"{spec} {settings}" for spec in session.run.classifiers), DECODER)
+    return dict(zip(names, session.networks, strict=False))  # most have no decoder
 
 
-def _heard(session: Session, networks: list[nn.Module]) -> Calls:
+def _heard(session: Session) -> Calls:
     """Returns the calls that one image takes, alone: no block is filled up."""
     parts = (session.denoiser, *session.classifiers)
     blocks = [each.block for each in parts]
@@ -107,7 +105,7 @@ def _heard(session: Session, networks: list[nn.Module]) -> Calls:
     try:
         for each in parts:
             each.block = None
-        with calls.of(networks):
+        with calls.of(session.networks):
             session.draw([(session.targets[0], session.run.seed)])
     finally:
         for each, block in zip(parts, blocks, strict=True):
