@@ -36,6 +36,11 @@ from steersman.guidance import Constant, Denoised, Guide, Noisy, Route, TargetLo
 from steersman.sample import DDIM, sample
 from steersman.speed.memory import peak_memory
 
+aten = torch.ops.aten
+for name in ("", "_backward"):  # torch lacks a formula for the CPU's kernel; its arguments and products are the same
+    flash = getattr(aten, f"_scaled_dot_product_flash_attention{name}")
+    flop_registry.setdefault(getattr(aten, f"_scaled_dot_product_flash_attention_for_cpu{name}"), flop_registry[flash])
+
 GIB = 2**30
 CARD, PEAK, SHARE = "RTX 4090", 165.2, 0.4
 """A card, the TFLOP a second that its maker names for bfloat16, and the share of them that is assumed."""

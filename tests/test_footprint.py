@@ -1,5 +1,6 @@
 """What `benchmarks/footprint.py` counts: by hand, the same of shapes as of values, as published, and as allocated."""
 
+from contextlib import nullcontext
 from copy import deepcopy
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DModel
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.flop_counter import FlopCounterMode
 
 from steersman.classifiers import Classifier
@@ -105,6 +108,21 @@ def test_what_is_kept_for_the_gradient_is_alive(footprint):
     with torch.no_grad(), footprint.Counting([]) as counting:
         x.exp().exp().exp().sum()
         assert counting.peak == 2 * 4000
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("backend", [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH])
+@pytest.mark.parametrize("real", [True, False])
+def test_attention_by_hand(footprint, real, backend, dtype):
+    """2 x 3 heads, 5 queries and 7 keys of size 4: two products, four for the gradient, one recomputed if fused."""
+    with nullcontext() if real else footprint.SHAPES:
+        held = [torch.ones(2, 3, length, 4, dtype=dtype, requires_grad=True) for length in (5, 7, 7)]
+    product = 2 * 2 * 3 * 5 * 7 * 4
+    with sdpa_kernel(backend), footprint.Counting(held) as counting:
+        out = scaled_dot_product_attention(*held)
+        assert counting.flop == 2 * product
+        torch.autograd.grad(out.sum(), held)
+    assert counting.flop == (2 + 4 + (backend is SDPBackend.FLASH_ATTENTION)) * product
 
 
 class Untracked:
