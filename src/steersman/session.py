@@ -25,6 +25,7 @@ from steersman.errors import InputError
 from steersman.guidance import Guide
 from steersman.guidance.step import Step, reverse_variance
 from steersman.names import elsewhere, resolve
+from steersman.realism import noise_error
 from steersman.run import TARGET, Run
 from steersman.sample import Callback, Report, levels_of, sample
 from steersman.schedule import CLEAN, Level
@@ -41,6 +42,7 @@ Part = TypeVar("Part")
 Made = TypeVar("Made")
 
 SIDE_BY_SIDE = 4  # batches that a CPU draws at once, at most
+COMPARED, COMPARED_STEPS = 8, 25  # unguided samples that a run's are compared with, and steps that they take at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,14 +230,32 @@ class Session:
 
     def draw(self, jobs: Sequence[tuple[Target, int]], callbacks: Sequence[Callback] = ()) -> Float[Tensor, "B 3 H W"]:
         """Returns the images of a batch of targets and seeds, not clipped."""
+        return self.denoiser.decode(self.samples(jobs, callbacks))
+
+    def samples(
+        self,
+        jobs: Sequence[tuple[Target, int]],
+        callbacks: Sequence[Callback] = (),
+        *,
+        guided: bool = True,
+        **settings: Any,  # noqa: ANN401
+    ) -> Float[Tensor, "B C H W"]:
+        """Returns the samples of a batch of targets and seeds, in the denoiser's space, not clipped.
+
+        Args:
+            jobs: Target and seed of each sample.
+            callbacks: Called after each step.
+            guided: Whether the guides steer, if those of the run do.
+            **settings: Settings of sampling in place of the recipe's.
+        """
         run = self.run
-        walk = run.recipe.walk()
-        if not run.guided:
+        walk = run.recipe.walk() | settings
+        if not (guided := guided and run.guided):
             walk["particles"] = None
-        samples = sample(
+        return sample(
             self.denoiser,
             run.recipe.sampler(),
-            guides=self.guides,
+            guides=self.guides if guided else (),
             target=[target.guide for target, _ in jobs],
             seeds=[seed for _, seed in jobs],
             condition=self.told([target for target, _ in jobs]),
@@ -243,7 +263,22 @@ class Session:
             callbacks=callbacks,
             **walk,
         )
-        return self.denoiser.decode(samples)
+
+    def noise_errors(self, samples: Float[Tensor, "B C H W"], jobs: Sequence[tuple[Target, int]]) -> list[float]:
+        """Returns the error of the denoiser's noise prediction on finished samples (`steersman.realism`)."""
+        finished = samples if getattr(self.denoiser, "latent", False) else samples.clamp(-1, 1)
+        condition = self.told([target for target, _ in jobs])
+        return noise_error(self.denoiser, finished, [seed for _, seed in jobs], **condition).tolist()
+
+    def unguided_errors(self) -> list[float]:
+        """Returns the same for a few samples that the denoiser draws without guidance."""
+        steps = min(COMPARED_STEPS, self.run.recipe.walk()["steps"])
+
+        def errors(jobs: Sequence[tuple[Target, int]]) -> list[float]:
+            samples = self.samples(jobs, guided=False, steps=steps, recurrence=None)
+            return self.noise_errors(samples, jobs)
+
+        return self.within_memory(errors, [(self.targets[0], self.run.seed + each) for each in range(COMPARED)])
 
     def side_by_side(self, work: Callable[[Part, Callback], Made], parts: Iterable[Part]) -> Iterator[Made]:
         """Yields what is made of each part, as it comes; left early, what is under way ends with its next step.

@@ -20,6 +20,7 @@ from steersman.train.denoiser import unet
 from steersman.watch import Watch
 
 GUIDE, JUDGE = "zoo:sportballs-mobilenet", "zoo:sportballs-judge"
+NRCG = Run(targets=("baseball",), recipe=load_recipe("nrcg"))
 CLASSES = ["baseball", "basketball", "volleyball", "soccer ball"]
 
 
@@ -266,8 +267,8 @@ def test_how_far_images_were_moved_counts_the_last_steps_repeats():
 def test_a_gradient_is_not_blamed_where_there_was_none():
     """An unguided run, whose guide sees more of its target than the judge does."""
     metrics = {"accuracy": {"guide": 0.9, "judge": 0.6}}
-    assert advice(metrics, [], load_recipe("nrcg")) == []
-    assert "fooled by its own gradient" in advice(metrics, [1.0], load_recipe("nrcg"))[0]
+    assert advice(metrics, [], NRCG) == []
+    assert "fooled by its own gradient" in advice(metrics, [1.0], NRCG)[0]
 
 
 def test_half_precision_does_not_depend_on_the_number_of_images(denoiser, tmp_path):

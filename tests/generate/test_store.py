@@ -15,6 +15,7 @@ from steersman.run import DRAWN
 from steersman.verdicts import Verdict
 
 RECORD = Record(
+    noise_error=0.2,
     run="a",
     target="soccer ball é",
     label=3,

@@ -23,6 +23,7 @@ from steersman.run import check_device, read_run
 __all__ = ["Evaluation", "carry_out"]
 
 JUDGE = "zoo:sportballs-judge"
+FEW_REAL = 0.1  # a precision below which hardly a sample is like the reference
 FORMS = {
     "accuracy/guide": ".1%",
     "accuracy/judge": ".1%",
@@ -108,6 +109,11 @@ def carry_out(asked: Evaluation) -> None:
     if all(each.value is None for each in found.values()):
         return
     _print(console, found)
+    if (precision := found.get("precision")) and precision.value is not None and precision.value < FEW_REAL:
+        console.print(
+            f"[yellow]Only {precision.value:.0%} of the samples lie among the reference: they may be burnt or noise. "
+            "Look at the pictures.[/yellow]"
+        )
     _write(asked, samples, found, specs | {"features": extractor.name}, console)
 
 

@@ -39,7 +39,7 @@ def carry_out(run: Run, out: Path, *, share: Share, gif: bool = False) -> None:
         gif: Whether to animate the first images.
 
     Raises:
-        typer.Exit: With 1, where an image became non-finite; with 130 or 143, where a signal came.
+        typer.Exit: With 1, where an image became non-finite or all are burnt; with 130 or 143, where a signal came.
     """
     console = Console(quiet=not share.first)
     with console.status("loading the networks"):
@@ -73,7 +73,7 @@ def carry_out(run: Run, out: Path, *, share: Share, gif: bool = False) -> None:
     if frames is not None and not frames.images:
         console.print("no animation: the first images were there before")
     _print(console, session, summary, out)
-    if summary.lost:
+    if summary.lost or summary.nothing_survived:
         raise typer.Exit(1)
 
 
@@ -122,4 +122,11 @@ def _print(console: Console, session: Session, summary: Summary, out: Path) -> N
         console.print(f"[yellow]{warning}[/yellow]")
     if summary.lost:
         console.print(f"[red]not finite and not written: {escape(', '.join(summary.lost))}[/red]", soft_wrap=True)
-    console.print(f"images in {escape(str(out))}", soft_wrap=True)
+    console.print(escape(_closing(summary, out)), soft_wrap=True)
+
+
+def _closing(summary: Summary, out: Path) -> str:
+    """Returns the last line: where the images are, if any survived."""
+    if summary.metrics["images"] == len(summary.lost):
+        return f"no image survived; the record of the run is in {out}"
+    return f"none of the images in {out} is worth a look" if summary.nothing_survived else f"images in {out}"

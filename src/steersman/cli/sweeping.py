@@ -43,6 +43,8 @@ def carry_out(sweep: Sweep, out: Path, *, pareto: bool = False) -> None:
         for figure, names in fronts(rows).items():
             console.print(f"by {figure}, no other is as good for less: {escape('; '.join(names))}", soft_wrap=True)
     lost = [f"{row.name}: {each}" for row in rows for each in row.lost]
+    if broken := [f"{row.name}: {len(row.broken)}" for row in rows if row.broken]:
+        console.print(f"[yellow]burnt images or noise: {escape('; '.join(broken))}[/yellow]", soft_wrap=True)
     if lost:
         console.print(f"[red]not finite and not written: {escape('; '.join(lost))}[/red]", soft_wrap=True)
     drawn = f"{len(missing)} of {len(rows)} cells drawn, " if len(missing) < len(rows) else ""

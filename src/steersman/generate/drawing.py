@@ -101,7 +101,7 @@ def generate(
             if len(records) < len(store):
                 raise Unfinished(len(records), len(store))
             store.close()
-            return summarize(store, session.run.recipe, records)
+            return summarize(store, session.run, records, session.unguided_errors)
 
 
 @contextmanager
@@ -169,10 +169,12 @@ def _drawn(
     jobs = [(session.targets[target], seed) for target, seed in map(store.job, places)]
     watch = Watch(on_step)
     with counting() as counts:
-        images = session.draw(jobs, [watch, *callbacks])
+        samples = session.samples(jobs, [watch, *callbacks])
+        images = session.denoiser.decode(samples)
     evaluations = {name: sum(map(counts.__getitem__, each)) / len(jobs) for name, each in session.counted.items()}
     whole = images.isfinite().flatten(1).all(1).tolist()
     images = images.clamp(-1, 1)
+    errors = session.noise_errors(samples, jobs)
     verdicts = session.verdicts(images, [target for target, _ in jobs])
     pixels = in_8_bits(images).permute(0, 2, 3, 1).cpu().numpy()
     dropped, moved = watch.drops(len(jobs)), watch.moved(len(jobs))
@@ -187,6 +189,7 @@ def _drawn(
             **said,
             dropped=dropped[row],
             moved=moved[row] if whole[row] else None,
+            noise_error=errors[row] if whole[row] else None,
             evaluations=evaluations,
             seconds=0.0,
             lost=not whole[row],

@@ -37,6 +37,7 @@ class Record:
         judge: What the judge says, likewise where it has no such class.
         dropped: How many of its gradients were not finite.
         moved: How far it was pushed in all, as a root mean square; None where nothing pushed.
+        noise_error: The error of the denoiser's noise prediction on it (`steersman.realism`); None where it was lost.
         evaluations: How often each network was asked for it, with what filled up the last block.
         seconds: Its share of the time that its process took.
         lost: Whether it became non-finite itself; then there are no pixels, and nothing is said of it.
@@ -50,6 +51,7 @@ class Record:
     judge: Verdict | None
     dropped: int
     moved: float | None
+    noise_error: float | None
     evaluations: Mapping[str, float]
     seconds: float
     lost: bool

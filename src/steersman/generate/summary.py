@@ -1,7 +1,8 @@
 """What came of a run whose images are all there: its figures, a picture of the first, and what to tell the user."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import torch
@@ -10,7 +11,8 @@ from steersman.advice import advice
 from steersman.files import write_json
 from steersman.generate.record import Record
 from steersman.generate.store import Store
-from steersman.recipes import Recipe
+from steersman.realism import CLEAR, USELESS, limit
+from steersman.run import Run
 from steersman.verdicts import figures
 
 __all__ = ["Summary", "summarize"]
@@ -32,9 +34,26 @@ class Summary:
     warnings: list[str]
     lost: list[str]
 
+    @property
+    def nothing_survived(self) -> bool:
+        """Whether guidance left no image that is like those which the denoiser draws without it."""
+        found = self.metrics["noise_error"]
+        left = self.metrics["images"] - len(self.lost)
+        known = found is not None and found["unguided"] is not None and found["unguided"] < USELESS
+        return left == 0 or (known and len(found["broken"]) == left)
 
-def summarize(store: Store, recipe: Recipe, records: Mapping[int, Record]) -> Summary:
-    """Writes grid and figures of all images, which depend on their records alone, whoever writes them."""
+
+def summarize(
+    store: Store, run: Run, records: Mapping[int, Record], unguided_errors: Callable[[], Sequence[float]]
+) -> Summary:
+    """Writes grid and figures of all images, which depend on their records alone, whoever writes them.
+
+    Args:
+        store: The run's folder.
+        run: The run.
+        records: The images' records, by their index in the run.
+        unguided_errors: Returns the noise errors of unguided samples; asked only where the run's are not clearly whole.
+    """
     held = [records[place] for place in sorted(records)]
     whole = [record for record in held if not record.lost]
     lost = [record.name for record in held if record.lost]
@@ -46,6 +65,7 @@ def summarize(store: Store, recipe: Recipe, records: Mapping[int, Record]) -> Su
     seconds = sum(record.seconds for record in held)
     dropped = {record.name: record.dropped for record in held if record.dropped}
     metrics |= {
+        "images": len(held),
         "seconds": round(seconds, 3),
         "images_per_second": round(len(held) / seconds, 4),
         "network_evaluations": {
@@ -54,11 +74,29 @@ def summarize(store: Store, recipe: Recipe, records: Mapping[int, Record]) -> Su
         "nonfinite_gradients": sum(dropped.values()),
         "nonfinite_gradients_of": dropped,
         "lost": lost,
+        "noise_error": _noise_errors(whole, run, unguided_errors),
     }
+    moved = [record.moved for record in whole if record.moved is not None]
+    metrics["warnings"] = advice(metrics, moved, run)
     _write_grid(store, records)
     write_json(store.out / "metrics.json", metrics)
-    moved = [record.moved for record in whole if record.moved is not None]
-    return Summary(metrics=metrics, warnings=advice(metrics, moved, recipe), lost=lost)
+    return Summary(metrics=metrics, warnings=metrics["warnings"], lost=lost)
+
+
+def _noise_errors(
+    whole: Sequence[Record], run: Run, unguided_errors: Callable[[], Sequence[float]]
+) -> dict[str, Any] | None:
+    """Returns how well the denoiser tells noise from the images, and the names of those that it does not know."""
+    errors = {record.name: record.noise_error for record in whole if record.noise_error is not None}
+    if not errors:
+        return None
+    unguided = unguided_errors() if run.guided and max(errors.values()) > CLEAR else []
+    most = limit(unguided)
+    return {
+        "median": round(median(errors.values()), 4),
+        "unguided": round(median(unguided), 4) if unguided else None,
+        "broken": [name for name, error in errors.items() if error > most],
+    }
 
 
 def _figures(records: Iterable[Record]) -> dict[str, Any]:

@@ -84,6 +84,7 @@ def _run(folder: Path) -> Page:
             f"{asked['classifier']:g} of the guide."
         ]
         lines += [f"Not finite and not written: {', '.join(lost)}."] if lost else []
+        lines += metrics.get("warnings", [])
     else:
         lines += ["The run is not finished: no figures yet."]
     sections = []

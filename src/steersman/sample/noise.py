@@ -18,8 +18,9 @@ from steersman.rows import send
 
 __all__ = ["SEEDS", "GivenNoise", "Noise", "Purpose", "SeededNoise"]
 
-Purpose = Literal["start", "step", "renoise"]
+Purpose = Literal["start", "step", "renoise", "check"]
 PURPOSES: tuple[Purpose, ...] = ("start", "step", "renoise")
+APART = ("choice", "check")  # purposes whose seeds are mixed, so that they could come later
 SEEDS = 2**30
 
 
@@ -28,7 +29,7 @@ class Noise(Protocol):
     """Draws for a batch of images, of which each may have several candidates, its rows."""
 
     def __call__(self, purpose: Purpose, candidates: int = 1) -> Float[Tensor, "N C H W"]:
-        """Returns the next normal draw for a purpose: the walk's start, a step's own noise, or recurrence's."""
+        """Returns the next normal draw for a purpose: the start, a step's own noise, recurrence's, a check's."""
         ...
 
     def uniform(self) -> Float64[Tensor, " B"]:
@@ -61,7 +62,7 @@ class SeededNoise:
     def _generators(self, purpose: str, candidate: int) -> list[torch.Generator]:
         """Returns each image's generator for a purpose of a candidate, made when it is first asked for."""
         if (purpose, candidate) not in self.generators:
-            place = [*PURPOSES, "choice"].index(purpose)
+            place = [*PURPOSES, *APART].index(purpose)
             self.generators[purpose, candidate] = [
                 torch.Generator().manual_seed(
                     seed * len(PURPOSES) + place

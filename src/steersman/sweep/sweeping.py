@@ -143,6 +143,7 @@ class Sweeping:
             evaluations=metrics["network_evaluations"],
             seconds=metrics["seconds"],
             lost=metrics["lost"],
+            broken=(metrics["noise_error"] or {"broken": []})["broken"],
         )
 
     def _about(self) -> str:

@@ -36,6 +36,7 @@ class Row:
         evaluations: Network evaluations an image took, of ``denoiser`` and ``classifier``.
         seconds: What drawing took.
         lost: The images that became non-finite and were not written.
+        broken: The images that are burnt or noise (`steersman.realism`).
     """
 
     name: str
@@ -44,6 +45,7 @@ class Row:
     evaluations: Mapping[str, float]
     seconds: float
     lost: Sequence[str]
+    broken: Sequence[str] = ()
 
     @property
     def cost(self) -> float:
@@ -77,14 +79,14 @@ def write_table(out: Path, rows: Sequence[Row], *, about: str, pareto: Mapping[s
     """
     varied, figures = list(rows[0].values), list(rows[0].figures)
     ends = [f"{name}{end}" for name in figures for end in ("", " low", " high")]
-    tail = ["lost", *(f"{name} evaluations" for name in COST), "seconds"]
+    tail = ["lost", "broken", *(f"{name} evaluations" for name in COST), "seconds"]
     marks = {row.name: [name for name, best in (pareto or {}).items() if row.name in best] for row in rows}
     header = [*varied, *ends, *tail, *(["pareto"] if pareto is not None else [])]
     lines = []
     for row in rows:
         found = [row.figures[name] for name in figures]
         numbers = ["" if end is None else end for each in found for end in (each.value, each.low, each.high)]
-        counted = [len(row.lost), *(row.evaluations[name] for name in COST), row.seconds]
+        counted = [len(row.lost), len(row.broken), *(row.evaluations[name] for name in COST), row.seconds]
         lines.append(
             [*row.values.values(), *numbers, *counted, *([" ".join(marks[row.name])] if pareto is not None else [])]
         )
@@ -97,11 +99,14 @@ def _markdown(rows: Sequence[Row], about: str, marks: Mapping[str, Sequence[str]
     varied = list(rows[0].values)
     figures = [name for name in rows[0].figures if any(row.figures[name].value is not None for row in rows)]
     header = [*varied, *figures, *(f"{name} evaluations" for name in COST), "seconds"]
+    broken = any(row.broken for row in rows)
+    header += ["burnt or noise"] if broken else []
     header += ["best for its cost by"] if marks is not None else []
     lines = []
     for row in rows:
         cells = [*row.values.values(), *(_shown(name, row.figures[name]) for name in figures)]
         cells += [*(f"{row.evaluations[name]:g}" for name in COST), f"{row.seconds:.1f}"]
+        cells += [str(len(row.broken))] if broken else []
         lines.append([*cells, *([", ".join(marks[row.name])] if marks is not None else [])])
     return f"{about}\n\n{markdown(header, lines, texts=len(varied))}"
 
