@@ -8,6 +8,7 @@ import jaxtyping
 import pytest
 import torch
 
+from accelerator import Accelerator
 from steersman.cli import main
 from steersman.mixture import Mixture
 
@@ -45,6 +46,13 @@ def draw():
     """Reproducible standard normal draws in float64: ``draw(4, 2, 1, 1)``."""
     generator = torch.Generator().manual_seed(0)
     return lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+@pytest.fixture
+def accelerator():
+    """A pretend ``cuda:0``, there while the test runs: it refuses what CUDA would, and writes down each wait for it."""
+    with Accelerator() as made:
+        yield made
 
 
 @pytest.fixture(scope="session")
