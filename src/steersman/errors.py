@@ -1,16 +1,29 @@
-"""Input that cannot be used, said in one line: what is wrong, what was given, what is allowed."""
+"""Input that cannot be used, said in one line: what is wrong, what was given, what is allowed.
 
+What can be used, but otherwise than one may expect, is a `Notice`: a warning that the command line prints as one line.
+"""
+
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 
-__all__ = ["InputError", "about", "one_line", "unknown"]
+__all__ = ["InputError", "Notice", "about", "notice", "one_line", "unknown"]
 
 LONGEST, GIVEN = 600, 80  # characters of a line, and of what a file gives in it
 
 
 class InputError(ValueError):
     """A setting, name or file that cannot be used; the command line prints it and exits with 2."""
+
+
+class Notice(UserWarning):
+    """What a user should know of a run that goes on."""
+
+
+def notice(text: str) -> None:
+    """Warns the user, in one line; the same text is shown once, as Python's warnings are."""
+    warnings.warn(text, Notice, stacklevel=2)
 
 
 def one_line(error: Exception) -> str:

@@ -5,15 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
 
 from steersman.data.folder import write_folder
 from steersman.data.sportballs import SportBalls
-from steersman.errors import InputError
+from steersman.errors import InputError, Notice
 from steersman.schedule import VP
-from steersman.train.classifier import ClassificationLoss, augmentation, train_classifier
+from steersman.train.classifier import ClassificationLoss, augmentation, noisy, train_classifier
 from steersman.train.loop import Batch, Training
 from steersman.zoo import read_network
 
@@ -122,13 +123,37 @@ def test_image_folder_is_measured_on_images_that_it_does_not_train_on(tmp_path: 
         ({"data": "sportsballs"}, {}, "sportballs"),
         ({"held_out": 0}, {}, "held_out"),
         ({"data_seed": 5, "held_out_seed": 5}, {}, "held_out_seed: 5"),
-        ({}, {"average": 0.99}, "batch normalisation"),
     ],
 )
 def test_refuses_before_anything_is_written(tmp_path: Path, settings: dict, training: dict, told: str):
     with pytest.raises(InputError, match=told):
         train_classifier(tmp_path / "out", Training(images=8, **training), **{**TINY, **settings})
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_a_short_training_is_measured_with_statistics_of_its_own_weights(average: float, tmp_path: Path):
+    """Of noisy images too, what was written answers as it does with the statistics of a large batch."""
+    training = Training(images=96, batch_size=16, learning_rate=0.01, warmup=1, average=average)
+    network, _ = train_classifier(tmp_path, training, robust=True, **TINY | {"num": 96})
+    images, _ = SportBalls(num=96, resolution=32).batch(range(96))
+    generator = torch.Generator().manual_seed(1)
+    x_t = noisy(images, torch.randint(1000, (96,), generator=generator), VP.cosine(), generator)
+    with torch.no_grad():
+        found, expected = network(x_t), network.train()(x_t)
+    # Statistics of other noise, taken 16 images at a time, move the logits by a tenth of their spread, as measured.
+    assert (found - expected).norm() < 0.3 * (expected - expected.mean(0)).norm()
+
+
+def test_warns_where_one_class_takes_all_predictions(tmp_path: Path):
+    """Black images in two classes: nothing tells them apart."""
+    for place in range(40):
+        folder = tmp_path / "data" / "ab"[place % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32)).save(folder / f"{place}.png")
+    settings = {**TINY, "data": str(tmp_path / "data"), "held_out_seed": 1}
+    with pytest.warns(Notice, match="predicts '[ab]' for each of the 4 held-out images: it is of no use yet"):
+        train_classifier(tmp_path / "out", Training(images=8, batch_size=8, warmup=1), **settings)
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

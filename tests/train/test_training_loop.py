@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from steersman.errors import InputError
-from steersman.train.loop import Batch, Training, fit, seconds_spent
+from steersman.train.loop import Batch, Training, fit, recalibrate, seconds_spent
 
 QUIET = Console(quiet=True)
 
@@ -139,3 +139,30 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(tmp_path: Path, content: by
 def test_settings_that_cannot_be_used_are_refused(bad: dict):
     with pytest.raises(InputError, match="allowed"):
         Training(**{"images": 4, **bad})
+
+
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_recalibrated_statistics_are_those_of_the_final_weights(average: float, tmp_path: Path):
+    """Three steps at a momentum of 0.1 leave 73% of what the running averages began with, and older weights' beside."""
+    shown: list[torch.Tensor] = []
+
+    def noisy(batch: Batch) -> torch.Tensor:
+        shown.append(batch.images + torch.randn(batch.images.shape, generator=batch.generator))
+        return shown[-1]
+
+    settings = training(images=12, average=average)
+    trained = fit(network(), data(), Loss(), settings, tmp_path, console=QUIET)
+    recalibrate(trained, data(), noisy, settings)
+    assert not trained.training and len(shown) == 3
+    convolution, normalisation = trained[0], trained[1]
+    with torch.no_grad():
+        outputs = [convolution(images).transpose(0, 1).flatten(1) for images in shown]
+    for found, expected in (
+        (normalisation.running_mean, torch.stack([each.mean(1) for each in outputs]).mean(0)),
+        (normalisation.running_var, torch.stack([each.var(1) for each in outputs]).mean(0)),
+    ):
+        torch.testing.assert_close(found, expected)
+    before = [each.clone() for each in normalisation.buffers()]
+    torch.manual_seed(1)  # nothing but the seed of the training decides
+    recalibrate(trained, data(), noisy, settings)
+    assert all(map(torch.equal, before, normalisation.buffers()))

@@ -1,11 +1,12 @@
 """The command ``steersman`` and how it fails: one line on standard error, exit code 2."""
 
 import sys
+import warnings
 
 import typer
 from rich.console import Console
 
-from steersman.errors import InputError
+from steersman.errors import InputError, Notice
 from steersman.speed.allocator import keep_freed
 
 __all__ = ["app", "main"]
@@ -26,6 +27,7 @@ Usage: type[Exception] = typer.BadParameter.__mro__[1]
 def main() -> None:
     """Runs the command line, and exits."""
     keep_freed()
+    warnings.showwarning = _show
     try:
         sys.exit(app(standalone_mode=False))
     except InputError as error:
@@ -39,5 +41,17 @@ def main() -> None:
 
 def _fail(message: str, code: int) -> None:
     if message:  # a bare "steersman" has printed its help
-        Console(stderr=True, soft_wrap=True, highlight=False).print(f"steersman: {message}", markup=False)
+        _say(message)
     sys.exit(code)
+
+
+def _say(message: str) -> None:
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"steersman: {message}", markup=False)
+
+
+def _show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *more: object) -> None:
+    """Shows a warning as Python does, and a notice without the place in the code that it comes from."""
+    if issubclass(category, Notice):
+        _say(str(message))
+    else:
+        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno))

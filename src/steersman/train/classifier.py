@@ -8,7 +8,7 @@ what a generator makes, imperfectly: its training images are shifted, tinted, bl
 looks for what makes the class and not for how the renderer draws a pixel.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,11 @@ from torchvision.transforms import v2
 from steersman.classifiers.networks import build_network
 from steersman.data.load import load_data
 from steersman.data.sportballs import SportBalls
-from steersman.errors import InputError
+from steersman.errors import InputError, notice
 from steersman.files import replacing, write_json
 from steersman.metrics.accuracy import accuracy
 from steersman.schedule import VP, broadcast
-from steersman.train.loop import Batch, Training, fit, seconds_spent
+from steersman.train.loop import Batch, Training, fit, recalibrate, seconds_spent
 from steersman.zoo.load import read_network
 
 __all__ = ["ClassificationLoss", "augmentation", "noisy", "train_classifier"]
@@ -50,15 +50,19 @@ class ClassificationLoss:
     schedule: VP | None = None
     transform: Callable[[Tensor], Tensor] | None = None
 
-    def __call__(self, network: nn.Module, batch: Batch) -> Tensor:
-        """Returns the mean cross entropy, ()."""
+    def shown(self, batch: Batch) -> Float[Tensor, "B C H W"]:
+        """Returns what the network sees of a batch."""
         images = batch.images
         if self.transform is not None:
             images = torch.stack([self.transform(image) for image in images])
         if self.schedule is not None:
             times = torch.randint(len(self.schedule.alpha_bar), (len(images),), generator=batch.generator)
             images = noisy(images, times, self.schedule, batch.generator)
-        return cross_entropy(network(images).float(), batch.labels)
+        return images
+
+    def __call__(self, network: nn.Module, batch: Batch) -> Tensor:
+        """Returns the mean cross entropy, ()."""
+        return cross_entropy(network(self.shown(batch)).float(), batch.labels)
 
 
 def noisy(
@@ -118,8 +122,8 @@ def train_classifier(
 
     Args:
         out: Where ``model.safetensors``, ``card.json`` and ``checkpoint.pt`` go.
-        training: The settings of the loop; without a weight average where the network has batch normalisation, whose
-            statistics are those of the last weights.
+        training: The settings of the loop. The statistics of batch normalisation are measured anew at its end, for the
+            weights that it ends with, averaged or not.
         data: The data set, as `steersman.data.load_data` reads it.
         architecture: The network, as `steersman.classifiers.build_network` builds it.
         resolution: The side of the images, in pixels.
@@ -144,15 +148,11 @@ def train_classifier(
     schedule = schedule or VP.cosine()
     images, unseen, classes = _split(data, resolution, num, data_seed, held_out, held_out_seed)
     network = build_network(architecture, len(classes))
-    if training.average and any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
-        raise InputError(
-            f"average: {training.average} given; allowed: 0, as {architecture} has batch normalisation, and its "
-            "statistics do not follow averaged weights"
-        )
     loss = ClassificationLoss(
         schedule=schedule if robust else None, transform=augmentation(resolution) if augment else None
     )
     fit(network, images, loss, training, out, console=console)
+    recalibrate(network, images, loss.shown, training)
 
     weights, card = out / "model.safetensors", out / "card.json"
     facts = {
@@ -170,7 +170,7 @@ def train_classifier(
     _write_weights(network, weights, half=half)
     write_json(card, facts)
     written, _ = read_network(weights, card)
-    facts["accuracy"] = _measure(written, unseen, schedule, training.batch_size, held_out_seed)
+    facts["accuracy"] = _measure(written, unseen, schedule, training.batch_size, held_out_seed, classes)
     write_json(card, facts)
     (console or Console()).print(f"accuracy: {facts['accuracy']}")
     return written, facts
@@ -195,8 +195,13 @@ def _split(
 
 
 @torch.no_grad()
-def _measure(network: nn.Module, data: Dataset, schedule: VP, batch_size: int, seed: int) -> dict[str, Any]:
-    """Returns the accuracy on clean images, and on noisy ones at some times, fresh noise at each."""
+def _measure(
+    network: nn.Module, data: Dataset, schedule: VP, batch_size: int, seed: int, classes: Sequence[str]
+) -> dict[str, Any]:
+    """Returns the accuracy on clean images, and on noisy ones at some times, fresh noise at each.
+
+    It warns where one class takes all predictions on clean images of several.
+    """
     generator = torch.Generator().manual_seed(seed)
     times = [round(share * len(schedule.alpha_bar)) for share in TIMES]
     logits: dict[int | None, list[Tensor]] = {time: [] for time in (None, *times)}
@@ -207,6 +212,12 @@ def _measure(network: nn.Module, data: Dataset, schedule: VP, batch_size: int, s
         for time in times:
             logits[time].append(network(noisy(images, torch.tensor(time), schedule, generator)))
     target = torch.cat(targets)
+    predicted = torch.cat(logits[None]).argmax(1).unique()
+    if len(predicted) == 1 and len(target.unique()) > 1:
+        notice(
+            f"the classifier predicts {classes[int(predicted)]!r} for each of the {len(target)} held-out images: it is "
+            "of no use yet; train on more --images or with another --learning-rate"
+        )
     shares = {time: round(accuracy(torch.cat(values), target), 5) for time, values in logits.items()}
     return {
         "held_out": len(target),

@@ -20,14 +20,16 @@ from diffusers.training_utils import EMAModel
 from jaxtyping import Float
 from rich.console import Console
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from steersman.errors import InputError
 from steersman.files import replacing
 
-__all__ = ["Batch", "Loss", "Training", "fit", "seconds_spent"]
+__all__ = ["Batch", "Loss", "Training", "fit", "recalibrate", "seconds_spent"]
 
 CHECKPOINT = "checkpoint.pt"
+RECALIBRATION = 100  # batches, whose mean and variance are those of thousands of images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +90,7 @@ class Batch:
 
 Network = TypeVar("Network", bound=nn.Module)
 Loss = Callable[[nn.Module, Batch], Tensor]
-Use = Literal["order", "loss", "network"]
+Use = Literal["order", "loss", "network", "statistics"]
 
 
 class _Batches(Sampler[list[int]]):
@@ -219,6 +221,37 @@ def fit(
     if average is not None:
         average.copy_to(network.parameters())
     return network.eval()
+
+
+def recalibrate(
+    network: nn.Module, data: Dataset, shown: Callable[[Batch], Float[Tensor, "B C H W"]], training: Training
+) -> None:
+    """Measures the statistics of batch normalisation anew, in place, for the weights that a network ends with.
+
+    The running averages lag behind the weights: far in a short training, and always where the weights are averages of
+    earlier ones. Here each becomes the plain mean over batches of the training, at most `RECALIBRATION` of them. A
+    network without batch normalisation stays as it is.
+
+    Args:
+        network: The trained network; on return it is in evaluation mode.
+        data: What it was trained on.
+        shown: What the network sees of a batch, as in the training.
+        training: The settings of the training.
+    """
+    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()):
+        return
+    device = next(network.parameters()).device
+    start = max(0, training.steps - RECALIBRATION)
+    batches = _Batches(len(data), training, start)  # pyright: ignore[reportArgumentType]
+    loader = DataLoader(data, batch_sampler=batches, num_workers=training.workers)
+
+    def inputs() -> Iterator[Tensor]:
+        for step, (images, labels) in enumerate(loader, start):
+            torch.manual_seed(_seed(training.seed, "statistics", step))
+            yield shown(Batch(images, labels, _generator(training.seed, "statistics", step)))
+
+    update_bn(inputs(), network, device)
+    network.eval()
 
 
 class _averaged:  # noqa: N801
