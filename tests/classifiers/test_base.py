@@ -47,9 +47,9 @@ def test_a_full_name_comes_before_a_synonym():
     [
         ("basebal", "did you mean 'baseball'"),
         ("crane", r"ambiguous: 1 \(crane\), 5 \(crane\)"),
-        (-1, "index -1 is out of range; allowed: 0 to 5"),
-        ("-1", "index -1 is out of range"),
-        (6, "index 6 is out of range"),
+        (-1, "class index must be 0 to 5, got -1"),
+        ("-1", "class index must be 0 to 5, got -1"),
+        (6, "class index must be 0 to 5, got 6"),
     ],
 )
 def test_resolve_refuses(target, message):

@@ -4,7 +4,7 @@ import pytest
 
 BAD = [
     (["--target", "basebal"], "unknown class 'basebal'; did you mean 'baseball'"),
-    (["--target", "1000"], "class index 1000 is out of range; allowed: 0 to 999"),
+    (["--target", "1000"], "class index must be 0 to 999, got 1000"),
     ([], "target: none given"),
     (["--target", "baseball", "--recipe", "defualt"], "unknown recipe 'defualt'; did you mean 'default'"),
     (["--target", "baseball", "--set", "view.speed=1"], "unknown setting of view"),

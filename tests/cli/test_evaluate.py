@@ -44,6 +44,9 @@ BAD = [
     (["set", "--reference", BALLS], "images of 64 by 64 pixels given, samples are 8 by 8"),
     (["set", "--resamples", "-1"], "resamples: -1 given; allowed: 0 and more"),
     (["set", "--device", "cuda:99"], "device: 'cuda:99' given"),
+    (["set", "--figures", "clip_score"], "clip_score cannot be given: neither guide nor judge compares"),
+    (["set", "--figures", "accuracy/guide,accuracy/judge"], "accuracy/guide cannot be given: there is no guide; acc"),
+    (["set"], "there is no figure to give; accuracy/guide: not given, there is no guide; accuracy/judge: not given"),
 ]
 
 
@@ -55,3 +58,14 @@ def test_bad_input_is_one_line(arguments, message, call, tmp_path):
     assert (code, err.count("\n")) == (2, 1)
     assert message in err
     assert not list(tmp_path.rglob("evaluation.json"))
+
+
+def test_what_is_left_out_is_said(call, tmp_path):
+    write(tmp_path / "set" / "soccer_ball", np.zeros((3, 8, 8, 3), np.uint8))
+    write(tmp_path / "set" / "zebra", np.zeros((2, 8, 8, 3), np.uint8))
+    code, out, _ = call("evaluate", "set", *SMALL)
+    assert code == 0
+    assert "accuracy/judge: of 3 of 5 samples: the judge knows no class 'zebra'\n" in out
+    assert "fid, cfid, kid, precision, recall, density, coverage: not given, there is no reference\n" in out
+    held = json.loads((tmp_path / "set" / "evaluation.json").read_text())["figures"]
+    assert held["fid"] == {"value": None, "low": None, "high": None, "note": "there is no reference"}

@@ -207,7 +207,7 @@ def test_a_prompt_on_the_command_line(call, folder, tmp_path):
         (("--prompt", "a", "--negative-prompt", "b"), "negative-prompt: given at cfg-scale 1"),
         (("--denoiser", "zoo:sportballs", "--prompt", "a"), "prompt: given, but the denoiser is told no text"),
         (("--denoiser", "zoo:sportballs", "--negative-prompt", "a"), "negative-prompt: given, but the denoiser"),
-        (("--denoiser", "zoo:sportballs", "--label", "1000"), "label index 1000 is out of range"),
+        (("--denoiser", "zoo:sportballs", "--label", "1000"), "label index must be 0 to 3, got 1000"),
     ],
 )
 def test_texts_and_labels_that_do_not_fit_are_one_line(given, message, call, folder):

@@ -11,7 +11,7 @@ from steersman.metrics import frechet_distance, wilson
 from steersman.metrics.evaluate import FIGURES, Figure, evaluate
 from steersman.metrics.extractors import Extractor
 from steersman.metrics.images import read_images
-from steersman.metrics.statistics import measured
+from steersman.metrics.statistics import measured, read_reference
 
 
 class Brightness(torch.nn.Module):
@@ -120,8 +120,62 @@ def test_a_number_is_the_guides_and_the_judge_is_told_the_name(lit, quarters):
 
 
 def test_no_judge_for_a_target_means_none(lit, quarters):
-    found = evaluate(read_images(lit / "lit"), None, features=quarters, judge=lights("light", "cube"))
+    found = evaluate(read_images(lit / "lit"), None, features=quarters, judge=lights("ball", "cube"))
     assert found["accuracy/judge"] == Figure()
+    assert found["accuracy/judge"].note == "the judge knows no class 'dark', 'light'"
+
+
+def test_samples_whose_class_a_network_does_not_know_leave_the_others_their_accuracy(lit, quarters):
+    found = evaluate(read_images(lit / "lit"), None, features=quarters, judge=lights("cube", "Light"))
+    assert found["accuracy/judge"] == Figure(1.0, *wilson(4, 4))
+    assert found["accuracy/judge"].note == "of 4 of 10 samples: the judge knows no class 'dark'"
+
+
+NAMED = {"baseball": ("n02799071", "Baseball"), "soccer ball": ("n04254680", "Soccer_Ball")}
+
+
+@pytest.mark.parametrize("way", [0, 1])
+def test_classes_have_one_name_by_wordnet_and_with_underscores(way, pixels, quarters, tmp_path):
+    for place, (name, others) in enumerate(NAMED.items()):
+        write(tmp_path / "samples" / name, pixels(5, bright=9 * place))
+        write(tmp_path / "real" / others[way], pixels(6, bright=9 * place, seed=1))
+    samples, real = read_images(tmp_path / "samples"), read_images(tmp_path / "real")
+    found = evaluate(samples, real, features=quarters, judge=lights(*NAMED), figures=("cfid",), resamples=0)
+    each = [
+        frechet_distance(*(measured(held.of(name), quarters).features for held in (samples, real))) for name in NAMED
+    ]
+    assert found["cfid"].value == pytest.approx(sum(each) / 2)
+    assert only(evaluate(real, None, features=quarters, judge=lights(*NAMED))) == {"accuracy/judge"}
+
+
+@pytest.mark.parametrize(
+    ("figure", "given", "reason"),
+    [
+        ("cfid", {"reference": "cubes"}, r"has no images of 'dark', its classes are cube"),
+        ("cfid", {"reference": "one"}, "has no labels"),
+        ("cfid", {"samples": "one", "reference": "lit"}, "the samples have no labels and no target is given"),
+        ("kid", {"reference": "moments.npz"}, "holds no features of single images"),
+        ("fid", {}, "there is no reference"),
+        ("accuracy/guide", {}, "there is no guide"),
+        ("accuracy/judge", {"judge": lights("ball", "cube")}, "the judge knows no class 'dark', 'light'"),
+        ("accuracy/judge", {"samples": "one", "judge": lights()}, "the samples have no labels and no target is given"),
+        ("clip_score", {"judge": lights()}, "neither guide nor judge compares images with texts"),
+    ],
+)
+def test_a_figure_that_is_asked_for_and_cannot_be_given_is_refused_before_any_network_is_asked(
+    figure, given, reason, lit, pixels, quarters
+):
+    write(lit / "cubes" / "cube", pixels(6))
+    np.savez(lit / "moments.npz", mu=np.zeros(12), sigma=np.eye(12), extractor="quarters")
+    given = {"samples": "lit", "reference": None, **given}
+    samples, reference = (None if given[key] is None else lit / given.pop(key) for key in ("samples", "reference"))
+    given.pop("reference", None)
+    sets = read_images(samples), None if reference is None else read_reference(reference)
+    never = Extractor(name="quarters", embed=lambda images: pytest.fail("a network was asked"))
+    with pytest.raises(InputError, match=f"^{figure} cannot be given: .*{reason}"):
+        evaluate(*sets, features=never, figures=(figure,), strict=True, **given)
+    found = evaluate(*sets, features=quarters, figures=(figure,), **given)
+    assert found[figure] == Figure() and reason in found[figure].note
 
 
 def test_cfid_is_of_the_target_alone(lit, pixels, quarters):

@@ -102,12 +102,15 @@ def carry_out(asked: Evaluation) -> None:
             figures=wanted,
             resamples=asked.resamples,
             seed=asked.seed,
+            strict=asked.figures is not None,
             **settings,
         )
     if asked.save_statistics is not None:
         console.print(f"statistics in {escape(str(asked.save_statistics))}", soft_wrap=True)
     if all(each.value is None for each in found.values()):
-        return
+        if asked.save_statistics is not None:
+            return
+        raise InputError(f"evaluate: there is no figure to give; {'; '.join(_notes(found))}")
     _print(console, found)
     if (precision := found.get("precision")) and precision.value is not None and precision.value < FEW_REAL:
         console.print(
@@ -145,6 +148,17 @@ def _print(console: Console, found: dict[str, Figure]) -> None:
         interval = f"{figure.low:{form}} to {figure.high:{form}}" if known else "–"
         table.add_row(name, f"{figure.value:{form}}", interval)
     console.print(table)
+    for note in _notes(found):
+        console.print(note, soft_wrap=True, markup=False, highlight=False)
+
+
+def _notes(found: dict[str, Figure]) -> list[str]:
+    """Returns what is to be said of figures, of all that it is true of in one line."""
+    of: dict[str, list[str]] = {}
+    for name, figure in found.items():
+        if figure.note is not None:
+            of.setdefault(figure.note if figure.value is not None else f"not given, {figure.note}", []).append(name)
+    return [f"{', '.join(names)}: {note}" for note, names in of.items()]
 
 
 def _write(

@@ -12,7 +12,8 @@ Source of the last: Hessel et al. 2021, with the factor of torchmetrics, which c
 """
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
@@ -20,7 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from steersman.classifiers import Classifier
+from steersman.classifiers import Classifier, TextClassifier
 from steersman.errors import InputError, unknown
 from steersman.metrics.extractors import Extractor
 from steersman.metrics.features import device_of
@@ -30,6 +31,7 @@ from steersman.metrics.kernel import across, within
 from steersman.metrics.neighbours import COVERED, INSIDE, precision_recall, recall, within_reach
 from steersman.metrics.resample import RESAMPLES, Figure, mean_of, resampled, share
 from steersman.metrics.statistics import Statistics, measured
+from steersman.names import same_class
 from steersman.verdicts import Verdict, judged
 
 __all__ = ["DISTANCES", "FIGURES", "Figure", "evaluate"]
@@ -46,6 +48,8 @@ DISTANCES = {
 """The figures that need a reference, with how many samples and how many images of the reference each needs."""
 
 FIGURES = ("accuracy/guide", "accuracy/judge", *DISTANCES, "clip_score")
+
+SHOWN = 4  # classes that a note names, at most
 
 POSITIVE, SHARE = (0.0, math.inf), (0.0, 1.0)
 
@@ -66,8 +70,11 @@ def evaluate(
     seed: int = 0,
     batch_size: int = 64,
     on_images: Callable[[int], object] = lambda count: None,
+    strict: bool = False,
 ) -> dict[str, Figure]:
-    """Returns the figures by their names, with no value where undefined.
+    """Returns the figures by their names, with no value where undefined, and a note that says why.
+
+    The accuracy is of the samples whose target the network knows.
 
     Args:
         samples: Where they have labels, those of the target are evaluated alone.
@@ -81,48 +88,137 @@ def evaluate(
         seed: Of those.
         batch_size: How many images go through a network at a time.
         on_images: Is told how many images a network has seen, after each batch.
+        strict: Whether to refuse a figure that is undefined.
 
     Raises:
         InputError: Unknown figures; too few images for one of them; features or sizes that differ; a target that
-            samples or reference lack.
+            samples or reference lack; or, where ``strict``, an undefined figure.
     """
     for each in figures:
         if each not in FIGURES:
             raise unknown("figure", each, FIGURES)
     samples, targets = _targeted(samples, target, guide)
-    found = dict.fromkeys((each for each in FIGURES if each in figures), Figure())
+    wanted = [each for each in DISTANCES if each in figures]
+    if reference is not None and wanted:
+        _check(samples, reference, wanted)
+        if target is not None and "cfid" in wanted and reference.labels is not None:
+            _of(reference, target, guide)
+    known = {name: _Known.of(name, network, targets, guide) for name, network in (("guide", guide), ("judge", judge))}
+    lacking = _lacking(known, reference, targets, target, guide)
+    if strict and (refused := [each for each in FIGURES if each in figures and each in lacking]):
+        said = "; ".join(f"{each} cannot be given: {lacking[each]}" for each in refused)
+        raise InputError(f"{said}; give what is missing, or ask for other figures")
+    found = {each: Figure(note=lacking.get(each)) for each in FIGURES if each in figures}
     draw = partial(resampled, resamples=resamples, seed=seed)
-    said = {
-        name: _verdicts(network, samples, targets, guide, batch_size, on_images)
-        for name, network in (("guide", guide), ("judge", judge))
-    }
+    said = {name: each.verdicts(samples, batch_size, on_images) for name, each in known.items()}
     for name, verdicts in said.items():
         right = [each.accuracy for each in verdicts if each.accuracy is not None]
         if right and f"accuracy/{name}" in found:
-            found[f"accuracy/{name}"] = share(round(sum(right)), len(right))
+            found[f"accuracy/{name}"] = replace(share(round(sum(right)), len(right)), note=known[name].note)
     # The judge's, where both say something: a gradient can fool the network that it comes from.
     alike = [[each.similarity for each in said[name] if each.similarity is not None] for name in ("judge", "guide")]
     scores = sorted(100 * max(each, 0.0) for each in alike[0] or alike[1])
     if scores and "clip_score" in found:
         values = torch.tensor(scores, dtype=torch.float64)
         found["clip_score"] = draw(lambda i: values[i].mean().item(), len(values))
-    wanted = [each for each in DISTANCES if each in figures]
+    wanted = [each for each in wanted if each not in lacking]
     if reference is not None and wanted:
-        _check(samples, reference, wanted)
-        held, known = (
+        held, real = (
             each
             if isinstance(each, Statistics)
             else measured(each, features, batch_size=batch_size, on_images=on_images)
             for each in (samples, reference)
         )
-        if known.extractor != held.extractor or known.width != held.width:
+        if real.extractor != held.extractor or real.width != held.width:
             raise InputError(
-                f"features: {held.extractor!r} ({held.width}) given, but {known.spec!r} has those of "
-                f"{known.extractor!r} ({known.width}); allowed: the same"
+                f"features: {held.extractor!r} ({held.width}) given, but {real.spec!r} has those of "
+                f"{real.extractor!r} ({real.width}); allowed: the same"
             )
-        if "cfid" in wanted and target is None and not _knows_all(known, targets or (), guide):
-            wanted.remove("cfid")
-        found |= _compared(held, known, targets, guide, wanted, draw)
+        found |= _compared(held, real, targets, guide, wanted, draw)
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Known:
+    """What a network knows of the samples' targets.
+
+    Attributes:
+        network: The network; None where there is none.
+        targets: The target of each sample; None where there are none.
+        indices: Its own index of each target that it knows.
+        note: Which targets it does not know; None where it knows all.
+        lacking: Why it has no accuracy; None where it has.
+    """
+
+    network: Classifier | None
+    targets: Sequence[str] | None
+    indices: dict[str, int] = field(default_factory=dict)
+    note: str | None = None
+    lacking: str | None = None
+
+    @classmethod
+    def of(
+        cls, name: str, network: Classifier | None, targets: Sequence[str] | None, guide: Classifier | None
+    ) -> "_Known":
+        """Returns what the guide or the judge knows."""
+        if network is None:
+            return cls(network=None, targets=targets, lacking=f"there is no {name}")
+        if targets is None:
+            return cls(network=network, targets=None, lacking="the samples have no labels and no target is given")
+        indices, strange = {}, []
+        for target in dict.fromkeys(targets):
+            # A number is the guide's index, so that another network is told the name.
+            names = _names(target, guide)
+            index = network.find(names[0] if network is guide or len(names) == 1 else names[1])
+            if index is None:
+                strange.append(target)
+            else:
+                indices[target] = index
+        listed = f"{', '.join(map(repr, strange[:SHOWN]))}{', …' if len(strange) > SHOWN else ''}"
+        lacking = f"the {name} knows no class {listed}" if not indices else None
+        if lacking is None and len(network.names) < 2:
+            lacking = f"the {name} has but one text, among which there is nothing to choose"
+        of = f"of {sum(target in indices for target in targets)} of {len(targets)} samples"
+        note = f"{of}: the {name} knows no class {listed}" if strange else None
+        return cls(network=network, targets=targets, indices=indices, note=note, lacking=lacking)
+
+    def verdicts(self, samples: ImageSet, batch_size: int, on_images: Callable[[int], object]) -> list[Verdict]:
+        """Returns what the network says of each sample whose target it knows."""
+        if self.network is None or not self.indices or self.targets is None:
+            return []
+        places = [place for place, target in enumerate(self.targets) if target in self.indices]
+        device, said = device_of(self.network), []
+        for images in samples.some(places).batches(batch_size):
+            chosen = [self.indices[self.targets[place]] for place in places[len(said) : len(said) + len(images)]]
+            said += judged(self.network, images.to(device), chosen)
+            on_images(len(images))
+        return said
+
+
+def _lacking(
+    known: Mapping[str, _Known],
+    reference: ImageSet | Statistics | None,
+    targets: Sequence[str] | None,
+    target: str | None,
+    guide: Classifier | None,
+) -> dict[str, str]:
+    """Returns why figures are undefined, as far as it is known before a network sees an image."""
+    found = {f"accuracy/{name}": each.lacking for name, each in known.items() if each.lacking is not None}
+    if not any(isinstance(each.network, TextClassifier) and each.indices for each in known.values()):
+        found["clip_score"] = "neither guide nor judge compares images with texts"
+    if reference is None:
+        return found | dict.fromkeys(DISTANCES, "there is no reference")
+    if isinstance(reference, Statistics) and reference.features is None:
+        alone = f"{reference.spec!r} holds no features of single images"
+        return found | dict.fromkeys([each for each in DISTANCES if each != "fid"], alone)
+    if targets is None:
+        found["cfid"] = "the samples have no labels and no target is given"
+    elif reference.labels is None:
+        found["cfid"] = f"{reference.spec!r} has no labels"
+    elif target is None and (strange := _strange(reference.labels, targets, guide)):
+        classes = list(dict.fromkeys(reference.labels))
+        listed = f"{', '.join(classes[:SHOWN])}{', …' if len(classes) > SHOWN else ''}"
+        found["cfid"] = f"{reference.spec!r} has no images of {strange[0]!r}, its classes are {listed}"
     return found
 
 
@@ -145,42 +241,14 @@ def _names(target: str, guide: Classifier | None) -> tuple[str, ...]:
 
 def _of(held: Held, target: str, guide: Classifier | None) -> Held:
     """Returns the images of a target, by any of its names."""
-    labels = [label.casefold() for label in held.labels or ()]
-    named = next((name for name in _names(target, guide) if name.casefold() in labels), target)
-    return held.of(named)
+    meant = same_class(_names(target, guide), dict.fromkeys(held.labels or ()))
+    return held.of(min(meant, default=target))
 
 
-def _knows_all(known: Statistics, targets: Sequence[str], guide: Classifier | None) -> bool:
-    """Returns whether a set has labels, and images of each target."""
-    labels = {label.casefold() for label in known.labels or ()}
-    return all(labels & {name.casefold() for name in _names(target, guide)} for target in dict.fromkeys(targets))
-
-
-def _verdicts(
-    network: Classifier | None,
-    samples: ImageSet,
-    targets: Sequence[str] | None,
-    guide: Classifier | None,
-    batch_size: int,
-    on_images: Callable[[int], object],
-) -> list[Verdict]:
-    """Returns what a network says of each sample, nothing where it does not know a target."""
-    if network is None or targets is None:
-        return []
-    indices = {}
-    for target in dict.fromkeys(targets):
-        # A number is the guide's index, so that another network is told the name.
-        names = _names(target, guide)
-        indices[target] = network.find(names[0] if network is guide or len(names) == 1 else names[1])
-    if None in indices.values():
-        return []
-    device = device_of(network)
-    said: list[Verdict] = []
-    for images in samples.batches(batch_size):
-        chosen = [indices[target] for target in targets[len(said) : len(said) + len(images)]]
-        said += judged(network, images.to(device), chosen)
-        on_images(len(images))
-    return said
+def _strange(labels: Sequence[str], targets: Sequence[str], guide: Classifier | None) -> list[str]:
+    """Returns the targets that no label stands for."""
+    classes = list(dict.fromkeys(labels))
+    return [target for target in dict.fromkeys(targets) if not same_class(_names(target, guide), classes)]
 
 
 def _check(samples: ImageSet, reference: ImageSet | Statistics, wanted: Sequence[str]) -> None:

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from steersman.errors import InputError, about, one_line, unknown
 from steersman.files import file_name, in_8_bits
+from steersman.names import same_class
 from steersman.options import split_options
 
 __all__ = ["ImageSet", "moments_in", "read_images", "read_npz"]
@@ -94,15 +95,16 @@ class ImageSet:
         """
         if self.labels is None:
             raise InputError(f"class: {name!r} given, but {self.spec!r} has no labels; allowed: a set with labels")
-        chosen = [place for place, label in enumerate(self.labels) if label.casefold() == name.casefold()]
+        meant = same_class([name], self.classes)
+        chosen = [place for place, label in enumerate(self.labels) if label in meant]
         if not chosen:
             raise unknown(f"class of {self.spec!r}", name, self.classes)
-        return replace(
-            self,
-            indices=[self.indices[place] for place in chosen],
-            labels=tuple(self.labels[place] for place in chosen),
-            moments=None,
-        )
+        return self.some(chosen)
+
+    def some(self, places: Sequence[int]) -> "ImageSet":
+        """Returns the images at some places of the set."""
+        labels = self.labels and tuple(self.labels[place] for place in places)
+        return replace(self, indices=[self.indices[place] for place in places], labels=labels, moments=None)
 
 
 def read_images(spec: str | Path) -> ImageSet:

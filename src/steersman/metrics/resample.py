@@ -17,7 +17,7 @@ A share of n independent images has Wilson's interval instead, which keeps its w
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
@@ -38,11 +38,13 @@ class Figure:
         value: The figure of all images.
         low: Where the interval begins.
         high: Where it ends.
+        note: What to know of it: why it is undefined, or of which of the images it is.
     """
 
     value: float | None = None
     low: float | None = None
     high: float | None = None
+    note: str | None = field(default=None, compare=False)
 
 
 def resampled(

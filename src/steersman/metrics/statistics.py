@@ -27,6 +27,7 @@ from steersman.files import replacing
 from steersman.metrics.extractors import INCEPTION, Extractor
 from steersman.metrics.frechet import Moments, moments, moments_of_covariance
 from steersman.metrics.images import ImageSet, moments_in, read_images, read_npz
+from steersman.names import same_class
 
 __all__ = ["Statistics", "measured", "read_reference", "read_statistics", "write_statistics"]
 
@@ -79,9 +80,10 @@ class Statistics:
         """
         if self.labels is None or self.features is None:
             raise InputError(f"class: {name!r} given, but {self.spec!r} has no labels; allowed: a set with labels")
-        chosen = [place for place, label in enumerate(self.labels) if label.casefold() == name.casefold()]
+        meant = same_class([name], classes := dict.fromkeys(self.labels))
+        chosen = [place for place, label in enumerate(self.labels) if label in meant]
         if not chosen:
-            raise unknown(f"class of {self.spec!r}", name, dict.fromkeys(self.labels))
+            raise unknown(f"class of {self.spec!r}", name, classes)
         labels = tuple(self.labels[place] for place in chosen)
         return replace(self, features=self.features[chosen], labels=labels, known=None)
 
