@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import (
+    DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
     EDMEulerScheduler,
@@ -14,14 +15,15 @@ from diffusers import (
 from steersman.denoise import eps_from_x0, output_for, to_x0
 from steersman.errors import InputError
 from steersman.guidance.step import posterior_mean, reverse_variance, transition
-from steersman.sample import DDIM, DDPM, DPMpp, Heun, sample
+from steersman.sample import DDIM, DDPM, DPMpp, Heun, Recurrence, sample
 from steersman.schedule import CLEAN, EDM, VP, Flow, broadcast, from_diffusers
 
 F64 = torch.float64
-SCHEDULES = {"linear": VP.linear(), "cosine": VP.cosine(), "short": VP.linear(400)}
+NO_SIGNAL = VP.from_diffusers(DDIMScheduler(rescale_betas_zero_snr=True).config)
+SCHEDULES = {"linear": VP.linear(), "cosine": VP.cosine(), "short": VP.linear(400), "no signal": NO_SIGNAL}
 
 
-@pytest.mark.parametrize("betas", ["linear", "scaled_linear", "squaredcos_cap_v2"])
+@pytest.mark.parametrize("betas", ["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"])
 @pytest.mark.parametrize("ends", [{}, {"beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 400}])
 def test_alpha_bar_is_that_of_diffusers(betas, ends):
     scheduler = DDPMScheduler(beta_schedule=betas, **ends)
@@ -30,6 +32,58 @@ def test_alpha_bar_is_that_of_diffusers(betas, ends):
     # beta itself carries some units more, from the linspace, square or cosine that it came from.
     rounding = 2**-24 * (3 / (1 - scheduler.betas.double()) + 1).cumsum(0)
     assert ((scheduler.alphas_cumprod.double() / ours - 1).abs() < rounding).all()
+
+
+@pytest.mark.parametrize("betas", ["linear", "scaled_linear"])
+@pytest.mark.parametrize("make", [DDIMScheduler, DDPMScheduler])
+def test_zero_terminal_snr_is_that_of_diffusers(make, betas):
+    scheduler = make(beta_schedule=betas, rescale_betas_zero_snr=True)
+    ours = VP.from_diffusers(scheduler.config).alpha_bar
+    assert ours[-1] == 0 == scheduler.alphas_cumprod[-1]
+    # float32 there: near its end, alpha is a difference of two numbers of 2^-24 each
+    torch.testing.assert_close(ours.sqrt(), scheduler.alphas_cumprod.double().sqrt(), rtol=1e-4, atol=2e-7)
+    given = VP.from_betas(scheduler.betas)
+    torch.testing.assert_close(given.alpha_bar.sqrt(), ours.sqrt(), rtol=1e-4, atol=2e-7)
+    assert given.alpha_bar.dtype == F64 and VP(alpha_bar=scheduler.alphas_cumprod).alpha_bar.dtype == F64
+
+
+def test_towards_the_time_without_signal_the_signal_falls_linearly():
+    end = NO_SIGNAL.at_time(999.0)
+    assert (float(end.alpha), float(end.sigma), float(end.time)) == (0, 1, 999)
+    before = NO_SIGNAL.at_time(998.0)
+    for share in (0.0, 0.25, 0.5, 1.0):
+        level = NO_SIGNAL.at_time(998 + share)
+        expected = (1 - share) * before.alpha / before.sigma
+        torch.testing.assert_close(level.alpha / level.sigma, expected, rtol=1e-13, atol=0)  # float64's rounding
+    for given in (math.inf, 1e12):
+        assert float(NO_SIGNAL.at_ratio(given).time) == pytest.approx(999, abs=1e-6)
+    assert NO_SIGNAL.at_ratio(math.inf).alpha == 0
+
+
+@pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing", "karras", "logsnr"])
+def test_a_walk_from_pure_noise(spacing):
+    """Ratios need an end that is finite: the noisiest time with a signal."""
+    levels = NO_SIGNAL.levels(8, spacing)
+    first = {"leading": 875, "karras": 998, "logsnr": 998}.get(spacing, 999)
+    assert float(levels[0].time) == pytest.approx(first, abs=1e-9)
+    assert all(level.alpha.isfinite() and level.sigma.isfinite() for level in levels)
+    ratios = [float(level.sigma / level.alpha) for level in levels]
+    assert all(high > low for high, low in zip(ratios, ratios[1:], strict=False))
+
+
+@pytest.mark.parametrize(
+    "alpha_bar",
+    [[0.0], [0.5, 0.0, 0.0], [0.5, -0.1], [1.0, 0.5], [0.5, 0.6], [0.5, math.nan], [math.nan, 0.5], []],
+)
+def test_refuses_an_alpha_bar_that_does_not_fall_from_1_to_0(alpha_bar):
+    with pytest.raises(InputError, match="alpha_bar, the running product .* must fall from below 1"):
+        VP(alpha_bar=torch.tensor(alpha_bar))
+
+
+def test_a_schedule_of_one_time():
+    schedule = VP(alpha_bar=torch.tensor([0.3]))
+    for level in (schedule.at_time(0.0), schedule.at_ratio(0.01), schedule.at_ratio(100.0), schedule.levels(1)[0]):
+        assert float(level.time) == 0 and float(level.alpha) == pytest.approx(0.3**0.5, rel=1e-7)
 
 
 def test_trained_betas_go_before_a_named_schedule():
@@ -71,21 +125,21 @@ def test_between_two_times_the_log_ratio_is_linear(name):
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_at_sigma_is_the_inverse_of_at_time(name):
+def test_at_ratio_is_the_inverse_of_at_time(name):
     schedule = SCHEDULES[name]
     last = len(schedule.alpha_bar) - 1
     times = torch.cat([torch.arange(last + 1, dtype=F64), torch.linspace(0.1, last - 0.1, 500, dtype=F64)])
     there = schedule.at_time(times)
-    back = schedule.at_sigma(there.sigma / there.alpha)
+    back = schedule.at_ratio(there.sigma / there.alpha)
     # a few units of float64 in a logarithm of at most 10, over its smallest slope in time, 0.004 here
     torch.testing.assert_close(back.time, times, rtol=0, atol=1e-11)
     torch.testing.assert_close(back.alpha, there.alpha, rtol=1e-14, atol=0)
 
 
-def test_at_sigma_stays_within_the_trained_range():
+def test_at_ratio_stays_within_the_trained_range():
     schedule = SCHEDULES["linear"]
-    assert schedule.at_sigma(0.0).time == 0
-    assert schedule.at_sigma(1e9).time == 999
+    assert schedule.at_ratio(0.0).time == 0
+    assert schedule.at_ratio(1e9).time == 999
 
 
 def test_one_time_an_image():
@@ -168,7 +222,7 @@ def test_a_variance_preserving_walk_may_have_karras_ratios():
 
 def test_edm_has_levels_of_any_sigma_and_tells_their_logarithm():
     sigmas = torch.tensor([1e-3, 0.002, 0.5, 80.0, 113.0], dtype=F64)
-    level = EDM().at_sigma(sigmas)
+    level = EDM().at_ratio(sigmas)
     assert torch.equal(level.sigma, sigmas) and torch.equal(level.alpha, torch.ones_like(sigmas))
     # float64's rounding, of an exponential of at most 7
     torch.testing.assert_close(
@@ -253,16 +307,14 @@ def test_refuses_the_ends_of_edm(ends):
 
 
 def test_refuses_a_schedule_that_it_does_not_know():
-    with pytest.raises(InputError, match="unknown beta_schedule 'sigmoid'.*known: linear, scaled_linear, squaredcos"):
-        VP.from_diffusers({"beta_schedule": "sigmoid"})
+    with pytest.raises(InputError, match="unknown beta_schedule 'laplace'.*known: linear, scaled_linear, squaredcos"):
+        VP.from_diffusers({"beta_schedule": "laplace"})
 
 
 @pytest.mark.parametrize(
-    "scheduler",
-    [FlowMatchEulerDiscreteScheduler(), EDMEulerScheduler(), DDPMScheduler(rescale_betas_zero_snr=True)],
-    ids=lambda scheduler: type(scheduler).__name__,
+    "scheduler", [FlowMatchEulerDiscreteScheduler(), EDMEulerScheduler()], ids=lambda each: type(each).__name__
 )
-def test_refuses_a_configuration_without_betas_or_with_rescaled_ones(scheduler):
+def test_refuses_a_configuration_without_betas(scheduler):
     with pytest.raises(InputError):
         VP.from_diffusers(scheduler.config)
 
@@ -283,7 +335,7 @@ def test_flow_levels_are_those_of_diffusers(shift, steps):
 
 def test_flow_goes_straight_from_image_to_noise():
     ratios = torch.tensor([0.0, 1e-9, 0.25, 1.0, 4.0, 1e9, math.inf], dtype=F64)
-    level = Flow().at_sigma(ratios)
+    level = Flow().at_ratio(ratios)
     torch.testing.assert_close(level.alpha + level.sigma, torch.ones_like(ratios), rtol=1e-15, atol=0)
     torch.testing.assert_close(level.sigma / level.alpha, ratios, rtol=1e-15, atol=0)
     torch.testing.assert_close(level.time, 1000 * level.sigma, rtol=1e-15, atol=0)
@@ -299,6 +351,23 @@ def test_a_flow_walk_within_a_range(spacing, shift):
     ratios = [float(level.sigma / level.alpha) for level in levels]
     assert [ratios[0], ratios[-1]] == pytest.approx([20.0, 0.05], rel=1e-12) and last is CLEAN
     assert all(high > low for high, low in zip(ratios, ratios[1:], strict=False))
+
+
+SAMPLERS = [DDIM(), DDIM(eta=1.0), DDPM(), DDPM(fixed="large"), Heun(), Heun(churn=5.0), DPMpp()]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_of_a_walk_from_pure_noise_the_first_step_knows_the_mean_alone(sampler, mixture):
+    """Where nothing is known of the image, ``x0_hat`` is the mean of the data, and the walk goes on from there."""
+    mixture, mean = replace(mixture, schedule=NO_SIGNAL), mixture.weights @ mixture.means
+    reports = []
+    walk = {"seeds": range(3), "steps": 6, "spacing": "trailing", "dtype": F64, "clip": False}
+    x = sample(mixture, sampler, callbacks=[reports.append], **walk)
+    assert x.isfinite().all() and float(x.abs().max()) < 3
+    assert reports[0].step.level.alpha == 0
+    torch.testing.assert_close(reports[0].x0[:, :, 0, 0], mean.expand(3, 2), rtol=0, atol=1e-14)  # float64's rounding
+    again = sample(mixture, sampler, recurrence=Recurrence(times=2), **walk)
+    assert again.isfinite().all() and float((again - x).abs().max()) > 1e-3
 
 
 @pytest.mark.parametrize("sampler", [DDIM(), DDIM(eta=1.0), DDPM(), Heun(), Heun(churn=5.0), DPMpp()])

@@ -52,9 +52,9 @@ class Prediction(NamedTuple):
         unconditional: The ``x0_hat`` without the label, where classifier-free guidance computed it.
     """
 
-    x0_hat: Float[Tensor, "B C H W"]
-    variance_fraction: Float[Tensor, "B C H W"] | None = None
-    unconditional: Float[Tensor, "B C H W"] | None = None
+    x0_hat: Float[Tensor, "B *shape"]
+    variance_fraction: Float[Tensor, "B *shape"] | None = None
+    unconditional: Float[Tensor, "B *shape"] | None = None
 
 
 @runtime_checkable
@@ -71,14 +71,14 @@ class Denoiser(Protocol):
     """
 
     schedule: Schedule
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     classes: tuple[str, ...]
 
-    def __call__(self, x_t: Float[Tensor, "B C H W"], level: Level, **condition: Any) -> Prediction:  # noqa: ANN401
+    def __call__(self, x_t: Float[Tensor, "B *shape"], level: Level, **condition: Any) -> Prediction:  # noqa: ANN401
         """Returns the prediction for noisy images at a level; the conditions are the model's own."""
         ...
 
-    def decode(self, x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H2 W2"]:
+    def decode(self, x0: Float[Tensor, "B *shape"]) -> Float[Tensor, "B *image"]:
         """Returns the image in [-1, 1] that a sample stands for; differentiable."""
         ...
 
@@ -99,11 +99,11 @@ class Conditioned:
         self.schedule, self.shape, self.classes = denoiser.schedule, denoiser.shape, denoiser.classes
         self.latent: bool = getattr(denoiser, "latent", False)
 
-    def __call__(self, x_t: Float[Tensor, "B C H W"], level: Level, **condition: Any) -> Prediction:  # noqa: ANN401
+    def __call__(self, x_t: Float[Tensor, "B *shape"], level: Level, **condition: Any) -> Prediction:  # noqa: ANN401
         """Returns the denoiser's prediction; conditions given here go before those given at first."""
         return self.denoiser(x_t, level, **{**self.condition, **condition})
 
-    def decode(self, x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H2 W2"]:
+    def decode(self, x0: Float[Tensor, "B *shape"]) -> Float[Tensor, "B *image"]:
         """Returns the denoiser's own."""
         return self.denoiser.decode(x0)
 
@@ -149,7 +149,7 @@ def check_condition(
 
 def classifier_free(
     conditional: Prediction,
-    unconditional: Float[Tensor, "B C H W"],
+    unconditional: Float[Tensor, "B *shape"],
     scale: float,
     channels: int | None = None,
 ) -> Prediction:
@@ -174,8 +174,8 @@ def classifier_free(
 
 
 def classifier_free_at_once(
-    predict: Callable[[Float[Tensor, "D C H W"], Level], Prediction],
-    x_t: Float[Tensor, "B C H W"],
+    predict: Callable[[Float[Tensor, "D *shape"], Level], Prediction],
+    x_t: Float[Tensor, "B *shape"],
     level: Level,
     scale: float,
     channels: int | None = None,
@@ -195,7 +195,9 @@ def classifier_free_at_once(
     return classifier_free(Prediction(x0_hat, fraction), unconditional, scale, channels)
 
 
-def eps_from_x0(x_t: Float[Tensor, "B C H W"], x0: Float[Tensor, "B C H W"], level: Level) -> Float[Tensor, "B C H W"]:
+def eps_from_x0(
+    x_t: Float[Tensor, "B *shape"], x0: Float[Tensor, "B *shape"], level: Level
+) -> Float[Tensor, "B *shape"]:
     """``eps = (x_t - alpha x0) / sigma``.
 
     Raises:
@@ -207,8 +209,8 @@ def eps_from_x0(x_t: Float[Tensor, "B C H W"], x0: Float[Tensor, "B C H W"], lev
 
 
 def to_x0(
-    kind: Parameterization, x_t: Float[Tensor, "B C H W"], output: Float[Tensor, "B C H W"], level: Level
-) -> Float[Tensor, "B C H W"]:
+    kind: Parameterization, x_t: Float[Tensor, "B *shape"], output: Float[Tensor, "B *shape"], level: Level
+) -> Float[Tensor, "B *shape"]:
     """Returns ``x0_hat``, not clipped, from what a network put out.
 
     Raises:
@@ -219,8 +221,9 @@ def to_x0(
         case "epsilon":
             if not (level.alpha > 0).all():
                 raise InputError(
-                    f"parameterization: epsilon given at alpha = {level.alpha.tolist()}, where the noise tells nothing "
-                    "of the image; allowed: a level with some signal, or sample, v_prediction, flow_prediction"
+                    "a network that predicts epsilon cannot be asked at a level without signal (alpha = 0), where the "
+                    "noise says nothing of the image; begin at a level with signal (walk.spacing=leading, or a finite "
+                    "walk.high), or use a network that predicts sample, v_prediction or flow_prediction"
                 )
             return (x_t - sigma * output) / alpha
         case "sample":
@@ -233,8 +236,8 @@ def to_x0(
 
 
 def output_for(
-    kind: Parameterization, x0: Float[Tensor, "B C H W"], eps: Float[Tensor, "B C H W"], level: Level
-) -> Float[Tensor, "B C H W"]:
+    kind: Parameterization, x0: Float[Tensor, "B *shape"], eps: Float[Tensor, "B *shape"], level: Level
+) -> Float[Tensor, "B *shape"]:
     """Returns what a network of that kind should put out for ``x_t = alpha x0 + sigma eps``.
 
     Raises:
@@ -254,7 +257,7 @@ def output_for(
 
 def look_ahead(
     denoiser: Denoiser,
-    x_t: Float[Tensor, "B C H W"],
+    x_t: Float[Tensor, "B *shape"],
     prediction: Prediction,
     level: Level,
     evaluations: int,
@@ -275,7 +278,7 @@ def look_ahead(
     """
     ratio = min(float(level.sigma / level.alpha), FURTHEST)
     for each in range(evaluations if ratio > until else 0):
-        next = denoiser.schedule.at_sigma(ratio * (until / ratio) ** ((each + 1) / evaluations))
+        next = denoiser.schedule.at_ratio(ratio * (until / ratio) ** ((each + 1) / evaluations))
         eps = eps_from_x0(x_t, prediction.x0_hat, level)
         x_t = broadcast(next.alpha, x_t) * prediction.x0_hat + broadcast(next.sigma, x_t) * eps
         prediction, level = denoiser(x_t, next), next

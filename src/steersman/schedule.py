@@ -2,7 +2,8 @@
 
 A noisy image is ``x_t = alpha x_0 + sigma eps`` with ``eps ~ N(0, I)``. What tells one level from another is the ratio
 ``sigma / alpha``; a variance-preserving schedule (Ho et al. 2020) has ``alpha^2 + sigma^2 = 1``, with ``alpha^2`` the
-running product of ``1 - beta`` over T discrete times. Between two of those times, ``log(sigma / alpha)`` is linear.
+running product of ``1 - beta`` over T discrete times. Between two of those times, ``log(sigma / alpha)`` is linear;
+where the last has no signal (zero terminal SNR, Lin et al. 2024), ``alpha / sigma`` falls linearly to it.
 A variance-exploding one (EDM, Karras et al. 2022) has ``alpha = 1``, any ``sigma``, and the time ``ln(sigma) / 4``.
 Flow matching (Lipman et al. 2023) has ``alpha = 1 - sigma``, and the time ``T sigma``.
 
@@ -64,7 +65,7 @@ class Schedule(Protocol):
         """Returns the level at a time, or at one time an image."""
         ...
 
-    def at_sigma(self, sigma: float | Tensor) -> Level:
+    def at_ratio(self, ratio: float | Tensor) -> Level:
         """Returns the level whose noise-to-signal ratio ``sigma / alpha`` is given."""
         ...
 
@@ -104,19 +105,23 @@ class VP:
     """A variance-preserving schedule of T discrete times, ``alpha_t = sqrt(alpha_bar_t)``.
 
     Attributes:
-        alpha_bar: The running product of ``1 - beta``, falling, in (0, 1).
+        alpha_bar: The running product of ``1 - beta``, falling, in (0, 1). The last one may be 0 (zero terminal SNR):
+            there is no signal then, so that a network that predicts ``epsilon`` cannot be asked at that level. Kept in
+            float64 on the CPU.
 
     Raises:
-        InputError: It does not fall, or not within (0, 1).
+        InputError: It does not fall, or not from below 1 to 0 or above.
     """
 
-    alpha_bar: Float64[Tensor, " T"]
+    alpha_bar: Float[Tensor, " T"]
 
     def __post_init__(self) -> None:
-        inside = self.alpha_bar.ndim == 1 and len(self.alpha_bar) > 0 and bool((self.alpha_bar > 0).all())
-        if not (inside and self.alpha_bar[0] < 1 and bool((self.alpha_bar.diff() < 0).all())):
+        object.__setattr__(self, "alpha_bar", torch.as_tensor(self.alpha_bar).detach().to("cpu", torch.float64))
+        falls = self.alpha_bar.ndim == 1 and len(self.alpha_bar) > 0 and bool((self.alpha_bar.diff() < 0).all())
+        if not (falls and 0 < self.alpha_bar[0] < 1 and self.alpha_bar[-1] >= 0):
             raise InputError(
-                "schedule.alpha_bar: betas given that do not let it fall from 1 to 0; allowed: above 0, below 1"
+                "schedule.alpha_bar, the running product of 1 - beta, must fall from below 1 at the first time to 0 or "
+                "more at the last; betas must be above 0 and below 1, and only the last may be 1"
             )
 
     @property
@@ -141,9 +146,9 @@ class VP:
         return cls.from_betas((1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=largest))
 
     @classmethod
-    def from_betas(cls, betas: Float64[Tensor, " T"]) -> "VP":
+    def from_betas(cls, betas: Float[Tensor, " T"]) -> "VP":
         """``alpha_bar_t = prod_{u <= t} (1 - beta_u)``."""
-        return cls(alpha_bar=(1 - betas).cumprod(0))
+        return cls(alpha_bar=(1 - torch.as_tensor(betas).detach().to("cpu", torch.float64)).cumprod(0))
 
     @classmethod
     def from_diffusers(cls, config: Mapping[str, Any]) -> "VP":
@@ -153,25 +158,32 @@ class VP:
             InputError: The configuration describes no variance-preserving schedule, or one unknown here.
         """
         count = _count(config)
-        if config.get("rescale_betas_zero_snr"):
-            raise InputError(
-                "schedule: rescale_betas_zero_snr given; allowed: a last level with some signal, alpha > 0"
-            )
+        schedule = cls._of_betas(config, count)
+        if not config.get("rescale_betas_zero_snr"):
+            return schedule
+        alpha = schedule.alpha_bar.sqrt()
+        return cls(alpha_bar=((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])) ** 2)
+
+    @classmethod
+    def _of_betas(cls, config: Mapping[str, Any], count: int) -> "VP":
         first, last = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
         if (betas := config.get("trained_betas")) is not None:
             return cls.from_betas(torch.as_tensor(betas, dtype=torch.float64))
         if "beta_schedule" not in config:
             given = config.get("_class_name", "a configuration without betas")
             raise InputError(f"schedule: {given} given; allowed: a scheduler with a beta_schedule or trained_betas")
-        match config.get("beta_schedule", "linear"):
+        match config["beta_schedule"]:
             case "linear":
                 return cls.linear(count, first, last)
             case "scaled_linear":
                 return cls.from_betas(torch.linspace(first**0.5, last**0.5, count, dtype=torch.float64) ** 2)
             case "squaredcos_cap_v2":
                 return cls.cosine(count)
+            case "sigmoid":
+                steep = torch.linspace(-6, 6, count, dtype=torch.float64).sigmoid()
+                return cls.from_betas(steep * (last - first) + first)
             case other:
-                raise unknown("beta_schedule", other, ("linear", "scaled_linear", "squaredcos_cap_v2"))
+                raise unknown("beta_schedule", other, ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"))
 
     @property
     def _log_ratio(self) -> Float64[Tensor, " T"]:
@@ -183,17 +195,20 @@ class VP:
         time = torch.as_tensor(time, dtype=torch.float64, device="cpu")
         below = time.floor().long().clamp(0, len(self.alpha_bar) - 1)
         above = time.ceil().long().clamp(0, len(self.alpha_bar) - 1)
-        log_ratio = torch.lerp(self._log_ratio[below], self._log_ratio[above], time - below)
+        low, high, share = self._log_ratio[below], self._log_ratio[above], (time - below).clamp(0, 1)
+        log_ratio = torch.where(high.isfinite(), torch.lerp(low, high, share), low - (-share).log1p())
         return self._level(log_ratio, time)
 
-    def at_sigma(self, sigma: float | Tensor) -> Level:
+    def at_ratio(self, ratio: float | Tensor) -> Level:
         """Returns the level whose ``sigma / alpha`` is given, within the schedule's own range."""
-        log_ratio = torch.as_tensor(sigma, dtype=torch.float64, device="cpu").log()
+        log_ratio = torch.as_tensor(ratio, dtype=torch.float64, device="cpu").log()
         knots = self._log_ratio
         log_ratio = log_ratio.clamp(knots[0], knots[-1])
-        above = torch.searchsorted(knots, log_ratio).clamp(1, len(knots) - 1)
-        time = above - 1 + (log_ratio - knots[above - 1]) / (knots[above] - knots[above - 1])
-        return self._level(log_ratio, time)
+        above = torch.searchsorted(knots, log_ratio).clamp(min(1, len(knots) - 1), len(knots) - 1)
+        below = (above - 1).clamp(min=0)
+        risen, whole = log_ratio - knots[below], knots[above] - knots[below]
+        share = torch.where(whole.isfinite(), risen / whole, -torch.expm1(-risen))
+        return self._level(log_ratio, below + share.nan_to_num(0))
 
     @staticmethod
     def _level(log_ratio: Tensor, time: Tensor) -> Level:
@@ -209,7 +224,7 @@ class VP:
             spacing: ``linspace`` rounds ``linspace(0, T - 1, steps)`` (ADM's respacing); ``leading`` and ``trailing``
                 take every ``T / steps``-th time from the clean and from the noisy end, as diffusers names them, and
                 know no range; ``karras`` and ``logsnr`` spread `karras_ratios` and `even_ratios` over the range, at
-                times that are not whole.
+                times that are not whole, of which the first has a signal.
             low: The last level's ``sigma / alpha``, within the schedule's own range.
             high: The first level's, likewise.
 
@@ -217,7 +232,7 @@ class VP:
             InputError: More steps than the schedule has times, fewer than one, or an unknown spacing.
         """
         count = len(self.alpha_bar)
-        first, last = self.at_sigma(high), self.at_sigma(low)
+        first, last = self.at_ratio(high), self.at_ratio(low)
         if spacing in ("leading", "trailing") and (low > 0 or high < math.inf):
             raise InputError(f"walk.low, high: {low}, {high} given with {spacing}; allowed: 0, inf")
         if not 1 <= steps <= count:
@@ -230,8 +245,10 @@ class VP:
             case "trailing":
                 times = (count - torch.arange(steps, dtype=torch.float64) * count / steps).round() - 1
             case "karras" | "logsnr":
-                ratios = karras_ratios if spacing == "karras" else even_ratios
-                times = self.at_sigma(ratios(steps, *(float(each.sigma / each.alpha) for each in (last, first)))).time
+                spread = karras_ratios if spacing == "karras" else even_ratios
+                largest = self._log_ratio[self._log_ratio.isfinite()][-1].exp()
+                ends = (float((each.sigma / each.alpha).clamp(max=largest)) for each in (last, first))
+                times = self.at_ratio(spread(steps, *ends)).time
             case _:
                 raise unknown("spacing", spacing, get_args(Spacing))
         return (*(self.at_time(time) for time in times), CLEAN)
@@ -262,11 +279,11 @@ class EDM:
 
     def at_time(self, time: float | Tensor) -> Level:
         """Returns the level ``sigma = exp(4 time)``."""
-        return self.at_sigma((4 * torch.as_tensor(time, dtype=torch.float64, device="cpu")).exp())
+        return self.at_ratio((4 * torch.as_tensor(time, dtype=torch.float64, device="cpu")).exp())
 
-    def at_sigma(self, sigma: float | Tensor) -> Level:
-        """Returns the level of any ``sigma`` above 0."""
-        sigma = torch.as_tensor(sigma, dtype=torch.float64, device="cpu")
+    def at_ratio(self, ratio: float | Tensor) -> Level:
+        """Returns the level of any ``sigma / alpha`` above 0, which is ``sigma`` here."""
+        sigma = torch.as_tensor(ratio, dtype=torch.float64, device="cpu")
         return Level(torch.ones_like(sigma), sigma, sigma.log() / 4)
 
     def levels(
@@ -293,7 +310,7 @@ class EDM:
                 sigmas = karras_ratios(steps, low, high)
             case _:
                 raise unknown("spacing of EDM", spacing, ("linspace", "karras", "logsnr"))
-        return (*(self.at_sigma(sigma) for sigma in sigmas), CLEAN)
+        return (*(self.at_ratio(sigma) for sigma in sigmas), CLEAN)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -374,9 +391,9 @@ class Flow:
         sigma = torch.as_tensor(time, dtype=torch.float64, device="cpu") / self.count
         return Level(1 - sigma, sigma, sigma * self.count)
 
-    def at_sigma(self, sigma: float | Tensor) -> Level:
+    def at_ratio(self, ratio: float | Tensor) -> Level:
         """Returns the level whose ``sigma / alpha`` is given, of any from 0 to infinity."""
-        ratio = torch.as_tensor(sigma, dtype=torch.float64, device="cpu")
+        ratio = torch.as_tensor(ratio, dtype=torch.float64, device="cpu")
         sigma = 1 / (1 + 1 / ratio)
         return Level(1 / (1 + ratio), sigma, sigma * self.count)
 
@@ -403,7 +420,7 @@ class Flow:
         low = min(max(low, self._ratio(self._last)), self.high)
         match spacing:
             case "linspace":
-                first, last = (float(self.at_sigma(max(ratio, low)).sigma) for ratio in (high, low))
+                first, last = (float(self.at_ratio(max(ratio, low)).sigma) for ratio in (high, low))
                 begin, end = (each / (self.shift - (self.shift - 1) * each) for each in (first, last))
                 sigmas = self._bent(torch.linspace(begin, end, steps, dtype=torch.float64))
                 ratios = (sigmas / (1 - sigmas)).clamp(max=self.high)
@@ -415,7 +432,7 @@ class Flow:
                 ratios = spread(steps, low, min(max(high, low), self.high))
             case _:
                 raise unknown("spacing of Flow", spacing, ("linspace", "trailing", "karras", "logsnr"))
-        return (*(self.at_sigma(ratio) for ratio in ratios), CLEAN)
+        return (*(self.at_ratio(ratio) for ratio in ratios), CLEAN)
 
 
 def _count(config: Mapping[str, Any]) -> int:

@@ -15,7 +15,7 @@ def test_noise_is_of_seed_image_and_time_alone():
     assert torch.equal(forward_noise([6, 4], LIKE[:2], level, 1), whole[[2, 0]])
     same = [whole[0], whole[1], forward_noise([4], LIKE[:1], other, 1)[0], forward_noise([4], LIKE[:1], level, 2)[0]]
     assert all(not torch.equal(a, b) for i, a in enumerate(same) for b in same[:i])
-    twice = [forward_noise([0], LIKE[:1], EDM().at_sigma(sigma), 0) for sigma in (0.50, 0.51)]
+    twice = [forward_noise([0], LIKE[:1], EDM().at_ratio(sigma), 0) for sigma in (0.50, 0.51)]
     assert not torch.equal(*twice)  # times need not be whole
 
 

@@ -49,5 +49,5 @@ def test_an_axis_counts_noise_as_its_schedule_does():
     x, title, log = axis(VP.linear(20), LEVELS[-2:])
     assert (x, title, log) == ([1, 0], "time t (0 clean, 19 noise)", False)
     edm = EDM()
-    x, _, log = axis(edm, [edm.at_sigma(2.0)])
+    x, _, log = axis(edm, [edm.at_ratio(2.0)])
     assert x == [pytest.approx(2.0)] and log

@@ -55,7 +55,7 @@ def test_it_is_told_of_any_schedule_on_its_own(tmp_path):
     own, x_t = VP.cosine().at_time(TIMES), torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     expected = reference(x_t, TIMES)
     for schedule in (VP.linear(), EDM(), Flow()):
-        level = schedule.at_sigma(own.sigma / own.alpha)
+        level = schedule.at_ratio(own.sigma / own.alpha)
         image = x_t * (level.alpha / own.alpha).float()[:, None, None, None]
         # time 999 of the cosine is beyond the linear schedule's noise
         rows = slice(2) if isinstance(schedule, VP) else slice(3)

@@ -119,7 +119,7 @@ def test_noise_of_another_schedule(own, theirs, mixture, draw):
     """Whatever scale it is on and time it is told, the exact classifier is the same function of the noisy image."""
     classifier = Classifier(Knowing(mixture, own), preprocess=RAW, names="abc", told_level=True, schedule=own)
     ratios = torch.tensor([0.02, 0.7, 60.0], dtype=torch.float64)
-    each = [theirs.at_sigma(ratios), *(theirs.at_sigma(ratio) for ratio in ratios)]
+    each = [theirs.at_ratio(ratios), *(theirs.at_ratio(ratio) for ratio in ratios)]
     for level in each:
         images = [draw(3, 2, 1, 1).requires_grad_() for _ in range(2)]
         images[1].data.copy_(images[0].data)
@@ -140,7 +140,7 @@ def test_noise_beyond_its_schedule():
 
     classifier = Classifier(Seeing(), preprocess=RAW, names=("a", "b"), told_level=True, schedule=own)
     for schedule, sigma in ((EDM(), 0.0001), (EDM(), 1e4), (Flow(), torch.inf)):
-        level = schedule.at_sigma(sigma)
+        level = schedule.at_ratio(sigma)
         classifier(torch.full((1, 3, 4, 4), 2.0), level)
         (shown, time), end = seen[-1], own.at_time(0 if sigma < 1 else 999)
         assert time == float(end.time)
@@ -151,7 +151,7 @@ def test_noise_beyond_its_schedule():
 def test_the_same_walk_in_edms_coordinates(mixture, draw):
     """DDIM steps by x / alpha and sigma / alpha alone, and so does a guide of the noise that it predicts."""
     vp, noise, ends = VP.linear(), draw(3, 2, 1, 1), []
-    start = vp.at_sigma(50.0)
+    start = vp.at_ratio(50.0)
     classifier = Classifier(Knowing(mixture, vp), preprocess=RAW, names="abc", told_level=True, schedule=vp)
     for schedule in (vp, EDM()):
         guide = Guide(

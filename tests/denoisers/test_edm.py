@@ -49,11 +49,11 @@ def edm(exact):
 def test_an_exact_network_is_the_exact_denoiser(edm, exact, draw):
     sigmas = torch.tensor([80.0, 5.0, 0.6, 0.01], dtype=F64)
     x_t = draw(4, 2, 1, 1) * sigmas[:, None, None, None]
-    each = exact.schedule.at_sigma(sigmas)
+    each = exact.schedule.at_ratio(sigmas)
     # c_out divides and multiplies: 1e-16 of c_skip x_t and of F's own digits
     assert (edm()(x_t, each).x0_hat - exact(x_t, each).x0_hat).abs().max() < 1e-13
     for row, sigma in enumerate(sigmas):
-        level, x = exact.schedule.at_sigma(sigma), x_t[row : row + 1]
+        level, x = exact.schedule.at_ratio(sigma), x_t[row : row + 1]
         assert (edm()(x, level).x0_hat - exact(x, level).x0_hat).abs().max() < 1e-13
 
 
@@ -61,7 +61,7 @@ def test_what_the_network_is_shown_has_unit_variance(edm, draw):
     x0, eps = DATA * draw(20000, 2, 1, 1), draw(20000, 2, 1, 1)
     for sigma in (0.05, 1.0, 40.0):
         denoiser = edm()
-        denoiser(x0 + sigma * eps, EDM().at_sigma(sigma))
+        denoiser(x0 + sigma * eps, EDM().at_ratio(sigma))
         (x, noise, labels) = denoiser.network.asked[0]
         assert abs(float(x.std()) - 1) < 0.02  # 1 / sqrt(2 * 40000), four times
         assert torch.allclose(noise.exp() ** 4, torch.tensor(sigma, dtype=F64))
@@ -76,12 +76,12 @@ def test_a_network_that_says_nothing_shrinks_towards_zero(draw):
             return SimpleNamespace(sample=torch.zeros_like(x))
 
     x_t = draw(3, 3, 4, 4)
-    x0_hat = EDMDenoiser(Silent(), shape=(3, 4, 4))(x_t, EDM().at_sigma(2.0)).x0_hat
+    x0_hat = EDMDenoiser(Silent(), shape=(3, 4, 4))(x_t, EDM().at_ratio(2.0)).x0_hat
     assert torch.allclose(x0_hat, x_t * 0.25 / 4.25)
 
 
 def test_labels_and_their_absence(edm, exact, draw):
-    level, x_t, label = EDM().at_sigma(0.4), draw(3, 2, 1, 1), torch.tensor([2, 0, 1])
+    level, x_t, label = EDM().at_ratio(0.4), draw(3, 2, 1, 1), torch.tensor([2, 0, 1])
     names = ("a", "b", "c")
     plain, conditional = exact(x_t, level).x0_hat, exact(x_t, level, label=label).x0_hat
     denoiser = edm(classes=names, unconditional=True)
@@ -122,7 +122,7 @@ def test_blocks_and_precision(draw):
             seen.append((len(x), x.dtype))
             return SimpleNamespace(sample=self.layer(x) + noise[:, None, None, None])
 
-    seen, x_t, level = [], draw(5, 3, 4, 4).float(), EDM().at_sigma(1.0)
+    seen, x_t, level = [], draw(5, 3, 4, 4).float(), EDM().at_ratio(1.0)
     denoiser = EDMDenoiser(Network(), shape=(3, 4, 4))
     expected = denoiser(x_t, level).x0_hat
     denoiser.block = 2

@@ -237,7 +237,7 @@ def test_the_network_within_its_preconditioner(labels, settings, tmp_path):
     label = torch.tensor([1, 0])
     with torch.no_grad():
         for sigma in (80.0, 1.0, 0.05):
-            x_t, level = sigma * torch.randn(2, 3, 8, 8), EDM().at_sigma(sigma)
+            x_t, level = sigma * torch.randn(2, 3, 8, 8), EDM().at_ratio(sigma)
             wanted = network(x_t, sigma, F.one_hot(label, labels).float() if labels else None)
             found = denoiser(x_t, level, **({"label": label} if labels else {})).x0_hat
             # digits of float32 in some forty layers; a wrong layer is off by tenths
@@ -269,7 +269,7 @@ def test_its_folder_is_the_same_model(settings, unsaid, tmp_path):
     assert isinstance(again, EDMDenoiser)
     same = ("shape", "classes", "unconditional", "sigma_data", "schedule")
     assert [getattr(again, each) for each in same] == [getattr(denoiser, each) for each in same]
-    x_t, level, label = 3 * torch.randn(2, 3, 8, 8), EDM().at_sigma(3.0), torch.tensor([1, 0])
+    x_t, level, label = 3 * torch.randn(2, 3, 8, 8), EDM().at_ratio(3.0), torch.tensor([1, 0])
     expected = denoiser(x_t, level, label=label).x0_hat
     assert torch.equal(again(x_t, level, label=label).x0_hat, expected)
     assert denoiser.unconditional is ("dropout" in settings)

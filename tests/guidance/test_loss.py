@@ -5,7 +5,7 @@ from steersman.guidance import ClassProbability, Log, Root
 from steersman.schedule import EDM
 
 F64 = torch.float64
-LEVEL = EDM().at_sigma(1.0)
+LEVEL = EDM().at_ratio(1.0)
 TARGET = torch.tensor([2, 0, 1])
 
 

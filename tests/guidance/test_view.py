@@ -39,7 +39,7 @@ def test_rescaled_brings_each_loud_image_to_rms_one_and_leaves_the_others(mixtur
 
 def test_ahead_is_the_prediction_after_a_deterministic_step(mixture, draw):
     """DDIM written out: ``x_s = alpha_s x0_hat + sigma_s eps``, with ``eps = (x_t - alpha_t x0_hat) / sigma_t``."""
-    x_t, s = draw(3, *mixture.shape), mixture.schedule.at_sigma(0.5)
+    x_t, s = draw(3, *mixture.shape), mixture.schedule.at_ratio(0.5)
     x0_hat = mixture(x_t, LEVEL).x0_hat
     x_s = s.alpha * x0_hat + s.sigma * (x_t - LEVEL.alpha * x0_hat) / LEVEL.sigma
     view = Ahead(until=0.5, clip=False)(x_t, Prediction(x0_hat), LEVEL, mixture)
@@ -61,7 +61,7 @@ def test_far_enough_ahead_lies_an_image_of_the_mixture(mixture, draw):
 
 
 def test_nothing_is_ahead_of_a_level_that_is_clean_enough(mixture, draw):
-    x_t, low = draw(2, *mixture.shape), mixture.schedule.at_sigma(0.3)
+    x_t, low = draw(2, *mixture.shape), mixture.schedule.at_ratio(0.3)
     prediction = mixture(x_t, low)
     assert Ahead(until=0.3, clip=False)(x_t, prediction, low, mixture) is prediction.x0_hat
     assert (Ahead(until=0.4)(x_t, prediction, low, mixture) == prediction.x0_hat.clamp(-1, 1)).all()

@@ -37,7 +37,7 @@ class Uneven:
     """
 
     def __init__(self, schedule):
-        self.schedule, self.at_time, self.at_sigma = schedule, schedule.at_time, schedule.at_sigma
+        self.schedule, self.at_time, self.at_ratio = schedule, schedule.at_time, schedule.at_ratio
 
     def start(self, level):
         return float(level.sigma)
@@ -45,7 +45,7 @@ class Uneven:
     def levels(self, steps, spacing="linspace", low=0.0, high=math.inf):
         places = torch.arange(steps + 1)
         shares = (places + 0.25 * (places % 2)).double() / steps
-        return tuple(self.at_sigma(10.0 * 0.002**share) for share in shares)
+        return tuple(self.at_ratio(10.0 * 0.002**share) for share in shares)
 
 
 @pytest.fixture(scope="module", params=[EDM(), VP.cosine(), Flow()], ids=["EDM", "VP", "flow"])
@@ -67,7 +67,7 @@ def solution(uneven, start):
     high, low = uneven.schedule.levels(2)[::2]
 
     def slope(z, log_t):
-        level = uneven.schedule.at_sigma(log_t.exp())
+        level = uneven.schedule.at_ratio(log_t.exp())
         return z - uneven(level.alpha * z, level).x0_hat
 
     z, places = high.sigma * start / high.alpha, torch.linspace(math.log(10.0), math.log(0.02), 201).double()

@@ -69,6 +69,7 @@ sample down with its noise, so that errors do not add up beyond some tens of tha
 OF_FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
 UNCLIPPED = {"clip_sample": False}
 EPS, V, X0 = ({"prediction_type": kind} for kind in ("epsilon", "v_prediction", "sample"))
+NO_SIGNAL = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 CASES = {
     "DDPM": (DDPMScheduler, [{**UNCLIPPED, **kind} for kind in (EPS, V, X0)], EXACT),
     "DDPM large": (
@@ -77,13 +78,16 @@ CASES = {
         EXACT,
     ),
     "DDPM clipped": (DDPMScheduler, [V], EXACT),
+    "DDPM without signal": (DDPMScheduler, [{**UNCLIPPED, **NO_SIGNAL, **kind} for kind in (V, X0)], EXACT),
+    "DDIM without signal": (DDIMScheduler, [{**UNCLIPPED, **NO_SIGNAL, **kind} for kind in (V, X0)], EXACT),
     "DDIM": (DDIMScheduler, [{**UNCLIPPED, **kind} for kind in (EPS, V, X0)], EXACT),
     "DDIM to the first time": (DDIMScheduler, [{**UNCLIPPED, "set_alpha_to_one": False, "steps_offset": 1}], EXACT),
     "PNDM": (PNDMScheduler, [{"skip_prk_steps": skip, **kind} for skip in (True, False) for kind in (EPS, V)], EXACT),
     "DPMSolverMultistep": (
         DPMSolverMultistepScheduler,
         [EPS, V, X0, {"solver_order": 3}, {"use_karras_sigmas": True}, {"final_sigmas_type": "sigma_min"}, OF_FLOW]
-        + [{"algorithm_type": "sde-dpmsolver++", **kind} for kind in (EPS, V, X0, OF_FLOW)],
+        + [{"algorithm_type": "sde-dpmsolver++", **kind} for kind in (EPS, V, X0, OF_FLOW)]
+        + [{**NO_SIGNAL, **V}],
         SINGLE,
     ),
     "UniPC": (
@@ -95,10 +99,10 @@ CASES = {
     "LMS": (LMSDiscreteScheduler, [EPS, V, X0], SINGLE),
     "Euler": (
         EulerDiscreteScheduler,
-        [EPS, V, X0, {"use_karras_sigmas": True}, {"timestep_spacing": "leading"}],
+        [EPS, V, X0, {"use_karras_sigmas": True}, {"timestep_spacing": "leading"}, {**NO_SIGNAL, **V}],
         SINGLE,
     ),
-    "EulerAncestral": (EulerAncestralDiscreteScheduler, [EPS, V], SINGLE),
+    "EulerAncestral": (EulerAncestralDiscreteScheduler, [EPS, V, {**NO_SIGNAL, **V}], SINGLE),
     "Heun": (HeunDiscreteScheduler, [EPS, V, X0], SINGLE),
     "KDPM2": (KDPM2DiscreteScheduler, [EPS, V], SINGLE),
     "KDPM2Ancestral": (KDPM2AncestralDiscreteScheduler, [EPS, V], SINGLE),
@@ -241,7 +245,7 @@ def test_a_wrong_prediction_type_is_noticed(make, config, on, monkeypatch):
     if isinstance(scheduler, EDMEulerScheduler | EDMDPMSolverMultistepScheduler):
         monkeypatch.setattr(diffusers._Call, "_output", lambda call, _: call.estimate.eps)  # not preconditioned
     else:
-        sampler.kind = "sample" if sampler.kind == "epsilon" else "epsilon"
+        sampler.kind = "v_prediction" if sampler.kind == "sample" else "sample"
     assert distance(ours(on(scheduler), sampler), theirs) > 1e-2
 
 
@@ -498,7 +502,6 @@ def test_a_view_from_further_on_begins_at_pure_noise(on, guide):
         (UniPCMultistepScheduler, {"prediction_type": "flow_prediction"}, {}, "given without use_flow_sigmas"),
         (UniPCMultistepScheduler, {"predict_x0": False}, {}, "predict_x0: False given"),
         (FlowMatchEulerDiscreteScheduler, {"use_dynamic_shifting": True}, {}, "use_dynamic_shifting: given"),
-        (DDIMScheduler, {"rescale_betas_zero_snr": True}, {}, "rescale_betas_zero_snr: given"),
     ],
 )
 def test_refuses_when_it_is_made(make, config, settings, message):
@@ -539,6 +542,15 @@ def test_refuses_a_walk_that_is_not_the_schedulers(changes, message, on):
     scheduler = DDIMScheduler()
     with pytest.raises(InputError, match=message):
         ours(on(scheduler), DiffusersSampler(scheduler), **changes)
+
+
+@pytest.mark.parametrize("make", [DDIMScheduler, DDPMScheduler])
+def test_refuses_to_tell_the_noise_where_there_is_no_signal(make, on):
+    scheduler = make(rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    with pytest.raises(InputError, match="prediction_type must be v_prediction or sample .*, got epsilon"):
+        ours(on(scheduler), DiffusersSampler(scheduler))
+    leading = make(rescale_betas_zero_snr=True, timestep_spacing="leading")
+    assert ours(on(leading), DiffusersSampler(leading)).isfinite().all()
 
 
 def test_refuses_fewer_steps_than_rungekutta_takes(on):

@@ -38,7 +38,7 @@ def test_a_walk_is_edms_algorithm(mixture, draw, schedule, steps, churn):
     levels = schedule.levels(steps, "karras")
 
     def denoise(z, t):
-        level = schedule.at_sigma(t)
+        level = schedule.at_ratio(t)
         return mixture(level.alpha * z, level).x0_hat
 
     ts = [float(level.sigma / level.alpha) for level in levels]

@@ -206,7 +206,7 @@ def _on(schedule: Schedule, image: Float[Tensor, "B C H W"], level: Level) -> tu
 
     Beyond the schedule's range, at its nearest level, signal or noise, whichever there is more of, has its scale.
     """
-    own = schedule.at_sigma(level.sigma / level.alpha)
+    own = schedule.at_ratio(level.sigma / level.alpha)
     scale = torch.where(level.sigma > level.alpha, own.sigma / level.sigma, own.alpha / level.alpha)
     return broadcast(scale, image) * image, own
 

@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.autoencoders.vq_model import VQModel
 from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 from diffusers.models.unets.unet_2d import UNet2DModel
 from jaxtyping import Float, Int
@@ -61,7 +62,7 @@ class DiffusersDenoiser:
         schedule: Schedule,
         parameterization: Parameterization = "epsilon",
         classes: tuple[str, ...] = (),
-        vae: AutoencoderKL | None = None,
+        vae: AutoencoderKL | VQModel | None = None,
     ) -> None:
         if parameterization not in get_args(Parameterization):
             raise unknown("parameterization", parameterization, get_args(Parameterization))
@@ -74,9 +75,9 @@ class DiffusersDenoiser:
         if classes and len(classes) not in (labels, labels - 1):
             raise InputError(f"classes: {len(classes)} names given; the network has {labels} labels")
         channels = int(config["in_channels"])
-        if vae is not None and vae.config["latent_channels"] != channels:
+        if vae is not None and latent.channels(vae.config) != channels:
             raise InputError(
-                f"vae: one of {vae.config['latent_channels']} channels given; allowed: {channels}, as the network has"
+                f"vae must be one of {channels} channels, as the network is, got {latent.channels(vae.config)}"
             )
         size = config["sample_size"]
         height, width = size if isinstance(size, list | tuple) else (size, size)
@@ -94,8 +95,8 @@ class DiffusersDenoiser:
         """Loads a pipeline's folder as diffusers saves it.
 
         Args:
-            folder: It holds ``scheduler`` and ``unet``, with ``vae`` beside them for one of latents; or ``scheduler``,
-                ``transformer`` and ``vae``, as a `DiTPipeline` does.
+            folder: It holds ``scheduler`` and ``unet``, with ``vae`` or ``vqvae`` beside them for one of latents, as an
+                `LDMPipeline` does; or ``scheduler``, ``transformer`` and ``vae``, as a `DiTPipeline` does.
             classes: The names of the labels; by default those in the folder's ``model_index.json``, where it has some.
 
         Raises:
@@ -116,7 +117,7 @@ class DiffusersDenoiser:
                 "prediction_type", "flow_prediction" if isinstance(schedule, Flow) else "epsilon"
             ),
             classes=classes or parts.names,
-            vae=parts.model("vae", AutoencoderKL) if "vae" in parts.found else None,
+            vae=parts.decoder,
         )
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "DiffusersDenoiser":

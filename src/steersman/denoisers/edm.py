@@ -83,7 +83,7 @@ class EDMDenoiser:
         """
         parts = Folder(folder)
         config = parts.settings("scheduler/scheduler_config.json")
-        if "unet" not in parts.found or "vae" in parts.found:
+        if parts.found != {"scheduler", "unet"}:
             raise InputError(
                 f"denoiser: {str(folder)!r} has {', '.join(sorted(parts.found))}; allowed: unet, scheduler"
             )

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.autoencoders.vq_model import VQModel
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import logging
 
@@ -21,9 +22,19 @@ from steersman.meta import no_larger_than, weights_size
 
 __all__ = ["PIPELINES", "Folder", "read_index", "read_model"]
 
-PARTS = ("scheduler", "unet", "transformer", "vae")
-WHOLE = ({"scheduler", "unet"}, {"scheduler", "unet", "vae"}, {"scheduler", "transformer", "vae"})
-LAYOUT = "a folder with unet/ and scheduler/, or transformer/, vae/ and scheduler/, as diffusers saves them"
+DECODERS: Mapping[str, tuple[type[ModelMixin], ...]] = {"vae": (AutoencoderKL,), "vqvae": (VQModel, AutoencoderKL)}
+"""What may decode latents, by the name of its part: the VAE of most pipelines, and that of LDMPipeline."""
+PARTS = ("scheduler", "unet", "transformer", *DECODERS)
+WHOLE = (
+    {"scheduler", "unet"},
+    {"scheduler", "unet", "vae"},
+    {"scheduler", "unet", "vqvae"},
+    {"scheduler", "transformer", "vae"},
+)
+LAYOUT = (
+    "a folder with scheduler/ and unet/, with vae/ or vqvae/ beside them where it draws latents, or scheduler/, "
+    "transformer/ and vae/, as diffusers saves them"
+)
 PIPELINES = (
     "FluxPipeline",
     "PixArtAlphaPipeline",
@@ -91,6 +102,15 @@ class Folder:
         part, _, rest = name.partition("/")
         return self.path / name if not rest or (self.path / part).is_dir() else self.path / rest
 
+    @property
+    def decoder(self) -> Any:  # noqa: ANN401
+        """What decodes its latents, with its weights; None where its samples are images.
+
+        Raises:
+            InputError: It cannot be read.
+        """
+        return next((self.model(part, *kinds) for part, kinds in DECODERS.items() if part in self.found), None)
+
     def model(self, part: str, *kinds: type[Model]) -> Model:
         """Returns a part with its weights, of one of these kinds; of the first where it does not say which.
 
@@ -133,8 +153,8 @@ def read_model(part: str, place: Path, *kinds: type[Model]) -> Model:
 def _try(network: Any) -> None:  # noqa: ANN401
     """Shows a network without memory what it will be shown."""
     config = network.config
-    if isinstance(network, AutoencoderKL):
-        channels = config["latent_channels"]
+    if isinstance(network, AutoencoderKL | VQModel):
+        channels = latent.channels(config)
         latent.decoded(network, torch.zeros(1, channels, 8, 8))
         if not latent.unscaled(config, torch.ones(1, channels, 1, 1, device="cpu")).isfinite().all():
             raise InputError(f"scaling_factor: {config['scaling_factor']} given; allowed: one that latents survive")
@@ -147,7 +167,11 @@ def _try(network: Any) -> None:  # noqa: ANN401
     label = torch.zeros(1, dtype=torch.long) if labelled else None
     shape = network(torch.zeros(1, channels, height, width), torch.zeros(1), class_labels=label).sample.shape
     if shape not in ((1, channels, height, width), (1, 2 * channels, height, width)):
-        raise InputError(f"it makes {tuple(shape)} of {(1, channels, height, width)}; allowed: as many, or twice")
+        raise InputError(
+            "it must return as many channels as it is shown, or twice as many with a learned variance, of the same "
+            f"size, got {tuple(shape[1:])} for {(channels, height, width)}; a network that is shown another image "
+            "beside its own, as for super-resolution or inpainting, is not supported"
+        )
 
 
 def read_index(path: Path) -> Mapping[str, Any]:

@@ -6,7 +6,13 @@ that gives it unit variance and ``b`` a shift; some VAEs have a mean m and a dev
     image = Dec(z),   z = x_0 / s + b,   or   z = m + d x_0 / s + b
 
 which is differentiable: a classifier of images guides latents by ``grad log p(y | Dec(z))`` (EluCD 5.3). An image's
-own latent is of the z that its encoder finds likeliest. Images go through the VAE one at a time, and its blocks are
+own latent is of the z that its encoder finds likeliest.
+
+A VQ-VAE's decoder replaces each place of z by the nearest entry of its codebook first, ``z_q``, as its pipeline does.
+That has no gradient of its own, and passes the one with respect to ``z_q`` on to z as it is (straight through, van den
+Oord et al. 2017). Its encoder gives z itself.
+
+Images go through the VAE one at a time, and its blocks are
 computed again for the gradient instead of kept, so that a batch needs little more memory than one image.
 """
 
@@ -19,22 +25,22 @@ from torch import Tensor, nn
 
 from steersman.errors import InputError
 
-__all__ = ["cast", "decoded", "encoded", "frozen", "scaled", "unscaled"]
+__all__ = ["cast", "channels", "decoded", "encoded", "frozen", "scaled", "unscaled"]
 
 
 def decoded(vae: Any, x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H2 W2"]:  # noqa: ANN401
     """Returns ``Dec(z)`` of each latent, not clipped, in the latents' dtype.
 
     Args:
-        vae: diffusers' `AutoencoderKL`, or what has its ``config`` and ``decode``.
+        vae: diffusers' `AutoencoderKL` or `VQModel`, or what has its ``config`` and ``decode``.
         x0: Latents ``x_0`` as the denoiser knows them.
 
     Raises:
         InputError: The VAE decodes another number of channels.
     """
     config = vae.config
-    if x0.shape[1] != config.get("latent_channels", x0.shape[1]):
-        raise InputError(f"latents: {x0.shape[1]} channels given; allowed: {config['latent_channels']}, the VAE's")
+    if x0.shape[1] != (wanted := channels(config) or x0.shape[1]):
+        raise InputError(f"latents must have {wanted} channels, as the VAE decodes, got {x0.shape[1]}")
     z = unscaled(config, x0).to(vae.dtype)
     return torch.cat([vae.decode(each).sample for each in z.split(1)]).to(x0.dtype)
 
@@ -47,15 +53,21 @@ def encoded(vae: Any, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H
         images: The images.
 
     Raises:
-        InputError: The VAE's encoder gives no law of latents.
+        InputError: The VAE's encoder gives neither a law of latents nor latents.
     """
     found = []
     for each in images.to(vae.dtype).split(1):
-        law = getattr(vae.encode(each), "latent_dist", None)
-        if law is None:
-            raise InputError(f"vae: {type(vae).__name__} given; allowed: one that encodes, as AutoencoderKL")
-        found.append(law.mode())
+        output = vae.encode(each)
+        law, z = (getattr(output, key, None) for key in ("latent_dist", "latents"))
+        if law is None and z is None:
+            raise InputError(f"vae must be one that encodes, as AutoencoderKL or VQModel, got {type(vae).__name__}")
+        found.append(z if law is None else law.mode())
     return scaled(vae.config, torch.cat(found).to(images.dtype))
+
+
+def channels(config: Mapping[str, Any]) -> int | None:
+    """Returns how many channels a VAE's latents have, by its configuration; None where it does not say."""
+    return config.get("vq_embed_dim") or config.get("latent_channels")
 
 
 def scaled(config: Mapping[str, Any], z: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from diffusers import __version__
+from diffusers.models.autoencoders.vq_model import VQModel
 from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
@@ -27,7 +28,7 @@ PLAIN = {ADMUNet: "UNet2DModel", DiT: "DiTTransformer2DModel"}
 
 
 def save_folder(denoiser: object, out: str | Path) -> tuple[str, ...]:
-    """Writes a folder with ``scheduler`` and ``unet`` or ``transformer``, and ``vae`` where its samples are latents.
+    """Writes a folder of ``scheduler`` and ``unet`` or ``transformer``, with ``vae`` or ``vqvae`` for one of latents.
 
     The names of its labels go where each is loaded from: a DiT's into ``model_index.json``, a U-Net's into
     ``card.json``. With EDM's preconditioning the scheduler is an `EDMEulerScheduler`, which has it too.
@@ -67,20 +68,22 @@ def save_folder(denoiser: object, out: str | Path) -> tuple[str, ...]:
 def _write(denoiser: DiffusersDenoiser | EDMDenoiser, out: Path) -> None:
     dit, vae = isinstance(denoiser.network, DiTTransformer2DModel), getattr(denoiser, "vae", None)
     parts: dict[str, Any] = {"transformer" if dit else "unet": denoiser.network, "scheduler": _scheduler(denoiser)}
+    quantised = isinstance(vae, VQModel)
     if vae is not None:
-        parts["vae"] = vae
+        parts["vqvae" if quantised else "vae"] = vae
     for name, part in parts.items():
         part.save_pretrained(out / name)
     kinds = {name: ["diffusers", PLAIN.get(type(part), type(part).__name__)] for name, part in parts.items()}
     # EDM's networks have no pipeline of their own; this one scales what the network is shown, and gives it a label.
     edm = denoiser if isinstance(denoiser, EDMDenoiser) else None
-    pipeline = "DiTPipeline" if dit else "ConsistencyModelPipeline" if edm else "DDPMPipeline"
+    unet = "LDMPipeline" if quantised else "ConsistencyModelPipeline" if edm else "DDPMPipeline"
+    pipeline = "DiTPipeline" if dit else unet
     names = {str(number): name for number, name in enumerate(denoiser.classes)}
     index = {"_class_name": pipeline, "_diffusers_version": __version__, **kinds}
     if dit:
         write_json(out / "model_index.json", index | {"id2label": names})
         return
-    if vae is None:
+    if vae is None or quantised:
         write_json(out / "model_index.json", index)
     if names:
         untrained = {"unconditional": False} if edm and not edm.unconditional else {}

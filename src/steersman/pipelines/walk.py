@@ -158,7 +158,10 @@ class Walk:
     def _schedule(self) -> Schedule:
         if (alpha_bar := getattr(self.scheduler, "alphas_cumprod", None)) is None:
             return Flow()
-        return VP(alpha_bar=alpha_bar.detach().to("cpu", torch.float64))
+        alpha_bar = alpha_bar.detach().to("cpu", torch.float64, copy=True)
+        if self.scheduler.config.get("rescale_betas_zero_snr"):
+            alpha_bar[-1] = 0  # some schedulers have 2^-24 there, which may be above what comes before
+        return VP(alpha_bar=alpha_bar)
 
     def _begin(self) -> None:
         """A new walk: nothing is known of it yet."""

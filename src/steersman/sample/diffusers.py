@@ -32,6 +32,9 @@ from steersman.schedulers import FAMILIES, Family
 
 __all__ = ["KNOWN", "DiffusersSampler"]
 
+LEAST_ALPHA = 2.0**-12
+"""What diffusers' schedulers take for no signal where they need a finite ``sigma / alpha``."""
+
 Scheduler = Any
 """A diffusers scheduler; the package is not imported for its name alone."""
 
@@ -144,8 +147,8 @@ class DiffusersSampler:
             high: Only infinity.
 
         Raises:
-            InputError: Another spacing or range, a number of steps that the scheduler cannot do, or a scheduler that is
-                not on the denoiser's schedule.
+            InputError: Another spacing or range, a number of steps that the scheduler cannot do, a scheduler that is
+                not on the denoiser's schedule, or one of ``epsilon`` at a level without signal.
         """
         if spacing != "linspace" or low > 0 or high != float("inf"):
             raise InputError(
@@ -155,6 +158,11 @@ class DiffusersSampler:
         walk = self._walk(steps)
         for place in walk.places[:-1]:
             _check_level(type(self.scheduler).__name__, place.level, schedule)
+            if self.kind == "epsilon" and place.level.alpha == 0:
+                raise InputError(
+                    "scheduler: its prediction_type must be v_prediction or sample where it begins without signal "
+                    "(rescale_betas_zero_snr), got epsilon"
+                )
         return tuple(walk.places[start].level for start in walk.starts)
 
     def init(self, x: Float[Tensor, "B C H W"]) -> tuple:
@@ -298,7 +306,8 @@ class _Drawing(TorchFunctionMode):
 def _parted(mean: Float[Tensor, "B C H W"], x_s: Float[Tensor, "B C H W"], noise: Float[Tensor, "B C H W"]) -> Move:
     """Returns the step to ``x_s = mean + b noise``, of which the variance ``b^2`` is found, one an image."""
     deviation = x_s - mean
-    b = (deviation * noise).sum((1, 2, 3), keepdim=True) / noise.square().sum((1, 2, 3), keepdim=True).clamp(min=1e-30)
+    values = tuple(range(1, noise.ndim))
+    b = (deviation * noise).sum(values, keepdim=True) / noise.square().sum(values, keepdim=True).clamp(min=1e-30)
     return Move(mean, deviation, b.square()) if torch.any(b != 0) else Move(mean)
 
 
@@ -360,14 +369,19 @@ def _check(config: Mapping[str, Any]) -> None:
         raise InputError("prediction_type: flow_prediction given without use_flow_sigmas; allowed: both")
     if config.get("predict_x0") is False and config.get("final_sigmas_type") == "zero":
         raise InputError("predict_x0: False given, which ends in nothing at sigma = 0; allowed: with sigma_min at last")
-    for key in ("use_dynamic_shifting", "invert_sigmas", "rescale_betas_zero_snr"):
+    for key in ("use_dynamic_shifting", "invert_sigmas"):
         if config.get(key):
             raise InputError(f"{key}: given; allowed: a scheduler without it")
 
 
 def _check_level(name: str, level: Level, schedule: Schedule) -> None:
-    """Refuses a level that is not the schedule's own; times may be rounded to whole ones."""
-    theirs = schedule.at_sigma(level.sigma / level.alpha)
+    """Refuses a level that is not the schedule's own; times may be rounded to whole ones.
+
+    Of a schedule that ends without signal, the schedulers that hold ``sigma / alpha`` have a little at that time.
+    """
+    if schedule.at_time(level.time).alpha == 0 and level.alpha <= LEAST_ALPHA:
+        return
+    theirs = schedule.at_ratio(level.sigma / level.alpha)
     near = abs(float(theirs.alpha - level.alpha)) <= 0.01 * float(level.alpha)
     if not (near and abs(float(theirs.time - level.time)) <= 1):
         ours, theirs = (", ".join(f"{float(each):.4g}" for each in given) for given in (level, theirs))

@@ -5,7 +5,8 @@
     Euler    z_s = z_hat + (t_s - t_hat) d                  d = (z_hat - x0_hat) / t_hat = eps_hat
     Heun     z_s = z_hat + (t_s - t_hat) (d + d_s) / 2      d_s at Euler's z_s; not into a clean image
 
-Euler's step is DDIM's, ``z_s = x0_hat + t_s eps_hat``, and Heun's adds ``(t_s - t_hat) (d_s - d) / 2`` to it.
+Euler's step is DDIM's, ``z_s = x0_hat + t_s eps_hat``, and Heun's adds ``(t_s - t_hat) (d_s - d) / 2`` to it. Where
+there is no signal, t is infinite: the step from there is Euler's, and nothing can be churned.
 """  # noqa: D205, D415
 
 import math
@@ -54,12 +55,12 @@ class Heun(Sampler):
     def step(
         self, x_t: Float[Tensor, "B C H W"], step: Step, predict: Predict, draw: Draw, state: tuple
     ) -> tuple[Move, tuple]:
-        """Returns Heun's step from the churned sample, or Euler's into a clean image."""
+        """Returns Heun's step from the churned sample; Euler's into a clean image, and out of pure noise."""
         x_t, level = self._churned(x_t, step, predict, draw)
         alpha, sigma = (broadcast(value, x_t) for value in (step.next.alpha, step.next.sigma))
         estimate = predict(x_t, level)
         x_s = alpha * estimate.x0 + sigma * estimate.eps
-        if step.next.sigma > 0:
+        if step.next.sigma > 0 and level.alpha > 0:
             change = predict(x_s, step.next, stage=1).eps - estimate.eps
             half = (step.next.sigma - step.next.alpha * level.sigma / level.alpha) / 2
             x_s = x_s + broadcast(half, x_s) * change
@@ -70,9 +71,10 @@ class Heun(Sampler):
     ) -> tuple[Float[Tensor, "B C H W"], Level]:
         """Takes a sample up to ``t_hat``, or as far as the schedule goes."""
         t = float(step.level.sigma / step.level.alpha)
-        gamma = min(self.churn / step.count, math.sqrt(2) - 1) if self.low <= t <= self.high else 0.0
+        churned = self.low <= t <= self.high and t < math.inf
+        gamma = min(self.churn / step.count, math.sqrt(2) - 1) if churned else 0.0
         if gamma == 0:
             return x_t, step.level
-        hat = predict.schedule.at_sigma((1 + gamma) * t)
+        hat = predict.schedule.at_ratio((1 + gamma) * t)
         ratio, beta = transition(hat, step.level)
         return broadcast(ratio, x_t) * x_t + broadcast(self.noise * beta.sqrt(), x_t) * draw(), hat

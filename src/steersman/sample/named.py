@@ -92,10 +92,17 @@ class NamedScheduler(Sampler):
         made = getattr(diffusers, name)
         of_step = {key: value for key, value in self.settings.items() if key in KNOWN[name].settings}
         given = {key: value for key, value in self.settings.items() if key not in of_step}
-        accepted = inspect.signature(made.__init__).parameters
+        accepted = _signature(name)
         unclipped = {"clip_sample": False} if "clip_sample" in accepted else {}
+        decided = _of(schedule, FAMILIES[name])
+        if not all(key in accepted for key in decided):
+            able = [each for each in KNOWN if "rescale_betas_zero_snr" in _signature(each)]
+            raise InputError(
+                f"sampler.scheduler must be one that can begin without signal, as the denoiser's schedule does (zero "
+                f"terminal SNR), got {name}; choose one of {', '.join(each.removesuffix(_END) for each in able)}"
+            )
         try:
-            scheduler = made(**given, **unclipped, **_of(schedule, FAMILIES[name]))
+            scheduler = made(**given, **unclipped, **decided)
         except (ValueError, NotImplementedError, ImportError) as error:
             reason = " ".join(str(error).split())
             raise InputError(f"sampler.settings: {given} given, which {name} refuses ({reason})") from error
@@ -121,7 +128,10 @@ def _of(schedule: Schedule, family: Family) -> dict[str, Any]:
     """Returns what a scheduler of a family is told of the denoiser's schedule."""
     match schedule:
         case VP():
-            return {"num_train_timesteps": len(schedule.alpha_bar), "trained_betas": schedule.betas.tolist()}
+            betas = {"num_train_timesteps": len(schedule.alpha_bar), "trained_betas": schedule.betas.tolist()}
+            # Without signal, epsilon says nothing of x0, so that the scheduler could not be told it.
+            no_signal = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
+            return betas if schedule.alpha_bar[-1] > 0 else betas | no_signal
         case EDM(low=low, high=high):
             return {"sigma_min": low, "sigma_max": high}
         case Flow(shift=shift, count=count) if family == "flow":
@@ -130,6 +140,13 @@ def _of(schedule: Schedule, family: Family) -> dict[str, Any]:
             flows = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
             return {"num_train_timesteps": count, "flow_shift": shift, **flows}
     raise AssertionError("a schedule that is not served was refused before")
+
+
+def _signature(name: str) -> Mapping[str, inspect.Parameter]:
+    """Returns what a scheduler's constructor takes."""
+    import diffusers
+
+    return inspect.signature(getattr(diffusers, name).__init__).parameters
 
 
 def _class_name(name: str) -> str:
@@ -156,7 +173,7 @@ def _parameters(name: str) -> dict[str, inspect.Parameter]:
     if lacking := [each for each in getattr(made, "_backends", ()) if each != "torch"]:
         raise InputError(f"sampler.scheduler: {name} needs {' and '.join(lacking)}; install it, or take another")
     of_step = inspect.signature(made.step).parameters
-    own = inspect.signature(made.__init__).parameters
+    own = _signature(name)
     found = {key: own[key] for key in own if key != "self" and key not in _DECIDED}
     return found | {key: of_step[key] for key in KNOWN[name].settings}
 
