@@ -32,8 +32,8 @@ WHOLE = (
     {"scheduler", "transformer", "vae"},
 )
 LAYOUT = (
-    "a folder with scheduler/ and unet/, with vae/ or vqvae/ beside them where it draws latents, or scheduler/, "
-    "transformer/ and vae/, as diffusers saves them"
+    "a folder with unet/ and scheduler/, with vae/ or vqvae/ too where it draws latents, or transformer/, vae/ and "
+    "scheduler/, as diffusers saves them"
 )
 PIPELINES = (
     "FluxPipeline",
