@@ -2,7 +2,8 @@
 
 The guide's figures are those of the network that steered; the judge is another one, which never does. Accuracy and
 probability are among the classes that a network knows: for a classifier of texts, the texts of the run, and null where
-there is but one. Similarity is the cosine of text and image, null for other classifiers.
+there is but one; of several labels, each is measured by its own sigmoid. Similarity is the cosine of text and image,
+null for other classifiers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,7 @@ class Verdict(NamedTuple):
     """What a network says of an image, None where it says nothing.
 
     Attributes:
-        accuracy: 1 where the target is its likeliest class, else 0.
+        accuracy: 1 where the target is its likeliest class, or a label likelier than not; else 0.
         probability: The target's.
         similarity: The cosine of image and target, where that is a text.
     """
@@ -46,8 +47,10 @@ def judged(classifier: Classifier, images: Float[Tensor, "B 3 H W"], targets: Se
     right: Sequence[float | None] = nothing
     probability: Sequence[float | None] = nothing
     similarity: Sequence[float | None] = nothing
-    if len(classifier.names) > 1:
-        right, probability = correct(logits, target).double().tolist(), target_probability(logits, target).tolist()
+    if len(classifier.names) > 1 or classifier.multilabel:
+        head = {"multilabel": classifier.multilabel}
+        right = correct(logits, target, **head).double().tolist()
+        probability = target_probability(logits, target, **head).tolist()
     if isinstance(classifier, TextClassifier):
         similarity = (logits.gather(1, target[:, None])[:, 0] / classifier.sharpness).tolist()
     return [Verdict(*said) for said in zip(right, probability, similarity, strict=True)]

@@ -64,6 +64,55 @@ def test_names_must_fit():
         linear(binary=True, names=("a", "b", "c"))
 
 
+def test_a_binary_classifier_of_one_name_calls_the_other_class_not_it():
+    assert linear(binary=True, names=["cat"]).names == ("not cat", "cat")
+    with pytest.raises(InputError, match="binary or multilabel, got both"):
+        linear(binary=True, multilabel=True, names="ab")
+
+
+class Gives(nn.Module):
+    """Gives whatever it is made with, for any image."""
+
+    def __init__(self, output):
+        super().__init__()
+        self.output = output
+
+    def forward(self, image):
+        if isinstance(self.output, Exception):
+            raise self.output
+        return self.output
+
+
+@pytest.mark.parametrize(
+    ("output", "settings", "message"),
+    [
+        (torch.zeros(2, 1), {"names": "ab"}, r"\(images, 2\) logits.*2 names, got .*\(2, 1\); .* is stated as binary"),
+        (torch.zeros(2, 5), {"names": "abc"}, r"must give \(images, 3\) logits, as it has 3 names, got .*\(2, 5\)$"),
+        (torch.zeros(2, 2), {"names": "ab", "binary": True}, r"\(images, 1\) logits.* got .*\(2, 2\)$"),
+        (torch.zeros(2, 1), {"names": "ab", "multilabel": True}, r"\(images, 2\) logits"),
+        (torch.zeros(2, 2, 1, 1), {"names": "ab"}, r"got outputs of shape \(2, 2, 1, 1\)$"),
+        ({"logits": torch.zeros(2, 2)}, {"names": "ab"}, "got dict$"),
+        (RuntimeError("mat1 and mat2"), {"names": "ab"}, "Gives does not take an input of 3 x 4 x 4 .*mat1 and mat2"),
+    ],
+)
+def test_outputs_that_are_no_logits_of_its_classes_are_refused(output, settings, message, unchecked):
+    classifier = Classifier(Gives(output), preprocess=RAW, **settings)
+    with pytest.raises(InputError, match=message) as refused:
+        classifier(torch.zeros(2, 3, 4, 4))
+    assert "\n" not in str(refused.value)
+
+
+def test_one_logit_may_come_without_an_axis():
+    classifier = Classifier(Gives(torch.ones(2)), preprocess=RAW, names="ab", binary=True)
+    assert torch.equal(classifier(torch.zeros(2, 3, 4, 4)), torch.ones(2, 1))
+
+
+def test_memory_that_runs_out_is_no_fault_of_the_images():
+    classifier = Classifier(Gives(torch.OutOfMemoryError("no more")), preprocess=RAW, names="ab")
+    with pytest.raises(torch.OutOfMemoryError):
+        classifier(torch.zeros(2, 3, 4, 4))
+
+
 def test_stays_in_evaluation_and_frozen():
     classifier = linear()
     assert not any(module.training for module in classifier.train().modules())

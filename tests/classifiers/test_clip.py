@@ -144,7 +144,7 @@ def test_another_size_is_seen_with_interpolated_places(clip):
 
 def test_one_text_alone_is_no_class(classifier):
     target, image = torch.tensor([classifier.resolve("ball")]), in_range(photo(16, 16))
-    with pytest.raises(InputError, match="objective: class, of which one alone"):
+    with pytest.raises(InputError, match="objective class needs two classes or more, got one"):
         ClassProbability(classifier=classifier)(image, target, CLEAN)
     assert ClassProbability(classifier=classifier, marginal=0.0)(image, target, CLEAN) == classifier(image)
     classifier.resolve("blur")

@@ -25,6 +25,16 @@ class Net(torch.nn.Module):
 def whole():
     return Classifier(Net(), preprocess=Preprocess(size=4), names=["left", "right"])
 
+def attributes():
+    net = Net()
+    net.multilabel = True
+    return net
+
+def detector():
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 1))
+    net.names, net.binary = ["a cat"], True
+    return net
+
 def nameless():
     net = Net()
     del net.names
@@ -80,6 +90,15 @@ def test_a_network_with_names_sees_the_sample_as_it_is():
     image = torch.full((1, 3, 8, 8), 0.5)
     assert torch.equal(classifier(image), torch.tensor([[0.0, 0.5]], dtype=torch.float64))
     assert "own_balls.nets" in sys.modules and "own_broken" not in sys.modules
+
+
+@pytest.mark.usefixtures("own")
+def test_a_network_says_what_its_logits_mean():
+    classifier = load_classifier("module:own_balls.nets:attributes")
+    assert classifier.multilabel and classifier.names == ("left", "right")
+    classifier = load_classifier("module:own_balls.nets:detector")
+    assert classifier.binary and classifier.names == ("not a cat", "a cat")
+    assert classifier(torch.zeros(2, 3, 2, 2)).shape == (2, 1)
 
 
 @pytest.mark.usefixtures("own")

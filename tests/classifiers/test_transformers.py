@@ -105,6 +105,23 @@ def test_one_logit_is_binary(saved):
     assert classifier.binary and classifier.names == ("not cat", "cat")
 
 
+def test_labels_of_their_own_are_read_from_the_problem_type(saved):
+    model = resnet(problem_type="multi_label_classification")
+    folder, _ = saved(model)
+    classifier = load_classifier(f"hf:{folder}")
+    assert classifier.multilabel and not classifier.binary and classifier.names == tuple(NAMES.values())
+    folder, _ = saved(resnet(problem_type="multi_label_classification", id2label={0: "cat"}))
+    classifier = load_classifier(f"hf:{folder}")  # the same as a binary one
+    assert classifier.binary and classifier.names == ("not cat", "cat")
+
+
+def test_names_that_are_numbers(saved):
+    folder, _ = saved(resnet())
+    changed(folder, "config.json", id2label={"0": 7, "1": 8, "2": 9})
+    classifier = load_classifier(f"hf:{folder}")
+    assert classifier.names == ("7", "8", "9") and classifier.resolve("8") == 1
+
+
 def test_softplus_where_there_is_a_relu_and_an_error_where_not(saved):
     folder, _ = saved(resnet())
     assert load_classifier(f"hf:{folder}", softplus=3.0).smoothed > 0

@@ -73,7 +73,9 @@ def test_binary_of_both_targets(linear, image):
 
 
 def test_binary_refuses_a_classifier_of_many_classes(linear, image):
-    with pytest.raises(InputError, match="binary, but the classifier has 5 logits; allowed: one logit"):
+    with pytest.raises(
+        InputError, match="needs a classifier with one logit .* got a softmax over 5; use objective class"
+    ):
         BinaryProbability(classifier=linear)(image, TARGET, CLEAN)
 
 
@@ -81,10 +83,81 @@ def test_one_class_alone_has_no_probability_to_raise(linear, image):
     def one(x, level=None):
         return linear(x)[:, :1]
 
-    with pytest.raises(InputError, match="objective: class, of which one alone has always the probability 1"):
+    with pytest.raises(InputError, match="objective class needs two classes or more, got one"):
         ClassProbability(classifier=one)(image, torch.zeros_like(TARGET), CLEAN)
     half = ClassProbability(classifier=one, marginal=0.5)(image, torch.zeros_like(TARGET), CLEAN)
     torch.testing.assert_close(half, 0.5 * one(image)[:, 0], **ROUNDING)
+
+
+class Head:
+    """A linear classifier that says what its logits mean."""
+
+    def __init__(self, weights, *, binary=False, multilabel=False):
+        self.weights, self.binary, self.multilabel = weights, binary, multilabel
+
+    def __call__(self, image, level=None):
+        return image.flatten(1) @ self.weights.T
+
+
+TEMPERATURES = [(1.0, 1.0), (1.0, 0.5), (2.0, 0.3), (1.0, 0.0)]
+
+
+@pytest.mark.parametrize(("joint", "marginal"), TEMPERATURES)
+def test_one_logit_stands_for_two_opposite_ones(weights, image, joint, marginal):
+    """The objectives of a softmax over ``(-f / 2, f / 2)``, for either class."""
+    one, target = Head(weights[:1], binary=True), torch.tensor([0, 1, 1, 0])
+
+    def two(x, level=None):
+        f = one(x)
+        return torch.cat([-f / 2, f / 2], 1)
+
+    given = {"joint": joint, "marginal": marginal}
+    value = ClassProbability(classifier=one, **given)(image, target, CLEAN)
+    expected = ClassProbability(classifier=two, **given)(image, target, CLEAN)
+    torch.testing.assert_close(value, expected, **ROUNDING)
+    g = gradient(value, image)
+    torch.testing.assert_close(g, gradient(expected, image), **ROUNDING)
+    # towards class 1 along the weights, towards class 0 against them, and never still
+    assert torch.equal((g @ weights[0]).sign(), 2.0 * target - 1)
+    mirrored = ClassProbability(classifier=one, **given)(-image, 1 - target, CLEAN)
+    torch.testing.assert_close(mirrored, value, **ROUNDING)
+
+
+@pytest.mark.parametrize(("joint", "marginal"), TEMPERATURES)
+def test_of_several_labels_each_is_guided_for_itself(weights, image, joint, marginal):
+    labels, value = Head(weights, multilabel=True), []
+    given = {"joint": joint, "marginal": marginal}
+    value = ClassProbability(classifier=labels, **given)(image, TARGET, CLEAN)
+    for place, y in enumerate(TARGET.tolist()):
+        one = ClassProbability(classifier=Head(weights[y : y + 1], binary=True), **given)
+        alone = one(image[place : place + 1], torch.tensor([1]), CLEAN)
+        torch.testing.assert_close(value[place : place + 1], alone, **ROUNDING)
+    # up along the target's own weights, whatever the others are
+    g = gradient(value, image)
+    along = g * weights[TARGET]
+    torch.testing.assert_close(
+        g, along.sum(1, keepdim=True) / weights[TARGET].square().sum(1, keepdim=True) * weights[TARGET]
+    )
+    assert (along.sum(1) > 0).all()
+
+
+def test_without_temperatures_a_sigmoid_head_gives_its_own_log_probability(weights, image):
+    f, target = Head(weights)(image), torch.tensor([0, 1, 1, 0])
+    sign = torch.tensor([-1, 1, 1, -1])
+    for objective in (ClassProbability, BinaryProbability):
+        value = objective(classifier=Head(weights[:1], binary=True))(image, target, CLEAN)
+        torch.testing.assert_close(value, torch.sigmoid(sign * f[:, 0]).log(), **ROUNDING)
+        value = objective(classifier=Head(weights, multilabel=True))(image, TARGET, CLEAN)
+        torch.testing.assert_close(value, torch.sigmoid(f[range(4), TARGET]).log(), **ROUNDING)
+    value = TargetLogit(classifier=Head(weights[:1], binary=True))(image, target, CLEAN)
+    torch.testing.assert_close(value, sign * f[:, 0], **ROUNDING)
+    value = TargetLogit(classifier=Head(weights, multilabel=True))(image, TARGET, CLEAN)
+    torch.testing.assert_close(value, f[range(4), TARGET], **ROUNDING)
+
+
+def test_binary_refuses_what_says_that_it_is_a_softmax(weights, image):
+    with pytest.raises(InputError, match="got a softmax over 1"):
+        BinaryProbability(classifier=Head(weights[:1]))(image, torch.zeros_like(TARGET), CLEAN)
 
 
 @pytest.mark.parametrize("objective", [ClassProbability, TargetLogit, BinaryProbability])

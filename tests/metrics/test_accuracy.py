@@ -7,6 +7,7 @@ import torch
 
 from steersman.errors import InputError
 from steersman.metrics import accuracy, correct, target_probability, wilson
+from steersman.metrics.accuracy import confidence
 
 
 def test_counts_the_images_with_their_target():
@@ -26,6 +27,18 @@ def test_one_logit_is_the_log_odds_of_class_one():
     target = torch.tensor([1, 0, 0])
     torch.testing.assert_close(target_probability(logits, target), torch.tensor([0.75, 0.25, 1 / (1 + math.exp(-1))]))
     assert accuracy(logits, target) == pytest.approx(2 / 3)
+
+
+def test_of_several_labels_each_is_a_question_of_its_own():
+    """The likeliest label takes nothing from the others."""
+    logits = torch.tensor([[math.log(3), 5.0, -1.0], [-math.log(3), 5.0, -1.0]])
+    target = torch.tensor([0, 0])
+    probability = target_probability(logits, target, multilabel=True)
+    torch.testing.assert_close(probability, torch.tensor([0.75, 0.25]))
+    assert correct(logits, target, multilabel=True).tolist() == [True, False]
+    assert accuracy(logits, torch.tensor([1, 2]), multilabel=True) == 0.5
+    sure = confidence(logits, target, multilabel=True)
+    torch.testing.assert_close(sure.float(), torch.tensor([0.75, 0.75]))
 
 
 @pytest.mark.parametrize(

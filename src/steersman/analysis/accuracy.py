@@ -54,6 +54,7 @@ def seen(
         for shown, view in views.items():
             image = denoiser.decode(view(x_t, prediction, level, denoiser))
             for name, classifier in classifiers.items():
-                found[name, shown].append(correct(classifier(image, level), targets[name]))
+                multilabel = getattr(classifier, "multilabel", False)
+                found[name, shown].append(correct(classifier(image, level), targets[name], multilabel=multilabel))
         on_step()
     return {key: torch.stack(columns, 1) for key, columns in found.items()}

@@ -1,7 +1,8 @@
 """Calibration: whether a classifier is as often right as it is sure, at each step of the reverse process.
 
 Samples are drawn unguided, each for a class, which is what the classifier should see. With the confidence
-``conf = max_i softmax(tau f)_i`` in M bins,
+``conf = max_i softmax(tau f)_i`` in M bins, or where the classifier tells several labels apart, that of the label or of
+its absence, ``max(sigmoid(tau f_y), sigmoid(-tau f_y))``,
 
     ECE_t = sum_m |B_m| / n |acc(B_m) - conf(B_m)|                                (EluCD 4.1; Naeini et al. 2015)
     ICE   = (1 / T) integral of ECE_t dt                                          (EluCD eq. 1), by trapezoids
@@ -26,7 +27,7 @@ from steersman.denoise import Conditioned, Denoiser, Prediction
 from steersman.errors import InputError
 from steersman.guidance.objective import Logits
 from steersman.guidance.view import View
-from steersman.metrics.accuracy import correct, two_logits
+from steersman.metrics.accuracy import confidence, correct
 from steersman.sample import Report, Sampler, sample
 from steersman.schedule import Level
 
@@ -102,20 +103,18 @@ def trusted(
             for shown, view in views.items():
                 image = denoiser.decode(view(x_t, prediction, level, told))
                 for key, classifier in classifiers.items():
-                    logits = classifier(image, level)
+                    logits, target = classifier(image, level), targets[key]
+                    head = {"multilabel": getattr(classifier, "multilabel", False)}
+                    right = correct(logits, target, **head)
                     for temperature in temperatures:
                         name = (*key, shown, f"τ {temperature:g}")
-                        found.setdefault((CONFIDENCE, *name), []).append(_confidence(logits, temperature))
-                        found.setdefault((CORRECT, *name), []).append(correct(logits, targets[key]))
+                        sure = confidence(temperature * logits.double(), target, **head)
+                        found.setdefault((CONFIDENCE, *name), []).append(sure)
+                        found.setdefault((CORRECT, *name), []).append(right)
         on_step()
 
     sample(overheard, sampler, seeds=seeds, condition=condition, device=device, callbacks=[look], **walk)
     return {key: torch.stack(columns, 1) for key, columns in found.items()}
-
-
-def _confidence(logits: Float[Tensor, "B K"], temperature: float) -> Float[Tensor, " B"]:
-    """Returns the probability of the likeliest class; one logit stands for the two (0, f)."""
-    return (temperature * two_logits(logits).double()).softmax(1).amax(1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ all images.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -40,9 +41,8 @@ class _Heard:
     classifier: Logits
     logits: Tensor = field(init=False)
 
-    @property
-    def binary(self) -> bool:
-        return getattr(self.classifier, "binary", True)
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        return getattr(self.classifier, name)  # such as what its head is
 
     def __call__(self, image: Float[Tensor, "B C H W"], level: Level | None = None) -> Float[Tensor, "B K"]:
         logits = self.classifier(image, level)

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from steersman.classifiers.base import Classifier
 from steersman.classifiers.preprocess import Preprocess
+from steersman.classifiers.weights import class_names
 from steersman.denoisers.adm import CLASSIFIERS, SCHEDULES, read_checkpoint
 from steersman.denoisers.adm_layout import Attention, fill, in_diffusers_terms
 from steersman.errors import InputError, about
@@ -122,13 +123,21 @@ def load_adm_classifier(name: str) -> Classifier:
         network = ADMEncoder(found.layout.network(found.known.attention, size), pool)
         weights = in_diffusers_terms(body, found.layout, found.known.attention)
         fill(network, weights | {_renamed(key): _flat(value) for key, value in head.items()})
-    names = tuple(map(str, range(len(network.get_parameter("pool.c_proj.bias")))))
+    count = len(network.get_parameter("pool.c_proj.bias"))
+    names = class_names(name, count, None)
     if found.released:
         from steersman.classifiers.imagenet import imagenet_names
 
         names = imagenet_names()
     schedule = SCHEDULES[found.known.schedule]()
-    return Classifier(network, preprocess=Preprocess(size=size), names=names, told_level=True, schedule=schedule)
+    return Classifier(
+        network,
+        preprocess=Preprocess(size=size),
+        names=names,
+        binary=count == 1,
+        told_level=True,
+        schedule=schedule,
+    )
 
 
 def _pool(head: dict[str, Tensor], channels: int, attention: Attention) -> tuple[nn.Module, int]:

@@ -1,10 +1,12 @@
 """A trained classifier with what guidance must know of it.
 
-A classifier maps an image in [-1, 1] to logits f(x) ∈ R^K. With one logit (binary) it has two classes,
+A classifier maps an image in [-1, 1] to logits f(x) ∈ R^K, and what they mean is its head:
 
-    log p(names[1] | x) = log σ(f(x)),    log p(names[0] | x) = log σ(-f(x));
+    softmax        log p(names[i] | x) = f_i(x) - log sum_k exp f_k(x)                      one of K classes
+    binary         log p(names[1] | x) = log σ(f(x)),  log p(names[0] | x) = log σ(-f(x))    one logit, two classes
+    multi-label    log p(names[i] | x) = log σ(f_i(x))                                       each label for itself
 
-otherwise log p(names[i] | x) is the log-softmax of f. Its weights are frozen: only the image has a gradient.
+Objectives and measurements follow it. The weights are frozen: only the image has a gradient.
 
 One that knows noise has a schedule of its own, alpha' and sigma', and the images may be of another one. At the time t'
 with the same ``sigma' / alpha' = sigma / alpha``, both see the same picture and the same noise, but for a factor:
@@ -21,7 +23,7 @@ from torch import Tensor, nn
 from steersman.blocks import in_blocks
 from steersman.classifiers.preprocess import Preprocess
 from steersman.classifiers.smoothing import SoftCalls, activations, soften
-from steersman.errors import InputError
+from steersman.errors import InputError, one_line
 from steersman.names import resolve
 from steersman.schedule import Level, Schedule, broadcast, times
 
@@ -37,8 +39,10 @@ class Classifier(nn.Module):
         network: Maps the preprocessed image, ``(B, C, h, w)``, to logits ``(B, K)``; where ``told_level``, it
             maps the image and the level's time, ``(B,)``.
         preprocess: How an image in [-1, 1] becomes the network's input.
-        names: One name a class; synonyms within a name are separated by commas.
-        binary: Whether the network has one logit for two classes; σ(f) is the probability of ``names[1]``.
+        names: One name a class or label; synonyms within a name are separated by commas.
+        binary: Whether the network has one logit for two classes; σ(f) is the probability of ``names[1]``. Where one
+            name is given, the other class is called by it with ``not``.
+        multilabel: Whether σ(f_i) is the probability of ``names[i]``, whatever the other labels are.
         told_level: Whether the network was trained on noisy images and is told their level.
         schedule: The noise that it was trained on; None where that is the denoiser's own.
         smoothed: How many activations of the network are softened ones; for the reader only.
@@ -48,7 +52,7 @@ class Classifier(nn.Module):
         open_vocabulary: Whether any text is a class, and becomes one when it is first resolved.
 
     Raises:
-        InputError: There are no names, or a binary network has other than two.
+        InputError: There are no names, a binary network has more than two, or is to be a multi-label one too.
     """
 
     block: int | None = None
@@ -61,6 +65,7 @@ class Classifier(nn.Module):
         preprocess: Preprocess,
         names: Iterable[str],
         binary: bool = False,
+        multilabel: bool = False,
         told_level: bool = False,
         schedule: Schedule | None = None,
         smoothed: int = 0,
@@ -70,11 +75,16 @@ class Classifier(nn.Module):
         self.preprocess = preprocess
         self.names = tuple(names)
         self.binary = binary
+        self.multilabel = multilabel
         self.told_level = told_level
         self.schedule = schedule
         self.smoothed = smoothed
         if not self.names and not self.open_vocabulary:
             raise InputError("a classifier needs the names of its classes, got none")
+        if binary and multilabel:
+            raise InputError("a classifier is binary or multilabel, got both; binary is for one logit alone")
+        if binary and len(self.names) == 1:
+            self.names = (f"not {self.names[0]}", *self.names)
         if binary and len(self.names) != 2:
             raise InputError(f"a binary classifier has two names, got {len(self.names)}")
         self.eval()
@@ -95,7 +105,8 @@ class Classifier(nn.Module):
             The logits, in float64 where the network's weights are, else in float32.
 
         Raises:
-            InputError: The network must be told the level, and there is none.
+            InputError: The network needs the level, and there is none; it does not take such images; or its outputs are
+                not the logits of the classes that it has names for.
         """
         weights = _dtype(self.network)
         # Half precision has too few digits for resizing, and for the log-softmax that follows.
@@ -109,9 +120,37 @@ class Classifier(nn.Module):
             told = [times(level, len(image), image.device, exact)]
 
         def logits(image: Tensor, *told: Tensor) -> Tensor:
-            return self.network(self.preprocess(image).to(weights), *told)
+            return self._checked(self._output(self.preprocess(image).to(weights), *told))
 
         return in_blocks(logits, self.block, image, *told).to(exact)
+
+    def _output(self, shown: Float[Tensor, "B c h w"], *told: Tensor) -> object:
+        """Returns what the network makes of its input."""
+        try:
+            return self.network(shown, *told)
+        except (InputError, torch.OutOfMemoryError):
+            raise
+        except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
+            size = " x ".join(map(str, shown.shape[1:]))
+            name = type(self.network).__name__
+            raise InputError(f"classifier: {name} does not take an input of {size} ({one_line(error)})") from error
+
+    def _checked(self, output: object) -> Float[Tensor, "B K"]:
+        """Returns a network's output as one row of logits an image."""
+        if self.binary and isinstance(output, Tensor) and output.ndim == 1:
+            output = output[:, None]
+        width = 1 if self.binary else len(self.names)
+        fits = isinstance(output, Tensor) and output.ndim == 2
+        if fits and (self.open_vocabulary or output.shape[1] == width):
+            return output
+        given = f"outputs of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+        more = ""
+        if fits and output.shape[1] == 1 and len(self.names) == 2:
+            more = "; a network with one logit for two classes is stated as binary"
+        raise InputError(
+            f"classifier: {type(self.network).__name__} must give (images, {width}) logits, as it has "
+            f"{len(self.names)} names, got {given}{more}"
+        )
 
     @torch.no_grad()
     def features(self, image: Float[Tensor, "B C H W"], level: Level | None = None) -> Float[Tensor, "B D"]:
@@ -159,6 +198,7 @@ class Classifier(nn.Module):
             preprocess=self.preprocess,
             names=self.names,
             binary=self.binary,
+            multilabel=self.multilabel,
             told_level=self.told_level,
             schedule=self.schedule,
             smoothed=count,

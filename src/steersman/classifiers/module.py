@@ -1,7 +1,8 @@
 """One's own classifier, by the name of a function that makes it: ``module:PACKAGE.NAME:FACTORY``.
 
 The function takes no arguments and returns a `Classifier`; or a network with the names of its classes as ``names``,
-which maps images in [-1, 1], at the sample's own size, to logits. The module is installed, or lies in the current
+which maps images in [-1, 1], at the sample's own size, to logits: of a softmax, or as its attribute ``binary`` or
+``multilabel`` says. The module is installed, or lies in the current
 folder; it alone is imported, and runs as any program does.
 """
 
@@ -39,7 +40,8 @@ def load_module(name: str) -> Classifier:
     names = getattr(made, "names", None)
     if not isinstance(names, list | tuple) or not names or not all(isinstance(each, str) for each in names):
         raise InputError(f"classifier: the network of {called}() has no names of its classes; allowed: a list of texts")
-    return Classifier(made, preprocess=RAW, names=names)
+    heads = {head: bool(getattr(made, head, False)) for head in ("binary", "multilabel")}
+    return Classifier(made, preprocess=RAW, names=names, **heads)
 
 
 def make(name: str) -> object:

@@ -1,7 +1,8 @@
 """Image classifiers of transformers: ``hf:FOLDER``, or ``hf:ID`` of the hub.
 
 The folder's own image processor says how images are prepared (`steersman.classifiers.processor`), its configuration
-what the classes are called. Weights are read from safetensors alone, and no code of a repository is run.
+what the classes are called, and by ``problem_type`` whether they are labels of their own (multi-label). Weights are
+read from safetensors alone, and no code of a repository is run.
 
     ?names=FILE    a name a line, in the order of the logits; else the configuration's ``id2label``
     ?crop=none     show the whole image, resized to the network's size: only what the network sees is guided
@@ -42,14 +43,13 @@ def load_transformers(name: str) -> Classifier:
         preprocess = read_processor(spec, processor, grey=getattr(model.config, "num_channels", 3) == 1)
     with about("classifier", spec):
         check_finite(model.state_dict())
-        names, binary = _labels(model.config), model.config.num_labels == 1
-        if binary:
-            names = [f"not {names[0]}", *names]
+        count = model.config.num_labels
         return Classifier(
             _Logits(model),
             preprocess=uncropped(preprocess, options),
-            names=class_names(spec, model.config.num_labels, options.get("names"), names),
-            binary=binary,
+            names=class_names(spec, count, options.get("names"), _labels(model.config)),
+            binary=count == 1,
+            multilabel=count > 1 and model.config.problem_type == "multi_label_classification",
         )
 
 
@@ -66,7 +66,7 @@ def _read(transformers: Any, spec: str, name: str, **where: bool) -> tuple[Any, 
 
 
 def _labels(config: Any) -> list[str]:  # noqa: ANN401
-    return [config.id2label[index] for index in sorted(config.id2label)]
+    return [str(config.id2label[index]) for index in sorted(config.id2label)]
 
 
 class _Logits(nn.Module):

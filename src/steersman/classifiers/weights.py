@@ -132,11 +132,11 @@ def class_names(spec: str, count: int, file: str | None, known: Sequence[str] = 
     """
     classes = max(count, 2)
     if file is None:
-        return tuple(known) if len(known) == classes else tuple(map(str, range(classes)))
+        return tuple(known) if len(known) in (count, classes) else tuple(map(str, range(classes)))
     try:
         names = tuple(line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"classifier: {spec!r} has names that cannot be read ({one_line(error)})") from error
-    if len(names) != classes:
+    if len(names) not in (count, classes):
         raise InputError(f"classifier: {file} has {len(names)} names; allowed: {classes}, a class of {spec!r} each")
     return names

@@ -5,14 +5,24 @@
     binary    log sigmoid(f) for target 1, log sigmoid(-f) for 0  a classifier with one logit (nrCG, CelebA)
 
 ``tau1 = tau2 = 1`` is the ordinary log-softmax; ``tau2 < tau1`` strengthens the joint direction against the marginal.
+
+That is for a softmax over classes. Where the classifier says that its head is a sigmoid, each objective follows it.
+With the log-odds of the target, ``o = f`` or ``-f`` for the two classes of one logit, ``o = f_y`` for one of several
+labels, the target and its absence are two classes with the logits ``o / 2`` and ``-o / 2``, so that
+
+    class     tau1 o/2 - log[exp(tau2 o/2) + exp(-tau2 o/2)] = log sigmoid(tau2 o) + (tau1 - tau2) o / 2
+    logit     o
+    binary    log sigmoid(o)
+
+and no objective of a label pushes any other label. These are symmetric: a target and its absence are guided alike.
 """
 
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from steersman.errors import InputError
 from steersman.schedule import Level
@@ -48,6 +58,15 @@ def _of_target(logits: Float[Tensor, "B K"], target: Int[Tensor, " B"]) -> Float
     return logits.gather(1, target[:, None])[:, 0]
 
 
+def _log_odds(
+    classifier: Logits, logits: Float[Tensor, "B K"], target: Int[Tensor, " B"]
+) -> Float[Tensor, " B"] | None:
+    """Returns each target's log-odds where the classifier's head is a sigmoid, None for a softmax."""
+    if getattr(classifier, "binary", False):
+        return logits[:, 0] * (2 * target - 1)
+    return _of_target(logits, target) if getattr(classifier, "multilabel", False) else None
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClassProbability:
     """``tau1 f_y - log sum_i exp(tau2 f_i)`` (EluCD eq. 4).
@@ -63,22 +82,25 @@ class ClassProbability:
     marginal: float = 1.0
 
     def __call__(self, image: Float[Tensor, "B C H W"], target: Int[Tensor, " B"], level: Level) -> Float[Tensor, " B"]:
-        """Returns it.
+        """Returns the log-probability, with its temperatures.
 
         Raises:
-            InputError: The classifier has one logit, and ``tau1 = tau2``: the value would be the same for all images.
+            InputError: A softmax of one logit is given, and ``tau1 = tau2``, which has the same value for all images.
         """
         logits = self.classifier(image, level)
+        odds = _log_odds(self.classifier, logits, target)
+        if odds is not None:
+            return logsigmoid(self.marginal * odds) + (self.joint - self.marginal) / 2 * odds
         if logits.shape[1] == 1 and self.joint == self.marginal:
             raise InputError(
-                "objective: class, of which one alone has always the probability 1; allowed: logit, or more classes"
+                "objective class needs two classes or more, got one, whose probability is always 1; use objective logit"
             )
         return self.joint * _of_target(logits, target) - (self.marginal * logits).logsumexp(1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TargetLogit:
-    """``f_y``.
+    """``f_y``, or the log-odds where the head is a sigmoid.
 
     Attributes:
         classifier: It gives f.
@@ -87,29 +109,35 @@ class TargetLogit:
     classifier: Logits
 
     def __call__(self, image: Float[Tensor, "B C H W"], target: Int[Tensor, " B"], level: Level) -> Float[Tensor, " B"]:
-        """Returns it."""
-        return _of_target(self.classifier(image, level), target)
+        """Returns the target's logit."""
+        logits = self.classifier(image, level)
+        odds = _log_odds(self.classifier, logits, target)
+        return _of_target(logits, target) if odds is None else odds
 
 
 @dataclass(frozen=True, kw_only=True)
 class BinaryProbability:
-    """``log sigmoid(f)`` for target 1, ``log sigmoid(-f)`` for target 0.
+    """``log sigmoid(o)``: for one logit f, ``o = f`` for target 1 and ``-f`` for target 0; for several labels, ``f_y``.
 
     Attributes:
-        classifier: It gives the one logit f.
+        classifier: It gives the one logit, or one a label.
     """
 
     classifier: Logits
 
     def __call__(self, image: Float[Tensor, "B C H W"], target: Int[Tensor, " B"], level: Level) -> Float[Tensor, " B"]:
-        """Returns it.
+        """Returns the log-probability.
 
         Raises:
-            InputError: The classifier has more than one logit, or says that it is not binary.
+            InputError: The classifier has a softmax over classes.
         """
         logits = self.classifier(image, level)
-        if logits.shape[1] != 1:
-            raise InputError(f"objective: binary, but the classifier has {logits.shape[1]} logits; allowed: one logit")
-        if not getattr(self.classifier, "binary", True):
-            raise InputError("objective: binary, but the one logit is of one class, not of two; allowed: logit")
-        return torch.nn.functional.logsigmoid(logits[:, 0] * (2 * target - 1))
+        odds = _log_odds(self.classifier, logits, target)
+        if odds is None and logits.shape[1] == 1 and not hasattr(self.classifier, "binary"):
+            odds = logits[:, 0] * (2 * target - 1)  # of a plain function, which cannot say what its one logit means
+        if odds is None:
+            raise InputError(
+                "objective binary needs a classifier with one logit for two classes, or with several labels, got a "
+                f"softmax over {logits.shape[1]}; use objective class or logit"
+            )
+        return logsigmoid(odds)

@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from steersman.errors import InputError
-from steersman.metrics.accuracy import correct, two_logits
+from steersman.metrics.accuracy import confidence, correct
 
 __all__ = ["BINS", "Reliability", "binned", "errors", "reliability"]
 
@@ -51,18 +51,22 @@ class Reliability:
         return float((share * (self.accuracy - self.confidence).abs()).sum())
 
 
-def reliability(logits: Float[Tensor, "B K"], target: Int[Tensor, "B"], bins: int = BINS) -> Reliability:
+def reliability(
+    logits: Float[Tensor, "B K"], target: Int[Tensor, "B"], bins: int = BINS, *, multilabel: bool = False
+) -> Reliability:
     """Returns the reliability diagram; its ``error`` is the expected calibration error.
 
     Args:
         logits: ``f(x)``, divided by a temperature where there is one; one column for a binary classifier.
         target: A class each, in [0, K).
         bins: ``M``, 1 or more.
+        multilabel: Whether each logit is of a label of its own.
 
     Raises:
         InputError: There are no images, or no bins.
     """
-    return binned(two_logits(logits).double().softmax(1).amax(1), correct(logits, target), bins)
+    head = {"multilabel": multilabel}
+    return binned(confidence(logits, target, **head), correct(logits, target, **head), bins)
 
 
 def binned(confidence: Float[Tensor, "B"], right: Bool[Tensor, "B"], bins: int = BINS) -> Reliability:

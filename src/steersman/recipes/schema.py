@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from steersman.errors import InputError, about, unknown
+from steersman.errors import InputError, about, notice, unknown
 from steersman.guidance import Guide, Noisy, Sum, Switch, Toward, Translated
 from steersman.guidance.objective import Logits, Objective
 from steersman.recipes.axes import AXES, HandOver, Unchanged, build, normal, plain
@@ -200,6 +200,12 @@ class Recipe(BaseModel):
 
     def _objective(self, classifier: Logits) -> Objective:
         objective = self._build("objective", classifier=classifier)
+        if getattr(classifier, "binary", False):
+            notice(
+                "the classifier is binary: the objective is that of its one logit f for one class, of -f for the other"
+            )
+        if getattr(classifier, "multilabel", False):
+            notice("the classifier is multi-label: the objective is that of the target's own logit alone")
         for part in self._smoothing():
             if part["kind"] in AVERAGES:
                 objective = build("smoothing", part, objective=objective)
