@@ -316,17 +316,26 @@ def _persistent(_: str, meta: Any) -> Record:  # noqa: ANN401
     return Record(name=_of(str, _of(dict, meta)["class_name"]), state=_of(dict, meta["state"]))
 
 
+def _encoded(_: str, text: Any, _encoding: Any) -> bytes:  # noqa: ANN401
+    """Returns bytes, which protocol 2 has no opcode for."""
+    return _of(str, text).encode("latin-1")
+
+
 def _record(name: str, *args: Any) -> Record:  # noqa: ANN401
     return Record(name=name, args=args)
 
 
 CALLS: dict[str, Callable[..., Any]] = {
+    "_codecs.encode": _encoded,
     "builtins.set": _set,
     "collections.OrderedDict": _mapping,
     "dnnlib.util.EasyDict": _mapping,
+    "numpy._core.multiarray._reconstruct": _record,
     "numpy._core.multiarray.scalar": _record,
+    "numpy.core.multiarray._reconstruct": _record,
     "numpy.core.multiarray.scalar": _record,
     "numpy.dtype": _record,
+    "numpy.ndarray": _record,
     "torch._utils._rebuild_parameter": _parameter,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch.nn.modules.container.ModuleDict": _record,

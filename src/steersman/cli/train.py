@@ -3,7 +3,7 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,10 +11,22 @@ __all__ = ["app"]
 
 app = typer.Typer(help="Train a denoiser or a classifier.", no_args_is_help=True)
 
-Data = Annotated[str, typer.Option(help="sportballs, sportballs:nrcg, or a folder with a folder a class.")]
+Data = Annotated[
+    str,
+    typer.Option(
+        help="sportballs, sportballs:nrcg; cifar10: or mnist:, with a folder after the colon where there is no "
+        "network; or a folder with a folder a class."
+    ),
+]
 Out = Annotated[Path, typer.Option(help="Folder for checkpoints and weights; a killed run goes on from it.")]
 Images = Annotated[int, typer.Option(help="Images to show in all, repeats counted.")]
-Resolution = Annotated[int, typer.Option(help="Side of the images in pixels.")]
+Resolution = Annotated[int | None, typer.Option(help="Side of the images in pixels; by default the data's own, or 64.")]
+Flip = Annotated[bool, typer.Option(help="Mirror half of the images.")]
+Decay = Annotated[
+    str, typer.Option(help="Learning rate after warm-up: cosine or linear to zero at the last image, or none.")
+]
+Optimizer = Annotated[str, typer.Option(help="adamw, or sgd (Nesterov's momentum 0.9).")]
+WeightDecay = Annotated[float, typer.Option(help="Weight decay.")]
 Num = Annotated[int, typer.Option(help="Size of the data set, where it is drawn.")]
 DataSeed = Annotated[int, typer.Option(help="Seed of the data set, where it is drawn.")]
 Batch = Annotated[int, typer.Option(help="Images a step.")]
@@ -26,22 +38,47 @@ Workers = Annotated[int, typer.Option(help="Processes that load data.")]
 Seed = Annotated[int, typer.Option(help="Seed of weights, order and noise.")]
 
 
+def _widths(text: str) -> tuple[int, ...]:
+    from steersman.errors import InputError
+
+    try:
+        return tuple(int(width) for width in text.split(","))
+    except ValueError as error:
+        raise InputError(f"widths must be whole numbers with commas between them, got {text!r}") from error
+
+
 @app.command()
 def denoiser(
     out: Out,
     data: Data = "sportballs",
     images: Images = 1_000_000,
-    resolution: Resolution = 64,
+    resolution: Resolution = None,
     num: Num = 1_000_000,
     data_seed: DataSeed = 0,
-    widths: Annotated[str, typer.Option(help="Channels at each resolution.")] = "32,48,64,96,128",
-    layers: Annotated[int, typer.Option(help="Residual blocks at each resolution.")] = 1,
+    noise: Annotated[
+        str | None, typer.Option(help="cosine (v-prediction; the default) or edm (EDM's preconditioning and noise).")
+    ] = None,
+    widths: Annotated[
+        str | None, typer.Option(help="Channels at each resolution, the highest first; by default 32,48,64,96,128.")
+    ] = None,
+    layers: Annotated[int | None, typer.Option(help="Residual blocks at each resolution; by default 1.")] = None,
+    attention: Annotated[
+        int | None, typer.Option(help="At how many of the lowest resolutions there is attention; by default 1.")
+    ] = None,
+    patch: Annotated[
+        int | None, typer.Option(help="Turn squares of this many pixels a side into channels first; by default 1.")
+    ] = None,
     dropout: Annotated[float, typer.Option(help="Share of images shown without their label.")] = 0.15,
     shift: Annotated[float, typer.Option(help="Shift of the times towards noise; 1 for uniform times.")] = 1.0,
-    init: Annotated[Path | None, typer.Option(help="Start from this pipeline folder's weights.")] = None,
+    flip: Flip = False,
+    init: Annotated[
+        str | None, typer.Option(help="Go on from this denoiser (a folder, or zoo:NAME), with its network and noise.")
+    ] = None,
     batch_size: Batch = 64,
     learning_rate: Rate = 5e-4,
     warmup: Warmup = 500,
+    decay: Decay = "cosine",
+    weight_decay: WeightDecay = 0.01,
     average: Annotated[float, typer.Option(help="Decay of the weights' moving average.")] = 0.9995,
     half: Annotated[bool, typer.Option(help="Write the weights in float16.")] = False,
     precision: Precision = "no",
@@ -49,8 +86,8 @@ def denoiser(
     workers: Workers = 0,
     seed: Seed = 0,
 ) -> None:
-    """Train a class-conditional U-Net with a null label (v-prediction, cosine schedule of 1000 times)."""
-    from steersman.train.denoiser import train_denoiser
+    """Train a class-conditional U-Net with a null label."""
+    from steersman.train.denoiser import Architecture, train_denoiser
     from steersman.train.loop import Training
 
     training = Training(
@@ -58,12 +95,18 @@ def denoiser(
         batch_size=batch_size,
         learning_rate=learning_rate,
         warmup=warmup,
+        decay=decay,
+        weight_decay=weight_decay,
         average=average,
         precision=precision,
         channels_last=channels_last,
         workers=workers,
         seed=seed,
     )
+    given = {"layers": layers, "attention": attention, "patch": patch}
+    settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if widths is not None:
+        settings["widths"] = _widths(widths)
     train_denoiser(
         out,
         training,
@@ -71,10 +114,11 @@ def denoiser(
         resolution=resolution,
         num=num,
         data_seed=data_seed,
-        widths=tuple(int(width) for width in widths.split(",")),
-        layers=layers,
+        noise=noise,  # pyright: ignore[reportArgumentType]  # checked there
+        architecture=Architecture(**settings) if settings else None,
         dropout=dropout,
         shift=shift,
+        flip=flip,
         init=init,
         half=half,
         command=shlex.join(["steersman", *sys.argv[1:]]),
@@ -94,7 +138,7 @@ def classifier(
     ),
     half: Annotated[bool, typer.Option(help="Write the weights in float16.")] = False,
     images: Images = 100_000,
-    resolution: Resolution = 64,
+    resolution: Resolution = None,
     num: Num = 1_000_000,
     data_seed: DataSeed = 0,
     held_out: Annotated[int, typer.Option(help="Images that the accuracy is measured on.")] = 4000,
@@ -117,6 +161,8 @@ def classifier(
         batch_size=batch_size,
         learning_rate=learning_rate,
         warmup=warmup,
+        decay=decay,
+        weight_decay=weight_decay,
         average=average,
         precision=precision,
         channels_last=channels_last,

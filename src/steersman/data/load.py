@@ -1,4 +1,4 @@
-"""Data sets by one string: ``sportballs``, ``sportballs:nrcg``, or an image folder with one folder a class."""
+"""Data sets by one string: ``sportballs``, ``cifar10:``, ``mnist:``, or an image folder with one folder a class."""
 
 from pathlib import Path
 
@@ -7,31 +7,44 @@ from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
+from steersman.data.pictures import SOURCES, read_pictures
 from steersman.data.sportballs import SportBalls
 from steersman.errors import InputError
 
 __all__ = ["load_data"]
 
 
-def load_data(spec: str, *, resolution: int = 64, num: int = 100_000, seed: int = 0) -> tuple[Dataset, tuple[str, ...]]:
-    """Returns a map-style data set of images (3, H, W) in [-1, 1] with their labels, and the names of its classes.
+SIDE = 64  # of images that have no side of their own, in pixels
+
+
+def load_data(
+    spec: str, *, resolution: int | None = None, num: int = 100_000, seed: int = 0
+) -> tuple[Dataset, tuple[str, ...]]:
+    """Returns a map-style data set of images (C, H, W) in [-1, 1] with their labels, and the names of its classes.
 
     Args:
-        spec: ``sportballs``, ``sportballs:PRESET``, or a folder.
-        resolution: The side of the images in pixels; a folder's are resized to it and cropped in the middle.
+        spec: ``sportballs``, ``sportballs:PRESET``; ``cifar10:`` or ``mnist:``, with a folder and ``?split=test`` or
+            without (`steersman.data.pictures`); or a folder.
+        resolution: The side of the images in pixels; a folder's are resized to it and cropped in the middle. None for
+            CIFAR-10's and MNIST's own, and 64 for the others.
         num: How many images, where they are drawn and not read.
         seed: The seed of those.
 
     Raises:
-        InputError: No such folder, or none with a class a folder.
+        InputError: No such folder, or none with a class a folder; or as `steersman.data.pictures.read_pictures`.
     """
     name, _, preset = spec.partition(":")
+    if name in SOURCES:
+        pictures = read_pictures(name, preset, resolution)
+        return pictures, pictures.classes
+    resolution = resolution or SIDE
     if name == "sportballs":
         balls = SportBalls.preset(preset or "large", num=num, seed=seed, resolution=resolution)
         return balls, balls.classes
     if not Path(spec).is_dir():
         raise InputError(
-            f"data: {spec!r} given; allowed: sportballs, sportballs:nrcg, or a folder with a folder a class"
+            f"data must be sportballs, sportballs:nrcg, {', '.join(f'{source}:' for source in SOURCES)} or a folder "
+            f"with a folder a class, got {spec!r}"
         )
     steps = [
         v2.ToImage(),

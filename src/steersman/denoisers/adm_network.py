@@ -1,10 +1,17 @@
-"""The U-Net of Dhariwal & Nichol (2021) where diffusers' configuration cannot say it, as diffusers' own with changes.
+"""U-Nets that diffusers' configuration cannot describe, as diffusers' own with changes.
 
 diffusers counts attention heads by their channels, ``heads = channels / attention_head_dim`` at every width, divides
 the channels of every normalisation into as many groups, and tells the network as many frequencies of the time as its
 first block has channels. ADM for ImageNet 128 has 4 heads at every width; ADM for ImageNet 512 is told 256 frequencies,
 and its first block has 128 channels. EDM's has ``floor(C / 64)`` heads and ``min(32, floor(C / 4))`` groups, which are
 diffusers' own from 128 channels on, in multiples of 64.
+
+A network of patches works on ``P x``, where P moves each square of ``p x p`` pixels into ``p^2`` channels:
+
+    F(x) = P^T U(P x)
+
+P only reorders values, so ``P eps`` is white noise again and the diffusion is the same, but the U-Net U has ``p^2``
+times fewer positions to compute.
 """
 
 from typing import Any
@@ -12,18 +19,19 @@ from typing import Any
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
-from diffusers.models.unets.unet_2d import UNet2DModel
-from torch import nn
+from diffusers.models.unets.unet_2d import UNet2DModel, UNet2DOutput
+from torch import Tensor, nn
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 __all__ = ["CHANGES", "GROUPS", "ADMUNet"]
 
-CHANGES = ("heads", "head_channels", "group_channels", "time_channels")
+CHANGES = ("heads", "head_channels", "group_channels", "time_channels", "patch")
 """What an `ADMUNet` may say beside what a `UNet2DModel` does."""
 GROUPS = 32
 
 
 class ADMUNet(UNet2DModel):
-    """diffusers' `UNet2DModel` with heads or groups counted or time told otherwise, which is kept where it is saved.
+    """diffusers' `UNet2DModel` with other heads, groups, time channels or patches; its configuration says which.
 
     Args:
         heads: How many heads every attention has; None as diffusers counts them.
@@ -31,6 +39,8 @@ class ADMUNet(UNet2DModel):
         group_channels: ``g``: a normalisation of C channels has ``min(32, floor(C / g))`` groups; None as diffusers
             counts them.
         time_channels: How many channels tell the time; None as many as the first block has.
+        patch: ``p``: the side of the squares that become channels; None for pixels as they are. The configuration's
+            ``sample_size``, ``in_channels`` and ``out_channels`` are those of the images.
         kwargs: As a `UNet2DModel` takes them.
     """
 
@@ -42,9 +52,13 @@ class ADMUNet(UNet2DModel):
         head_channels: int | None = None,
         group_channels: int | None = None,
         time_channels: int | None = None,
+        patch: int | None = None,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
         super().__init__(**kwargs)
+        if patch is not None:
+            self.conv_in = _wider(self.conv_in, inputs=patch**2)
+            self.conv_out = _wider(self.conv_out, outputs=patch**2)
         for module in self.modules():
             if isinstance(module, Attention):
                 count = heads or (module.inner_dim // head_channels if head_channels else module.heads)
@@ -57,7 +71,25 @@ class ADMUNet(UNet2DModel):
             self.time_proj = Timesteps(time_channels, self.config["flip_sin_to_cos"], self.config["freq_shift"])
             self.time_embedding = TimestepEmbedding(time_channels, embedded)
 
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float,
+        class_labels: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> UNet2DOutput | tuple[Tensor]:
+        """Returns what a `UNet2DModel` does, of images (B, C, H, W)."""
+        patch = self.config["patch"] or 1
+        (output,) = super().forward(pixel_unshuffle(sample, patch), timestep, class_labels, return_dict=False)
+        output = pixel_shuffle(output, patch)
+        return UNet2DOutput(sample=output) if return_dict else (output,)
+
     @staticmethod
     def _get_init_keys(input_class: type) -> set[str]:
         """Returns what a configuration may say: diffusers reads it off the signature, which names the changes only."""
         return ConfigMixin._get_init_keys(input_class) | ConfigMixin._get_init_keys(UNet2DModel)
+
+
+def _wider(conv: nn.Conv2d, inputs: int = 1, outputs: int = 1) -> nn.Conv2d:
+    """Returns a new convolution like another, with so many times the channels."""
+    return nn.Conv2d(conv.in_channels * inputs, conv.out_channels * outputs, conv.kernel_size, padding=conv.padding)

@@ -22,7 +22,7 @@ from steersman.errors import InputError, one_line
 from steersman.files import write_json
 from steersman.schedule import EDM, VP, Flow
 
-__all__ = ["save_folder"]
+__all__ = ["save_folder", "scheduler_of"]
 
 PLAIN = {ADMUNet: "UNet2DModel", DiT: "DiTTransformer2DModel"}
 
@@ -67,7 +67,7 @@ def save_folder(denoiser: object, out: str | Path) -> tuple[str, ...]:
 
 def _write(denoiser: DiffusersDenoiser | EDMDenoiser, out: Path) -> None:
     dit, vae = isinstance(denoiser.network, DiTTransformer2DModel), getattr(denoiser, "vae", None)
-    parts: dict[str, Any] = {"transformer" if dit else "unet": denoiser.network, "scheduler": _scheduler(denoiser)}
+    parts: dict[str, Any] = {"transformer" if dit else "unet": denoiser.network, "scheduler": scheduler_of(denoiser)}
     quantised = isinstance(vae, VQModel)
     if vae is not None:
         parts["vqvae" if quantised else "vae"] = vae
@@ -90,7 +90,7 @@ def _write(denoiser: DiffusersDenoiser | EDMDenoiser, out: Path) -> None:
         write_json(out / "card.json", {"classes": list(names.values())} | untrained)
 
 
-def _scheduler(
+def scheduler_of(
     denoiser: DiffusersDenoiser | EDMDenoiser,
 ) -> DDPMScheduler | EDMEulerScheduler | FlowMatchEulerDiscreteScheduler:
     """Returns a scheduler that its schedule can be read from again; DDPM's steps are at ADM's rounded levels."""

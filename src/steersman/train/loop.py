@@ -1,21 +1,22 @@
-"""The training loop of all networks here: AdamW, warm-up and cosine, mixed precision, exact resumption.
+"""The training loop of all networks here: AdamW or SGD, warm-up and decay, mixed precision, exact resumption.
 
 Everything random in step k follows from ``(seed, k)`` alone: which images, which noise. So a run that was killed goes
 on from its last checkpoint as if nothing had happened; the state is the weights, their average, the optimiser's moments
 and k.
 """
 
+import math
 import pickle
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar, get_args
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel
 from jaxtyping import Float
 from rich.console import Console
@@ -23,13 +24,18 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from steersman.errors import InputError
+from steersman.errors import InputError, unknown
 from steersman.files import replacing
 
 __all__ = ["Batch", "Loss", "Training", "fit", "recalibrate", "seconds_spent"]
 
 CHECKPOINT = "checkpoint.pt"
 RECALIBRATION = 100  # batches, whose mean and variance are those of thousands of images
+CHOICES = {
+    "decay": ("cosine", "linear", "none"),
+    "optimizer": ("adamw", "sgd"),
+    "precision": ("no", "bf16", "fp16"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +45,12 @@ class Training:
     Attributes:
         images: How many images to show in all, repeats counted.
         batch_size: Images a step, over all processes.
-        learning_rate: AdamW's, at its peak.
-        warmup: Steps of linear warm-up; cosine to zero follows.
-        weight_decay: AdamW's.
+        learning_rate: The optimiser's, at its peak.
+        warmup: Steps of linear warm-up.
+        decay: How the learning rate falls after it: ``cosine`` or ``linear`` to zero at the last step, or ``none``.
+            Without decay the averaged weights are usable at any time, so that a run may be stopped or continued.
+        optimizer: ``adamw``, or ``sgd`` with Nesterov's momentum of 0.9.
+        weight_decay: The optimiser's; not of biases and normalisations, which have one axis.
         clip: The largest norm of the gradient over all weights.
         average: The decay of the weights' moving average, or 0 for none; it warms up as ``1 - (1 + k)^(-3/4)``.
         precision: ``no`` for float32, ``bf16`` or ``fp16`` for mixed precision.
@@ -55,6 +64,8 @@ class Training:
     batch_size: int = 64
     learning_rate: float = 1e-4
     warmup: int = 500
+    decay: str = "cosine"
+    optimizer: str = "adamw"
     weight_decay: float = 0.01
     clip: float = 1.0
     average: float = 0.0
@@ -70,8 +81,9 @@ class Training:
                 raise InputError(f"{name}: {getattr(self, name)} given; allowed: 1 and more")
         if self.seed < 0:
             raise InputError(f"seed: {self.seed} given; allowed: 0 and more")
-        if self.precision not in ("no", "bf16", "fp16"):
-            raise InputError(f"precision: {self.precision!r} given; allowed: no, bf16, fp16")
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise unknown(name, getattr(self, name), known)
 
     @property
     def steps(self) -> int:
@@ -154,7 +166,7 @@ def fit(
     out.mkdir(parents=True, exist_ok=True)
     if training.channels_last:
         network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    optimizer = torch.optim.AdamW(network.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay)
+    optimizer = _optimizer(network, training)
     average = (
         EMAModel(network.parameters(), decay=training.average, use_ema_warmup=True, power=3 / 4)
         if training.average
@@ -163,7 +175,7 @@ def fit(
     start, spent = _resume(out / CHECKPOINT, network, optimizer, average)
     if start:
         console.print(f"going on from step {start} of {training.steps}")
-    rates = get_cosine_schedule_with_warmup(optimizer, training.warmup, training.steps, last_epoch=start - 1)
+    rates = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_rate, training), last_epoch=start - 1)
     loader = DataLoader(
         data,
         batch_sampler=_Batches(len(data), training, start),  # pyright: ignore[reportArgumentType]
@@ -252,6 +264,30 @@ def recalibrate(
 
     update_bn(inputs(), network, device)
     network.eval()
+
+
+def _optimizer(network: nn.Module, training: Training) -> torch.optim.Optimizer:
+    weights = list(network.parameters())
+    groups = [
+        {"params": [weight for weight in weights if weight.ndim > 1], "weight_decay": training.weight_decay},
+        {"params": [weight for weight in weights if weight.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if training.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=training.learning_rate, momentum=0.9, nesterov=True)
+    return torch.optim.AdamW(groups, lr=training.learning_rate)
+
+
+def _rate(training: Training, step: int) -> float:
+    """Returns the learning rate of a step, as a share of its peak."""
+    if step < training.warmup:
+        return step / training.warmup
+    passed = (step - training.warmup) / max(1, training.steps - training.warmup)
+    match training.decay:
+        case "cosine":
+            return max(0.0, (1 + math.cos(math.pi * passed)) / 2)
+        case "linear":
+            return max(0.0, 1 - passed)
+    return 1.0
 
 
 class _averaged:  # noqa: N801
