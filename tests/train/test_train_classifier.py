@@ -179,3 +179,39 @@ def test_command_refuses_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert run(monkeypatch, "train", "classifier", "--out", str(tmp_path), "--architecture", "resnet") == 2
     told = capsys.readouterr().err
     assert told.startswith("steersman: unknown architecture 'resnet'") and told.count("\n") == 1
+
+
+def test_images_of_one_channel_are_trained_on_and_the_test_images_measured(tmp_path: Path, mnist: str):
+    training = Training(images=40, batch_size=8, warmup=1, optimizer="sgd", decay="linear", learning_rate=0.1)
+    network, card = train_classifier(
+        tmp_path / "out", training, data=mnist, architecture="lenet", shift=2, smoothing=0.1, half=True, console=QUIET
+    )
+    assert card["channels"] == 1 and card["resolution"] == 28 and card["accuracy"]["held_out"] == 8
+    read, _ = read_network(tmp_path / "out" / "model.safetensors", tmp_path / "out" / "card.json")
+    images = torch.rand(3, 1, 28, 28) * 2 - 1
+    torch.testing.assert_close(read(images), network(images), rtol=0, atol=0)
+
+
+def test_test_images_are_never_trained_on(tmp_path: Path, mnist: str):
+    with pytest.raises(InputError, match="leave out the split"):
+        train_classifier(tmp_path / "out", Training(images=8), data=f"{mnist}?split=test", architecture="lenet")
+    assert not (tmp_path / "out").exists()
+
+
+def test_smoothed_labels_flips_and_shifts_are_the_losss():
+    images, network = torch.rand(64, 3, 8, 8), Seen()
+    loss = ClassificationLoss(flip=True, shift=1, smoothing=0.2)(network, batch(images))
+    assert loss.item() == pytest.approx(torch.tensor(2.0).log().item())  # equal logits, whatever the labels
+    assert network.images.shape == images.shape and not torch.equal(network.images, images)
+    sure = nn.Linear(1, 2)
+    with torch.no_grad():
+        sure.weight.zero_(), sure.bias.copy_(torch.tensor([3.0, 0.0]))
+    value = ClassificationLoss(smoothing=0.2)(nn.Sequential(nn.AdaptiveAvgPool3d(1), nn.Flatten(), sure), batch(images))
+    wrong, right = torch.tensor([3.0, 0.0]).log_softmax(0).flip(0)
+    assert value.item() == pytest.approx(-(0.9 * right + 0.1 * wrong).item())
+
+
+@pytest.mark.parametrize("wrong", [{"shift": -1}, {"smoothing": 1.0}, {"smoothing": -0.1}])
+def test_losses_that_make_no_sense_are_refused(wrong: dict):
+    with pytest.raises(InputError, match="must be"):
+        ClassificationLoss(**wrong)

@@ -76,7 +76,8 @@ def _load_zoo(name: str) -> Classifier:
     from steersman.zoo import load_network
 
     network, card = load_network(name)
-    return Classifier(network, preprocess=RAW, names=card["classes"])
+    preprocess = RAW.grey() if card.get("channels") == 1 else RAW
+    return Classifier(network, preprocess=preprocess, names=card["classes"])
 
 
 SOURCES: dict[str, Callable[[str], Classifier]] = {

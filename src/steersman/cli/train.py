@@ -1,4 +1,4 @@
-"""``steersman train``: a denoiser or a classifier, on SportBalls or on an image folder."""
+"""``steersman train``: a denoiser or a classifier, on SportBalls, CIFAR-10, MNIST or an image folder."""
 
 import shlex
 import sys
@@ -114,7 +114,7 @@ def denoiser(
         resolution=resolution,
         num=num,
         data_seed=data_seed,
-        noise=noise,  # pyright: ignore[reportArgumentType]  # checked there
+        noise=noise,
         architecture=Architecture(**settings) if settings else None,
         dropout=dropout,
         shift=shift,
@@ -130,22 +130,35 @@ def classifier(
     out: Out,
     data: Data = "sportballs",
     architecture: Annotated[
-        str, typer.Option(help="mobilenet_v3_small, resnet10_narrow or densenet_narrow.")
+        str,
+        typer.Option(
+            help="mobilenet_v3_small, resnet10_narrow, densenet_narrow; for 32x32 resnet9, plainnet, wide_resnet16; "
+            "for digits lenet."
+        ),
     ] = "mobilenet_v3_small",
     robust: Annotated[bool, typer.Option(help="Train on noisy images, not told how noisy.")] = False,
     augment: Annotated[bool, typer.Option(help="Shift, tint, blur and noise the images a little, as for a judge.")] = (
         False
     ),
+    flip: Flip = False,
+    shift: Annotated[int, typer.Option(help="Move the images by up to this many pixels along each axis.")] = 0,
+    smoothing: Annotated[float, typer.Option(help="Share of each label that is spread over all classes.")] = 0.0,
     half: Annotated[bool, typer.Option(help="Write the weights in float16.")] = False,
     images: Images = 100_000,
     resolution: Resolution = None,
     num: Num = 1_000_000,
     data_seed: DataSeed = 0,
-    held_out: Annotated[int, typer.Option(help="Images that the accuracy is measured on.")] = 4000,
+    held_out: Annotated[
+        int | None,
+        typer.Option(help="Images that the accuracy is measured on; by default 4000, or all test images."),
+    ] = None,
     held_out_seed: Annotated[int, typer.Option(help="Their seed, where they are drawn.")] = 99,
     batch_size: Batch = 64,
     learning_rate: Rate = 1e-3,
     warmup: Warmup = 200,
+    decay: Decay = "cosine",
+    optimizer: Optimizer = "adamw",
+    weight_decay: WeightDecay = 0.01,
     average: Annotated[float, typer.Option(help="Decay of the weights' moving average; 0 for none.")] = 0.0,
     precision: Precision = "no",
     channels_last: ChannelsLast = False,
@@ -179,6 +192,9 @@ def classifier(
         data_seed=data_seed,
         robust=robust,
         augment=augment,
+        flip=flip,
+        shift=shift,
+        smoothing=smoothing,
         half=half,
         held_out=held_out,
         held_out_seed=held_out_seed,

@@ -67,6 +67,7 @@ class Pictures(Dataset):
         pixels: The images.
         labels: Their labels.
         classes: The names of the classes.
+        split: ``train`` or ``test``.
         resolution: The side that images are resized to, in pixels; None for their own.
     """
 
@@ -75,9 +76,10 @@ class Pictures(Dataset):
         pixels: UInt8[Tensor, "N C H W"],
         labels: UInt8[Tensor, " N"],
         classes: tuple[str, ...],
+        split: str = "train",
         resolution: int | None = None,
     ) -> None:
-        self.pixels, self.labels, self.classes = pixels, labels, classes
+        self.pixels, self.labels, self.classes, self.split = pixels, labels, classes, split
         own = resolution in (None, pixels.shape[-1])
         self.resize = None if own else v2.Resize([resolution, resolution], antialias=True)
 
@@ -118,14 +120,15 @@ def read_pictures(name: str, place: str, resolution: int | None = None) -> Pictu
                 f"with its {split} images"
             )
         pixels, labels = _checked(*arrays, source, split)
-    return Pictures(torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.from_numpy(labels), source.classes, resolution)
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    return Pictures(images, torch.from_numpy(labels), source.classes, split, resolution)
 
 
 def _checked(pixels: np.ndarray, labels: np.ndarray, source: Source, split: str) -> Arrays:
     """Returns the published images in their original order."""
     if pixels.dtype != np.uint8 or pixels.shape != (len(labels), *source.shape):
         raise InputError(f"its images must be of {source.shape} in 8 bits, got {pixels.shape[1:]} in {pixels.dtype}")
-    labels, wanted = labels.astype(np.uint8), source.digests[split]
+    wanted = source.digests[split]
     parts = {
         _digest(pixels[first : first + BLOCK], labels[first : first + BLOCK]): first
         for first in range(0, len(labels), BLOCK)
@@ -138,7 +141,7 @@ def _checked(pixels: np.ndarray, labels: np.ndarray, source: Source, split: str)
         )
     starts = [parts[digest] for digest in wanted]
     if starts == sorted(starts):
-        return np.ascontiguousarray(pixels), labels
+        return np.array(pixels, order="C"), labels
     order = np.concatenate([np.arange(first, min(first + BLOCK, len(labels))) for first in starts])
     return pixels[order], labels[order]
 
@@ -168,7 +171,7 @@ def _cifar10(folder: Path, split: str) -> Arrays | None:
         strips = np.concatenate([_strip(place / f"{batch}.png") for batch in batches])
         # The package's own spelling.
         labels = json.loads((place / f"{split}_lables.json").read_text(encoding="utf-8"))
-        return strips, np.array(labels)
+        return strips, np.array(labels, np.uint8)
     return _parquet(folder, split, "RGB")
 
 
@@ -196,7 +199,7 @@ def _pickled(file: Path) -> Arrays:
     """Returns the images of one of CIFAR-10's pickles, (N, 3072) with the channels one after another."""
     content = {key.decode() if isinstance(key, bytes) else key: value for key, value in read_pickle(file).items()}
     pixels = _array(content["data"]).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    return pixels, np.array(content["labels"])
+    return pixels, np.array(content["labels"], np.uint8)
 
 
 def _array(record: Any) -> np.ndarray:  # noqa: ANN401
@@ -242,16 +245,15 @@ def _parquet(folder: Path, split: str, mode: str) -> Arrays | None:
             images.append(np.asarray(picture.convert(mode)))
         labels.append(row["label"])
     pixels = np.stack(images)
-    return pixels.reshape(*pixels.shape[:3], -1), np.array(labels)
+    return pixels.reshape(*pixels.shape[:3], -1), np.array(labels, np.uint8)
 
 
 def _download_cifar10(folder: Path) -> None:
-    from torchvision.datasets import CIFAR10
-    from torchvision.datasets.utils import download_and_extract_archive
+    from torchvision.datasets import CIFAR10, utils
 
     # The class itself would unpickle what it fetched.
     if not (folder / CIFAR10.base_folder / "test_batch").is_file():
-        download_and_extract_archive(CIFAR10.url, str(folder), filename=CIFAR10.filename, md5=CIFAR10.tgz_md5)
+        utils.download_and_extract_archive(CIFAR10.url, str(folder), filename=CIFAR10.filename, md5=CIFAR10.tgz_md5)
 
 
 def _download_mnist(folder: Path) -> None:

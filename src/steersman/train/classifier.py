@@ -24,16 +24,19 @@ from torchvision.transforms import v2
 
 from steersman.classifiers.networks import build_network
 from steersman.data.load import load_data
+from steersman.data.pictures import Pictures
 from steersman.data.sportballs import SportBalls
 from steersman.errors import InputError, notice
 from steersman.files import replacing, write_json
 from steersman.metrics.accuracy import accuracy
 from steersman.schedule import VP, broadcast
+from steersman.train.augment import flipped, shifted
 from steersman.train.loop import Batch, Training, fit, recalibrate, seconds_spent
 from steersman.zoo.load import read_network
 
 __all__ = ["ClassificationLoss", "augmentation", "noisy", "train_classifier"]
 
+HELD_OUT = 4000
 TIMES = (0.1, 0.25, 0.5, 0.75, 0.9)
 """Where along the forward process the finished classifier is measured."""
 
@@ -45,14 +48,31 @@ class ClassificationLoss:
     Attributes:
         schedule: The noise that a robust classifier is trained on; None for clean images.
         transform: What is done to each image (C, H, W) before the noise, at random.
+        flip: Whether half of the images are mirrored.
+        shift: How many pixels they are moved by at most, along each axis.
+        smoothing: Which share of a label is spread over all classes alike, in [0, 1).
+
+    Raises:
+        InputError: A shift or a smoothing out of its range.
     """
 
     schedule: VP | None = None
     transform: Callable[[Tensor], Tensor] | None = None
+    flip: bool = False
+    shift: int = 0
+    smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.shift < 0:
+            raise InputError(f"shift must be at least 0 pixels, got {self.shift}")
+        if not 0 <= self.smoothing < 1:
+            raise InputError(f"smoothing must be in [0, 1), got {self.smoothing}")
 
     def shown(self, batch: Batch) -> Float[Tensor, "B C H W"]:
         """Returns what the network sees of a batch."""
-        images = batch.images
+        images = flipped(batch.images, batch.generator) if self.flip else batch.images
+        if self.shift:
+            images = shifted(images, self.shift, batch.generator)
         if self.transform is not None:
             images = torch.stack([self.transform(image) for image in images])
         if self.schedule is not None:
@@ -62,7 +82,8 @@ class ClassificationLoss:
 
     def __call__(self, network: nn.Module, batch: Batch) -> Tensor:
         """Returns the mean cross entropy, ()."""
-        return cross_entropy(network(self.shown(batch)).float(), batch.labels)
+        logits = network(self.shown(batch)).float()
+        return cross_entropy(logits, batch.labels, label_smoothing=self.smoothing)
 
 
 def noisy(
@@ -106,14 +127,17 @@ def train_classifier(
     *,
     data: str = "sportballs",
     architecture: str = "mobilenet_v3_small",
-    resolution: int = 64,
+    resolution: int | None = None,
     num: int = 1_000_000,
     data_seed: int = 0,
     robust: bool = False,
     schedule: VP | None = None,
     augment: bool = False,
+    flip: bool = False,
+    shift: int = 0,
+    smoothing: float = 0.0,
     half: bool = False,
-    held_out: int = 4000,
+    held_out: int | None = None,
     held_out_seed: int = 99,
     command: str | None = None,
     console: Console | None = None,
@@ -126,14 +150,18 @@ def train_classifier(
             weights that it ends with, averaged or not.
         data: The data set, as `steersman.data.load_data` reads it.
         architecture: The network, as `steersman.classifiers.build_network` builds it.
-        resolution: The side of the images, in pixels.
+        resolution: The side of the images, in pixels; None for the data's own.
         num: The size of the data set, where it is drawn.
         data_seed: Its seed.
         robust: Whether it is trained on noisy images.
         schedule: Their noise, and that of the measurements; the cosine schedule of 1000 times if not given.
         augment: Whether the images are shifted, tinted, blurred and noised a little, as a judge's are.
+        flip: Whether half of the images are mirrored.
+        shift: How many pixels the images are moved by at most, along each axis.
+        smoothing: Which share of a label is spread over all classes alike, in [0, 1).
         half: Whether the weights are written in float16; the statistics of batch normalisation stay in float32.
-        held_out: How many images it is measured on; of an image folder they are kept out, at most a tenth.
+        held_out: How many images it is measured on; of an image folder they are kept out, at most a tenth; of CIFAR-10
+            and MNIST they are the first test images. None for 4000, or all test images.
         held_out_seed: Their seed, where they are drawn.
         command: The command line, for the card.
         console: Where progress and accuracy are told.
@@ -147,9 +175,14 @@ def train_classifier(
     torch.manual_seed(training.seed)
     schedule = schedule or VP.cosine()
     images, unseen, classes = _split(data, resolution, num, data_seed, held_out, held_out_seed)
-    network = build_network(architecture, len(classes))
+    channels, height, _ = images[0][0].shape
+    network = build_network(architecture, len(classes), channels)
     loss = ClassificationLoss(
-        schedule=schedule if robust else None, transform=augmentation(resolution) if augment else None
+        schedule=schedule if robust else None,
+        transform=augmentation(height) if augment else None,
+        flip=flip,
+        shift=shift,
+        smoothing=smoothing,
     )
     fit(network, images, loss, training, out, console=console)
     recalibrate(network, images, loss.shown, training)
@@ -158,7 +191,8 @@ def train_classifier(
     facts = {
         "architecture": architecture,
         "classes": list(classes),
-        "resolution": resolution,
+        "channels": channels,
+        "resolution": height,
         "robust": robust,
         "augmented": augment,
         "data": data,
@@ -177,12 +211,18 @@ def train_classifier(
 
 
 def _split(
-    spec: str, resolution: int, num: int, seed: int, held_out: int, held_out_seed: int
+    spec: str, resolution: int | None, num: int, seed: int, held_out: int | None, held_out_seed: int
 ) -> tuple[Dataset, Dataset, tuple[str, ...]]:
     """Returns the images to train on, those to measure on, and the names of their classes."""
-    if held_out < 1:
-        raise InputError(f"held_out: {held_out} given; allowed: 1 and more")
+    if held_out is not None and held_out < 1:
+        raise InputError(f"held_out must be at least 1, got {held_out}")
     images, classes = load_data(spec, resolution=resolution, num=num, seed=seed)
+    if isinstance(images, Pictures):
+        if images.split != "train":
+            raise InputError(f"a classifier is trained on the training images, got {spec!r}; leave out the split")
+        unseen, _ = load_data(f"{spec.partition('?')[0]}?split=test", resolution=resolution)
+        return images, Subset(unseen, range(min(held_out or len(unseen), len(unseen)))), classes  # pyright: ignore[reportArgumentType]
+    held_out = held_out or HELD_OUT
     if isinstance(images, SportBalls):
         if held_out_seed == seed:
             raise InputError(f"held_out_seed: {seed} given; allowed: another one than the data seed")

@@ -23,7 +23,7 @@ import copy
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from diffusers.models.resnet import ResnetBlock2D
@@ -248,7 +248,7 @@ def train_denoiser(
     resolution: int | None = None,
     num: int = 1_000_000,
     data_seed: int = 0,
-    noise: Literal["cosine", "edm"] | None = None,
+    noise: str | None = None,
     architecture: Architecture | None = None,
     dropout: float = 0.15,
     shift: float = 1.0,

@@ -65,14 +65,15 @@ def read_network(weights: Traversable, card: Traversable) -> tuple[nn.Module, di
 
     Args:
         weights: The file, such as ``model.safetensors`` of a training.
-        card: The card, such as its ``card.json``; must name ``architecture`` and ``classes``.
+        card: The card, such as its ``card.json``; must name ``architecture`` and ``classes``, and ``channels`` where
+            they are not 3.
 
     Raises:
         InputError: A file is missing or damaged, or they do not fit each other.
     """
     with about("card", card):
         facts = json.loads(card.read_text(encoding="utf-8"))
-        network = build_network(facts["architecture"], len(listed(facts["classes"])))
+        network = build_network(facts["architecture"], len(listed(facts["classes"])), facts.get("channels", 3))
     with about("weights", weights):
         state = safetensors.torch.load(weights.read_bytes())
         try:
