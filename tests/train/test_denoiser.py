@@ -112,7 +112,7 @@ def test_edms_loss_is_the_weighted_error_of_the_denoised_image():
 
     denoiser = EDMDenoiser(network, shape=(3, 8, 8), classes=("a", "b", "c"), unconditional=True, sigma_data=0.6)
     sigma = (4 * seen["c_noise"].double()).exp()
-    level, total = EDM().at_sigma(sigma), (sigma**2 + 0.36).sqrt()
+    level, total = EDM().at_ratio(sigma), (sigma**2 + 0.36).sqrt()
     x_t = seen["x"].double() * total[:, None, None, None]
     x0_hat = denoiser(x_t.float(), level, label=seen["y"]).x0_hat.double()
     weight = (total / (0.6 * sigma)) ** 2

@@ -231,7 +231,7 @@ class EDMLoss:
         """Returns the weighted mean squared error, ()."""
         x0, s = flipped(batch.images, batch.generator) if self.flip else batch.images, self.sigma_data
         normal = torch.randn(len(x0), generator=batch.generator, dtype=torch.float64)
-        level = EDM().at_sigma(2 * s * (self.mean + self.deviation * normal).exp())
+        level = EDM().at_ratio(2 * s * (self.mean + self.deviation * normal).exp())
         labels = _labels(batch, self.null, self.dropout)
         eps = torch.randn(x0.shape, generator=batch.generator).to(x0)
         sigma = broadcast(level.sigma, x0)
