@@ -125,3 +125,15 @@ def test_refusals():
         InputError, match=r"16x16 pixels given, but the denoiser's are 3x8x8; .*sportballs.resolution=8"
     ):
         Forward(Halved(), networks, read_images("sportballs?num=2&resolution=16"))
+
+
+def test_grey_images_go_to_a_denoiser_of_one_channel_as_they_are(mnist):
+    tiny = Tiny()
+    tiny.shape = (1, 28, 28)
+    images = read_images(mnist)
+    batch, whole = Forward(tiny, {}, images).batch([0, 5]), next(iter(images.batches()))
+    chosen = Forward(tiny, {}, images).chosen
+    # the mean of three equal numbers, in float32
+    torch.testing.assert_close(batch.images, whole[[chosen[0], chosen[5]], :1], rtol=0, atol=1e-6)
+    with pytest.raises(InputError, match="28x28 pixels given"):
+        Forward(TINY, {}, images)

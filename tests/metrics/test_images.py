@@ -7,7 +7,7 @@ import yaml
 from PIL import Image
 
 from metrics.written import write
-from steersman.data import SportBalls
+from steersman.data import SportBalls, load_data
 from steersman.data.folder import write_folder
 from steersman.errors import InputError
 from steersman.metrics.images import read_images
@@ -151,7 +151,7 @@ def test_a_truncated_image(pixels, tmp_path):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("nowhere", "images: 'nowhere' given; allowed: a folder"),
+        ("nowhere", "images must be a folder"),
         ("sportballs:golf", "unknown preset or class of sportballs 'golf'"),
         ("sportballs?num=0", "num=0; allowed: 1 and more"),
         ("sportballs?nmu=3", "unknown option of 'sportballs.nmu=3' 'nmu'"),
@@ -165,3 +165,37 @@ def test_specs_that_are_refused(spec, message):
 def test_without_labels_there_is_no_class(pixels, tmp_path):
     with pytest.raises(InputError, match="has no labels"):
         read_images(write(tmp_path, pixels(1))).of("cat")
+
+
+def test_a_published_set_with_its_labels_in_three_channels(mnist):
+    images, (data, classes) = read_images(mnist), load_data(mnist)
+    assert len(images) == 20 and images.side == (28, 28)
+    assert images.labels == tuple(classes[label] for _, label in data)
+    whole = all_of(images)
+    for channel in range(3):
+        assert torch.equal(whole[:, channel], torch.stack([image[0] for image, _ in data]))
+    assert torch.equal(all_of(images.of("3 - three")), whole[[3, 13]])
+
+
+def test_some_of_a_published_set_by_a_seed_and_its_test_images(mnist):
+    whole, some = read_images(f"{mnist}?split=test"), read_images(f"{mnist}?split=test&num=5&seed=1")
+    assert len(whole) == 8 and len(some) == 5 and len(set(some.indices)) == 5
+    assert torch.equal(all_of(some), all_of(whole)[list(some.indices)])
+    assert some.labels == tuple(whole.labels[index] for index in some.indices)
+    assert read_images(f"{mnist}?num=2&resolution=32").side == (32, 32)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [("?num=21", "num must be at most 20"), ("?split=all", "unknown split"), ("?size=3", "unknown option")],
+)
+def test_what_a_published_set_does_not_have_is_refused(mnist, options, said):
+    with pytest.raises(InputError, match=said):
+        read_images(mnist + options)
+
+
+def test_a_split_is_only_of_published_sets(pixels, tmp_path):
+    write(tmp_path / "own", pixels(1))
+    for spec in (f"{tmp_path / 'own'}?split=test", "sportballs?split=test"):
+        with pytest.raises(InputError, match="images must be"):
+            read_images(spec)

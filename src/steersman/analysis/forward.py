@@ -75,7 +75,7 @@ class Forward:
                 "denoiser: one of latents given that encodes no images; allowed: one that does, or of pixels"
             )
         shape = _decoded_shape(denoiser, device) if getattr(denoiser, "latent", False) else tuple(denoiser.shape)
-        if (3, *images.side) != shape:
+        if shape[0] not in (1, 3) or images.side != shape[1:]:
             wanted = "x".join(map(str, shape))
             raise InputError(
                 f"data: images of {images.side[1]}x{images.side[0]} pixels given, but the denoiser's are {wanted}; "
@@ -86,7 +86,7 @@ class Forward:
         if images.labels is None and (target is None or labelled):
             raise InputError(f"data: {images.spec!r} has no labels; allowed: a folder with a folder a class")
         self.denoiser, self.images, self.seed, self.device = denoiser, images, seed, device
-        self.encode = encode
+        self.encode, self.grey = encode, shape[0] == 1
         # without order, as folders come class by class; always the same, whatever their number
         shuffled = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).tolist()
         self.chosen: list[int] = shuffled if num is None else shuffled[:num]
@@ -104,7 +104,7 @@ class Forward:
         """Returns some of the images, by their numbers from 0."""
         chosen = [self.chosen[place] for place in places]
         read = self.images.read([self.images.indices[each] for each in chosen]).to(self.device) / 127.5 - 1
-        images = self.encode(read)
+        images = self.encode(read.mean(1, keepdim=True) if self.grey else read)
 
         def of(values: Sequence[int]) -> Int[Tensor, " B"]:
             return torch.tensor([values[each] for each in chosen], device=self.device)

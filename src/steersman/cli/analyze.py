@@ -19,7 +19,10 @@ Classifiers = Annotated[
 ]
 Data = Annotated[
     str,
-    typer.Option(help="Images with labels: FOLDER[?resolution=64], FILE.npz, sportballs[:PRESET][?num=8&seed=1]."),
+    typer.Option(
+        help="Images with labels: FOLDER[?resolution=64], FILE.npz, cifar10:[FOLDER][?split=test], mnist:…, "
+        "sportballs[:PRESET][?num=8&seed=1]."
+    ),
 ]
 Num = Annotated[int | None, typer.Option(help="Images, drawn of the data without order; all if none.")]
 Views = Annotated[list[str] | None, typer.Option("--view", help="What is shown, noisy and denoised if none; repeat.")]

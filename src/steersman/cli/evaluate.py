@@ -14,7 +14,10 @@ EPILOG = "Example: steersman evaluate outputs/baseball --reference 'sportballs?n
 
 def evaluate(
     samples: Annotated[
-        str, typer.Argument(help="Folder of a run or of images, FILE.npz of a batch, or sportballs[?num=1000&seed=0].")
+        str,
+        typer.Argument(
+            help="Folder of a run or of images, FILE.npz of a batch, cifar10:, mnist:, or sportballs[?num=1000&seed=0]."
+        ),
     ],
     reference: Annotated[
         str | None, typer.Option(help="Such a set, or FILE.npz of statistics, ours or EDM's.", show_default=False)

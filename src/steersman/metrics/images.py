@@ -4,9 +4,13 @@
     FILE.npz                a batch as ADM writes it: ``arr_0`` of (N, H, W, 3) in 8 bits, ``arr_1`` numbers as labels;
                             ``mu`` and ``sigma`` beside them, of the set that they were drawn of, as in its references
     sportballs[:PRESET]     rendered, and ``sportballs:CLASS`` for one kind of ball
+    cifar10:[FOLDER]        published, and ``mnist:[FOLDER]`` (`steersman.data.pictures`); grey ones get three channels
 
-    ?resolution=64          for a folder: the shorter side resized and the centre kept; rendered: the side
-    ?num=1000&seed=0        rendered: how many, and the seed of the set
+    ?resolution=64          for a folder: the shorter side resized and the centre kept; rendered: the side; published:
+                            the side that they are resized to
+    ?num=1000&seed=0        rendered: how many, and the seed of the set; published: how many, all by default, and the
+                            seed that they are drawn with
+    ?split=test             published: the test images in place of the training images
 
 Whatever they come from, images have 8 bits a channel, as files have them: a rendered set and its folder are the same.
 """
@@ -23,6 +27,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from steersman.data.pictures import SOURCES, read_pictures
 from steersman.errors import InputError, about, one_line, unknown
 from steersman.files import file_name, in_8_bits
 from steersman.names import same_class
@@ -121,16 +126,19 @@ def read_images(spec: str | Path) -> ImageSet:
         return _folder(spec, Path(spec), None)
     if Path(spec).is_file():
         return _batch(spec)
-    name, options = split_options(spec, ("num", "seed", "resolution"), f"option of {spec!r}")
+    name, options = split_options(spec, ("num", "seed", "resolution", "split"), f"option of {spec!r}")
+    split = options.pop("split", None)
     numbers = {key: _number(spec, key, value) for key, value in options.items()}
     source, _, kind = name.partition(":")
-    if source == RENDERED:
+    if source in SOURCES:
+        return _published(spec, source, kind if split is None else f"{kind}?split={split}", **numbers)
+    if source == RENDERED and split is None:
         return _rendered(spec, kind, **numbers)
-    if Path(name).is_dir() and set(numbers) <= {"resolution"}:
+    if Path(name).is_dir() and set(numbers) <= {"resolution"} and split is None:
         return _folder(spec, Path(name), numbers.get("resolution"))
     raise InputError(
-        f"images: {spec!r} given; allowed: a folder (FOLDER?resolution=64), a batch FILE.npz, or "
-        "sportballs[:PRESET or CLASS][?num=1000&seed=0&resolution=64]"
+        "images must be a folder (FOLDER?resolution=64), a batch FILE.npz, cifar10:[FOLDER][?split=test], "
+        f"mnist:[FOLDER][?split=test] or sportballs[:PRESET or CLASS][?num=1000&seed=0&resolution=64], got {spec!r}"
     )
 
 
@@ -138,6 +146,27 @@ def _number(spec: str, key: str, value: str) -> int:
     if not value.isdecimal() or (key != "seed" and int(value) == 0):
         raise InputError(f"images: {spec!r} has {key}={value}; allowed: {0 if key == 'seed' else 1} and more")
     return int(value)
+
+
+def _published(
+    spec: str, source: str, place: str, num: int | None = None, seed: int = 0, resolution: int | None = None
+) -> ImageSet:
+    pictures = read_pictures(source, place)
+    if num is not None and num > len(pictures):
+        raise InputError(f"images: num must be at most {len(pictures)}, the number of images of {source}, got {num}")
+    order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(seed))
+    indices = range(len(pictures)) if num is None else order[:num].tolist()
+
+    def read(chosen: Sequence[int]) -> UInt8[Tensor, "B 3 H W"]:
+        pixels = pictures.pixels[list(chosen)]
+        if resolution is not None:
+            from torchvision.transforms import v2
+
+            pixels = v2.functional.resize(pixels, [resolution, resolution], v2.InterpolationMode.BICUBIC)
+        return pixels.expand(-1, 3, -1, -1)
+
+    labels = tuple(pictures.classes[label] for label in pictures.labels[list(indices)].tolist())
+    return ImageSet(spec=spec, indices=indices, read=read, labels=labels)
 
 
 def _rendered(spec: str, kind: str, num: int = NUM, seed: int = 0, resolution: int = 64) -> ImageSet:
