@@ -7,7 +7,7 @@ from denoisers.adm_reference import Reference, apart
 from steersman.classifiers import load_classifier
 from steersman.denoisers.adm import CLASSIFIERS, DENOISERS
 from steersman.denoisers.adm_layout import Attention, read_layout
-from steersman.errors import InputError
+from steersman.errors import InputError, Notice
 from steersman.schedule import EDM, VP, Flow
 
 CLOSE = 1e-5  # float32's rounding through some ten layers, and back, measured 4e-6
@@ -64,6 +64,37 @@ def test_it_is_told_of_any_schedule_on_its_own(tmp_path):
         assert apart(load_classifier(spec)(image, level)[rows], expected[rows]) > 0.01
 
 
+@pytest.mark.parametrize(("steps", "schedule"), [(2000, "linear"), (4000, "cosine"), (1000, "cosine")])
+def test_one_that_was_trained_on_more_times_is_told_those(steps, schedule, tmp_path, recwarn):
+    reference, spec = made(tmp_path, head_channels=16)
+    spec = f"{spec}&diffusion_steps={steps}&noise_schedule={schedule}"
+    classifier, scaled = (load_classifier(f"{spec}&rescale_timesteps={each}") for each in ("False", "True"))
+    assert not [each for each in recwarn if issubclass(each.category, Notice)]
+    assert len(classifier.schedule.alpha_bar) == steps
+    x_t = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    times = torch.tensor([3.0, steps / 2, steps - 1])
+    level = classifier.schedule.at_time(times)
+    assert apart(classifier(x_t, level), reference(x_t, times)) < CLOSE
+    assert apart(scaled(x_t, level), reference(x_t, times * 1000 / steps)) < CLOSE
+
+
+def test_what_is_left_open_is_taken_with_a_notice(tmp_path, recwarn):
+    _, spec = made(tmp_path, head_channels=16)
+    load_classifier(spec)
+    (said,) = (str(each.message) for each in recwarn if issubclass(each.category, Notice))
+    assert "diffusion_steps=1000, schedule=linear, rescale_timesteps=False taken" in said
+
+
+def test_all_flags_of_a_training_script_can_be_stated(tmp_path):
+    _, spec = made(tmp_path, head_channels=16)
+    flags = "image_size=8&classifier_width=32&classifier_depth=1&classifier_attention_resolutions=4"
+    flags += "&classifier_use_scale_shift_norm=True&classifier_resblock_updown=True&classifier_pool=attention"
+    assert load_classifier(f"{spec}&{flags}&classifier_use_fp16=True&num_classes=5").names == tuple("01234")
+    for wrong in ("classifier_pool=adaptive", "num_classes=4", "classifier_width=64", "attention_resolutions=8"):
+        with pytest.raises(InputError, match="which the file's tensors tell"):
+            load_classifier(f"{spec}&{wrong}")
+
+
 def test_the_features_are_what_the_last_layer_sees(tmp_path):
     reference, spec = made(tmp_path, head_channels=16)
     classifier, x_t, level = load_classifier(spec), torch.ones(2, 3, 8, 8), VP.linear().at_time(5)
@@ -95,7 +126,8 @@ def test_released_files_are_known(size):
     known = CLASSIFIERS[f"{size}x{size}_classifier.pt"]
     assert known.layout == read_layout(reference.tensors, blocks) == read_layout(reference.tensors)
     assert (known.size, known.attention) == (size, Attention(head_channels=64, order="legacy"))
-    assert known.schedule == DENOISERS[f"{size}x{size}_diffusion.pt"].schedule == ("cosine" if size == 64 else "linear")
+    assert known.diffusion == DENOISERS[f"{size}x{size}_diffusion.pt"].diffusion
+    assert known.diffusion.schedule == ("cosine" if size == 64 else "linear")
 
 
 def test_how_many_blocks_a_level_has_is_asked_where_no_shape_says_it(tmp_path):

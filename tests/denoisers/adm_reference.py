@@ -24,6 +24,7 @@ class Reference:
         attended=(1,),
         heads=None,
         head_channels=None,
+        heads_upsample=None,
         new=False,
         labels=0,
         scale_shift=True,
@@ -83,10 +84,10 @@ class Reference:
         weight, bias = self.weights(name, channels, x.shape[1], 1)
         return torch.einsum("oi,bil->bol", weight[..., 0], x) + bias[:, None]
 
-    def attend(self, projected, new):
+    def attend(self, projected, new, up=False):
         batch, rows, places = projected.shape
         channels = rows // 3
-        heads = self.heads or channels // self.head_channels
+        heads = (up and self.heads_upsample) or self.heads or channels // self.head_channels
         each = channels // heads
         if new:
             q, k, v = projected.reshape(batch, 3, heads, each, places).unbind(1)
@@ -97,7 +98,8 @@ class Reference:
 
     def attention(self, name, x):
         rows = self.project(f"{name}.qkv", self.norm(f"{name}.norm", x).flatten(2), 3 * x.shape[1])
-        return x + self.project(f"{name}.proj_out", self.attend(rows, self.new), x.shape[1]).reshape(x.shape)
+        attended = self.attend(rows, self.new, up=name.startswith("output"))
+        return x + self.project(f"{name}.proj_out", attended, x.shape[1]).reshape(x.shape)
 
     def __call__(self, x, time, label=None):
         half = self.width // 2
@@ -160,6 +162,7 @@ class Reference:
         """What has to be told of a file of it."""
         told = {"heads": self.heads, "head_channels": self.head_channels, "attention": "new" if self.new else "legacy"}
         told |= {} if self.pool == "attention" else {"size": self.size}
+        told |= {"heads_upsample": self.heads_upsample}
         return "&".join(f"{key}={value}" for key, value in (told | changes).items() if value is not None)
 
 

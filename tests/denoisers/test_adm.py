@@ -1,5 +1,6 @@
 """ADM's checkpoints as denoisers, and as diffusers' folders: each is the network that is written out beside."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,7 @@ from steersman.denoisers import load_denoiser
 from steersman.denoisers.adm import DENOISERS
 from steersman.denoisers.adm_layout import Attention, read_layout
 from steersman.denoisers.save import save_folder
-from steersman.errors import InputError
+from steersman.errors import InputError, Notice
 from steersman.schedule import VP
 
 CLOSE = 1e-5  # float32's rounding through some ten layers, measured 3e-6
@@ -40,11 +41,16 @@ NETWORKS = {
         "outputs": 3,
     },
     "only the middle attends": {"attended": (), "head_channels": 8, "blocks": 3},
+    "other heads on the way up": {"heads": 4, "heads_upsample": 2},
+    "other heads on the way up, new": {"heads": 2, "heads_upsample": 4, "attended": (0, 1), "new": True},
+    "one channel, fixed variance": {"heads": 4, "inputs": 1, "outputs": 1},
 }
 UNSAID = {
     "heads at several widths": ("heads=4",),
     "half a multiplier": ("time_channels=64",),
     "both": ("heads=4", "time_channels=64"),
+    "other heads on the way up": ("up_heads=2",),
+    "other heads on the way up, new": ("heads=2", "up_heads=4"),
 }
 
 
@@ -54,7 +60,7 @@ def case(request, tmp_path):
     reference = Reference(**NETWORKS[request.param])
     torch.save(reference.tensors, tmp_path / "mine.pt")
     size = reference.size
-    x_t = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(1))
+    x_t = torch.randn(3, reference.inputs, size, size, generator=torch.Generator().manual_seed(1))
     label = torch.tensor([2, 0, 1]) if reference.labels else None
     spec = f"adm:{tmp_path / 'mine.pt'}?{reference.settings()}"
     return request.param, reference, load_denoiser(spec), x_t, label
@@ -66,15 +72,16 @@ def test_it_is_the_network(case, tmp_path):
     level = denoiser.schedule.at_time(TIMES)
     with torch.no_grad():
         found = denoiser(x_t, level, label=label)
-    assert apart(eps_from_x0(x_t, found.x0_hat, level), expected[:, :3]) < CLOSE
+    assert apart(eps_from_x0(x_t, found.x0_hat, level), expected[:, : reference.inputs]) < CLOSE
     if reference.outputs == 6:
         assert apart(found.variance_fraction, (expected[:, 3:] + 1) / 2) < CLOSE
     else:
         assert found.variance_fraction is None
-    assert denoiser.shape == (3, reference.size, reference.size)
+    assert denoiser.shape == (reference.inputs, reference.size, reference.size)
     assert len(denoiser.classes) == reference.labels and denoiser.null is None
     assert not any(weight.requires_grad for weight in denoiser.network.parameters())
-    for change in ({"attention": "legacy" if reference.new else "new"}, {"heads": 1, "head_channels": None}):
+    others = {"attention": "legacy" if reference.new else "new"}, {"heads": 1, "head_channels": None}
+    for change in (*others, {"heads_upsample": None}) if reference.heads_upsample else others:
         other = load_denoiser(f"adm:{tmp_path / 'mine.pt'}?{reference.settings(**change)}")
         assert apart(other.network(x_t, TIMES, label).sample, expected) > 0.01
 
@@ -139,14 +146,56 @@ def test_released_files_are_known(name):
     assert all(weight.is_meta for weight in network.parameters())
 
 
+IMPROVED = {
+    "cifar10_uncond_50M_500K.pt": {"multipliers": (1, 2, 2, 2), "attended": (1, 2), "size": 32},
+    "imagenet64_uncond_100M_1500K.pt": {"multipliers": (1, 2, 3, 4), "attended": (2, 3), "size": 64},
+    "imagenet64_cond_270M_250K.pt": {
+        "width": 192,
+        "multipliers": (1, 2, 3, 4),
+        "attended": (2, 3),
+        "size": 64,
+        "labels": 1000,
+    },
+    "lsun_uncond_100M_2400K_bs64.pt": {
+        "multipliers": (1, 1, 2, 2, 4, 4),
+        "blocks": 2,
+        "attended": (4,),
+        "size": 256,
+        "scale_shift": False,
+    },
+}
+
+
+@pytest.mark.parametrize("name", IMPROVED)
+def test_released_files_of_improved_diffusion_are_known(name):
+    settings = {"width": 128, "blocks": 3, "residual": False, "heads": 4} | IMPROVED[name]
+    reference, known = Reference(**settings, device="meta"), DENOISERS[name]
+    assert read_layout(reference.tensors) == known.layout
+    assert known.size == reference.size
+    assert known.attention == Attention(heads=1 if "lsun" in name else 4, order="legacy")
+    millions = int(name.partition("00")[0].split("_")[-1].rstrip("M") + "00") if "100M" in name else None
+    count = sum(tensor.numel() for tensor in reference.tensors.values()) / 1e6
+    assert millions is None or 0.8 * millions < count < 1.25 * millions
+
+
 def test_what_no_shape_says_of_the_released_ones():
-    attentions = {name: known.attention for name, known in DENOISERS.items()}
+    adm = {name: known for name, known in DENOISERS.items() if "jul-2021" in known.page}
+    improved = {name: known for name, known in DENOISERS.items() if "march-2021" in known.page}
+    assert len(adm) + len(improved) == len(DENOISERS)
+    attentions = {name: known.attention for name, known in adm.items()}
     assert attentions.pop("128x128_diffusion.pt").heads == 4
     assert {attention.head_channels for attention in attentions.values()} == {64}
     assert [name for name, attention in attentions.items() if attention.order == "new"] == ["64x64_diffusion.pt"]
-    assert [name for name, known in DENOISERS.items() if known.schedule == "cosine"] == ["64x64_diffusion.pt"]
-    unconditional = [name for name, known in DENOISERS.items() if not known.layout.labels]
-    assert unconditional == ["256x256_diffusion_uncond.pt", *(name for name in DENOISERS if name.startswith("lsun"))]
+    cosine = {name for name, known in DENOISERS.items() if known.diffusion.schedule == "cosine"}
+    assert cosine == {"64x64_diffusion.pt", *(name for name in improved if "lsun" not in name)}
+    assert {known.diffusion.diffusion_steps for known in adm.values()} == {1000}
+    long = {name for name, known in improved.items() if known.diffusion.diffusion_steps == 4000}
+    assert long == {name for name in improved if "lsun" not in name}
+    rescaled = {name for name, known in DENOISERS.items() if known.diffusion.rescale_timesteps}
+    assert rescaled == long - {"imagenet64_cond_270M_250K.pt"}
+    assert not any(known.diffusion.predict_xstart for known in DENOISERS.values())
+    unconditional = [name for name, known in adm.items() if not known.layout.labels]
+    assert unconditional == ["256x256_diffusion_uncond.pt", *(name for name in adm if name.startswith("lsun"))]
 
 
 def test_a_released_file_needs_nothing_more(tmp_path, monkeypatch):
@@ -176,15 +225,29 @@ def file(tmp_path_factory):
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ("", r"is not a released file, whose heads are known; tell them: .*heads=4&attention=legacy"),
-        ("?heads=4", "tell them"),
-        ("?attention=new", "tell them"),
-        ("?heads=4&head_channels=8&attention=new", "tell them"),
+        ("", r"is not a released file, whose heads are known; state them: .*heads=4&attention=legacy"),
+        ("?heads=4", "state them"),
+        ("?attention=new", "state them"),
+        ("?heads=4&head_channels=8&attention=new", "state them"),
+        ("?heads=-1&attention=new", "state them"),
         ("?heads=4&attention=old", "unknown attention 'old'; .*known: legacy, new"),
-        ("?heads=4&attention=new&schedule=square", "unknown schedule 'square'"),
-        ("?heads=0&attention=new", "heads=0 given; allowed: 1 and more"),
-        ("?heads=-2&attention=new", "heads=-2 given; allowed: 1 and more"),
-        ("?heads=x&attention=new", "heads=x given; allowed: 1 and more"),
+        (
+            "?heads=4&attention=new&schedule=square",
+            "unknown schedule 'square'; .*known: linear, cosine, squaredcos_cap_v2",
+        ),
+        ("?heads=0&attention=new", "heads must be a whole number of at least 1, got 0"),
+        ("?heads=-2&attention=new", "heads must be a whole number of at least 1, got -2"),
+        ("?num_heads=x&attention=new", "num_heads must be a whole number of at least 1, got x"),
+        (
+            "?heads=4&attention=new&diffusion_steps=",
+            "diffusion_steps must be a whole number .*, got nothing",
+        ),
+        ("?heads=4&attention=new&diffusion_steps=9999999", "diffusion_steps must be a whole number"),
+        ("?heads=4&num_heads=4&attention=new", "heads is stated twice, once as num_heads"),
+        ("?heads=4&attention=new&predict_xstart=maybe", "predict_xstart must be True or False, got maybe"),
+        ("?heads=4&attention=new&channel_mult=1,,2", "channel_mult must be numbers above 0 with commas between"),
+        ("?heads=4&attention=new&size=8&diffusion_steps=10", "alpha_bar, the running product of 1 - beta, must fall"),
+        ("?heads=4&attention=new&timestep_respacing=50", "unknown setting of adm 'timestep_respacing'"),
         ("?heads=3&attention=new&size=8", "heads: 3 given; allowed: a divisor of (32|64)"),
         ("?head_channels=48&attention=new&size=8", "head_channels: 48 given; allowed: a divisor of (32|64)"),
         ("?head=4&attention=new", "unknown setting of adm 'head'; did you mean 'heads'"),
@@ -215,6 +278,117 @@ def test_a_missing_file_says_what_to_fetch(name, message, tmp_path, monkeypatch)
     with pytest.raises(InputError, match=message) as error:
         load_denoiser(f"adm:{name}")
     assert "\n" not in str(error.value)
+
+
+WRONG = {
+    "learn_sigma=False": "learn_sigma must be True, which the file's tensors tell, got False",
+    "class_cond=True": "class_cond must be False, which the file's tensors tell, got True",
+    "num_classes=10": "num_classes must be 0, which the file's tensors tell, got 10",
+    "num_channels=64": "num_channels must be 32, which the file's tensors tell, got 64",
+    "channel_mult=1,3": "channel_mult must be 1,2, which the file's tensors tell, got 1,3",
+    "attention_resolutions=8": "attention_resolutions must be 8,4, which .* tell of images of 8 pixels, got 8",
+    "use_scale_shift_norm=False": "use_scale_shift_norm must be True",
+    "resblock_updown=False": "resblock_updown must be True",
+    "num_res_blocks=2": "blocks: 2 given, residual ones of a level; allowed: 1",
+}
+
+
+@pytest.mark.parametrize("stated", WRONG)
+def test_what_the_tensors_tell_is_held_against_what_is_stated(stated, file):
+    with pytest.raises(InputError, match=WRONG[stated]) as error:
+        load_denoiser(f"adm:{file}?heads=4&attention=legacy&size=8&{stated}")
+    assert "\n" not in str(error.value)
+
+
+def test_all_flags_of_a_training_script_can_be_stated(file, recwarn):
+    """As guided-diffusion's README has them on its command lines."""
+    network = "image_size=8&num_channels=32&channel_mult=1,2&num_res_blocks=1&attention_resolutions=8,4&num_heads=4"
+    network += "&num_head_channels=-1&num_heads_upsample=-1&use_new_attention_order=False&learn_sigma=True"
+    network += "&class_cond=False&use_scale_shift_norm=True&resblock_updown=True&dropout=0.1&use_fp16=True"
+    trained = "diffusion_steps=4000&noise_schedule=cosine&predict_xstart=False&rescale_timesteps=False&use_kl=True"
+    denoiser = load_denoiser(f"adm:{file}?{network}&{trained}&rescale_learned_sigmas=True&use_checkpoint=False")
+    assert not [each for each in recwarn if issubclass(each.category, Notice)]
+    short = load_denoiser(f"adm:{file}?heads=4&attention=legacy&size=8&diffusion_steps=4000&schedule=cosine")
+    assert torch.equal(denoiser.schedule.alpha_bar, short.schedule.alpha_bar)
+    x_t = torch.ones(1, 3, 8, 8)
+    assert torch.equal(denoiser.network(x_t, 5.0).sample, short.network(x_t, 5.0).sample)
+
+
+def betas(steps, schedule):
+    """guided-diffusion's, in its own words: ``1000 / T`` times 1e-4 to 0.02, or of the squared cosine."""
+    if schedule == "linear":
+        return torch.linspace(0.1 / steps, 20 / steps, steps, dtype=torch.float64)
+    squared = lambda u: math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2  # noqa: E731
+    return torch.tensor([min(1 - squared((t + 1) / steps) / squared(t / steps), 0.999) for t in range(steps)])
+
+
+TRAINED = [
+    (steps, schedule, xstart, rescaled)
+    for steps in (100, 1000, 2000, 4000)
+    for schedule in ("linear", "cosine")
+    for xstart, rescaled in ((False, False), (True, True))
+]
+
+
+@pytest.mark.parametrize(("steps", "schedule", "xstart", "rescaled"), TRAINED)
+def test_it_is_asked_as_it_was_trained(steps, schedule, xstart, rescaled, tmp_path):
+    reference = Reference(heads=4)
+    torch.save(reference.tensors, tmp_path / "ema_0.9999_050000.pt")
+    spec = f"adm:{tmp_path / 'ema_0.9999_050000.pt'}?{reference.settings()}&diffusion_steps={steps}"
+    denoiser = load_denoiser(f"{spec}&noise_schedule={schedule}&predict_xstart={xstart}&rescale_timesteps={rescaled}")
+    told = []
+    denoiser.network.register_forward_pre_hook(lambda module, inputs: told.append(inputs[1]))
+    alpha_bar = (1 - betas(steps, schedule)).cumprod(0)
+    # float64's rounding in a product of as many factors, each from a cosine or a line
+    torch.testing.assert_close(denoiser.schedule.alpha_bar, alpha_bar.double(), rtol=steps * 1e-6, atol=1e-12)
+    x_t = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for t in (steps - 1, steps // 2, 3):
+        level = denoiser.schedule.at_time(float(t))
+        found = denoiser(x_t, level)
+        time = torch.tensor([t * 1000 / steps if rescaled else float(t)])
+        torch.testing.assert_close(told[-1], time.expand(1), rtol=1e-6, atol=0)
+        expected = reference(x_t.float(), time)[:, :3]
+        output = found.x0_hat if xstart else eps_from_x0(x_t, found.x0_hat, level)
+        # in float32; where there is little signal, the division by alpha and back is rounded
+        assert apart(output, expected) < CLOSE
+    assert float(denoiser.schedule.levels(10)[0].time) == steps - 1
+    save_folder(denoiser, tmp_path / "out")
+    again = load_denoiser(str(tmp_path / "out"))
+    level = denoiser.schedule.at_time(float(steps // 2))
+    assert apart(again(x_t, level).x0_hat, denoiser(x_t, level).x0_hat) < CLOSE
+
+
+def test_a_folder_says_how_its_network_is_told_the_time(file, tmp_path):
+    denoiser = load_denoiser(f"adm:{file}?heads=4&attention=legacy&size=8&diffusion_steps=4000&rescale_timesteps=True")
+    assert "time_scale=0.25" in save_folder(denoiser, tmp_path / "out")
+    assert load_denoiser(str(tmp_path / "out")).time_scale == 0.25
+    card = tmp_path / "out" / "card.json"
+    for wrong in ("0", "-1", "NaN", '"x"', "[1]"):
+        card.write_text(f'{{"time_scale": {wrong}}}')
+        with pytest.raises(InputError) as error:
+            load_denoiser(str(tmp_path / "out"))
+        assert "\n" not in str(error.value)
+
+
+def test_what_is_left_open_is_taken_with_a_notice(file, recwarn):
+    load_denoiser(f"adm:{file}?heads=4&attention=legacy&size=8&diffusion_steps=2000")
+    (said,) = (str(each.message) for each in recwarn if issubclass(each.category, Notice))
+    assert "does not say how it was trained; schedule=linear, predict_xstart=False, rescale_timesteps=False" in said
+    assert "diffusion_steps=2000" not in said and "\n" not in said
+
+
+def test_a_released_file_may_be_of_another_training(tmp_path, monkeypatch, recwarn):
+    """A checkpoint that was trained on, with more times: the rest is as it was released."""
+    reference = Reference(head_channels=32)
+    torch.save(reference.tensors, tmp_path / "lsun_cat.pt")
+    attention = Attention(head_channels=32, order="legacy")
+    known = replace(DENOISERS["lsun_cat.pt"], layout=read_layout(reference.tensors), attention=attention, size=8)
+    monkeypatch.setitem(DENOISERS, "lsun_cat.pt", known)
+    denoiser = load_denoiser(f"adm:{tmp_path / 'lsun_cat.pt'}?diffusion_steps=4000")
+    assert len(denoiser.schedule.alpha_bar) == 4000
+    assert not [each for each in recwarn if issubclass(each.category, Notice)]
+    x_t = torch.ones(1, 3, 8, 8)
+    assert apart(denoiser.network(x_t, 5.0).sample, reference(x_t, torch.tensor([5.0]))) < CLOSE
 
 
 def edited(**changes):

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 
+from steersman.denoise import eps_from_x0
 from steersman.denoisers import DiffusersDenoiser, load_denoiser
 from steersman.denoisers.save import save_folder
-from steersman.errors import InputError
+from steersman.errors import InputError, Notice
 from steersman.schedule import VP
 
 WIDTH, HEADS, PATCH, GRID, DEPTH, LABELS = 24, 3, 2, 4, 2, 5
@@ -118,7 +119,7 @@ def test_the_network_is_the_authors(outputs, save, tmp_path):
 def test_heads_of_the_published_widths_are_known(save):
     denoiser = load_denoiser(save(random_tensors(width=384), ""))
     assert denoiser.network.config["num_attention_heads"] == 6
-    with pytest.raises(InputError, match="a width of 24 does not tell its heads, .*; tell them: heads=4"):
+    with pytest.raises(InputError, match="a width of 24 does not tell its heads, .*; state them: heads=4"):
         load_denoiser(save(random_tensors(), ""))
 
 
@@ -126,14 +127,57 @@ def test_heads_of_the_published_widths_are_known(save):
     ("options", "said"),
     [
         ("&heads=5", "heads: 5 given; allowed: a divisor of 24"),
-        ("&heads=0", "heads=0 given; allowed: 1 and more"),
-        ("&heads=x", "heads=x given; allowed: 1 and more"),
-        ("&head=3", "unknown option of dit 'head'; did you mean 'heads'"),
+        ("&heads=0", "heads must be a whole number of at least 1, got 0"),
+        ("&heads=x", "heads must be a whole number of at least 1, got x"),
+        ("&head=3", "unknown setting of dit 'head'; did you mean 'heads'"),
     ],
 )
 def test_options(options, said, save):
     with pytest.raises(InputError, match=said):
         load_denoiser(save(random_tensors(), options))
+
+
+WRONG = {
+    "learn_sigma=False": "learn_sigma must be True, which the file's tensors tell, got False",
+    "image_size=32": "size must be 16, which the file's tensors tell, got 32",
+    "num_classes=7": "num_classes must be 5, or 6 without a null label, as its embedding has 6 rows, got 7",
+    "diffusion_steps=0": "diffusion_steps must be a whole number of at least 1, got 0",
+}
+
+
+@pytest.mark.parametrize("stated", WRONG)
+def test_what_is_stated_is_held_against_the_tensors(stated, save):
+    with pytest.raises(InputError, match=WRONG[stated]):
+        load_denoiser(save(random_tensors(), f"&heads={HEADS}&{stated}"))
+
+
+@pytest.mark.parametrize(("xstart", "rescaled"), [(False, False), (True, True)])
+def test_one_of_another_training_is_asked_as_it_was_trained(xstart, rescaled, save, recwarn):
+    tensors = random_tensors()
+    stated = f"diffusion_steps=4000&noise_schedule=squaredcos_cap_v2&predict_xstart={xstart}"
+    options = f"&num_heads={HEADS}&{stated}&rescale_timesteps={rescaled}&learn_sigma=True&image_size=16&num_classes=5"
+    denoiser = load_denoiser(save(tensors, options))
+    assert not [each for each in recwarn if issubclass(each.category, Notice)]
+    assert torch.equal(denoiser.schedule.alpha_bar, VP.cosine(4000).alpha_bar)
+    x, label = torch.randn(3, 4, 8, 8), torch.tensor([1, 0, 3])
+    level = denoiser.schedule.at_time(1234.0)
+    wanted = original(tensors, x, torch.full((3,), 308.5 if rescaled else 1234.0), label)[:, :4]
+    found = denoiser(x, level, label=label).x0_hat
+    output = found if xstart else eps_from_x0(x, found, level)
+    assert (output - wanted).abs().max() < 1e-4 * wanted.abs().max()
+
+
+def test_what_is_left_open_is_taken_with_a_notice(save, recwarn):
+    load_denoiser(save(random_tensors(), f"&heads={HEADS}&schedule=linear", name="DiT-XL-2-256x256.pt"))
+    (said,) = (str(each.message) for each in recwarn if issubclass(each.category, Notice))
+    assert "diffusion_steps=1000, predict_xstart=False, rescale_timesteps=False taken" in said
+
+
+def test_one_without_a_null_label_has_none(save):
+    denoiser = load_denoiser(save(random_tensors(), f"&heads={HEADS}&num_classes=6"))
+    assert (denoiser.classes, denoiser.null) == (tuple("012345"), None)
+    with pytest.raises(InputError, match="no unconditional model"):
+        denoiser(torch.zeros(1, 4, 8, 8), denoiser.schedule.at_time(5.0))
 
 
 def test_the_file_and_the_vae_are_asked_for(save, tmp_path):

@@ -18,7 +18,7 @@ from torch.nn import functional
 from steersman.classifiers.base import Classifier
 from steersman.classifiers.preprocess import Preprocess
 from steersman.classifiers.weights import class_names
-from steersman.denoisers.adm import CLASSIFIERS, SCHEDULES, read_checkpoint
+from steersman.denoisers.adm import CLASSIFIERS, read_checkpoint
 from steersman.denoisers.adm_layout import Attention, fill, in_diffusers_terms
 from steersman.errors import InputError, about
 
@@ -81,17 +81,19 @@ class ADMEncoder(nn.Module):
     Args:
         unet: The U-Net, of which the upper half is left out.
         pool: From the smallest image, (B, C, h, w), to the logits.
+        time_scale: What a time is multiplied with before it is embedded.
     """
 
-    def __init__(self, unet: UNet2DModel, pool: nn.Module) -> None:
+    def __init__(self, unet: UNet2DModel, pool: nn.Module, time_scale: float = 1.0) -> None:
         super().__init__()
+        self.time_scale = time_scale
         self.conv_in, self.time_proj, self.time_embedding = unet.conv_in, unet.time_proj, unet.time_embedding
         self.down_blocks, self.mid_block = unet.down_blocks, cast(nn.Module, unet.mid_block)
         self.norm, self.pool = nn.GroupNorm(32, unet.config["block_out_channels"][-1]), pool
 
     def forward(self, x_t: Float[Tensor, "B C H W"], time: Float[Tensor, " B"]) -> Float[Tensor, "B K"]:
         """Returns the logits of noisy images at their times."""
-        told = self.time_embedding(self.time_proj(time).to(x_t.dtype))
+        told = self.time_embedding(self.time_proj(time * self.time_scale).to(x_t.dtype))
         hidden = self.conv_in(x_t)
         for block in self.down_blocks:
             hidden, _ = block(hidden, told)
@@ -103,7 +105,8 @@ def load_adm_classifier(name: str) -> Classifier:
 
     Args:
         name: One of the released files, such as ``64x64_classifier.pt``, or another one with its settings, as
-            `steersman.denoisers.adm` lists them: ``mine.pt?head_channels=64&attention=legacy``.
+            `steersman.denoisers.adm` lists them: ``mine.pt?head_channels=64&attention=legacy&diffusion_steps=4000``.
+            The authors' training tells a classifier t itself, whatever ``rescale_timesteps`` is for its denoiser.
 
     Raises:
         InputError: The file is missing, cannot be read, or holds another network.
@@ -119,24 +122,24 @@ def load_adm_classifier(name: str) -> Classifier:
         side = round(places**0.5)
         if side**2 != places:
             raise InputError(f"its attention pool numbers {places} places; allowed: those of a square")
-        size = found.known.pixels(halved, side * halved)
-        network = ADMEncoder(found.layout.network(found.known.attention, size), pool)
+        size, diffusion = found.size(side * halved), found.known.diffusion
+        count = len(head["out.2.c_proj.bias" if places else "out.3.bias"])
+        found.stated.must_be({"num_classes": count, "pool": "attention" if places else "adaptive"})
+        network = ADMEncoder(found.layout.network(found.known.attention, size), pool, diffusion.time_scale)
         weights = in_diffusers_terms(body, found.layout, found.known.attention)
         fill(network, weights | {_renamed(key): _flat(value) for key, value in head.items()})
-    count = len(network.get_parameter("pool.c_proj.bias"))
     names = class_names(name, count, None)
     if found.released:
         from steersman.classifiers.imagenet import imagenet_names
 
         names = imagenet_names()
-    schedule = SCHEDULES[found.known.schedule]()
     return Classifier(
         network,
         preprocess=Preprocess(size=size),
         names=names,
         binary=count == 1,
         told_level=True,
-        schedule=schedule,
+        schedule=diffusion.noise,
     )
 
 

@@ -56,20 +56,28 @@ class Attention:
     Attributes:
         heads: How many heads each has.
         head_channels: How many channels a head has.
+        heads_upsample: How many heads each has on the way up; None for as many as elsewhere.
         order: ``legacy`` or ``new``.
     """
 
     heads: int | None = None
     head_channels: int | None = None
+    heads_upsample: int | None = None
     order: Literal["legacy", "new"]
 
-    def count(self, channels: int) -> int:
+    def count(self, channels: int, *, up: bool = False) -> int:
         """Returns the number of heads of an attention of so many channels.
+
+        Args:
+            channels: Its channels.
+            up: Whether it is one of the way up.
 
         Raises:
             InputError: The channels cannot be divided so.
         """
         name, given = ("heads", self.heads) if self.head_channels is None else ("head_channels", self.head_channels)
+        if up and self.heads_upsample and self.head_channels is None:
+            name, given = "heads_upsample", self.heads_upsample
         if not given or given < 0 or channels % given:
             raise InputError(f"{name}: {given} given; allowed: a divisor of {channels}, an attention's channels")
         return given if self.head_channels is None else channels // given
@@ -113,6 +121,8 @@ class Layout:
         changes: dict[str, int] = {}
         if len(per_head) > 1:
             changes["heads"] = attention.count(self.channels[-1])
+        if (up := attention.count(self.channels[-1], up=True)) != attention.count(self.channels[-1]):
+            changes["up_heads"] = up
         if self.width != self.channels[0]:
             changes["time_channels"] = self.width
         sizing = "Resnet{}sampleBlock2D" if self.residual else "{}Block2D"
@@ -239,7 +249,8 @@ def in_diffusers_terms(tensors: Mapping[str, Tensor], layout: Layout, attention:
             if attends:
                 value = value.flatten(1) if value.ndim > 1 else value  # a convolution over one place is a linear map
             if inner == "qkv":
-                for letter, rows in zip("qkv", _queries_keys_values(value, attention), strict=True):
+                parts = _queries_keys_values(value, attention, up=part == "output_blocks")
+                for letter, rows in zip("qkv", parts, strict=True):
                     found[f"{block}.to_{letter}.{kind}"] = rows
             else:
                 found[f"{block}.{(ATTENTION | RESIDUAL).get(inner, 'conv')}.{kind}"] = value
@@ -258,9 +269,9 @@ def _block(part: str, i: int, place: int, n: int, attends: bool) -> str:
     return f"{side}_blocks.{level}.{f'{side}samplers.0' if resizes else f'resnets.{j}'}"
 
 
-def _queries_keys_values(rows: Tensor, attention: Attention) -> Sequence[Tensor]:
+def _queries_keys_values(rows: Tensor, attention: Attention, *, up: bool) -> Sequence[Tensor]:
     channels = len(rows) // 3
-    heads = attention.count(channels)
+    heads = attention.count(channels, up=up)
     if attention.order == "new":
         return [part.clone() for part in rows.chunk(3)]
     numbered = rows[: 3 * channels].unflatten(0, (heads, 3, channels // heads))

@@ -25,7 +25,7 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 __all__ = ["CHANGES", "GROUPS", "ADMUNet"]
 
-CHANGES = ("heads", "head_channels", "group_channels", "time_channels", "patch")
+CHANGES = ("heads", "head_channels", "up_heads", "group_channels", "time_channels", "patch")
 """What an `ADMUNet` may say beside what a `UNet2DModel` does."""
 GROUPS = 32
 
@@ -36,6 +36,7 @@ class ADMUNet(UNet2DModel):
     Args:
         heads: How many heads every attention has; None as diffusers counts them.
         head_channels: ``h``: an attention of C channels has ``floor(C / h)`` heads; None as diffusers counts them.
+        up_heads: How many heads every attention of the way up has; None as many as the others.
         group_channels: ``g``: a normalisation of C channels has ``min(32, floor(C / g))`` groups; None as diffusers
             counts them.
         time_channels: How many channels tell the time; None as many as the first block has.
@@ -50,6 +51,7 @@ class ADMUNet(UNet2DModel):
         *,
         heads: int | None = None,
         head_channels: int | None = None,
+        up_heads: int | None = None,
         group_channels: int | None = None,
         time_channels: int | None = None,
         patch: int | None = None,
@@ -59,9 +61,11 @@ class ADMUNet(UNet2DModel):
         if patch is not None:
             self.conv_in = _wider(self.conv_in, inputs=patch**2)
             self.conv_out = _wider(self.conv_out, outputs=patch**2)
+        up = set(self.up_blocks.modules())
         for module in self.modules():
             if isinstance(module, Attention):
-                count = heads or (module.inner_dim // head_channels if head_channels else module.heads)
+                everywhere = heads or (module.inner_dim // head_channels if head_channels else module.heads)
+                count = up_heads if up_heads and module in up else everywhere
                 module.heads = module.sliceable_head_dim = count
                 module.scale = (module.inner_dim / count) ** -0.5
             if isinstance(module, nn.GroupNorm) and group_channels is not None:

@@ -1,11 +1,19 @@
 """DiT's released weights (Peebles & Xie 2023) from their ``.pt``, as a denoiser of a VAE's latents.
 
 ``dit:DiT-XL-2-256x256.pt?vae=FOLDER``, with the folder of the VAE as diffusers saves it (stabilityai/sd-vae-ft-ema or
--mse). Width, depth, patches and labels are those of the tensors; the number of heads is none of them, and known of the
-published widths: others are told ``heads=4`` as well, ``dit:mine.pt?vae=FOLDER&heads=4``.
+-mse). Width, depth, patches and labels are those of the tensors. What they do not tell is stated of one's own files,
+``dit:mine.pt?vae=FOLDER&heads=4&diffusion_steps=4000``:
+
+    heads                   num_heads, where the width is none of the published ones
+    num_classes             how many labels there are without the null label; one less than the embedding has rows,
+                            which is the default, or as many where no label was dropped in training
+    diffusion_steps, schedule (noise_schedule), predict_xstart, rescale_timesteps
+                            how it was trained (`steersman.denoisers.adm_settings`); the defaults are those of DiT's own
+                            training, 1000, linear, False, False, and a notice says so
+    learn_sigma, size       held against the tensors; size (image_size) is the image's, 8 times the latent's
 
 The network is diffusers' `DiTTransformer2DModel`, in which each block has the time's and the label's embedding for
-itself, and q, k and v are matrices of their own. It predicts the noise, of ADM's linear schedule of 1000 times.
+itself, and q, k and v are matrices of their own.
 
 Source: https://github.com/facebookresearch/DiT, models.py.
 """
@@ -20,16 +28,17 @@ from torch import Tensor
 
 from steersman.checkpoint import read_tensors
 from steersman.denoisers.adm_layout import fill
+from steersman.denoisers.adm_settings import Diffusion, Stated, read_stated
 from steersman.denoisers.diffusers import DiffusersDenoiser
 from steersman.denoisers.dit_network import DiT
 from steersman.denoisers.folder import read_model
 from steersman.errors import InputError, about
-from steersman.options import split_options
-from steersman.schedule import VP
 
 __all__ = ["load_dit"]
 
 HEADS = {1152: 16, 1024: 16, 768: 12, 384: 6}  # DiT-XL, -L, -B, -S
+TRAINED = ("diffusion_steps", "schedule", "predict_xstart", "rescale_timesteps")
+SETTINGS = ("vae", "heads", "num_classes", *TRAINED, "learn_sigma", "size")
 RELEASED = ("DiT-XL-2-256x256.pt", "DiT-XL-2-512x512.pt")
 PAGE = "https://dl.fbaipublicfiles.com/DiT/models"
 BLOCK = {
@@ -62,34 +71,60 @@ def load_dit(name: str) -> DiffusersDenoiser:
         InputError: The file or the VAE is missing or cannot be read, an option is missing or unknown, or the tensors
             are those of another network.
     """
-    file, options = split_options(name, ("vae", "heads"), "option of dit")
-    path = Path(file)
+    stated = read_stated("dit", name, SETTINGS)
+    file, path = stated.file, Path(stated.file)
     if not path.is_file():
         raise InputError(
             f"dit: no file {file!r}; fetch {PAGE}/{path.name if path.name in RELEASED else RELEASED[0]} to there"
         )
-    if not options.get("vae"):
+    if not stated.get("vae"):
         raise InputError(
             f"dit: {file!r} given without its VAE; allowed: dit:{file}?vae=FOLDER, where diffusers saved an "
             "AutoencoderKL, as stabilityai/sd-vae-ft-ema is"
         )
-    heads = options.get("heads")
-    if heads is not None and not (heads.isdecimal() and int(heads) > 0):
-        raise InputError(f"dit: heads={heads} given; allowed: 1 and more")
     tensors = read_tensors(path)
     with about("dit", path):
         try:
-            network = _network(tensors, None if heads is None else int(heads))
+            network = _network(tensors, stated)
         except InputError:
             raise
         except (KeyError, IndexError, ValueError, RuntimeError) as error:
             raise InputError("its tensors are not named or shaped as DiT's") from error
-    classes: tuple[str, ...] = ()
-    if path.name in RELEASED:
+        released = path.name in RELEASED and _is_released(network)
+        labels = network.config["num_embeds_ada_norm"] + 1
+        count = stated.get("num_classes", labels - 1)
+        if count not in (labels, labels - 1):
+            raise InputError(
+                f"num_classes must be {labels - 1}, or {labels} without a null label, as its embedding has {labels} "
+                f"rows, got {count}"
+            )
+        vae, size = _vae(stated["vae"]), network.config["sample_size"]
+        stated.must_be(
+            {
+                "learn_sigma": network.config["out_channels"] == 2 * network.config["in_channels"],
+                "size": size * 2 ** (len(vae.config["block_out_channels"]) - 1),
+            }
+        )
+        diffusion = stated.diffusion(Diffusion() if released else None, TRAINED)
+    classes = tuple(map(str, range(count)))
+    if released:
         from steersman.classifiers.imagenet import imagenet_names
 
         classes = imagenet_names()
-    return DiffusersDenoiser(network, schedule=VP.linear(), classes=classes, vae=_vae(options["vae"]))
+    return DiffusersDenoiser(
+        network,
+        schedule=diffusion.noise,
+        parameterization=diffusion.parameterization,
+        classes=classes,
+        time_scale=diffusion.time_scale,
+        vae=vae,
+    )
+
+
+def _is_released(network: DiT) -> bool:
+    """Whether it is shaped as DiT-XL/2 of ImageNet."""
+    config = network.config
+    return (config["num_layers"], config["num_attention_heads"], config["num_embeds_ada_norm"]) == (28, 16, 1000)
 
 
 def _vae(folder: str) -> AutoencoderKL:
@@ -97,16 +132,16 @@ def _vae(folder: str) -> AutoencoderKL:
         return read_model("vae", Path(folder), AutoencoderKL)
 
 
-def _network(tensors: Mapping[str, Tensor], heads: int | None) -> DiT:
+def _network(tensors: Mapping[str, Tensor], stated: Stated) -> DiT:
     width, channels, patch, across = tensors["x_embedder.proj.weight"].shape
     _, tokens, _ = tensors["pos_embed"].shape
     grid, depth = math.isqrt(tokens), sum(name.endswith(".attn.qkv.weight") for name in tensors)
     rows, _ = tensors["y_embedder.embedding_table.weight"].shape
     outputs = len(tensors["final_layer.linear.bias"]) // patch**2
-    heads = heads or HEADS.get(width)
+    heads = stated.get("heads") or HEADS.get(width)
     if heads is None:
         listed = ", ".join(map(str, HEADS))
-        raise InputError(f"a width of {width} does not tell its heads, as {listed} do; tell them: heads=4")
+        raise InputError(f"a width of {width} does not tell its heads, as {listed} do; state them: heads=4")
     if width % heads:
         raise InputError(f"heads: {heads} given; allowed: a divisor of {width}")
     if patch != across or grid**2 != tokens or outputs not in (channels, 2 * channels) or rows < 2 or depth < 1:

@@ -72,11 +72,11 @@ def is_pipeline(spec: str) -> bool:
 def _load_folder(path: Path) -> DiffusersDenoiser | EDMDenoiser:
     with about("denoiser", path):
         card = read_json(path / "card.json") if (path / "card.json").is_file() else {"classes": []}
-        classes = listed(card.get("classes"))
+        classes = listed(card.get("classes", []))
         scheduler = Folder(path).settings("scheduler/scheduler_config.json").get("_class_name", "")
         if FAMILIES.get(str(scheduler)) == "edm":
             return EDMDenoiser.from_folder(path, classes=classes, unconditional=card.get("unconditional") is not False)
-        return DiffusersDenoiser.from_folder(path, classes=classes)
+        return DiffusersDenoiser.from_folder(path, classes=classes, time_scale=float(card.get("time_scale", 1.0)))
 
 
 def _load_zoo(name: str) -> DiffusersDenoiser | EDMDenoiser:

@@ -62,7 +62,14 @@ def save_folder(denoiser: object, out: str | Path) -> tuple[str, ...]:
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     changes = {key: denoiser.network.config.get(key) for key in (*CHANGES, "time_shift")}
+    changes |= _time_scale(denoiser)
     return tuple(f"{key}={value}" for key, value in changes.items() if value is not None)
+
+
+def _time_scale(denoiser: DiffusersDenoiser | EDMDenoiser) -> dict[str, float]:
+    """Returns what the card says of how the network is told the time, where diffusers' pipelines would tell t."""
+    scale = getattr(denoiser, "time_scale", 1.0)
+    return {} if scale == 1 else {"time_scale": scale}
 
 
 def _write(denoiser: DiffusersDenoiser | EDMDenoiser, out: Path) -> None:
@@ -81,13 +88,13 @@ def _write(denoiser: DiffusersDenoiser | EDMDenoiser, out: Path) -> None:
     names = {str(number): name for number, name in enumerate(denoiser.classes)}
     index = {"_class_name": pipeline, "_diffusers_version": __version__, **kinds}
     if dit:
-        write_json(out / "model_index.json", index | {"id2label": names})
-        return
-    if vae is None or quantised:
+        index |= {"id2label": names}
+    if dit or vae is None or quantised:
         write_json(out / "model_index.json", index)
-    if names:
-        untrained = {"unconditional": False} if edm and not edm.unconditional else {}
-        write_json(out / "card.json", {"classes": list(names.values())} | untrained)
+    untrained = {"unconditional": False} if edm and not edm.unconditional else {}
+    card = {"classes": list(names.values())} | untrained if names and not dit else {}
+    if card := card | _time_scale(denoiser):
+        write_json(out / "card.json", card)
 
 
 def scheduler_of(
