@@ -25,9 +25,9 @@ from unittest import mock
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 SOURCE = str(Path("steersman") / "_")[:-1]
+CPU = torch.device("cpu")
 INNER = torch.device("lazy", 0)  # what torch's own C++ takes the tensors for: no CPU, and nothing else uses it
 
 VALUES_READ = {"_local_scalar_dense", "equal", "is_nonzero"}  # their results are no tensors
@@ -84,7 +84,9 @@ class OnDevice(Tensor):
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         """Computes an operation, in a thread of its own, too, where the mode is not at work."""
-        own = next(each for each in tree_leaves((args, kwargs)) if isinstance(each, OnDevice))
+        found: list[Tensor] = []
+        _unwrapped((args, kwargs or {}), found)
+        own = next(each for each in found if isinstance(each, OnDevice))
         return own.accelerator.compute(func, args, kwargs or {})
 
     @property
@@ -190,16 +192,18 @@ class Accelerator(TorchDispatchMode):
     def compute(self, func, args, kwargs):
         """Computes an operation of torch as the accelerator would."""
         name = func._schema.name.removeprefix("aten::") if hasattr(func, "_schema") else func.name()
-        tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
+        tensors: list[Tensor] = []
+        values, named = _unwrapped(args, tensors), _unwrapped(kwargs, tensors)
         device = [each for each in tensors if isinstance(each, OnDevice)]
         asked = kwargs.get("device")
         if name in ("_pin_memory", "is_pinned") and not device:
             return self._pin(args[0]) if name == "_pin_memory" else id(args[0]) in self.pinned
         if not device and not self._own(asked):
             return func(*args, **kwargs)
-        kwargs = {**kwargs, **({"device": torch.device("cpu")} if asked is not None else {})}
+        if asked is not None:
+            named["device"] = CPU
         if name == "_to_copy":
-            return self._copied(func, args, kwargs, to_device=self._own(asked) if asked is not None else True)
+            return self._copied(func, args[0], values[1:], named, to_device=asked is None or self._own(asked))
         if name == "copy_":
             if not all(isinstance(each, OnDevice) for each in args[:2]):
                 self._wait(f"copy_ to the {'device' if isinstance(args[0], OnDevice) else 'host'}")
@@ -209,11 +213,11 @@ class Accelerator(TorchDispatchMode):
             self._index(name, args)
         if name in VALUES_READ | SHAPES_READ | CHECKED:
             self._wait(name)
-        wrappers = {id(each.values): each for each in device} | {id(each): each for each in tensors}
-        out = func(*tree_map(_values, args), **tree_map(_values, kwargs))
+        out = func(*values, **named)
         if name in VALUES_READ:
             return out
-        return tree_map(lambda each: self._kept(each, wrappers, name) if isinstance(each, Tensor) else each, out)
+        wrappers = {id(_values(each)): each for each in tensors}
+        return _mapped(out, lambda each: self._kept(each, wrappers, name))
 
     def _kept(self, values: Tensor, wrappers: dict[int, Tensor], name: str) -> Tensor:
         """Returns a result on the device; what was changed in place is the tensor that it was."""
@@ -228,20 +232,17 @@ class Accelerator(TorchDispatchMode):
             self.doubles.append(Note(name, _line()))
         return OnDevice(values, self)
 
-    def _copied(self, func, args, kwargs, *, to_device: bool) -> Tensor:
-        source = args[0]
+    def _copied(self, func, source: Tensor, rest, kwargs, *, to_device: bool) -> Tensor:
         waits = isinstance(source, OnDevice) != to_device
         if to_device and id(source) in self.pinned and kwargs.get("non_blocking"):
             waits = False
         if waits:
             self._wait(f"copy to the {'device' if to_device else 'host'}")
         values = _values(source)
-        changed = (
-            kwargs.get("dtype", values.dtype) not in (None, values.dtype) or kwargs.get("memory_format") is not None
-        )
+        changed = kwargs.get("dtype") not in (None, values.dtype) or kwargs.get("memory_format") is not None
         if isinstance(source, OnDevice) and to_device and not changed:
             return OnDevice(values, self)  # a real one would return the source itself
-        out = func(values, *args[1:], **{**kwargs, "non_blocking": False, "pin_memory": None})
+        out = func(values, *rest, **{**kwargs, "non_blocking": False, "pin_memory": None})
         return self._kept(out, {}, "copy") if to_device else out
 
     def _pin(self, source: Tensor) -> Tensor:
@@ -280,8 +281,22 @@ class Accelerator(TorchDispatchMode):
             raise RuntimeError(f"Expected all tensors to be on the same device ({name} at {_line()})")
 
 
-def _values(held):
+def _values(held: Tensor) -> Tensor:
     return held.values if isinstance(held, OnDevice) else held
+
+
+def _mapped(held, change):
+    """Returns the same with every tensor in it changed; torch's own trees take most of an operation's time."""
+    if isinstance(held, Tensor):
+        return change(held)
+    if isinstance(held, tuple | list):
+        return type(held)([_mapped(each, change) for each in held])
+    return {key: _mapped(each, change) for key, each in held.items()} if isinstance(held, dict) else held
+
+
+def _unwrapped(held, found: list[Tensor]):
+    """Returns the same with the values of every tensor in it, and adds the tensors to those found."""
+    return _mapped(held, lambda each: found.append(each) or _values(each))
 
 
 def _line() -> str:
@@ -303,3 +318,25 @@ def awaits_nothing(accelerator: Accelerator) -> Iterator[None]:
     before = len(accelerator.waits)
     yield
     assert accelerator.waits[before:] == []
+
+
+class Steps:
+    """A callback of the sampling loop that counts the waits by the end of each step.
+
+    Args:
+        accelerator: Where the samples are.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self.marks: list[int] = []
+
+    def __call__(self, report: object = None) -> None:
+        """Counts those so far."""
+        self.marks.append(len(self.accelerator.waits))
+
+    @property
+    def waits(self) -> list[Note]:
+        """Those after the first step and up to the end of the last."""
+        assert len(self.marks) > 1
+        return self.accelerator.waits[self.marks[0] : self.marks[-1]]

@@ -47,7 +47,7 @@ def noise_error(
         seeds: One for each sample; the noise follows from it.
         **condition: The denoiser's conditioning, a row for each sample.
     """
-    level = denoiser.schedule.at_sigma(RATIO)
+    level = denoiser.schedule.at_ratio(RATIO)
     eps = SeededNoise(seeds, tuple(x0.shape[1:]), x0.device, x0.dtype)("check")
     x_t = broadcast(level.alpha, x0) * x0 + broadcast(level.sigma, x0) * eps
     return rms(denoiser(x_t, level, **condition).x0_hat - x0).flatten() / RATIO

@@ -1,12 +1,13 @@
 """Rows of a batch: taken from whatever holds one, and sent to where the batch is."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-__all__ = ["send", "take"]
+__all__ = ["each_tensor", "send", "take"]
 
 
 def send(rows: Tensor, device: torch.device | str) -> Tensor:
@@ -20,13 +21,20 @@ def take(held: Any, rows: Int[Tensor, " N"]) -> Any:  # noqa: ANN401
     """Returns the same with those rows of every tensor in it, in that order and as often as they are named.
 
     Args:
-        held: Tensors, (named) tuples or lists of such, or anything else; what has no rows stays as it is, numbers and
-            tensors without dimensions among it.
+        held: Tensors, whatever `each_tensor` finds them in, or anything else; what has no rows stays as it is, numbers
+            and tensors without dimensions among it.
         rows: Their numbers.
     """
+    return each_tensor(held, lambda x: x[rows] if x.ndim else x)
+
+
+def each_tensor(held: Any, change: Callable[[Tensor], Tensor]) -> Any:  # noqa: ANN401
+    """Returns the same with every tensor in it changed; it is held by (named) tuples, lists and dictionaries."""
     if isinstance(held, Tensor):
-        return held[rows] if held.ndim else held
+        return change(held)
     if isinstance(held, tuple | list):
-        parts = [take(part, rows) for part in held]
+        parts = [each_tensor(part, change) for part in held]
         return type(held)(*parts) if hasattr(held, "_fields") else type(held)(parts)
+    if isinstance(held, dict):
+        return {key: each_tensor(part, change) for key, part in held.items()}
     return held

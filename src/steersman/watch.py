@@ -28,7 +28,7 @@ class Watch:
         """Takes a step's report."""
         for push in report.pushes:
             if push is not None:
-                self.dropped = (~push.finite).to(torch.int64) + self.dropped.to(push.finite.device)
+                self.dropped = (~push.finite).to(torch.int64) + self.dropped
                 self.pushed = self.pushed + push.value
         if report.step.repeat == 0:
             self.on_step()

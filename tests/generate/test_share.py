@@ -19,26 +19,81 @@ def test_every_image_is_one_processs(count, total, size):
     assert max(map(len, dealt)) - min(map(len, dealt)) <= size
 
 
-@pytest.mark.parametrize("names", [("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID")])
-def test_a_launcher_tells(names, monkeypatch):
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+OPEN_MPI = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK")
+MPICH = ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID")
+PMI2 = ("PMI_RANK", "PMI_SIZE", "SLURM_LOCALID")
+SRUN = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+BATCH = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "8"}
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    """No launcher around the tests themselves."""
+    for name in {*TORCHRUN, *OPEN_MPI, *MPICH, *PMI2, *SRUN, *BATCH}:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    def by(names, values):
+        for name, value in zip(names, values, strict=True):
+            monkeypatch.setenv(name, value)
+
+    return by
+
+
+@pytest.mark.parametrize("names", [TORCHRUN, OPEN_MPI, MPICH, PMI2, SRUN])
+def test_a_launcher_tells(names, launched):
     assert Share.told() == Share()
-    for name, value in zip(names, "581", strict=True):
-        monkeypatch.setenv(name, value)
+    launched(names, "581")
     assert Share.told() == Share(rank=5, count=8, local=1)
     assert Share.told().device("cuda") == "cuda:1"
     assert Share.told().device("cpu") == "cpu"
     assert Share().device("cuda:3") == "cuda:3"
-    with pytest.raises(InputError, match="device: 'cuda:0' given to 8 processes"):
+    with pytest.raises(InputError, match="device must be cuda for 8 processes, .* got 'cuda:0'"):
         Share.told().device("cuda:0")
 
 
 @pytest.mark.parametrize(
-    ("rank", "count", "message"),
-    [("first", "8", "RANK: 'first' given"), ("0", "-1", "WORLD_SIZE: '-1'"), ("8", "8", "rank: 8 given .* one of 8")],
+    ("seen", "expected"), [(0, "cuda:3"), (1, "cuda:0"), (2, "cuda:1"), (4, "cuda:3"), (8, "cuda:3")]
 )
-def test_what_no_launcher_would_tell(rank, count, message, monkeypatch):
-    monkeypatch.setenv("RANK", rank)
-    monkeypatch.setenv("WORLD_SIZE", count)
+@pytest.mark.parametrize("names", [TORCHRUN, SRUN])
+def test_each_process_has_a_gpu_of_those_that_it_sees(names, seen, expected, launched, monkeypatch):
+    launched(names, "383")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: seen)
+    assert Share.told().device("cuda") == expected
+
+
+def test_a_local_rank_that_is_not_told_is_the_rank(launched, monkeypatch):
+    launched(TORCHRUN[:2], "38")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert Share.told().device("cuda") == "cuda:1"
+
+
+def test_a_batch_script_is_one_process_whatever_its_job_may_start(launched):
+    launched(BATCH, BATCH.values())
+    assert Share.told() == Share()
+
+
+@pytest.mark.parametrize("inner", [TORCHRUN, OPEN_MPI, MPICH])
+def test_a_launcher_inside_a_slurm_job_goes_before_it(inner, launched):
+    launched(SRUN, "120")
+    launched(inner, "581")
+    assert Share.told() == Share(rank=5, count=8, local=1)
+
+
+@pytest.mark.parametrize(
+    ("rank", "count", "message"),
+    [
+        ("first", "8", "RANK must be a whole number, 0 or more, got 'first'"),
+        ("0", "-1", "WORLD_SIZE must be a whole number, 0 or more, got '-1'"),
+        ("8", "8", "RANK must be below WORLD_SIZE, which is 8, got 8"),
+        (None, "8", "RANK must be below WORLD_SIZE, which is 8, got nothing"),
+    ],
+)
+def test_what_no_launcher_would_tell(rank, count, message, launched):
+    launched(TORCHRUN[:2] if rank else TORCHRUN[1:2], [rank, count] if rank else [count])
     with pytest.raises(InputError, match=message):
         Share.told()
 

@@ -112,3 +112,15 @@ def test_clipped_is_small_at_every_other_step_and_in_a_walk_of_one():
 def test_a_step_counts_what_is_left():
     zero = torch.zeros((), dtype=F64)
     assert [Step(i, 4, 0, 0, CLEAN, CLEAN, zero, zero).left for i in range(4)] == [3, 2, 1, 0]
+
+
+@pytest.mark.parametrize("fixed", ["small", "clipped"])
+def test_a_learned_variance_on_an_accelerator_is_that_of_the_cpu(fixed, draw, accelerator):
+    levels = VP.linear().levels(4)
+    fraction = draw(2, 3, 4, 4).sigmoid().float()
+    found = [reverse_variance(*pair, accelerator.put(fraction), fixed, levels) for pair in pairwise(levels)]
+    assert accelerator.waits == []
+    for variance, pair in zip(found, pairwise(levels), strict=True):
+        expected = reverse_variance(*pair, fraction, fixed, levels)
+        assert variance.shape == expected.shape
+        torch.testing.assert_close(variance.cpu(), expected, rtol=1e-6, atol=0)

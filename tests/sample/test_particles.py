@@ -89,7 +89,8 @@ def test_potentials_add_up_over_a_walk_without_resampling():
         swarm = Swarm(Particles(count=2, potential=potential, fraction=0, temperature=0.5), 1, "cpu")
         for each in said:
             assert swarm.choose(each, at(1.0), torch.rand(1, dtype=F64)).tolist() == [0, 1]
-        torch.testing.assert_close(swarm.weights, 2 * torch.tensor([expected], dtype=F64))
+        grown = 2 * torch.tensor([expected], dtype=F64)
+        torch.testing.assert_close(swarm.weights, grown - grown.max())
 
 
 def test_the_past_goes_with_its_candidate():
@@ -103,7 +104,7 @@ def test_an_image_is_drawn_anew_only_where_its_own_candidates_degenerate():
     swarm = Swarm(Particles(count=2, fraction=0.75), 2, "cpu")
     rows = swarm.choose(torch.tensor([0.0, 0.1, 0.0, 9.0]), at(1.0), torch.full((2,), 0.5, dtype=F64))
     assert rows.tolist() == [0, 1, 3, 3]
-    assert torch.equal(swarm.weights, torch.tensor([[0.0, 0.1], [0.0, 0.0]]).double())
+    torch.testing.assert_close(swarm.weights, torch.tensor([[-0.1, 0.0], [0.0, 0.0]], dtype=F64), rtol=1e-6, atol=0)
 
 
 def test_the_likeliest_goes_on_alone_whatever_the_weights():
@@ -123,6 +124,16 @@ def test_candidates_without_a_likelihood_do_not_go_on_while_another_has_one():
     swarm = Swarm(Particles(count=4), 1, "cpu")
     assert swarm.choose(said.new_full((4,), math.nan), at(1.0), torch.rand(1).double()).tolist() == [0, 1, 2, 3]
     assert WORST < -1e9
+
+
+@pytest.mark.parametrize("potential", ["sum", "difference", "max"])
+def test_a_time_at_which_no_candidate_has_a_likelihood_leaves_the_weights_as_they_are(potential):
+    said = torch.tensor([[-1.0, -2.0], [math.nan, math.nan], [-3.0, -2.5]], dtype=F64)
+    swarms = [Swarm(Particles(count=2, fraction=0, potential=potential), 1, "cpu") for _ in range(2)]
+    for swarm, rows in zip(swarms, (said, said[[0, 2]]), strict=True):
+        for each in rows:
+            swarm.choose(each, at(1.0), torch.tensor([0.5], dtype=F64))
+    assert torch.equal(swarms[0].weights, swarms[1].weights)
 
 
 def test_when_candidates_are_weighed():

@@ -19,6 +19,7 @@ from torch.nn import functional
 from steersman.classifiers.base import Classifier
 from steersman.classifiers.preprocess import Preprocess
 from steersman.errors import InputError
+from steersman.rows import send
 from steersman.schedule import Level
 
 __all__ = ["TextClassifier"]
@@ -57,6 +58,7 @@ class TextClassifier(Classifier):
         self.sharpness = sharpness
         # Neither a buffer, which half precision would round, nor on the network's device before it is asked for there.
         self.embeddings: tuple[Float[Tensor, " D"], ...] = ()
+        self._sent: Float[Tensor, "K D"] | None = None
         for name in names:
             self.resolve(name)
 
@@ -73,7 +75,10 @@ class TextClassifier(Classifier):
         if not self.embeddings:
             raise InputError("target: none given to a classifier of texts; allowed: any text")
         u = super().forward(image, level)
-        v = torch.stack(self.embeddings).to(u)
+        v = self._sent  # kept where it was used last, so that no step waits for a copy
+        if v is None or (len(v), v.device, v.dtype) != (len(self.embeddings), u.device, u.dtype):
+            with torch.inference_mode(False):  # it may be differentiated through later
+                self._sent = v = send(torch.stack(self.embeddings).to(u.dtype), u.device)
         # No matrix product: how its sums are rounded depends on the size of the batch.
         return functional.cosine_similarity(u[:, None], v, dim=-1)
 

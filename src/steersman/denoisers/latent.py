@@ -24,6 +24,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from steersman.errors import InputError
+from steersman.rows import send
 
 __all__ = ["cast", "channels", "decoded", "encoded", "frozen", "scaled", "unscaled"]
 
@@ -113,4 +114,4 @@ def cast(vae: Any, device: str | torch.device | None, dtype: torch.dtype | None)
 
 
 def _channels(values: Sequence[float], like: Tensor) -> Tensor:
-    return torch.tensor(values).to(like).reshape(1, -1, 1, 1)
+    return send(torch.tensor(values, dtype=like.dtype), like.device).reshape(1, -1, 1, 1)

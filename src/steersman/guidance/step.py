@@ -14,7 +14,6 @@ is zero, and so is ``Sigma``; the code of Ho et al. and of ADM clips its logarit
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
@@ -105,4 +104,5 @@ def reverse_variance(
         small = reverse_variance(levels[-3], levels[-2])
     if fraction is None or not small > 0:
         return beta if fixed == "large" and fraction is None else small
-    return torch.lerp(broadcast(small.log(), fraction), broadcast(beta.log(), fraction), fraction).exp()
+    log_small, log_share = (broadcast(value.log(), fraction) for value in (small, beta / small))
+    return (log_small + fraction * log_share).exp()  # one CPU scalar an operation: accelerators take no two

@@ -14,7 +14,7 @@ Runge-Kutta. Guides act at each, as at the stages of `Heun`; those that enter th
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +26,7 @@ from steersman.denoise import output_for
 from steersman.errors import InputError, unknown
 from steersman.guidance.injection import Estimate
 from steersman.guidance.step import FixedVariance, Step
+from steersman.rows import each_tensor, send
 from steersman.sample.sampler import Draw, Move, Predict
 from steersman.schedule import CLEAN, Level, Schedule, Spacing, broadcast
 from steersman.schedulers import FAMILIES, Family
@@ -193,10 +194,9 @@ class DiffusersSampler:
             x_s, noise = call(scheduler, draw)
         assert call is not None, "a step has at least one call"
         move = Move(x_s)
-        if noise is not None:
-            mean, _ = call(before, lambda: torch.zeros_like(x_s))
-            move = _parted(mean, x_s, noise)
-        history = tuple((name, value) for name, value in vars(scheduler).items() if _has_rows(value))
+        if noise is not None and (b := call.deviation(before)):
+            move = Move(x_s - b * noise, b * noise, torch.tensor(b**2, dtype=torch.float64))
+        history = _history(scheduler)
         for name, _ in history:
             setattr(scheduler, name, None)
         return move, (_Walk(scheduler, walk.places, walk.starts), history, x_s)
@@ -254,9 +254,22 @@ class _Call:
     def __call__(self, scheduler: Scheduler, draw: Draw) -> tuple[Float[Tensor, "B C H W"], Tensor | None]:
         """Returns where the call leads, and what it drew; the scheduler goes on by one."""
         sample, time = self.sample, scheduler.timesteps[self.index]
-        with _Drawing(draw) as drawing:
+        with _OnTheHost(draw) as drawing:
             z = scheduler.step(self._output(scheduler), time, sample, return_dict=False, **self.sampler.settings)[0]
         return z * self.places[self.index + 1].scale, drawing.noise
+
+    def deviation(self, scheduler: Scheduler) -> float:
+        """Returns ``b``, where the call leads to ``mean + b noise``: to b itself from nothing but a noise of one.
+
+        Of the scheduler's own numbers on the host, so that no device is asked whether there is any noise.
+        """
+        nothing = torch.zeros([1] * self.estimate.x0.ndim, dtype=self.estimate.x0.dtype)
+        alone = replace(self, estimate=Estimate(nothing, nothing, self.estimate.variance))
+        scheduler = copy.copy(scheduler)
+        for name, value in _history(scheduler):
+            setattr(scheduler, name, each_tensor(value, lambda _: nothing))
+        z, _ = alone(copy.deepcopy(scheduler), lambda: torch.ones_like(nothing))
+        return float(z)
 
     def _output(self, scheduler: Scheduler) -> Float[Tensor, "B C H W"]:
         """Returns what a network of the scheduler's prediction type would have put out."""
@@ -281,8 +294,15 @@ class _Call:
         scheduler.last_sample = scheduler.last_sample + (self.sample - left) / float(k)
 
 
-class _Drawing(TorchFunctionMode):
-    """While it lasts, and in this thread alone, `torch.randn` returns draws of ours; the last of them is kept."""
+class _OnTheHost(TorchFunctionMode):
+    """A scheduler's call, in this thread alone: it draws our noise, and its own numbers stay on the host.
+
+    Where it asks for a number on the samples' device, the host would wait for the copy; so the number stays on the CPU
+    and is computed with there. A vector of numbers that meets samples is sent to them, which nobody waits for.
+
+    Attributes:
+        noise: The last draw, None where there was none.
+    """
 
     def __init__(self, draw: Draw) -> None:
         super().__init__()
@@ -297,18 +317,24 @@ class _Drawing(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401
         """Returns what the function would have, or a draw."""
-        if func is not torch.randn:
-            return func(*args, **(kwargs or {}))
-        self.noise = self.draw()
-        return self.noise.to(dtype=(kwargs or {}).get("dtype"))
+        kwargs = dict(kwargs or {})
+        if func is torch.randn:
+            self.noise = self.draw()
+            return self.noise.to(dtype=kwargs.get("dtype"))
+        devices: list[torch.device] = []
+        each_tensor((args, kwargs), lambda x: devices.append(x.device) or x)
+        elsewhere = next((device for device in devices if device.type != "cpu"), None)
+        if elsewhere is None:
+            args = tuple("cpu" if isinstance(each, torch.device) else each for each in args)
+            kwargs |= {"device": "cpu"} if "device" in kwargs else {}
+        else:
+            args, kwargs = each_tensor((args, kwargs), lambda x: send(x, elsewhere) if x.ndim else x)
+        return func(*args, **kwargs)
 
 
-def _parted(mean: Float[Tensor, "B C H W"], x_s: Float[Tensor, "B C H W"], noise: Float[Tensor, "B C H W"]) -> Move:
-    """Returns the step to ``x_s = mean + b noise``, of which the variance ``b^2`` is found, one an image."""
-    deviation = x_s - mean
-    values = tuple(range(1, noise.ndim))
-    b = (deviation * noise).sum(values, keepdim=True) / noise.square().sum(values, keepdim=True).clamp(min=1e-30)
-    return Move(mean, deviation, b.square()) if torch.any(b != 0) else Move(mean)
+def _history(scheduler: Scheduler) -> tuple[tuple[str, Any], ...]:
+    """Returns what a scheduler keeps of the samples that it has seen, by name."""
+    return tuple((name, value) for name, value in vars(scheduler).items() if _has_rows(value))
 
 
 def _has_rows(value: object) -> bool:

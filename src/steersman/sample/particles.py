@@ -35,6 +35,7 @@ from torch import Tensor
 
 from steersman.errors import InputError, unknown
 from steersman.guidance.guide import Guide
+from steersman.rows import send
 from steersman.schedule import Level
 
 __all__ = ["Particles", "Swarm"]
@@ -42,7 +43,7 @@ __all__ = ["Particles", "Swarm"]
 Potential = Literal["sum", "difference", "max"]
 Choice = Literal["likeliest", "draw"]
 
-WORST = -1e12  # the log-likelihood of a candidate that has none; finite, since differences of infinite ones are nothing
+WORST = -1e12  # the log-weight of a candidate without a finite likelihood; finite, so that shares stay numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +92,9 @@ class Particles:
 class Swarm:
     """The candidates of one walk of a batch: how many each image has left, and their weights.
 
-    Rows of the batch are image by image, each with its candidates. The weights, few numbers in float64, are kept on the
-    CPU; an accelerator may not know such.
+    Rows of the batch are image by image, each with its candidates. The weights stay on the device, so that the host
+    never waits for them: in float64 on a CPU, in float32 elsewhere, as not every accelerator has float64. Which rows go
+    on is decided there too.
 
     Args:
         particles: What is done with them.
@@ -107,11 +109,12 @@ class Swarm:
 
     def __init__(self, particles: Particles, images: int, device: torch.device | str) -> None:
         self.particles, self.count, self.device = particles, particles.count, device
-        self.rows = torch.arange(images).repeat_interleave(self.count).to(device)
-        self.first = torch.arange(images)[:, None] * self.count
-        self.leaders = self.first[:, 0].to(device)
-        self.weights = torch.zeros(images, self.count, dtype=torch.float64)
-        self.past: Tensor | None = None
+        self.rows = torch.arange(images * self.count, device=device) // self.count
+        self.first = torch.arange(images, device=device)[:, None] * self.count
+        self.leaders = self.first[:, 0]
+        self.dtype = torch.float64 if torch.device(device).type == "cpu" else torch.float32
+        self.weights = torch.zeros(images, self.count, dtype=self.dtype, device=device)
+        self.past = torch.full_like(self.weights, -math.inf if particles.potential == "max" else 0.0)
 
     def weighs(self, level: Level, index: int) -> bool:
         """Whether the candidates are weighed before the step from a level, the index-th."""
@@ -164,8 +167,8 @@ class Swarm:
         """
         if deviation is None or variance is None:
             raise _noiseless()
-        log_ratio = -((deviation + delta / 2) * delta / variance.to(delta)).sum((1, 2, 3))
-        log_ratio = log_ratio.cpu().reshape_as(self.weights).double()
+        log_ratio = -((deviation + delta / 2) * delta / variance.to(delta.dtype)).sum((1, 2, 3))
+        log_ratio = log_ratio.reshape_as(self.weights).to(self.dtype)
         self.weights = self.weights + torch.where(log_ratio.isfinite(), log_ratio, WORST)
 
     def choose(
@@ -178,37 +181,38 @@ class Swarm:
             level: Where they are.
             uniform: A draw between 0 and 1 for each image, on the CPU.
         """
-        r = log_likelihood.cpu().reshape_as(self.weights).double()
-        r = torch.where(r.isfinite(), r, WORST)
+        r = log_likelihood.reshape_as(self.weights).to(self.dtype)
         self._weigh(r / self.particles.temperature)
-        share = self.weights.softmax(1)
+        r = torch.where(r.isfinite(), r, WORST)
+        share, uniform = self.weights.softmax(1), send(uniform.to(self.dtype), self.device)
+        places = torch.arange(self.count, device=self.device)
         if float(level.sigma / level.alpha) <= self.particles.low:
             place = _drawn(share, uniform[:, None]) if self.particles.choice == "draw" else r.argmax(1, keepdim=True)
             self.count = 1
-        elif (again := 1 / share.square().sum(1) <= self.particles.fraction * self.count).any():
-            marks = (uniform[:, None] + torch.arange(self.count)) / self.count
-            place = torch.where(again[:, None], _drawn(share, marks), torch.arange(self.count))
-            self.weights = torch.where(again[:, None], 0, self.weights)
         else:
-            place = torch.arange(self.count).expand_as(r)
-        self.past = self.past.gather(1, place) if self.past is not None else None
+            again = 1 / share.square().sum(1, keepdim=True) <= self.particles.fraction * self.count
+            place = torch.where(again, _drawn(share, (uniform[:, None] + places) / self.count), places)
+            self.weights = torch.where(again, 0, self.weights)
+        self.past = self.past.gather(1, place)
         rows = self.first + place
         if self.count == 1:
             self.leaders = torch.arange(len(rows), device=self.device)
         else:
-            self.leaders = (self.first + r.gather(1, place).argmax(1, keepdim=True))[:, 0].to(self.device)
-        return rows.flatten().to(self.device)
+            self.leaders = (self.first + r.gather(1, place).argmax(1, keepdim=True))[:, 0]
+        return rows.flatten()
 
     def _weigh(self, r: Float[Tensor, "B K"]) -> None:
-        match self.particles.potential:
-            case "sum":
-                self.weights = self.weights + r
-            case "difference":
-                self.weights = self.weights + r - (0 if self.past is None else self.past)
-                self.past = r
-            case "max":
-                self.past = r if self.past is None else torch.maximum(r, self.past)
-                self.weights = self.weights + self.past
+        """Lets the weights grow by the potential; the largest is then 0, which keeps differences exact in float32.
+
+        A candidate whose r is not finite gets the worst weight. Where an image has no other, none of them changes.
+        """
+        known = r.isfinite()
+        if self.particles.potential == "max":
+            r = torch.maximum(r, self.past)
+        grown = self.weights + r - (self.past if self.particles.potential == "difference" else 0)
+        weights = torch.where(known, grown, torch.where(known.any(1, keepdim=True), WORST, self.weights))
+        self.weights = weights - weights.amax(1, keepdim=True)
+        self.past = torch.where(known, r, self.past)
 
 
 def _noiseless() -> InputError:
