@@ -223,7 +223,7 @@ def test_stabilizers_by_name():
         ("accuracy", ["--view", "x1"], "unknown view 'x1'"),
         ("accuracy", ["--classifier", "one=zoo:2"], "classifier: 'one' given twice"),
         ("accuracy", ["--num", "6"], "num: 6 given; allowed: 1 to 5"),
-        ("accuracy", ["--data", "nowhere"], "images: 'nowhere' given"),
+        ("accuracy", ["--data", "nowhere"], "got 'nowhere'"),
         ("accuracy", ["--batch-size", "0"], "batch-size: 0 given"),
         ("accuracy", ["--device", "toaster"], "device: 'toaster' given"),
         ("sensitivity", ["--stabilizer", "emma"], "unknown stabilizer 'emma'"),

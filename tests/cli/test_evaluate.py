@@ -34,9 +34,9 @@ def test_figures_and_statistics(call, tmp_path):
 
 
 BAD = [
-    (["nowhere", "--reference", BALLS], "images: 'nowhere' given"),
+    (["nowhere", "--reference", BALLS], "got 'nowhere'"),
     (["empty", "--reference", BALLS], "'empty' holds no images"),
-    (["set", "--reference", "nowhere.npz"], "images: 'nowhere.npz' given"),
+    (["set", "--reference", "nowhere.npz"], "got 'nowhere.npz'"),
     (["set", "--judge", "none"], "reference: none given"),
     (["set", "--figures", "fid"], "reference: none given, but fid needs one"),
     (["set", "--figures", "fdi"], "unknown figure 'fdi'; did you mean 'fid'"),

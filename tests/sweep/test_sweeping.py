@@ -181,7 +181,7 @@ REFUSED = [
         {"reference": "sportballs?num=16"},
         "reference: images of 64 by 64 pixels given, samples are 16 by 16",
     ),
-    (["scale=1,2"], {"reference": "nowhere"}, "images: 'nowhere' given; allowed: "),
+    (["scale=1,2"], {"reference": "nowhere"}, "got 'nowhere'"),
     (["scale=1,2"], {"features": "nothing"}, "unknown features 'nothing'"),
     (["scale=1,2"], {"figures": ("fid", "fdi")}, "unknown figure 'fdi'; did you mean 'fid'"),
     (["scale=1,2"], {"reference": "sportballs?num=16&resolution=16"}, "cfid: 1 images of 'baseball' in the reference"),

@@ -115,7 +115,7 @@ REFUSED = [
     ({"base": {"num": 1}}, "num: 1 given; allowed: 2 and more"),
     ({"base": {"targets": ("zebra",)}}, "unknown class 'zebra'"),
     ({"recipes": ("nrgc",)}, "unknown recipe 'nrgc'"),
-    ({"reference": "nowhere"}, "images: 'nowhere' given"),
+    ({"reference": "nowhere"}, "got 'nowhere'"),
     ({"reference": "sportballs?num=40"}, "reference: images of 64 by 64 pixels given, samples are 16 by 16"),
 ]
 
