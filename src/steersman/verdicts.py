@@ -33,7 +33,7 @@ class Verdict(NamedTuple):
     similarity: float | None = None
 
 
-def judged(classifier: Classifier, images: Float[Tensor, "B 3 H W"], targets: Sequence[int]) -> list[Verdict]:
+def judged(classifier: Classifier, images: Float[Tensor, "B C H W"], targets: Sequence[int]) -> list[Verdict]:
     """Returns what a classifier says of each image.
 
     Args:
