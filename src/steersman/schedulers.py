@@ -1,6 +1,6 @@
 """What is known of diffusers' schedulers by their names: how each holds the sample, ``x_t = c z``.
 
-    discrete    whole times of a variance-preserving schedule, c = 1               DDPM, DDIM, PNDM, LCM
+    discrete    whole times of a variance-preserving schedule, c = 1               DDPM, DDIM, PNDM, LCM, CogVideoX
     solver      any sigma of it, or of flow matching, as it tells itself, c = 1    DPMSolver, UniPC, DEIS
     ratio       z = x_0 + s eps, of which the network is shown c z = alpha z,
                 c = 1 / sqrt(1 + s^2)                                              Euler, Heun, KDPM2, LMS, ancestral
@@ -18,6 +18,8 @@ __all__ = ["FAMILIES", "Family"]
 Family = Literal["discrete", "solver", "ratio", "edm", "flow"]
 
 FAMILIES: Mapping[str, Family] = {
+    "CogVideoXDDIMScheduler": "discrete",
+    "CogVideoXDPMScheduler": "discrete",
     "DDIMScheduler": "discrete",
     "DDPMScheduler": "discrete",
     "DEISMultistepScheduler": "solver",

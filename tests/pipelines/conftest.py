@@ -38,6 +38,8 @@ def guide(classifier):
 @pytest.fixture(scope="module")
 def likelihood(classifier):
     def of(images, target):
+        if images.ndim == 5:
+            return torch.stack([of(frames, target) for frames in images.unbind(1)]).mean(0)
         target = torch.as_tensor(target).expand(len(images))
         return ClassProbability(classifier=classifier)(images, target, CLEAN)
 

@@ -23,12 +23,14 @@ class Family:
         call: The arguments of a call for two images of three steps.
         schedulers: Which of its schedulers are tried, the first its own.
         flow: Whether it is trained by flow matching.
+        margin: What steering gains at least, in log-likelihood.
     """
 
     build: object
     call: object
     schedulers: tuple
     flow: bool = False
+    margin: float = 0.01
 
 
 def seeded(build):
@@ -270,6 +272,240 @@ def sana():
     return diffusers.SanaPipeline(None, None, latent, transformer, scheduler)
 
 
+def chroma():
+    transformer = seeded(
+        lambda: diffusers.ChromaTransformer2DModel(
+            patch_size=1,
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            axes_dims_rope=(4, 4, 8),
+            approximator_num_channels=16,
+            approximator_hidden_dim=32,
+            approximator_layers=1,
+        )
+    ).eval()
+    latent = vae(4, use_quant_conv=False, use_post_quant_conv=False, scaling_factor=0.36, shift_factor=0.12)
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    return diffusers.ChromaPipeline(scheduler, latent, None, None, transformer)
+
+
+def flux2():
+    transformer = seeded(
+        lambda: diffusers.Flux2Transformer2DModel(
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            timestep_guidance_channels=16,
+            axes_dims_rope=(4, 4, 4, 4),
+        )
+    ).eval()
+    latent = seeded(
+        lambda: diffusers.AutoencoderKLFlux2(
+            block_out_channels=(8, 16),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            latent_channels=4,
+            norm_num_groups=4,
+        )
+    ).eval()
+    latent.bn.running_mean.copy_(torch.linspace(-0.5, 0.5, 16))
+    latent.bn.running_var.copy_(torch.linspace(0.5, 2.0, 16))
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    return diffusers.Flux2Pipeline(scheduler, latent, None, None, transformer)
+
+
+def qwen_image():
+    transformer = seeded(
+        lambda: diffusers.QwenImageTransformer2DModel(
+            in_channels=16,
+            out_channels=4,
+            num_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            axes_dims_rope=(4, 6, 6),
+        )
+    ).eval()
+    latent = seeded(
+        lambda: diffusers.AutoencoderKLQwenImage(
+            base_dim=8,
+            z_dim=4,
+            dim_mult=[1, 2],
+            num_res_blocks=1,
+            temperal_downsample=[False],
+            latents_mean=[0.1, 0.2, 0.3, 0.4],
+            latents_std=[1.0, 1.1, 1.2, 1.3],
+        )
+    ).eval()
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    return diffusers.QwenImagePipeline(scheduler, latent, None, None, transformer)
+
+
+def z_image():
+    transformer = seeded(
+        lambda: diffusers.ZImageTransformer2DModel(
+            in_channels=4,
+            dim=32,
+            n_layers=1,
+            n_refiner_layers=1,
+            n_heads=2,
+            n_kv_heads=2,
+            cap_feat_dim=32,
+            axes_dims=[4, 6, 6],
+            axes_lens=[64, 32, 32],
+        )
+    ).eval()
+    for padding in (transformer.x_pad_token, transformer.cap_pad_token):  # which it leaves as memory was
+        nn.init.normal_(padding, std=0.02)
+    latent = vae(4, use_quant_conv=False, use_post_quant_conv=False, scaling_factor=0.36, shift_factor=0.12)
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    return diffusers.ZImagePipeline(scheduler, latent, None, None, transformer)
+
+
+def kandinsky():
+    unet = seeded(
+        lambda: diffusers.UNet2DConditionModel(
+            in_channels=4,
+            out_channels=8,
+            addition_embed_type="image",
+            down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+            mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+            up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+            block_out_channels=(32, 64),
+            layers_per_block=1,
+            norm_num_groups=8,
+            encoder_hid_dim=32,
+            encoder_hid_dim_type="image_proj",
+            cross_attention_dim=16,
+            attention_head_dim=4,
+            resnet_time_scale_shift="scale_shift",
+        )
+    ).eval()
+    movq = seeded(
+        lambda: diffusers.VQModel(
+            block_out_channels=(32, 64),
+            down_block_types=("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
+            up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
+            latent_channels=4,
+            norm_num_groups=8,
+            norm_type="spatial",
+            num_vq_embeddings=12,
+            vq_embed_dim=4,
+        )
+    ).eval()
+    return diffusers.KandinskyV22Pipeline(unet, diffusers.DDIMScheduler(clip_sample=False, **MILD), movq)
+
+
+def wan():
+    transformer = seeded(
+        lambda: diffusers.WanTransformer3DModel(
+            num_attention_heads=2,
+            attention_head_dim=12,
+            in_channels=4,
+            out_channels=4,
+            text_dim=32,
+            freq_dim=16,
+            ffn_dim=32,
+            num_layers=1,
+            rope_max_seq_len=32,
+        )
+    ).eval()
+    latent = seeded(
+        lambda: diffusers.AutoencoderKLWan(
+            base_dim=4,
+            z_dim=4,
+            dim_mult=[1, 1, 1, 1],
+            num_res_blocks=1,
+            latents_mean=[0.1, 0.2, 0.3, 0.4],
+            latents_std=[1.0, 1.1, 1.2, 1.3],
+        )
+    ).eval()
+    scheduler = diffusers.UniPCMultistepScheduler(
+        use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0
+    )
+    return diffusers.WanPipeline(None, None, latent, scheduler, transformer)
+
+
+def ltx():
+    transformer = seeded(
+        lambda: diffusers.LTXVideoTransformer3DModel(
+            in_channels=8,
+            out_channels=8,
+            num_attention_heads=2,
+            attention_head_dim=8,
+            cross_attention_dim=16,
+            num_layers=1,
+            caption_channels=32,
+        )
+    ).eval()
+    latent = seeded(
+        lambda: diffusers.AutoencoderKLLTXVideo(
+            latent_channels=8,
+            block_out_channels=(8, 8),
+            decoder_block_out_channels=(8, 8),
+            down_block_types=("LTXVideoDownBlock3D",) * 2,
+            layers_per_block=(1, 1, 1),
+            decoder_layers_per_block=(1, 1, 1),
+            spatio_temporal_scaling=(True, False),
+            decoder_spatio_temporal_scaling=(True, False),
+            decoder_inject_noise=(False, False, False),
+            upsample_residual=(False, False),
+            upsample_factor=(1, 1),
+            patch_size=1,
+            encoder_causal=True,
+            decoder_causal=False,
+        )
+    ).eval()
+    latent.latents_mean.copy_(torch.linspace(-0.2, 0.2, 8))
+    latent.latents_std.copy_(torch.linspace(0.8, 1.2, 8))
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.1)
+    return diffusers.LTXPipeline(scheduler, latent, None, None, transformer)
+
+
+def cogvideox():
+    transformer = seeded(
+        lambda: diffusers.CogVideoXTransformer3DModel(
+            num_attention_heads=2,
+            attention_head_dim=16,
+            in_channels=4,
+            out_channels=4,
+            time_embed_dim=8,
+            text_embed_dim=32,
+            num_layers=1,
+            sample_width=2,
+            sample_height=2,
+            sample_frames=9,
+            max_text_seq_length=7,
+        )
+    ).eval()
+    latent = seeded(
+        lambda: diffusers.AutoencoderKLCogVideoX(
+            down_block_types=("CogVideoXDownBlock3D",) * 4,
+            up_block_types=("CogVideoXUpBlock3D",) * 4,
+            block_out_channels=(4, 4, 4, 4),
+            latent_channels=4,
+            layers_per_block=1,
+            norm_num_groups=2,
+            scaling_factor=0.7,
+        )
+    ).eval()
+    scheduler = diffusers.CogVideoXDDIMScheduler(
+        prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing"
+    )
+    return diffusers.CogVideoXPipeline(None, None, latent, transformer, scheduler)
+
+
+def prompted(size=7, negative="negative_prompt_embeds", **more):
+    return {"prompt_embeds": embeds(2, size, 32), negative: embeds(2, size, 32) * 0, **more}
+
+
 COMMON = ("DDIM", "Euler", "EulerAncestral", "DPMSolverMultistep", "UniPC")
 
 
@@ -373,6 +609,79 @@ FAMILIES = {
         ("FlowMatchEuler", "DPMSolverMultistep"),
         flow=True,
     ),
+    "Chroma": Family(
+        chroma,
+        lambda: prompted(
+            prompt_attention_mask=torch.ones(2, 7),
+            negative_prompt_attention_mask=torch.ones(2, 7),
+            height=16,
+            width=24,
+        ),
+        ("FlowMatchEuler",),
+        flow=True,
+    ),
+    "FLUX.2": Family(
+        flux2,
+        lambda: {"prompt_embeds": embeds(2, 7, 32), "height": 16, "width": 24},
+        ("FlowMatchEuler",),
+        flow=True,
+    ),
+    "Qwen-Image": Family(
+        qwen_image,
+        lambda: prompted(
+            prompt_embeds_mask=torch.ones(2, 7, dtype=torch.int64),
+            negative_prompt_embeds_mask=torch.ones(2, 7, dtype=torch.int64),
+            height=16,
+            width=24,
+        ),
+        ("FlowMatchEuler",),
+        flow=True,
+    ),
+    "Z-Image": Family(
+        z_image,
+        lambda: {
+            "prompt_embeds": list(embeds(2, 7, 32)),
+            "negative_prompt_embeds": list(embeds(2, 7, 32) * 0),
+            "height": 16,
+            "width": 32,
+        },
+        ("FlowMatchEuler",),
+        flow=True,
+    ),
+    "Kandinsky 2.2": Family(
+        kandinsky,
+        lambda: {
+            "image_embeds": embeds(2, 32),
+            "negative_image_embeds": embeds(2, 32) * 0,
+            "height": 64,
+            "width": 64,
+        },
+        ("DDIM", "DDPM"),
+    ),
+    "Wan": Family(
+        wan,
+        lambda: prompted(height=16, width=16, num_frames=5),
+        ("UniPC", "FlowMatchEuler"),
+        flow=True,
+        margin=0.001,  # its decoder makes little of its latents
+    ),
+    "LTX": Family(
+        ltx,
+        lambda: prompted(
+            prompt_attention_mask=torch.ones(2, 7),
+            negative_prompt_attention_mask=torch.ones(2, 7),
+            height=32,
+            width=32,
+            num_frames=9,
+        ),
+        ("FlowMatchEuler",),
+        flow=True,
+    ),
+    "CogVideoX": Family(
+        cogvideox,
+        lambda: prompted(height=16, width=16, num_frames=9),
+        ("CogVideoXDDIM", "CogVideoXDPM"),
+    ),
 }
 
 
@@ -399,13 +708,16 @@ def make(name, scheduler=None, **settings):
 
 
 def draw(pipe, name, steps=3, **more):
-    """Two images in [-1, 1], from the same noise every time."""
+    """Two images in [-1, 1], or the frames (2, T, 3, H, W) of two videos, from the same noise every time."""
     settings = {"num_inference_steps": steps, "generator": draws(), "output_type": "pt"}
     if name == "DiT":
         settings["generator"] = torch.Generator().manual_seed(0)
     call = {**FAMILIES[name].call(), **settings, **more}
     torch.manual_seed(1)  # for the schedulers that a pipeline gives no generator
-    images = pipe(**call).images
+    images = pipe(**call)
+    images = images.frames if hasattr(images, "frames") else images.images
     if name == "LDM" and call["output_type"] == "pt":  # it knows no tensors
         images = torch.from_numpy(images).permute(0, 3, 1, 2)
+    if name == "Kandinsky 2.2" and call["output_type"] == "pt":  # its own are in [-1, 1]
+        return images.clamp(-1, 1)
     return images * 2 - 1

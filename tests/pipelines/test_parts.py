@@ -10,6 +10,8 @@ import steersman
 from pipelines.families import draw, make
 from steersman.errors import InputError
 
+FUNCTION = "_gradient_checkpointing_func"  # diffusers leaves it there when it stops
+
 
 def state_of(pipe):
     """Everything that steering could leave behind."""
@@ -17,7 +19,7 @@ def state_of(pipe):
     parts = [part for module in modules for part in module.modules()]
     return (
         {key for key in vars(pipe.scheduler)},
-        [(sorted(vars(part)), getattr(part, "gradient_checkpointing", None)) for part in parts],
+        [(sorted(set(vars(part)) - {FUNCTION}), getattr(part, "gradient_checkpointing", None)) for part in parts],
         [len(part._forward_hooks) + len(part._forward_pre_hooks) for part in parts],
         [weight.requires_grad for module in modules for weight in module.parameters()],
         [weight.grad is None for module in modules for weight in module.parameters()],

@@ -35,7 +35,7 @@ def test_without_a_push_no_bit_changes(name, scheduler, guide):
     pipe = make(name, scheduler)
     plain = draw(pipe, name)
     for each in (*idle, idle):
-        with steersman.steer(pipe, each, target=1):
+        with pytest.warns(UserWarning, match="no step was guided"), steersman.steer(pipe, each, target=1):
             assert torch.equal(draw(pipe, name), plain)
 
 
@@ -48,11 +48,37 @@ def test_without_a_push_no_bit_changes(name, scheduler, guide):
 def test_images_go_where_they_are_steered(name, scheduler, injection, route, guide, likelihood):
     pipe = make(name, scheduler)
     plain = draw(pipe, name)
-    with steersman.steer(pipe, guide(route=route, injection=injection), target="green"):
+    settings = {"route": route, "injection": injection}
+    if FAMILIES[name].flow:  # where alpha nears 0, what moves the noise moves the image by sigma^2 / alpha as far
+        settings["strength"] = Interval(high=50.0)
+    with steersman.steer(pipe, guide(**settings), target="green"):
         steered = draw(pipe, name)
     assert steered.isfinite().all()
-    assert (likelihood(steered, 1) > likelihood(plain, 1) + 0.01).all()
+    assert (likelihood(steered, 1) > likelihood(plain, 1) + FAMILIES[name].margin).all()
     assert torch.equal(draw(pipe, name), plain)
+
+
+ENDING = {"set_alpha_to_one": True, "clip_sample": False}  # the last step leads to x0_hat as it is
+
+
+@pytest.mark.parametrize(
+    ("name", "scheduler"),
+    [(name, family.schedulers[0]) for name, family in FAMILIES.items() if family.flow]
+    + [(name, "DDIM") for name in ("LDM", "DiT", "SD", "SDXL", "PixArt", "Kandinsky 2.2")]
+    + [("CogVideoX", "CogVideoXDDIM")],
+)
+def test_the_classifier_sees_what_the_pipeline_draws(name, scheduler, guide, classifier):
+    """Where the last step ends at ``x0_hat``, which is decoded here and there."""
+
+    class Seeing(ClassProbability):
+        def __call__(self, image, target, level):
+            seen[:] = [image.detach()]
+            return super().__call__(image, target, level)
+
+    seen, pipe = [], make(name, scheduler, **(ENDING if scheduler == "DDIM" else {}))
+    with steersman.steer(pipe, guide(objective=Seeing(classifier=classifier), scale=1e-30), target=1):
+        drawn = draw(pipe, name)
+    assert (seen[0].clamp(-1, 1) - drawn.reshape(seen[0].shape)).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("name", ["DDPM", "SD"])
@@ -84,7 +110,10 @@ def test_each_image_has_its_own_target(name, guide):
             images[str(target)] = draw(pipe, name)
     expected = torch.stack([images["0"][0], images["2"][1]])
     assert (images["[0, 2]"] - expected).abs().max() < 1e-5
-    with pytest.raises(InputError, match="3 given for 2 images"), steersman.steer(pipe, guide(), target=[0, 1, 2]):
+    with (
+        pytest.raises(InputError, match="one for each of 2 images, got 3"),
+        steersman.steer(pipe, guide(), target=[0, 1, 2]),
+    ):
         draw(pipe, name)
 
 

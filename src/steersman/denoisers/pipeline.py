@@ -23,7 +23,7 @@ from steersman.blocks import in_blocks
 from steersman.denoise import Parameterization, Prediction, check_condition, classifier_free_at_once, to_x0
 from steersman.denoisers import latent
 from steersman.errors import InputError, one_line
-from steersman.pipelines.layout import LAYOUTS, as_images
+from steersman.pipelines.layout import layout_of
 from steersman.pipelines.told import Told, hear
 from steersman.schedule import Flow, Level, Schedule, from_diffusers, times
 
@@ -68,7 +68,9 @@ class PipelineDenoiser:
         self.told: dict[tuple[str, str | None, bool], Told] = {}
         self.hearing = threading.Lock()
         plain = self._told("", None, guided=False)
-        self.layout = LAYOUTS.get(type(self.network).__name__, as_images)(plain.sample, plain.values)
+        self.layout = layout_of(
+            type(self.network).__name__, plain.sample, plain.values, latent.channels(self.vae.config)
+        )
         _, *shape = self.layout.unpack(plain.sample).shape
         channels, height, width = shape
         self.shape = (channels, height, width)

@@ -1,10 +1,12 @@
-"""Where a diffusers scheduler stands: the levels that its step leads from and to, and how it holds the sample.
+"""Where a diffusers scheduler stands at each of its calls: the levels that the step leads from and to.
 
-A scheduler's family tells how its levels are read (`steersman.schedulers`).
+A scheduler's family tells how its levels are read (`steersman.schedulers`). They are read once, before the first step
+of a pipeline's call, so that no step waits for an accelerator.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+import copy
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float64
@@ -14,7 +16,7 @@ from steersman.errors import unknown
 from steersman.schedule import CLEAN, Level
 from steersman.schedulers import FAMILIES, Family
 
-__all__ = ["Place", "kept", "name_of", "number", "place_of", "start_of", "time_at"]
+__all__ = ["Place", "kept", "name_of", "places_of", "start_of", "visited"]
 
 
 class Kept(NamedTuple):
@@ -30,7 +32,7 @@ class Kept(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where in its walk a scheduler stands.
+    """Where a scheduler stands before a call.
 
     Attributes:
         level: The level of the sample that it is given.
@@ -47,95 +49,102 @@ class Place(NamedTuple):
     held: tuple[Tensor, Tensor] = (CLEAN.alpha, CLEAN.alpha)
 
 
-def number(value: Any) -> Float64[Tensor, ""]:  # noqa: ANN401
-    """Returns a number in float64 on the CPU, wherever and however it is held."""
-    return torch.as_tensor(value).detach().to("cpu", torch.float64, copy=True).reshape(())
+class _Read(Protocol):
+    """Returns the place of a call, by its number among the scheduler's timesteps and among the calls that are made."""
+
+    def __call__(self, scheduler: Any, times: Tensor, position: int, call: int) -> Place: ...  # noqa: D102, ANN401
 
 
-def time_at(scheduler: Any, position: int) -> Float64[Tensor, ""]:  # noqa: ANN401
+def host(value: Any) -> Float64[Tensor, "..."]:  # noqa: ANN401
+    """Returns numbers in float64 on the CPU, wherever and however they are held."""
+    return torch.as_tensor(value).detach().cpu().double()
+
+
+def _time_at(times: Tensor, position: int) -> Float64[Tensor, ""]:
     """Returns the time of a call, and that of the clean image after the last."""
-    return number(scheduler.timesteps[position]) if position < len(scheduler.timesteps) else CLEAN.time
+    return times[position] if position < len(times) else CLEAN.time
 
 
-def _by_time(scheduler: Any, time: Tensor, position: int) -> Place:  # noqa: ANN401
+def _by_time(scheduler: Any, times: Tensor, position: int, call: int) -> Place:  # noqa: ANN401
     """Levels at whole times of a variance-preserving schedule, ``alpha^2 = alpha_bar``."""
+    time, last = times[position], position + 1 >= len(times)
 
     def at(time: Tensor) -> Level:
         after = getattr(scheduler, "final_alpha_cumprod", 1.0)
-        alpha_bar = number(scheduler.alphas_cumprod[int(time)] if time >= 0 else after)
+        alpha_bar = host(scheduler.alphas_cumprod[int(time)] if time >= 0 else after)
         return Level(alpha_bar.sqrt(), (1 - alpha_bar).sqrt(), time.clamp(min=0))
 
     match name_of(scheduler):
         case "DDPMScheduler":
-            return Place(at(time), at(number(scheduler.previous_timestep(int(time)))))
+            return Place(at(time), CLEAN if last else at(times[position + 1]))
         case "LCMScheduler":
-            last = position + 1 >= len(scheduler.timesteps)
-            return Place(at(time), CLEAN if last else at(time_at(scheduler, position + 1)))
+            return Place(at(time), CLEAN if last else at(times[position + 1]))
+        case "PNDMScheduler" if call == 1:  # its first step is made a second time, from its end
+            return Place(at(time), at(time), stage=1)
     stride = scheduler.config.num_train_timesteps // scheduler.num_inference_steps
-    counter = getattr(scheduler, "counter", None)
-    if counter == 1:  # PNDM's first step is made a second time, from its end
-        return Place(at(time), at(time), stage=1)
-    whole = counter != 0 or position + 1 >= len(scheduler.timesteps)
-    return Place(at(time), at(time - stride), whole=whole)
+    again = name_of(scheduler) == "PNDMScheduler" and call == 0 and not last
+    return Place(at(time), at(time - stride), whole=not again)
 
 
-def _by_ratio(scheduler: Any, time: Tensor, position: int) -> Place:  # noqa: ANN401
+def _by_ratio(scheduler: Any, times: Tensor, position: int, call: int) -> Place:  # noqa: ANN401
     """Samples ``x / alpha`` at levels of ``sigma / alpha``, of a variance-preserving schedule."""
 
     def at(ratio: Any, time: Tensor) -> Level:  # noqa: ANN401
-        ratio = number(ratio)
+        ratio = host(ratio)
         alpha = 1 / (1 + ratio**2).sqrt()
         return Level(alpha, ratio * alpha, time)
 
-    ratios, name = scheduler.sigmas, name_of(scheduler)
-    if getattr(scheduler, "state_in_first_order", True):
-        level, next = at(ratios[position], time), at(ratios[position + 1], time_at(scheduler, position + 1))
-        whole = not hasattr(scheduler, "state_in_first_order") or not next.sigma > 0
-        return Place(level, next, whole=whole, held=(level.alpha, next.alpha))
-    match name:
+    ratios, time, twice = scheduler.sigmas, times[position], hasattr(scheduler, "state_in_first_order")
+    if not (twice and call % 2):
+        level, next = at(ratios[position], time), at(ratios[position + 1], _time_at(times, position + 1))
+        return Place(level, next, whole=not (twice and next.sigma > 0), held=(level.alpha, next.alpha))
+    match name_of(scheduler):
         case "KDPM2DiscreteScheduler":
             between = scheduler.sigmas_interpol[position]
         case "KDPM2AncestralDiscreteScheduler":
             between = scheduler.sigmas_interpol[position - 1]
-        case "DPMSolverSDEScheduler":
-            between = scheduler.mid_point_sigma
+        case "DPMSolverSDEScheduler":  # in the middle of the logarithm
+            between = (host(ratios[position - 1]) * host(ratios[position])).sqrt()
         case _:
             between = ratios[position]
     level, next = at(between, time), at(ratios[position], time)
     return Place(level, next, stage=1, held=(level.alpha, next.alpha))
 
 
-def _by_solver(scheduler: Any, time: Tensor, position: int) -> Place:  # noqa: ANN401
-    """Levels of the solvers in ``log(alpha / sigma)``: variance-preserving or flow, as the scheduler tells itself."""
+def _by_solver(scheduler: Any, times: Tensor, position: int, call: int) -> Place:  # noqa: ANN401
+    """Levels of the solvers in ``log(alpha / sigma)``: variance-preserving or flow, as the configuration says."""
 
     def at(position: int) -> Level:
-        alpha, sigma = scheduler._sigma_to_alpha_sigma_t(number(scheduler.sigmas[position]))
-        return Level(number(alpha), number(sigma), time_at(scheduler, position))
+        sigma = host(scheduler.sigmas[position])
+        alpha = 1 - sigma if scheduler.config.get("use_flow_sigmas") else 1 / (1 + sigma**2).sqrt()
+        return Level(
+            alpha, sigma if scheduler.config.get("use_flow_sigmas") else sigma * alpha, _time_at(times, position)
+        )
 
-    return Place(at(position)._replace(time=time), at(position + 1))
+    return Place(at(position), at(position + 1))
 
 
-def _by_flow(scheduler: Any, time: Tensor, position: int) -> Place:  # noqa: ANN401
+def _by_flow(scheduler: Any, times: Tensor, position: int, call: int) -> Place:  # noqa: ANN401
     """Levels of flow matching, ``alpha = 1 - sigma``."""
 
     def at(position: int) -> Level:
-        sigma = number(scheduler.sigmas[position])
-        return Level(1 - sigma, sigma, time_at(scheduler, position))
+        sigma = host(scheduler.sigmas[position])
+        return Level(1 - sigma, sigma, _time_at(times, position))
 
-    if getattr(scheduler, "state_in_first_order", True):
-        level, next = at(position), at(position + 1)
-        whole = not hasattr(scheduler, "state_in_first_order") or not next.sigma > 0
-        return Place(level._replace(time=time), next, whole=whole)
-    return Place(at(position)._replace(time=time), at(position), stage=1)
+    twice = hasattr(scheduler, "state_in_first_order")
+    if twice and call % 2:
+        return Place(at(position), at(position), stage=1)
+    level, next = at(position), at(position + 1)
+    return Place(level, next, whole=not (twice and next.sigma > 0))
 
 
-_PLACES: Mapping[Family, Callable[[Any, Tensor, int], Place]] = {
+_READ: Mapping[Family, _Read] = {
     "discrete": _by_time,
     "ratio": _by_ratio,
     "solver": _by_solver,
     "flow": _by_flow,
 }
-KNOWN = tuple(name for name, family in FAMILIES.items() if family in _PLACES)
+KNOWN = tuple(name for name, family in FAMILIES.items() if family in _READ)
 """The schedulers of pipelines that can be steered."""
 
 
@@ -148,26 +157,32 @@ def name_of(scheduler: Any) -> str:  # noqa: ANN401
     raise unknown("scheduler", names[0], KNOWN)
 
 
-def place_of(scheduler: Any, time: Tensor, position: int) -> Place:  # noqa: ANN401
-    """Returns where a scheduler stands before a call.
+def places_of(scheduler: Any, start: int) -> tuple[Place, ...]:  # noqa: ANN401
+    """Returns where each call of a scheduler finds it.
 
     Args:
-        scheduler: One of those that are known.
-        time: What the call is told.
-        position: The call's number among the scheduler's timesteps.
+        scheduler: One of those that are known, whose timesteps are set.
+        start: The number of its first call among the timesteps.
     """
-    return _PLACES[FAMILIES[name_of(scheduler)]](scheduler, time, position)
+    read, here = _READ[FAMILIES[name_of(scheduler)]], copy.copy(scheduler)
+    vars(here).update({key: host(value) for key, value in vars(scheduler).items() if isinstance(value, Tensor)})
+    return tuple(read(here, here.timesteps, start + call, call) for call in range(len(here.timesteps) - start))
+
+
+def visited(places: tuple[Place, ...]) -> tuple[Level, ...]:
+    """Returns the levels that the steps begin from, and where the last of them leads."""
+    return (*(place.level for place in places if place.stage == 0), places[-1].next)
 
 
 def start_of(scheduler: Any, timestep: Any) -> int:  # noqa: ANN401
-    """Returns the position at which a walk begins: not 0 for a pipeline that starts from an image."""
+    """Returns the position at which the calls begin: not 0 for a pipeline that starts from an image."""
     for known in ("step_index", "begin_index"):
         if (position := getattr(scheduler, known, None)) is not None:
             return int(position)
-    return int((scheduler.timesteps == timestep).nonzero()[0])
+    return int((host(scheduler.timesteps) == host(timestep)).nonzero()[0])
 
 
-def kept(scheduler: Any, level: Level, position: int) -> Kept | None:  # noqa: ANN401
+def kept(scheduler: Any, places: tuple[Place, ...], start: int, call: int) -> Kept | None:  # noqa: ANN401
     """Returns the sample that a call goes on from in place of the one that it is given, if there is one.
 
     UniPC's corrector computes a sample anew from the one before; a singlestep method of order m goes from the sample
@@ -176,18 +191,19 @@ def kept(scheduler: Any, level: Level, position: int) -> Kept | None:  # noqa: A
 
     Args:
         scheduler: One of those that are known.
-        level: Where the call is.
-        position: The call's number among the scheduler's timesteps.
+        places: Where its calls find it.
+        start: The number of the first of them among the timesteps.
+        call: The present call's among them.
     """
     match name_of(scheduler):
         case "UniPCMultistepScheduler" if scheduler.last_sample is not None:
             name, back = "last_sample", 1
             kind = "dpmsolver++" if scheduler.predict_x0 else "dpmsolver"
-        case "DPMSolverSinglestepScheduler" if scheduler.order_list[position] > 1 and scheduler.sample is not None:
-            name, back = "sample", scheduler.order_list[position] - 1
+        case "DPMSolverSinglestepScheduler" if scheduler.order_list[start + call] > 1 and scheduler.sample is not None:
+            name, back = "sample", scheduler.order_list[start + call] - 1
             kind = scheduler.config.algorithm_type
         case _:
             return None
-    before = place_of(scheduler, time_at(scheduler, position - back), position - back).level
+    level, before = places[call].level, places[call - back].level
     alpha, sigma = level.alpha / before.alpha, level.sigma / before.sigma
     return Kept(name, {"dpmsolver": alpha, "dpmsolver++": sigma}.get(kind, sigma**2 / alpha))

@@ -2,10 +2,11 @@
 
 A pipeline asks its network, makes one output of what it says (classifier-free guidance, for one), and hands that to its
 scheduler, whose ``step`` leads to the next sample. There lies the seam: guides change what goes into ``step`` and what
-comes out of it, and nothing else (`steersman.pipelines.walk`). The route ``through`` also needs to know what enters the
-network (`steersman.pipelines.network`).
+comes out of it, and nothing else (`steersman.pipelines.trajectory`). What asks the network again or differentiates it
+also needs to know how the pipeline comes from one step to the next (`steersman.pipelines.recording`).
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -14,6 +15,8 @@ from steersman.errors import InputError
 from steersman.guidance.guide import Guide
 from steersman.pipelines.targets import Target
 from steersman.pipelines.walk import Walk
+from steersman.sample.loop import Recurrence
+from steersman.sample.particles import Particles
 
 __all__ = ["steer"]
 
@@ -23,21 +26,31 @@ def steer(
     pipe: Any,  # noqa: ANN401
     guide: Guide | Sequence[Guide],
     target: Target | Sequence[Target] | None = None,
+    *,
+    recurrence: Recurrence | None = None,
+    particles: Particles | None = None,
+    frames: Sequence[int] | None = None,
 ) -> Iterator[None]:
     """Steers whatever a diffusers pipeline draws inside the ``with`` block.
 
-    Pipeline, scheduler and arguments are used as they are, any number of times; every call is a walk of its own. On
-    leaving the block, also by an exception, the pipeline is as it was before. Where no guide is active, its images are
-    the same bit for bit.
+    Pipeline, scheduler and arguments are used as they are, any number of times; every call is a trajectory of its own.
+    On leaving the block, also by an exception, the pipeline is as it was before. Where no guide is active, its images
+    are the same bit for bit.
 
     The samples are images in [-1, 1], or latents that the pipeline's VAE decodes, one at a time and with its blocks
-    recomputed for the gradient, to save memory; then a view that clips does so after decoding. What a pipeline computes
-    from the sample beside its network, such as a ControlNet's residuals, counts as given on the route ``through``.
+    recomputed for the gradient, to save memory; then a classifier input that clips does so after decoding. Of a video
+    the classifier sees the frames, and the objective is their mean. Which pipelines are covered is a table in
+    docs/models.md.
 
-    The route ``direct`` leaves the network alone: it may be offloaded, quantised or compiled. The route ``through``
-    needs one whose weights stay where they are, and that has a gradient; it may be wrapped by ``torch.compile``, be in
-    half precision, and recompute its blocks. Guides decode as the pipeline does, in the VAE's slices or tiles where it
-    has them, and compute in float32 whatever the parts are in.
+    The gradient with respect to ``x0_hat`` (route direct) leaves the network alone: it may be offloaded, quantised or
+    compiled. The gradient with respect to ``x_t`` (route through) needs one whose weights stay where they are, and that
+    has a gradient; it may be wrapped by ``torch.compile``, be in half precision, and recompute its blocks. What a
+    pipeline computes beside its network, such as a ControlNet's residuals, counts as given there. Guides decode as the
+    pipeline does, in the VAE's slices or tiles where it has them, and compute in float32 whatever the parts are in.
+
+    The lookahead input, the injection ``sample``, recurrence and particles ask the pipeline's network again, with the
+    conditions that the pipeline just gave it, and combine the answers as the pipeline does. Particles cost the network
+    once more for each candidate; what they draw comes from the pipeline's generators.
 
     All of that is tested on a CPU with small random networks: ``torch.compile`` by its eager backend, offloading by
     accelerate's hooks ``cpu_offload`` and ``cpu_offload_with_hook`` to the CPU itself. Quantised networks are not.
@@ -46,21 +59,38 @@ def steer(
 
     Args:
         pipe: The pipeline; its scheduler is chosen before.
-        guide: The guide, or several.
+        guide: The guide, or several; what `Recipe.guides` returns brings the recipe's recurrence and particles.
         target: The class to steer to, as index or as a name that the guide's classifier knows: one for all images, or
             one each, in the order in which the pipeline returns them.
+        recurrence: How often steps are repeated, in place of the recipe's.
+        particles: How many candidates an image has and which of them go on, in place of the recipe's.
+        frames: Which frames of a video the classifier sees, negative numbers from the end; all by default.
 
     Raises:
-        InputError: A pipeline or scheduler that is not known here, a guide that needs what a pipeline does not have
-            (samples moved before the network is asked, which a pipeline does between two of its own steps; a view that
-            asks it again, whose output a pipeline combines in its own way; gradients through a network that is
-            offloaded or compiled in place), or targets that are not one or one an image. What depends on the images
-            themselves is refused at the first step.
+        InputError: A pipeline or scheduler that is not known here, guides that the pipeline cannot follow (gradients
+            through a network that is offloaded or compiled in place; recurrence or particles with a scheduler that
+            keeps a history), or targets that are not one or one an image. What depends on the images themselves is
+            refused at the first step.
+
+    Warns:
+        UserWarning: No step was guided.
     """
-    guides = (guide,) if isinstance(guide, Guide) else tuple(guide)
-    walk = Walk(pipe, guides, target)
+    walk = Walk(
+        pipe,
+        (guide,) if isinstance(guide, Guide) else tuple(guide),
+        target,
+        recurrence=recurrence or getattr(guide, "recurrence", None) or Recurrence(),
+        particles=particles or getattr(guide, "particles", None) or Particles(),
+        frames=frames,
+    )
     with ExitStack() as stack:
         walk.attach(stack)
         yield
         if pipe.scheduler is not walk.scheduler:
             raise InputError("pipe.scheduler: replaced while steering, so that nothing was steered; set it before")
+        if walk.guides and not walk.guided:
+            warnings.warn(
+                "steer: no step was guided; the guides' scale, weight or interval is zero at every step that the "
+                "pipeline made, or it made none",
+                stacklevel=3,
+            )

@@ -83,7 +83,8 @@ def hear(pipe: Any, part: str, **call: Any) -> Told:  # noqa: ANN401
         raise _Left
 
     vars(scheduler).update(set_timesteps=setting, step=leave)
-    vars(twin).update({part: network, "scheduler": scheduler, "_progress_bar_config": {"disable": True}})
+    vars(twin).update({part: network, "scheduler": scheduler})
+    twin.set_progress_bar_config(disable=True)
     try:
         twin(num_inference_steps=STEPS, generator=torch.Generator().manual_seed(0), **call)
     except _Left:

@@ -22,7 +22,7 @@ from steersman.errors import InputError, about, notice, unknown
 from steersman.guidance import Guide, Noisy, Sum, Switch, Toward, Translated
 from steersman.guidance.objective import Logits, Objective
 from steersman.recipes.axes import AXES, HandOver, Unchanged, build, normal, plain
-from steersman.sample import Sampler
+from steersman.sample import Particles, Recurrence, Sampler
 from steersman.schedule import Level
 from steersman.typed import filled_in
 
@@ -33,6 +33,19 @@ PARTS = ("view", "stabilizer", "strength", "injection")
 ALSO = "also"
 OWN = ("objective", "loss", "smoothing", *PARTS, "route", "scale")
 """The axes on which a further guide may differ from the first."""
+
+
+class Guides(list[Guide]):
+    """A recipe's guides, with what else it says of a step, for whoever brings the sampler.
+
+    Args:
+        recurrence: How often steps are repeated.
+        particles: How many candidates an image has, and which of them go on.
+    """
+
+    def __init__(self, *, recurrence: Recurrence, particles: Particles) -> None:
+        super().__init__()
+        self.recurrence, self.particles = recurrence, particles
 
 
 class Recipe(BaseModel):
@@ -147,7 +160,7 @@ class Recipe(BaseModel):
         classifier: Logits,
         *others: tuple[Logits, Mapping[int, int]],
         blend: Sequence[tuple[float, Sequence[int]]] = (),
-    ) -> list[Guide]:
+    ) -> "Guides":
         """Returns the guides, for classifiers loaded with `classifier_settings`.
 
         Args:
@@ -159,7 +172,7 @@ class Recipe(BaseModel):
         Raises:
             InputError: Several classifiers do not suit the recipe's way to combine them.
         """
-        guides = []
+        guides = Guides(recurrence=self._build("recurrence"), particles=self._build("particles"))
         for place, each in enumerate(self._each(), -1):
             with _of_guide(place):
                 guides.append(each._guide(classifier, *others, blend=blend))

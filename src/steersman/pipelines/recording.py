@@ -1,0 +1,364 @@
+"""One turn of a pipeline's loop, recorded while the pipeline makes it, so that the network can be asked again.
+
+Between two of its scheduler's steps a pipeline makes of the sample z and the time t what its network is shown, asks it,
+once or twice, and makes one output u of the answers. With every operation of that turn recorded, it is a function
+
+    u = F(z, t),
+
+with whatever else the network is given (prompts, masks, images, a ControlNet's residuals) as in the turn. Calls of the
+pipeline's own modules are kept as one operation each. So F is exact for any pipeline, however it combines the answers;
+what it decides by values of tensors stays as it was decided.
+
+To differentiate the turn that the pipeline made itself, what enters the network is made a leaf, and gradients stay on
+until the scheduler's step. With y(z) the recorded way from the sample to the network's input,
+
+    J^T g = sum over the network's calls of (dy / dz)^T d<g, u> / dy.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from steersman.errors import InputError
+from steersman.pipelines.parts import original
+from steersman.pipelines.told import by_name
+
+__all__ = ["Recording", "Turn"]
+
+
+class _Call(NamedTuple):
+    """An operation of the turn: what ran, what it was given, and what it returned.
+
+    Attributes:
+        run: The function or module.
+        args: Its arguments.
+        kwargs: Its named arguments.
+        outcome: What it returned; of an operation in place, the tensor that it changed.
+        leaves: Of a network that is differentiated, the leaf in place of each tensor that entered, by that one's id.
+    """
+
+    run: Callable[..., Any]
+    args: tuple
+    kwargs: Mapping[str, Any]
+    outcome: Any
+    leaves: Mapping[int, Tensor]
+
+
+class Recording(TorchFunctionMode):
+    """The recorded operations of a pipeline's present turn.
+
+    It records while it is entered as a context, except inside of `paused` and of the modules. The networks are listened
+    to in any case.
+
+    Args:
+        networks: The networks that the pipeline asks.
+        modules: Its other modules, each of them one operation.
+        due: Whether the coming turn differentiates the networks.
+
+    Attributes:
+        given: What a network was given at last, by its parameters' names.
+    """
+
+    def __init__(self, networks: Sequence[nn.Module], modules: Sequence[nn.Module], due: Callable[[], bool]) -> None:
+        super().__init__()
+        self.networks, self.modules, self.due = networks, modules, due
+        self.entered = False
+        self.depth = 0
+        self.rests = False
+        self.grad_was: bool | None = None
+        self.leaves: dict[int, Tensor] = {}
+        self.forget()
+
+    def forget(self) -> None:
+        """Begins a new turn, of which nothing is known yet."""
+        self.calls: list[_Call] = []
+        self.given: Mapping[str, Any] = {}
+
+    def __enter__(self) -> "Recording":
+        self.entered = True
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:  # noqa: ANN401
+        super().__exit__(*error)
+        self.entered = False
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves unrecorded what happens inside."""
+        entered, rests = self.entered, self.rests
+        self.rests = True
+        if entered:
+            self.__exit__(None, None, None)
+        try:
+            yield
+        finally:
+            self.rests = rests
+            if entered:
+                self.__enter__()
+
+    def __torch_function__(
+        self,
+        func: Callable,
+        types: Any,  # noqa: ANN401
+        args: tuple = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        """Records an operation."""
+        kwargs = kwargs or {}
+        outcome = func(*args, **kwargs)
+        self.add(func, args, kwargs, args[0] if func is Tensor.__setitem__ else outcome)
+        return outcome
+
+    def add(self, run: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any], outcome: Any) -> None:  # noqa: ANN401
+        """Records an operation that returned tensors."""
+        if next(_tensors(outcome), None) is not None:
+            leaves, self.leaves = self.leaves, {}
+            self.calls.append(_Call(run, args, kwargs, outcome, leaves))
+
+    @contextmanager
+    def listened(self) -> Iterator[None]:
+        """Listens to the modules while it lasts."""
+        with ExitStack() as stack:
+            for each in (*self.networks, *self.modules):
+                before = each.register_forward_pre_hook(self._before, with_kwargs=True)
+                after = each.register_forward_hook(self._after, with_kwargs=True, always_call=True)
+                stack.callback(before.remove)
+                stack.callback(after.remove)
+            try:
+                yield
+            finally:
+                self.end()
+
+    def end(self) -> None:
+        """Turns gradients back to what they were before the networks were asked."""
+        if self.grad_was is not None:
+            torch.set_grad_enabled(self.grad_was)
+            self.grad_was = None
+
+    def _before(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        if self.rests:
+            return None
+        self.depth += 1
+        if self.depth > 1:
+            return None
+        self.was_entered = self.entered
+        self.original = args, kwargs
+        if self.entered:
+            self.__exit__(None, None, None)
+        return self._ask(module, args, kwargs) if module in self.networks else None
+
+    def _ask(self, network: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        forward = original(network).forward
+        self.given = by_name(forward, args, kwargs)
+        if not self.due():
+            return None
+        self.grad_was = torch.is_grad_enabled() if self.grad_was is None else self.grad_was
+        torch.set_grad_enabled(True)
+        first = next(iter(inspect.signature(forward).parameters))
+        self.leaves = {
+            id(each): _usable(each).detach().requires_grad_()
+            for each in _tensors(self.given[first])
+            if each.is_floating_point()
+        }
+        args, kwargs = (_mapped(each, {}, _usable) for each in (args, kwargs))
+        shown = _mapped(self.given[first], self.leaves)
+        return ((shown, *args[1:]), kwargs) if args else (args, {**kwargs, first: shown})
+
+    def _after(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], outcome: Any) -> None:  # noqa: ANN401
+        if self.rests:
+            return
+        self.depth -= 1
+        if self.depth:
+            return
+        original, self.original = self.original, ((), {})
+        if self.was_entered:
+            self.__enter__()
+            self.add(module, *original, outcome)
+
+
+class Turn:
+    """A turn of the loop that the pipeline has made, as a function of the sample and the time.
+
+    Args:
+        recording: What was recorded since the last step of the scheduler.
+        sample: The sample that the scheduler is to step from.
+        time: The time that it is told.
+        output: What the pipeline made of the network's answers.
+        returned: What the scheduler's last step returned, from which the pipeline made the sample; None at first.
+    """
+
+    def __init__(
+        self,
+        recording: Recording,
+        sample: Tensor,
+        time: Any,  # noqa: ANN401
+        output: Tensor,
+        returned: Tensor | None,
+    ) -> None:
+        self.recording = recording
+        self.sample, self.time, self.output, self.returned = sample, time, output, returned
+        self.calls = _leading_to(recording.calls, [sample, output])
+        self.asked = [call for call in self.calls if call.leaves]
+
+    def __call__(self, sample: Tensor, time: Tensor | None = None) -> Tensor:
+        """Returns what the pipeline would have made of another sample, at its own time or at another.
+
+        Raises:
+            InputError: The network's input does not come from the sample.
+        """
+        known = {id(self.sample): sample} | ({} if time is None else {id(self.time): time})
+        return self._found(self._run(self.calls, known), self.output)
+
+    def sample_from(self, returned: Tensor) -> Tensor:
+        """Returns the sample that the pipeline would have made of another that its scheduler returned.
+
+        Raises:
+            InputError: It does not come from what the scheduler returned.
+        """
+        if self.returned is self.sample:
+            return returned
+        return self._found(
+            self._run(_leading_to(self.calls, [self.sample]), {id(self.returned): returned}), self.sample
+        )
+
+    def time_of(self, value: float) -> Tensor:
+        """Returns another time, as the scheduler's is held.
+
+        Raises:
+            InputError: What the network is told does not come from the scheduler's time.
+        """
+        told = any(call.run in self.recording.networks for call in _following(self.calls, [self.time]))
+        if not isinstance(self.time, Tensor) or not told:
+            raise InputError(
+                "view: lookahead asks the network at another time, but what this pipeline tells its network does not "
+                "come from the scheduler's time; use the denoised input"
+            )
+        dtype = self.time.dtype if self.time.is_floating_point() else torch.float32
+        return self.time.new_full(self.time.shape, value, dtype=dtype)
+
+    def linked(self, sample: Tensor) -> Tensor:
+        """Returns the output as a function of the sample, by the graph of the pipeline's own call of the network.
+
+        Args:
+            sample: The sample's values, with a graph.
+
+        Raises:
+            InputError: No graph leads from the output to the network's input, or that does not come from the sample.
+        """
+        entered = {key: leaf for call in self.asked for key, leaf in call.leaves.items()}
+        if not entered or not self.output.requires_grad:
+            raise InputError(
+                "gradient with respect to x_t: no gradient leads from the scheduler's step to the network's input, as "
+                "when the network is quantised without one, or the step is not made by the pipeline's own call; "
+                "take it with respect to x0_hat (route direct)"
+            )
+        originals = [each for call in self.asked for each in _tensors((call.args, call.kwargs)) if id(each) in entered]
+        known = self._run(_leading_to(self.calls, originals), {id(self.sample): sample}, networks=False)
+        shown = {id(each): known[id(each)] for each in originals if id(each) in known}
+        if not shown:
+            raise InputError(
+                "gradient with respect to x_t: what enters the pipeline's network does not come from the sample that "
+                "its scheduler is given; take it with respect to x0_hat (route direct)"
+            )
+        leaves = [entered[key] for key in shown]
+
+        def pull(g: Tensor) -> Sequence[Tensor | None]:
+            return torch.autograd.grad(self.output, leaves, g, retain_graph=True, allow_unused=True)
+
+        linked: Any = _Link.apply(self.output.detach(), pull, *shown.values())
+        return linked
+
+    def _run(self, calls: Iterable[_Call], known: dict[int, Tensor], *, networks: bool = True) -> dict[int, Tensor]:
+        """Runs the operations that something known enters, and returns all that is known then, by the tensors' ids."""
+        with self.recording.paused():
+            for call in calls:
+                if not any(id(each) in known for each in _tensors((call.args, call.kwargs))):
+                    continue
+                if not networks and call.leaves:
+                    continue
+                args, kwargs = (_mapped(each, known, _usable) for each in (call.args, call.kwargs))
+                if _in_place(call.run):
+                    args = (args[0].clone(), *args[1:])
+                outcome = call.run(*args, **kwargs)
+                outcome = args[0] if call.run is Tensor.__setitem__ else outcome
+                for old, new in zip(_tensors(call.outcome), _tensors(outcome), strict=True):
+                    known[id(old)] = new
+        return known
+
+    def _found(self, known: Mapping[int, Tensor], wanted: Tensor) -> Tensor:
+        if id(wanted) not in known:
+            raise InputError(
+                "pipe: what enters its network does not come from the sample that its scheduler is given, so that the "
+                "network cannot be asked again; use the denoised or noisy input, without recurrence and particles"
+            )
+        return known[id(wanted)]
+
+
+class _Link(torch.autograd.Function):
+    """A value whose gradient is pulled back by hand: from the pipeline's output to the network's input."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, pull: Callable[[Tensor], Any], *inputs: Tensor) -> Tensor:  # noqa: ANN401
+        ctx.pull = pull
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # noqa: ANN401
+        return None, None, *ctx.pull(grad_outputs[0])
+
+
+def _leading_to(calls: Sequence[_Call], wanted: Iterable[Tensor]) -> list[_Call]:
+    """Returns the operations that some tensors come from."""
+    needed, found = {id(each) for each in wanted}, []
+    for call in reversed(calls):
+        if any(id(each) in needed for each in _tensors(call.outcome)):
+            found.append(call)
+            needed |= {id(each) for each in _tensors((call.args, call.kwargs))}
+    return found[::-1]
+
+
+def _following(calls: Iterable[_Call], known: Iterable[Any]) -> Iterator[_Call]:
+    """Yields the operations that some tensors enter, themselves or by what comes of them."""
+    reached = {id(each) for each in known}
+    for call in calls:
+        if any(id(each) in reached for each in _tensors((call.args, call.kwargs))):
+            reached |= {id(each) for each in _tensors(call.outcome)}
+            yield call
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:  # noqa: ANN401
+    """Yields the tensors in nested tuples, lists and mappings, diffusers' outputs among them."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _tensors(tuple(value.values()))
+    elif isinstance(value, tuple | list):
+        for each in value:
+            yield from _tensors(each)
+
+
+def _mapped(value: Any, known: Mapping[int, Tensor], other: Callable[[Tensor], Tensor] = lambda x: x) -> Any:  # noqa: ANN401
+    """Returns the same value with known tensors in place of those in it, and all others passed through ``other``."""
+    if isinstance(value, Tensor):
+        return known[id(value)] if id(value) in known else other(value)
+    if isinstance(value, Mapping) and type(value) is dict:
+        return {key: _mapped(each, known, other) for key, each in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(_mapped(each, known, other) for each in value)
+    return value
+
+
+def _usable(x: Tensor) -> Tensor:
+    """Returns a tensor that a gradient can pass: one that was made in inference mode, copied."""
+    return x.clone() if x.is_inference() else x
+
+
+def _in_place(func: Callable[..., Any]) -> bool:
+    """Whether an operation changes its first argument."""
+    name = getattr(func, "__name__", "")
+    return name == "__setitem__" or name.startswith("__i") or (name.endswith("_") and not name.endswith("__"))
