@@ -59,14 +59,16 @@ class Prediction(NamedTuple):
 
 @runtime_checkable
 class Denoiser(Protocol):
-    """A network with what must be known to sample from it; images are in [-1, 1], or latents that `decode` turns so.
+    """A network with what must be known to sample from it; `steersman.denoisers.NetworkDenoiser` makes one of any.
 
-    One of latents has a true ``latent`` beside what follows, so that nobody clips them to the range of images; one that
-    is told a text, as its condition ``prompt``, a true ``prompted``.
+    Samples have any shape. Images are in [-1, 1]; samples that are latents are what `decode` turns into such. One of
+    latents has a true ``latent`` beside what follows, so that they are not clipped to the range of images; one that is
+    conditioned on a text, ``prompt``, a true ``prompted``. The command line also needs its ``network``, a
+    `torch.nn.Module`, and ``to(device, dtype)``, which moves it.
 
     Attributes:
         schedule: The noise that it was trained on.
-        shape: The shape (C, H, W) of one sample.
+        shape: The shape of one sample, (C, H, W) of an image.
         classes: The names of its labels; empty for a model without.
     """
 

@@ -65,11 +65,11 @@ def in_8_bits(images: Float[Tensor, "*batch C H W"]) -> UInt8[Tensor, "*batch C 
     return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
-def write_image(path: Path, image: Float[Tensor, "3 H W"]) -> None:
-    """Writes an image in [-1, 1] as PNG."""
+def write_image(path: Path, image: Float[Tensor, "C H W"]) -> None:
+    """Writes an image in [-1, 1] as PNG, one of a channel as a grey one."""
     pixels = in_8_bits(image).permute(1, 2, 0).cpu().numpy()
     with replacing(path) as beside:
-        Image.fromarray(pixels).save(beside, format="PNG")
+        Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(beside, format="PNG")
 
 
 def read_json(path: Path, kind: str = "file") -> dict[str, Any]:

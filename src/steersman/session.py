@@ -162,8 +162,11 @@ class Session:
         device = self.run.device
         blank = torch.zeros(1, *self.denoiser.shape, device=device)
         image = self.denoiser.decode(blank)
-        if image.shape[1] != 3:
-            raise InputError(f"denoiser: one of images of {image.shape[1]} channels given; allowed: 3")
+        if image.ndim != 4 or image.shape[1] not in (1, 3):
+            raise InputError(
+                f"the denoiser's images must have 1 or 3 channels, got images of shape {tuple(image.shape[1:])}; "
+                "one of latents needs its vae/ beside unet/ and scheduler/"
+            )
         self.verdicts(image, self.targets[:1])
         level, next = levels[:2]
         prediction = self.denoiser(blank, level, **self.told(self.targets[:1]))
@@ -228,7 +231,7 @@ class Session:
             told["label"] = torch.tensor([told["label"][each.guide] for each in targets], device=self.run.device)
         return told
 
-    def draw(self, jobs: Sequence[tuple[Target, int]], callbacks: Sequence[Callback] = ()) -> Float[Tensor, "B 3 H W"]:
+    def draw(self, jobs: Sequence[tuple[Target, int]], callbacks: Sequence[Callback] = ()) -> Float[Tensor, "B C H W"]:
         """Returns the images of a batch of targets and seeds, not clipped."""
         return self.denoiser.decode(self.samples(jobs, callbacks))
 
@@ -345,7 +348,7 @@ class Session:
 
     @torch.no_grad()
     def verdicts(
-        self, images: Float[Tensor, "B 3 H W"], targets: Sequence[Target]
+        self, images: Float[Tensor, "B C H W"], targets: Sequence[Target]
     ) -> dict[str, Sequence[Verdict | None]]:
         """Returns what guide and judge say of each image; the judge nothing of a class that it does not have."""
         verdicts: dict[str, Sequence[Verdict | None]] = {

@@ -33,7 +33,7 @@ class Verdict(NamedTuple):
     similarity: float | None = None
 
 
-def judged(classifier: Classifier, images: Float[Tensor, "B 3 H W"], targets: Sequence[int]) -> list[Verdict]:
+def judged(classifier: Classifier, images: Float[Tensor, "B C H W"], targets: Sequence[int]) -> list[Verdict]:
     """Returns what a classifier says of each image.
 
     Args:
@@ -41,8 +41,8 @@ def judged(classifier: Classifier, images: Float[Tensor, "B 3 H W"], targets: Se
         images: In [-1, 1].
         targets: A class each, in the classifier's own numbers.
     """
-    logits = classifier(images)
-    target = torch.tensor(targets, device=logits.device)
+    logits = classifier(images).cpu()  # few numbers, read once; not every accelerator has the float64 below
+    target = torch.tensor(targets)
     nothing = [None] * len(images)
     right: Sequence[float | None] = nothing
     probability: Sequence[float | None] = nothing

@@ -236,11 +236,11 @@ def test_a_model_that_knows_no_images_without_labels_is_told_of_before_anything_
         Session(run(str(tmp_path), guided=False, **told))
 
 
-def test_images_without_colours_are_refused_before_anything_is_drawn(tmp_path):
-    network = unet(16, 0, widths=(8, 16))
-    type(network)(**{**network.config, "in_channels": 1, "out_channels": 1}).save_pretrained(tmp_path / "unet")
+@pytest.mark.parametrize("channels", [2, 4])
+def test_samples_that_are_no_images_are_refused_before_anything_is_drawn(channels, tmp_path):
+    unet(16, 0, widths=(8, 16), channels=channels).save_pretrained(tmp_path / "unet")
     DDPMScheduler().save_pretrained(tmp_path / "scheduler")
-    with pytest.raises(InputError, match="denoiser: one of images of 1 channels given; allowed: 3"):
+    with pytest.raises(InputError, match=rf"must have 1 or 3 channels, got images of shape \({channels}, 16, 16\)"):
         Session(run(str(tmp_path), guided=False))
 
 

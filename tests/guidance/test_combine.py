@@ -15,6 +15,7 @@ from steersman.guidance import (
     Toward,
     Translated,
 )
+from steersman.guidance.combine import check_targets
 from steersman.mixture import Mixture
 from steersman.sample import DDIM, DDPM, sample
 from steersman.schedule import VP
@@ -105,8 +106,11 @@ def test_a_sums_parts_have_classifiers_and_vocabularies_of_their_own(exact, draw
 def test_a_translation_refuses_a_target_that_it_does_not_have(exact, draw):
     named = Translated(objective=exact, classes={0: 1})
     for wrong in (1, 2):
-        with pytest.raises(InputError, match=rf"target: {wrong} given; the objective has a class for \[0\]"):
+        with pytest.raises(InputError, match=rf"target must be one of \[0\], .* got {wrong}"):
             named(draw(2, 2, 1, 1), torch.tensor([0, wrong]), LEVEL)
+        with pytest.raises(InputError, match=rf"target must be one of \[0\], .* got {wrong}"):
+            check_targets(Sum([(1.0, exact), (0.5, named)]), [0, wrong])
+    check_targets(Sum([(1.0, Toward(objective=named, target=0))]), [9])
 
 
 def test_a_switch_asks_the_one_whose_level_it_is(mixture, exact):

@@ -108,7 +108,7 @@ def trusted(
                     right = correct(logits, target, **head)
                     for temperature in temperatures:
                         name = (*key, shown, f"τ {temperature:g}")
-                        sure = confidence(temperature * logits.double(), target, **head)
+                        sure = confidence(temperature * logits, target, **head)
                         found.setdefault((CONFIDENCE, *name), []).append(sure)
                         found.setdefault((CORRECT, *name), []).append(right)
         on_step()

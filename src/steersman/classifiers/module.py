@@ -44,23 +44,24 @@ def load_module(name: str) -> Classifier:
     return Classifier(made, preprocess=RAW, names=names, **heads)
 
 
-def make(name: str) -> object:
+def make(name: str, kind: str = "classifier") -> object:
     """Returns what a function makes.
 
     Args:
         name: ``PACKAGE.NAME:FACTORY``.
+        kind: What it is to make, for the messages.
 
     Raises:
         InputError: The module or the function is not there, or fails.
     """
     module, _, factory = name.partition(":")
     if not factory.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
-        raise InputError(f"classifier: 'module:{name}' given; allowed: module:PACKAGE.NAME:FACTORY")
+        raise InputError(f"{kind}: 'module:{name}' given; allowed: module:PACKAGE.NAME:FACTORY")
     with _current_folder():
         try:
             found = import_module(module)
         except Exception as error:  # it is the user's own code, which may fail in any way
-            raise InputError(f"classifier: module {module!r} cannot be imported ({one_line(error)})") from error
+            raise InputError(f"{kind}: module {module!r} cannot be imported ({one_line(error)})") from error
         if not hasattr(found, factory):
             offered = [name for name, value in vars(found).items() if callable(value) and not name.startswith("_")]
             raise unknown(f"function of module {module!r}", factory, offered)
@@ -69,7 +70,7 @@ def make(name: str) -> object:
         except InputError:
             raise
         except Exception as error:
-            raise InputError(f"classifier: {module}.{factory}() failed ({one_line(error)})") from error
+            raise InputError(f"{kind}: {module}.{factory}() failed ({one_line(error)})") from error
 
 
 @contextmanager

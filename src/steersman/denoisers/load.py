@@ -12,6 +12,8 @@ from steersman.denoisers.dit_file import load_dit
 from steersman.denoisers.edm import EDMDenoiser
 from steersman.denoisers.edm_file import load_edm
 from steersman.denoisers.folder import PIPELINES, Folder, read_index
+from steersman.denoisers.module import load_module_denoiser, moved
+from steersman.denoisers.network import NetworkDenoiser
 from steersman.denoisers.pipeline import PipelineDenoiser
 from steersman.denoisers.pipeline_folder import OPTIONS, fetched, load_pipeline
 from steersman.errors import InputError, about
@@ -27,12 +29,13 @@ HUB = r"\w[\w.-]*/\w[\w.-]*"
 
 def load_denoiser(
     spec: str, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-) -> DiffusersDenoiser | EDMDenoiser | PipelineDenoiser:
+) -> NetworkDenoiser | EDMDenoiser | PipelineDenoiser:
     """Returns a denoiser, its network on a device in a dtype.
 
     Args:
         spec: ``zoo:sportballs``; ``adm:FILE``, ``dit:FILE?vae=FOLDER`` and ``edm:FILE`` for files as their authors
-            released them (`steersman.denoisers.adm`, ``.dit_file``, ``.edm_file``); or a folder as
+            released them (`steersman.denoisers.adm`, ``.dit_file``, ``.edm_file``); for one's own
+            ``module:PACKAGE.NAME:FUNCTION`` (`steersman.denoisers.module`); or a folder as
             `DiffusersDenoiser.from_folder` reads it, or with an EDM scheduler `EDMDenoiser.from_folder`. Where a folder
             holds a ``card.json``, the names of the labels are read from its ``classes``. A folder of a text pipeline
             may be followed by options, ``FOLDER?height=512&width=768`` (`steersman.denoisers.pipeline_folder`); in
@@ -44,13 +47,15 @@ def load_denoiser(
         InputError: No such denoiser, or one that cannot be read.
     """
     source, separator, name = spec.partition(":")
+    if separator and source == "module":
+        return moved(load_module_denoiser(name), name, device, dtype)
     if separator and source in SOURCES:
         return SOURCES[source](name).to(device, dtype)
     name, options = (spec, {}) if Path(spec).is_dir() else split_options(spec, OPTIONS, "option of a pipeline")
     if not (Path(name).is_dir() or (re.fullmatch(HUB, name) and not Path(name).exists())):
         raise InputError(
-            f"denoiser: {spec!r} given; allowed: zoo:sportballs, adm:FILE, dit:FILE?vae=FOLDER, edm:FILE, a folder "
-            "as diffusers saves a pipeline, or ORG/NAME of the hub"
+            f"denoiser: {spec!r} given; allowed: zoo:sportballs, adm:FILE, dit:FILE?vae=FOLDER, edm:FILE, "
+            "module:PACKAGE.NAME:FUNCTION, a folder as diffusers saves a pipeline, or ORG/NAME of the hub"
         )
     path = Path(name) if Path(name).is_dir() else fetched(spec, name, options)
     kind = read_index(path).get("_class_name")
@@ -69,7 +74,7 @@ def is_pipeline(spec: str) -> bool:
     return read_index(Path(name)).get("_class_name") in PIPELINES
 
 
-def _load_folder(path: Path) -> DiffusersDenoiser | EDMDenoiser:
+def _load_folder(path: Path) -> NetworkDenoiser | EDMDenoiser:
     with about("denoiser", path):
         card = read_json(path / "card.json") if (path / "card.json").is_file() else {"classes": []}
         classes = listed(card.get("classes", []))
@@ -79,13 +84,13 @@ def _load_folder(path: Path) -> DiffusersDenoiser | EDMDenoiser:
         return DiffusersDenoiser.from_folder(path, classes=classes, time_scale=float(card.get("time_scale", 1.0)))
 
 
-def _load_zoo(name: str) -> DiffusersDenoiser | EDMDenoiser:
+def _load_zoo(name: str) -> NetworkDenoiser | EDMDenoiser:
     from steersman.zoo import folder
 
     return _load_folder(folder(name))
 
 
-SOURCES: dict[str, Callable[[str], DiffusersDenoiser | EDMDenoiser]] = {
+SOURCES: dict[str, Callable[[str], NetworkDenoiser | EDMDenoiser]] = {
     "adm": load_adm,
     "dit": load_dit,
     "edm": load_edm,

@@ -32,7 +32,7 @@ from steersman.watch import Watch, counting
 
 __all__ = ["Unfinished", "generate"]
 
-Drawn = tuple[int, UInt8[np.ndarray, "H W 3"] | None, Record]
+Drawn = tuple[int, UInt8[np.ndarray, "H W C"] | None, Record]
 """An image's place, its pixels where it was not lost, and its record."""
 
 ALONE = Share()

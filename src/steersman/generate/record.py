@@ -77,12 +77,12 @@ class Record:
         return cls(**{**held, **verdicts})
 
 
-def write_image(path: Path, pixels: UInt8[np.ndarray, "H W 3"], record: Record) -> None:
-    """Writes an image with its record as PNG."""
+def write_image(path: Path, pixels: UInt8[np.ndarray, "H W C"], record: Record) -> None:
+    """Writes an image with its record as PNG, a grey one as such."""
     text = PngInfo()
     text.add_text(KEY, record.text())
     with replacing(path) as beside:
-        Image.fromarray(pixels).save(beside, format="PNG", pnginfo=text)
+        Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(beside, format="PNG", pnginfo=text)
 
 
 def read_image(content: bytes) -> Record | None:

@@ -133,7 +133,7 @@ class Store:
                 found[place] = record
         return found
 
-    def write(self, place: int, pixels: UInt8[np.ndarray, "H W 3"] | None, record: Record) -> None:
+    def write(self, place: int, pixels: UInt8[np.ndarray, "H W C"] | None, record: Record) -> None:
         """Writes an image, or that it was lost."""
         path = self._file(place)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,8 +10,8 @@ together as `Translated`.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -19,9 +19,10 @@ from torch import Tensor
 
 from steersman.errors import InputError
 from steersman.guidance.objective import Objective
+from steersman.rows import send
 from steersman.schedule import Level
 
-__all__ = ["Sum", "Switch", "Toward", "Translated"]
+__all__ = ["Sum", "Switch", "Toward", "Translated", "check_targets"]
 
 
 @dataclass(frozen=True)
@@ -102,24 +103,49 @@ class Translated:
 
     objective: Objective
     classes: Mapping[int, int]
-    known: list[tuple[Tensor, Tensor]] = field(default_factory=list, init=False, repr=False, compare=False)
+    _sent: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __call__(self, image: Float[Tensor, "B C H W"], target: Int[Tensor, " B"], level: Level) -> Float[Tensor, " B"]:
         """Returns the log-likelihood of each target's own class.
 
         Raises:
-            InputError: A target that has none.
+            InputError: A target that has none. Targets on an accelerator are not read: `check_targets` is for these.
         """
-        return self.objective(image, self._translated(target), level)
+        if target.device.type == "cpu":
+            self.check(target.tolist())
+        return self.objective(image, self._table(target.device)[target], level)
 
-    def _translated(self, target: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
-        """Returns the targets' own classes; the last ones are kept, so that a device is read once a walk."""
-        for given, found in self.known:
-            if given is target:
-                return found
-        for y in (numbers := target.tolist()):
+    def check(self, targets: Iterable[int]) -> None:
+        """Refuses targets without a class.
+
+        Raises:
+            InputError: There is one.
+        """
+        for y in targets:
             if y not in self.classes:
-                raise InputError(f"target: {y} given; the objective has a class for {sorted(self.classes)}")
-        found = target.new_tensor([self.classes[y] for y in numbers])
-        self.known[:] = [(target, found)]
-        return found
+                raise InputError(
+                    f"target must be one of {sorted(self.classes)}, as the objective has no other, got {y}"
+                )
+
+    def _table(self, device: torch.device) -> Int[Tensor, " Y"]:
+        """Returns the class of each target, in the place that the target numbers."""
+        if device not in self._sent:
+            known = [self.classes.get(y, 0) for y in range(max(self.classes, default=0) + 1)]
+            self._sent[device] = send(torch.tensor(known), device)
+        return self._sent[device]
+
+
+def check_targets(objective: object, targets: Iterable[int]) -> None:
+    """Refuses targets that a part of an objective has no class for, before any of them is on an accelerator.
+
+    Raises:
+        InputError: There is one.
+    """
+    if isinstance(objective, Translated):
+        objective.check(targets)
+    elif isinstance(objective, tuple | list):
+        for part in objective:
+            check_targets(part, targets)
+    elif is_dataclass(objective) and not isinstance(objective, type | Toward):
+        for each in fields(objective):
+            check_targets(getattr(objective, each.name), targets)

@@ -43,7 +43,7 @@ def accuracy(logits: Float[Tensor, "B K"], target: Int[Tensor, "B"], *, multilab
     """
     if not len(logits):
         raise InputError("accuracy: 0 images given; allowed: 1 and more")
-    return correct(logits, target, multilabel=multilabel).double().mean().item()
+    return correct(logits, target, multilabel=multilabel).float().mean().item()
 
 
 def target_probability(
@@ -57,11 +57,11 @@ def target_probability(
 def confidence(
     logits: Float[Tensor, "B K"], target: Int[Tensor, "B"], *, multilabel: bool = False
 ) -> Float[Tensor, "B"]:
-    """Returns ``max_i p(i | x)`` of each image, in float64; the arguments are `correct`'s.
+    """Returns ``max_i p(i | x)`` of each image, in the type of the logits; the arguments are `correct`'s.
 
     Of several labels, it is the probability of the target or that of its absence, whichever is larger.
     """
-    return _classes(logits, target, multilabel)[0].double().softmax(1).amax(1)
+    return _classes(logits, target, multilabel)[0].softmax(1).amax(1)
 
 
 def wilson(successes: int, count: int, confidence: float = 0.95) -> tuple[float, float]:

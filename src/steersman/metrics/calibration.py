@@ -66,6 +66,7 @@ def reliability(
         InputError: There are no images, or no bins.
     """
     head = {"multilabel": multilabel}
+    logits, target = logits.cpu().double(), target.cpu()
     return binned(confidence(logits, target, **head), correct(logits, target, **head), bins)
 
 
@@ -84,10 +85,10 @@ def binned(confidence: Float[Tensor, "B"], right: Bool[Tensor, "B"], bins: int =
         raise InputError("calibration: 0 images given; allowed: 1 and more")
     if bins < 1:
         raise InputError(f"bins: {bins} given; allowed: 1 and more")
-    confidence, right = confidence.double(), right.double()
+    confidence, right = confidence.cpu().double(), right.cpu().double()
     place = _places(confidence, bins)
     count, sure, true = (
-        torch.zeros(bins, dtype=torch.float64, device=confidence.device).index_add_(0, place, each)
+        torch.zeros(bins, dtype=torch.float64).index_add_(0, place, each)
         for each in (torch.ones_like(right), confidence, right)
     )
     filled = count.clamp(min=1)
@@ -102,9 +103,9 @@ def errors(confidence: Float[Tensor, "B T"], right: Bool[Tensor, "B T"], bins: i
         right: Whether it is the target.
         bins: ``M``, 1 or more.
     """
-    confidence = confidence.double()
-    sums = torch.zeros(bins, confidence.shape[1], dtype=torch.float64, device=confidence.device)
-    sums.scatter_add_(0, _places(confidence, bins), right.double() - confidence)
+    confidence, right = confidence.cpu().double(), right.cpu().double()
+    sums = torch.zeros(bins, confidence.shape[1], dtype=torch.float64)
+    sums.scatter_add_(0, _places(confidence, bins), right - confidence)
     return sums.abs().sum(0) / len(confidence)
 
 

@@ -42,7 +42,7 @@ def mean_pairwise_distance(features: Float[Tensor, "B D"]) -> float:
     """
     if len(features) < 2:
         raise InputError(f"features: {len(features)} rows given; allowed: 2 and more")
-    features = features.double()
+    features = features.cpu().double()
     count = len(features)
     exact = "donot_use_mm_for_euclid_dist"  # the product formula loses half the digits of small distances
     total = sum(torch.cdist(rows, features, compute_mode=exact).sum() for rows in features.split(1024))

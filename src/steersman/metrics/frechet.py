@@ -42,15 +42,15 @@ def moments(features: Float[Tensor, "B D"]) -> Moments:
     """
     if len(features) < 2:
         raise InputError(f"features: {len(features)} rows given; allowed: 2 and more")
-    features = features.double()
+    features = features.cpu().double()
     mean = features.mean(0)
     return Moments(mean, torch.linalg.qr(features - mean, mode="r").R / (len(features) - 1) ** 0.5)
 
 
 def moments_of_covariance(mean: Float[Tensor, " D"], covariance: Float[Tensor, "D D"]) -> Moments:
     """Returns the moments of a set of which mean and covariance are known; eigenvalues below 0 count as 0."""
-    values, vectors = torch.linalg.eigh(covariance.double())
-    return Moments(mean.double(), values.clamp(min=0).sqrt()[:, None] * vectors.T)
+    values, vectors = torch.linalg.eigh(covariance.cpu().double())
+    return Moments(mean.cpu().double(), values.clamp(min=0).sqrt()[:, None] * vectors.T)
 
 
 def frechet(a: Moments, b: Moments) -> float:

@@ -32,5 +32,5 @@ def across(x: Float[Tensor, "A D"], y: Float[Tensor, "B D"]) -> Float[Tensor, " 
 
 def kid(x: Float[Tensor, "A D"], y: Float[Tensor, "B D"]) -> float:
     """Returns the kernel distance of two sets of at least two rows each."""
-    x, y = x.double(), y.double()
+    x, y = x.cpu().double(), y.cpu().double()
     return within(x) + within(y) - 2 * across(x, y).mean().item()

@@ -38,8 +38,8 @@ def precision_recall(samples: Float[Tensor, "A D"], reference: Float[Tensor, "B 
     from torch_fidelity.metric_prc import prc_features_to_metric
 
     found = prc_features_to_metric(
-        samples.double(),
-        reference.double(),
+        samples.cpu().double(),
+        reference.cpu().double(),
         prc_neighborhood=k,
         prc_batch_size=ROWS,
         save_cpu_ram=True,
@@ -57,7 +57,7 @@ def within_reach(
     samples: Float[Tensor, "A D"], reference: Float[Tensor, "B D"], k: int = COVERED
 ) -> Bool[Tensor, "A B"]:
     """Returns which samples lie within r_k of which points of the reference, more than k of them."""
-    samples, reference = samples.double(), reference.double()
+    samples, reference = samples.cpu().double(), reference.cpu().double()
     radius = torch.cat([torch.cdist(rows, reference).kthvalue(k + 1).values for rows in reference.split(ROWS)])
     return torch.cat([torch.cdist(rows, reference) <= radius for rows in samples.split(ROWS)])
 

@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from steersman.errors import InputError
-from steersman.guidance.combine import Toward, Translated
+from steersman.guidance.combine import Toward, Translated, check_targets
 from steersman.guidance.guide import Guide
 
 __all__ = ["Target", "resolved"]
@@ -28,7 +28,10 @@ def resolved(guides: Sequence[Guide], target: Target | Sequence[Target] | None) 
             raise InputError("target: none given, but there are guides; allowed: one for all images, or one each")
         return torch.zeros(1, dtype=torch.int64)
     single = isinstance(target, int | str)
-    return torch.tensor([_resolve(guides, each) for each in ([target] if single else target)])
+    found = [_resolve(guides, each) for each in ([target] if single else target)]
+    for guide in guides:
+        check_targets(guide.objective, found)
+    return torch.tensor(found)
 
 
 def _vocabularies(part: Any) -> Iterator[Any]:  # noqa: ANN401

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from steersman.denoise import Conditioned, Denoiser, Prediction, eps_from_x0
 from steersman.errors import InputError, unknown
+from steersman.guidance.combine import check_targets
 from steersman.guidance.decoded import after_decoding
 from steersman.guidance.guide import Guide
 from steersman.guidance.injection import Estimate, Kept
@@ -141,12 +142,14 @@ def sample(
         raise unknown("keeps", keeps, get_args(Kept))
     if dtype not in (torch.float32, torch.float64):
         raise InputError(f"dtype: {dtype} given; allowed: torch.float32, torch.float64")
+    if dtype == torch.float64 and torch.device(device).type == "mps":
+        raise InputError("dtype must be torch.float32 on mps, which has no float64, got torch.float64")
     if (particles := particles or Particles()).count > 1 and not guides:
         raise InputError(f"particles.count: {particles.count} given, but there is no guide to weigh them; allowed: 1")
     denoiser = Conditioned(denoiser, condition or {})
     if denoiser.latent:
         guides, clip = tuple(map(after_decoding, guides)), False
-    steering = Steering(guides, _targets(target, len(seeds), device, needed=bool(guides)), denoiser)
+    steering = Steering(guides, _targets(target, len(seeds), device, guides), denoiser)
     swarm = Swarm(particles, len(seeds), device)
     steering.check(noisy=sampler.noisy)
     swarm.check(guides, noisy=sampler.noisy)
@@ -304,11 +307,11 @@ def _renoise(x_s: Float[Tensor, "B C H W"], level: Level, next: Level, draw: Dra
 
 
 def _targets(
-    target: int | Sequence[int] | Tensor | None, count: int, device: torch.device | str, *, needed: bool
+    target: int | Sequence[int] | Tensor | None, count: int, device: torch.device | str, guides: Sequence[Guide]
 ) -> Int[Tensor, " B"] | None:
     """Returns one target an image."""
     if target is None:
-        if needed:
+        if guides:
             raise InputError("target: none given, but there are guides; allowed: one class for all images, or one each")
         return None
     targets = torch.as_tensor(target, dtype=torch.int64, device="cpu")
@@ -316,4 +319,6 @@ def _targets(
         raise InputError(f"target: {len(targets)} given for {count} seeds; allowed: one, or one a seed")
     if bool((targets < 0).any()):
         raise InputError(f"target: {targets.tolist()} given; allowed: 0 and more")
+    for guide in guides:
+        check_targets(guide.objective, targets.reshape(-1).tolist())
     return targets.to(device).expand(count)

@@ -32,8 +32,8 @@ class Noise(Protocol):
         """Returns the next normal draw for a purpose: the start, a step's own noise, recurrence's, a check's."""
         ...
 
-    def uniform(self) -> Float64[Tensor, " B"]:
-        """Returns the next number from 0 to 1 for each image, by which its candidates are drawn; on the CPU."""
+    def uniform(self) -> Float[Tensor, " B"]:
+        """Returns the next number from 0 to 1 for each image, by which its candidates are drawn; on any device."""
         ...
 
 
@@ -105,15 +105,15 @@ class GivenNoise:
         Raises:
             InputError: There is none left.
         """
-        return self._next(purpose).to(device=self.device, dtype=self.dtype)
+        return send(self._next(purpose).to(self.dtype), self.device)
 
-    def uniform(self) -> Float64[Tensor, " B"]:
+    def uniform(self) -> Float[Tensor, " B"]:
         """Returns the next draw, one number an image.
 
         Raises:
             InputError: There is none left.
         """
-        return self._next("choice").cpu().double()
+        return self._next("choice")
 
     def _next(self, purpose: str) -> Tensor:
         try:

@@ -179,7 +179,7 @@ class Swarm:
         Args:
             log_likelihood: Each candidate's; those that are not finite do not go on while another one is.
             level: Where they are.
-            uniform: A draw between 0 and 1 for each image, on the CPU.
+            uniform: A draw between 0 and 1 for each image, on any device.
         """
         r = log_likelihood.reshape_as(self.weights).to(self.dtype)
         self._weigh(r / self.particles.temperature)

@@ -60,7 +60,7 @@ class Measure:
         """
         with torch.no_grad():
             blank = torch.zeros(1, *session.denoiser.shape, device=session.run.device)
-            size = session.denoiser.decode(blank).shape[1:]
+            size = (3, *session.denoiser.decode(blank).shape[2:])
         count = min(self.num, FEW)
         names = tuple(target.name for target in session.targets for _ in range(count))
 
