@@ -246,3 +246,33 @@ def test_image_folders_train_too(tmp_path):
         tmp_path / "out", quick(), data=str(tmp_path / "data"), resolution=16, noise="edm", architecture=TINY
     )
     assert trained.shape == (3, 16, 16) and trained.classes == tuple(sorted(SportBalls.classes))
+
+
+@pytest.mark.parametrize("patch", [1, 2])
+@pytest.mark.parametrize("resolution", [8, 16, 20, 28, 30, 32, 48, 50, 64, 96, 100, 128])
+def test_the_default_network_is_of_any_side_that_can_be_halved_far_enough(resolution, patch):
+    network = unet(resolution, 3, channels=1, patch=patch)
+    with torch.no_grad():
+        shape = network(torch.zeros(1, 1, resolution, resolution), 5.0, class_labels=torch.tensor([3])).sample.shape
+    assert shape == (1, 1, resolution, resolution)
+    assert network.config["sample_size"] == resolution
+
+
+@pytest.mark.parametrize(
+    ("resolution", "near"), [(33, "32, 34"), (101, "100, 104"), (66, "64, 68"), (999, "992, 1008")]
+)
+def test_another_side_is_refused_with_those_nearby(resolution, near):
+    with pytest.raises(InputError, match=f"halved to 32 pixels or fewer, such as {near}, got {resolution}"):
+        unet(resolution, 3)
+    for each in near.split(", "):
+        assert Architecture().of(int(each)).widths
+
+
+def test_a_side_that_is_none_or_that_the_widths_do_not_halve_is_refused():
+    for wrong in ({"resolution": 0}, {"resolution": -4}, {"resolution": 15, "patch": 2}):
+        with pytest.raises(InputError, match="resolution must be a multiple of"):
+            unet(**{"classes": 3, **wrong})
+    with pytest.raises(InputError, match="multiple of 16, for patches of 1 and 5 widths, got 28; give fewer widths"):
+        unet(28, 3, (8, 8, 8, 8, 8))
+    with pytest.raises(InputError, match="attention must be 0 to 2, the number of widths, got 3"):
+        unet(30, 3, attention=3)

@@ -59,7 +59,10 @@ def denoiser(
         str | None, typer.Option(help="cosine (v-prediction; the default) or edm (EDM's preconditioning and noise).")
     ] = None,
     widths: Annotated[
-        str | None, typer.Option(help="Channels at each resolution, the highest first; by default 32,48,64,96,128.")
+        str | None,
+        typer.Option(
+            help="Channels at each resolution, highest first; by default 32,48,64,96,128, as far as the side halves."
+        ),
     ] = None,
     layers: Annotated[int | None, typer.Option(help="Residual blocks at each resolution; by default 1.")] = None,
     attention: Annotated[

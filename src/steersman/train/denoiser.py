@@ -21,7 +21,7 @@ is 1.
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,9 @@ from steersman.train.loop import Batch, Training, fit
 PREVIEW = 16  # images in a picture of samples, without labels and with
 MEASURED = 512  # images that the deviation of the data is measured on
 
+WIDTHS = (32, 48, 64, 96, 128)
+LOWEST = 32  # pixels across at the lowest resolution, where attention compares each with each
+
 __all__ = ["Architecture", "DenoisingLoss", "EDMLoss", "train_denoiser", "unet"]
 
 Trained = DiffusersDenoiser | EDMDenoiser
@@ -59,7 +62,8 @@ class Architecture:
     """What a new U-Net is made of.
 
     Attributes:
-        widths: Channels at each resolution, the highest first; multiples of 8.
+        widths: Channels at each resolution, the highest first; multiples of 8. None for the first of `WIDTHS`, as many
+            as the side of the images can be halved.
         layers: Residual blocks at each.
         attention: At how many resolutions, the lowest ones, there is self-attention.
         patch: The side of the squares of pixels that become channels first; 1 for pixels as they are. A U-Net of
@@ -69,38 +73,53 @@ class Architecture:
         InputError: A setting out of its range.
     """
 
-    widths: tuple[int, ...] = (32, 48, 64, 96, 128)
+    widths: tuple[int, ...] | None = None
     layers: int = 1
     attention: int = 1
     patch: int = 1
 
     def __post_init__(self) -> None:
-        if not self.widths or any(width < 8 or width % 8 for width in self.widths):
-            raise InputError(f"widths must be multiples of 8, got {', '.join(map(str, self.widths))}")
-        if not 0 <= self.attention <= len(self.widths):
-            raise InputError(f"attention must be 0 to {len(self.widths)}, the number of widths, got {self.attention}")
+        widths = WIDTHS if self.widths is None else self.widths
+        if not widths or any(width < 8 or width % 8 for width in widths):
+            raise InputError(f"widths must be multiples of 8, got {', '.join(map(str, widths))}")
+        if not 0 <= self.attention <= len(widths):
+            raise InputError(f"attention must be 0 to {len(widths)}, the number of widths, got {self.attention}")
         for name in ("layers", "patch"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
 
-    def check(self, resolution: int) -> None:
-        """Refuses a side of images that the resolutions do not divide.
+    def of(self, resolution: int) -> "Architecture":
+        """Returns the architecture with its widths for a side of images.
 
         Raises:
-            InputError: They do not.
+            InputError: Its resolutions do not divide the side, or it cannot be halved to one that attention can be at.
         """
+        if resolution < 1 or resolution % self.patch:
+            raise InputError(f"resolution must be a multiple of {self.patch}, the side of a patch, got {resolution}")
+        side = resolution // self.patch
+        if self.widths is None:
+            halves = min((side & -side).bit_length(), len(WIDTHS))
+            if halves < len(WIDTHS) and side >> (halves - 1) > LOWEST:
+                step = self.patch * 2 ** min(math.ceil(math.log2(side / LOWEST)), len(WIDTHS) - 1)
+                near = ", ".join(str(step * (resolution // step + more)) for more in (0, 1))
+                raise InputError(
+                    f"resolution must be one that can be halved to {LOWEST * self.patch} pixels or fewer, such as "
+                    f"{near}, got {resolution}"
+                )
+            return replace(self, widths=WIDTHS[:halves])
         step = self.patch * 2 ** (len(self.widths) - 1)
         if resolution % step:
             raise InputError(
                 f"resolution must be a multiple of {step}, for patches of {self.patch} and {len(self.widths)} widths, "
                 f"got {resolution}; give fewer widths or another resolution"
             )
+        return self
 
 
 def unet(
     resolution: int,
     classes: int,
-    widths: tuple[int, ...] = (32, 48, 64, 96, 128),
+    widths: tuple[int, ...] | None = None,
     layers: int = 1,
     *,
     channels: int = 3,
@@ -121,7 +140,10 @@ def unet(
     Raises:
         InputError: A setting out of its range, or a resolution that the widths do not divide.
     """
-    Architecture(widths=widths, layers=layers, attention=attention, patch=patch).check(resolution)
+    widths = Architecture(widths=widths, layers=layers, attention=attention, patch=patch).of(resolution).widths
+    assert widths is not None, "of a resolution they are known"
+    if attention > len(widths):
+        raise InputError(f"attention must be 0 to {len(widths)}, the number of widths, got {attention}")
     plain = len(widths) - attention
     config: dict[str, Any] = {
         "sample_size": resolution,
