@@ -16,6 +16,7 @@ its source is pinned.
 
 import copy
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -27,6 +28,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 SOURCE = str(Path("steersman") / "_")[:-1]
+RUN = threading.Thread.run
 CPU = torch.device("cpu")
 INNER = torch.device("lazy", 0)  # what torch's own C++ takes the tensors for: no CPU, and nothing else uses it
 
@@ -153,6 +155,7 @@ class Accelerator(TorchDispatchMode):
         patches = ExitStack()
         for name, value in self._answers().items():
             patches.enter_context(mock.patch(name, value))
+        patches.enter_context(mock.patch("threading.Thread.run", lambda thread: self._run(thread)))
         self.entered.append(patches)
         return super().__enter__()
 
@@ -160,6 +163,14 @@ class Accelerator(TorchDispatchMode):
         torch._C._set_only_lift_cpu_tensors(False)
         self.entered.pop().close()
         return super().__exit__(*raised)
+
+    def _run(self, thread: threading.Thread) -> None:
+        """Runs a thread that was started while the device is there; a mode is one thread's."""
+        super().__enter__()
+        try:
+            RUN(thread)
+        finally:
+            super().__exit__(None, None, None)
 
     def _answers(self) -> dict[str, object]:
         """Returns what torch's own functions say of the device."""
