@@ -25,6 +25,7 @@ from steersman.errors import InputError
 from steersman.guidance import Guide
 from steersman.guidance.step import Step, reverse_variance
 from steersman.names import elsewhere, resolve
+from steersman.precision import ieee
 from steersman.realism import noise_error
 from steersman.run import TARGET, Run
 from steersman.sample import Callback, Report, levels_of, sample
@@ -154,6 +155,7 @@ class Session:
         return self.run.recipe.guides(self.guide, *others, blend=blend)
 
     @torch.no_grad()
+    @ieee()
     def _rehearse(self, levels: tuple[Level, ...]) -> None:
         """Asks all parts of a blank image, and begins a walk, so that what they refuse is so before files are written.
 
@@ -231,6 +233,7 @@ class Session:
             told["label"] = torch.tensor([told["label"][each.guide] for each in targets], device=self.run.device)
         return told
 
+    @ieee()
     def draw(self, jobs: Sequence[tuple[Target, int]], callbacks: Sequence[Callback] = ()) -> Float[Tensor, "B C H W"]:
         """Returns the images of a batch of targets and seeds, not clipped."""
         return self.denoiser.decode(self.samples(jobs, callbacks))
@@ -347,6 +350,7 @@ class Session:
                 each.block = block if batch_size == self.run.at_once else min(block, batch_size)
 
     @torch.no_grad()
+    @ieee()
     def verdicts(
         self, images: Float[Tensor, "B C H W"], targets: Sequence[Target]
     ) -> dict[str, Sequence[Verdict | None]]:

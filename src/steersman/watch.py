@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from steersman.guidance.view import rms
+from steersman.rows import rms
 from steersman.sample import Report
 
 __all__ = ["Watch", "counting", "metered"]

@@ -15,12 +15,14 @@ from steersman.denoise import Denoiser
 from steersman.guidance.objective import Logits
 from steersman.guidance.view import View
 from steersman.metrics import correct
+from steersman.precision import ieee
 from steersman.schedule import Level
 
 __all__ = ["seen"]
 
 
 @torch.no_grad()
+@ieee()
 def seen(
     denoiser: Denoiser,
     classifiers: Mapping[str, Logits],

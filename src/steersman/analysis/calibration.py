@@ -28,6 +28,7 @@ from steersman.errors import InputError
 from steersman.guidance.objective import Logits
 from steersman.guidance.view import View
 from steersman.metrics.accuracy import confidence, correct
+from steersman.precision import ieee
 from steersman.sample import Report, Sampler, sample
 from steersman.schedule import Level
 
@@ -51,6 +52,7 @@ class _Overheard:
         return prediction
 
 
+@ieee()
 def trusted(
     denoiser: Denoiser,
     sampler: Sampler,

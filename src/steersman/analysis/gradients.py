@@ -15,6 +15,7 @@ from steersman.analysis.parts import Key
 from steersman.denoise import Denoiser
 from steersman.errors import InputError
 from steersman.guidance.guide import Guide
+from steersman.rows import norm
 from steersman.sample import Callback, Report, Sampler, sample
 
 __all__ = ["GRADIENT", "IMAGE", "NORM", "followed"]
@@ -67,7 +68,7 @@ def followed(
             return
         push = report.pushes[0]
         g = torch.full_like(report.x, float("nan")) if push is None else push.gradient
-        norms.append(g.flatten(1).norm(dim=1))
+        norms.append(norm(g).flatten())
         if report.step.index in at:
             images.append(denoiser.decode(report.x0))
             gradients.append(g)

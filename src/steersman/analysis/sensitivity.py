@@ -26,7 +26,9 @@ from steersman.guidance.guide import Guide
 from steersman.guidance.objective import Logits, Objective
 from steersman.guidance.stabilizer import Stabilizer, State
 from steersman.guidance.step import Step, reverse_variance
-from steersman.guidance.view import View, norm
+from steersman.guidance.view import View
+from steersman.precision import ieee
+from steersman.rows import norm
 from steersman.schedule import Level
 
 __all__ = ["GRADIENTS", "LOGITS", "sensitivities"]
@@ -50,6 +52,7 @@ class _Heard:
         return logits
 
 
+@ieee()
 def sensitivities(
     denoiser: Denoiser,
     classifiers: Mapping[str, Logits],
@@ -140,4 +143,4 @@ def _stabilised(stabilizer: Stabilizer, gradients: Sequence[Tensor], states: lis
 
 
 def _change(difference: Tensor, distance: Float[Tensor, "B 1 1 1"]) -> Float[Tensor, " B"]:
-    return difference.flatten(1).norm(dim=1) / distance.flatten()
+    return norm(difference).flatten() / distance.flatten()

@@ -14,12 +14,11 @@ from collections.abc import Callable, Iterable
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional
 
 from steersman.classifiers.base import Classifier
 from steersman.classifiers.preprocess import Preprocess
 from steersman.errors import InputError
-from steersman.rows import send
+from steersman.rows import cosine, send
 from steersman.schedule import Level
 
 __all__ = ["TextClassifier"]
@@ -79,8 +78,7 @@ class TextClassifier(Classifier):
         if v is None or (len(v), v.device, v.dtype) != (len(self.embeddings), u.device, u.dtype):
             with torch.inference_mode(False):  # it may be differentiated through later
                 self._sent = v = send(torch.stack(self.embeddings).to(u.dtype), u.device)
-        # No matrix product: how its sums are rounded depends on the size of the batch.
-        return functional.cosine_similarity(u[:, None], v, dim=-1)
+        return cosine(u, v)
 
     def smooth(self, beta: float) -> "TextClassifier":
         """Refuses: the towers that are trained with texts have no ReLU.

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from steersman.errors import InputError
 from steersman.guidance.objective import Objective
-from steersman.rows import send
+from steersman.rows import logsumexp, send, total
 from steersman.schedule import Level, broadcast
 
 __all__ = ["Augmented", "MonteCarlo"]
@@ -62,11 +62,13 @@ class Augmented:
         x, y = 2 * self.shift * unit[:, 2], 2 * self.shift * unit[:, 3]
         maps = torch.stack([torch.stack([cos, -sin, x], 1), torch.stack([sin, cos, y], 1)], 1)
         shown = [image, *(_transformed(image, each) for each in send(maps.to(image.dtype), image.device))]
-        return torch.stack([self.objective(each, target, level) for each in shown]).mean(0)
+        return total(torch.stack([self.objective(each, target, level) for each in shown], 1)) / self.copies
 
 
 def _transformed(image: Float[Tensor, "B C H W"], map: Float[Tensor, "2 3"]) -> Float[Tensor, "B C H W"]:
-    grid = torch.nn.functional.affine_grid(map.expand(len(image), 2, 3), list(image.shape), align_corners=False)
+    # One grid for all images: it is a product of matrices, rounded by how many there are.
+    grid = torch.nn.functional.affine_grid(map[None], [1, *image.shape[1:]], align_corners=False)
+    grid = grid.expand(len(image), *grid.shape[1:])
     return torch.nn.functional.grid_sample(image, grid, padding_mode="border", align_corners=False)
 
 
@@ -94,5 +96,6 @@ class MonteCarlo:
         """Returns the log of the mean."""
         noise = torch.randn(self.copies, *image.shape[1:], generator=_generator(level)).to(image.dtype)
         deviation = self.radius * broadcast(level.sigma, image)
-        values = torch.stack([self.objective(image + deviation * z, target, level) for z in send(noise, image.device)])
-        return values.logsumexp(0) - math.log(self.copies)
+        copies = (image + deviation * z for z in send(noise, image.device))
+        values = torch.stack([self.objective(each, target, level) for each in copies], 1)
+        return logsumexp(values) - math.log(self.copies)

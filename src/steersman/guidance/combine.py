@@ -19,7 +19,7 @@ from torch import Tensor
 
 from steersman.errors import InputError
 from steersman.guidance.objective import Objective
-from steersman.rows import send
+from steersman.rows import send, total
 from steersman.schedule import Level
 
 __all__ = ["Sum", "Switch", "Toward", "Translated", "check_targets"]
@@ -44,7 +44,7 @@ class Sum:
 
     def __call__(self, image: Float[Tensor, "B C H W"], target: Int[Tensor, " B"], level: Level) -> Float[Tensor, " B"]:
         """Returns the sum."""
-        return torch.stack([weight * objective(image, target, level) for weight, objective in self.terms]).sum(0)
+        return total(torch.stack([weight * term(image, target, level) for weight, term in self.terms], 1))
 
 
 @dataclass(frozen=True, kw_only=True)

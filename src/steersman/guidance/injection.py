@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steersman.errors import unknown
-from steersman.guidance.view import norm
+from steersman.rows import norm
 from steersman.schedule import Level, broadcast
 
 __all__ = ["DenoisedImage", "Estimate", "Injection", "Kept", "Mean", "Moment", "NoisePrediction", "Sample", "Spherical"]
@@ -154,8 +154,7 @@ class Spherical(Injection):
         self, deviation: Float[Tensor, "B C H W"], push: Float[Tensor, "B C H W"], variance: Float[Tensor, "..."]
     ) -> Float[Tensor, "B C H W"]:
         """Returns ``r m / |m|``, r the root of the summed variances; without a push, the noise at the length r."""
-        radius = (torch.ones_like(push) * variance.to(push.dtype)).sum((1, 2, 3), keepdim=True).sqrt()
-        size = norm(push)
+        radius, size = norm(torch.ones_like(push) * variance.to(push.dtype).sqrt()), norm(push)
         rate = (size / radius).clamp(max=1)
         mixed = (1 - rate) * deviation + rate * radius * push / torch.where(size > 0, size, 1)
         return radius * mixed / norm(mixed)

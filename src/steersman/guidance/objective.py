@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from steersman.errors import InputError
+from steersman.rows import logsumexp
 from steersman.schedule import Level
 
 __all__ = ["BinaryProbability", "ClassProbability", "Logits", "Objective", "TargetLogit"]
@@ -95,7 +96,7 @@ class ClassProbability:
             raise InputError(
                 "objective class needs two classes or more, got one, whose probability is always 1; use objective logit"
             )
-        return self.joint * _of_target(logits, target) - (self.marginal * logits).logsumexp(1)
+        return self.joint * _of_target(logits, target) - logsumexp(self.marginal * logits)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ come from noise, and are held back. A state is a tuple of tensors that lead with
 kept back.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args, runtime_checkable
@@ -22,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steersman.errors import InputError, unknown
-from steersman.guidance.view import norm, rms
+from steersman.rows import norm, rms
 
 __all__ = ["Adam", "Chain", "Clip", "Ema", "Identity", "Momentum", "Normalise", "Stabilizer", "State"]
 
@@ -132,7 +133,7 @@ class Adam:
         m = self.beta1 * state[0] + (1 - self.beta1) * g
         v = self.beta2 * state[1] + (1 - self.beta2) * g.square()
         n = state[2] + 1
-        first, second = (m / (1 - self.beta1**n), v / (1 - self.beta2**n)) if self.corrected else (m, v)
+        first, second = (m / _grown(self.beta1, n), v / _grown(self.beta2, n)) if self.corrected else (m, v)
         return first / (second.sqrt() + self.eps), (m, v, n)
 
 
@@ -204,6 +205,11 @@ class Chain:
             g, new = link.update(g, old)
             states.append(new)
         return g, tuple(states)
+
+
+def _grown(beta: float, n: Float[Tensor, "B 1 1 1"]) -> Float[Tensor, "B 1 1 1"]:
+    """Returns ``1 - beta^n``; a power is rounded by its place in the batch, an exponential is not."""
+    return torch.ones_like(n) if beta == 0 else -(n * math.log(beta)).expm1()
 
 
 def _fraction(name: str, value: float) -> None:

@@ -20,7 +20,7 @@ from steersman.guidance.guide import Guide
 from steersman.guidance.injection import Estimate
 from steersman.guidance.stabilizer import State
 from steersman.guidance.step import Step
-from steersman.rows import take
+from steersman.rows import take, total
 from steersman.schedule import Level
 
 __all__ = ["Push", "Steering"]
@@ -91,14 +91,13 @@ class Steering:
             pushes: What the guides made of this level already; those at this very sample tell their likelihood.
         """
         assert self.target is not None, "the loop refuses particles without guides, and guides without targets"
-        return torch.stack(
-            [
-                guide.log_likelihood(x_t, prediction, level, self.target, self.denoiser)
-                if push is None or guide.injection.moment == "sample"
-                else push.log_likelihood
-                for guide, push in zip_longest(self.guides, pushes)
-            ]
-        ).sum(0)
+        found = [
+            guide.log_likelihood(x_t, prediction, level, self.target, self.denoiser)
+            if push is None or guide.injection.moment == "sample"
+            else push.log_likelihood
+            for guide, push in zip_longest(self.guides, pushes)
+        ]
+        return total(torch.stack(found, 1))
 
     def _asked(self, step: Step, *, before: bool) -> list[int]:
         """Returns which guides act now: before the step's evaluations of the denoiser, or at one of them."""

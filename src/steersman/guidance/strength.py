@@ -44,7 +44,7 @@ from torch import Tensor
 from steersman.denoise import Prediction, eps_from_x0
 from steersman.errors import InputError, unknown
 from steersman.guidance.step import Step, transition
-from steersman.guidance.view import norm, rms
+from steersman.rows import norm, rms
 from steersman.schedule import Level, broadcast
 
 __all__ = [

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from steersman.denoise import Denoiser, Prediction, look_ahead
 from steersman.errors import InputError
+from steersman.rows import repeat, rms
 from steersman.schedule import Level
 
-__all__ = ["Ahead", "Denoised", "Noisy", "Rescaled", "View", "norm", "rms"]
+__all__ = ["Ahead", "Denoised", "Noisy", "Rescaled", "View"]
 
 
 @runtime_checkable
@@ -37,16 +38,6 @@ class View(Protocol):
     ) -> Float[Tensor, "B C H W"]:
         """Returns the view; the prediction is there where it is needed, and the denoiser for whoever asks again."""
         ...
-
-
-def rms(x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 1 1 1"]:
-    """The root mean square of each sample's values."""
-    return x.square().mean((1, 2, 3), keepdim=True).sqrt()
-
-
-def norm(x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 1 1 1"]:
-    """The length of each sample."""
-    return x.square().sum((1, 2, 3), keepdim=True).sqrt()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,4 +117,5 @@ class Rescaled:
         self, x_t: Float[Tensor, "B C H W"], prediction: Prediction | None, level: Level, denoiser: Denoiser
     ) -> Float[Tensor, "B C H W"]:
         """Returns ``z``."""
-        return x_t / rms(x_t).clamp(min=1)
+        size = repeat(rms(x_t).reshape(-1, 1).clamp(min=1), 1, x_t[0].numel())
+        return x_t / size.reshape_as(x_t)

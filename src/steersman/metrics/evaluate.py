@@ -32,6 +32,7 @@ from steersman.metrics.neighbours import COVERED, INSIDE, precision_recall, reca
 from steersman.metrics.resample import RESAMPLES, Figure, mean_of, resampled, share
 from steersman.metrics.statistics import Statistics, measured
 from steersman.names import same_class
+from steersman.precision import ieee
 from steersman.verdicts import Verdict, judged
 
 __all__ = ["DISTANCES", "FIGURES", "Figure", "evaluate"]
@@ -57,6 +58,7 @@ Held = TypeVar("Held", ImageSet, Statistics)
 
 
 @torch.no_grad()
+@ieee()
 def evaluate(
     samples: ImageSet,
     reference: ImageSet | Statistics | None,

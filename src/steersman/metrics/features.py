@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from steersman.classifiers.base import Classifier
 from steersman.errors import InputError
+from steersman.precision import ieee
 
 __all__ = ["device_of", "features", "mean_pairwise_distance"]
 
@@ -19,6 +20,7 @@ def device_of(network: nn.Module) -> torch.device:
 
 
 @torch.no_grad()
+@ieee()
 def features(classifier: Classifier, images: Float[Tensor, "B C H W"], batch_size: int = 64) -> Float[Tensor, "B D"]:
     """Returns what the classifier's last layer sees of each image, on the CPU.
 

@@ -28,6 +28,7 @@ from steersman.metrics.extractors import INCEPTION, Extractor
 from steersman.metrics.frechet import Moments, moments, moments_of_covariance
 from steersman.metrics.images import ImageSet, moments_in, read_images, read_npz
 from steersman.names import same_class
+from steersman.precision import ieee
 
 __all__ = ["Statistics", "measured", "read_reference", "read_statistics", "write_statistics"]
 
@@ -88,6 +89,7 @@ class Statistics:
         return replace(self, features=self.features[chosen], labels=labels, known=None)
 
 
+@ieee()
 def measured(
     images: ImageSet,
     extractor: Extractor,

@@ -31,6 +31,7 @@ from steersman.guidance.guide import Guide
 from steersman.guidance.injection import Estimate, Kept
 from steersman.guidance.steering import Push, Steering
 from steersman.guidance.step import Step, reverse_variance, transition
+from steersman.precision import ieee
 from steersman.rows import take
 from steersman.sample.noise import GivenNoise, Noise, SeededNoise
 from steersman.sample.particles import Particles, Swarm
@@ -85,6 +86,7 @@ class Recurrence:
 
 
 @torch.no_grad()
+@ieee()
 def sample(
     denoiser: Denoiser,
     sampler: Sampler,

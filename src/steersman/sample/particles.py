@@ -35,7 +35,7 @@ from torch import Tensor
 
 from steersman.errors import InputError, unknown
 from steersman.guidance.guide import Guide
-from steersman.rows import send
+from steersman.rows import send, total
 from steersman.schedule import Level
 
 __all__ = ["Particles", "Swarm"]
@@ -167,7 +167,7 @@ class Swarm:
         """
         if deviation is None or variance is None:
             raise _noiseless()
-        log_ratio = -((deviation + delta / 2) * delta / variance.to(delta.dtype)).sum((1, 2, 3))
+        log_ratio = -total((deviation + delta / 2) * delta / variance.to(delta.dtype))
         log_ratio = log_ratio.reshape_as(self.weights).to(self.dtype)
         self.weights = self.weights + torch.where(log_ratio.isfinite(), log_ratio, WORST)
 
@@ -190,7 +190,7 @@ class Swarm:
             place = _drawn(share, uniform[:, None]) if self.particles.choice == "draw" else r.argmax(1, keepdim=True)
             self.count = 1
         else:
-            again = 1 / share.square().sum(1, keepdim=True) <= self.particles.fraction * self.count
+            again = 1 / total(share.square())[:, None] <= self.particles.fraction * self.count
             place = torch.where(again, _drawn(share, (uniform[:, None] + places) / self.count), places)
             self.weights = torch.where(again, 0, self.weights)
         self.past = self.past.gather(1, place)

@@ -15,6 +15,7 @@ import yaml
 from torch import Tensor, nn
 
 from steersman.errors import about
+from steersman.precision import ieee
 from steersman.run import Run, read_run
 from steersman.schedule import CLEAN, Level
 from steersman.session import SIDE_BY_SIDE, Session
@@ -64,6 +65,7 @@ def for_all(run: Run, record: Path) -> Mapping[str, Placement]:
         return typed("placed", yaml.safe_load(record.read_text())["shared"].get("placed", {}), dict[str, Placement])
 
 
+@ieee()
 def chosen(run: Run) -> Run:
     """Returns a run whose ``dtype`` is to be measured with what is fastest for its networks, now and here.
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from steersman.precision import ieee
 from steersman.run import Run
 from steersman.session import Session
 from steersman.speed.calls import Calls
@@ -61,6 +62,7 @@ class Figures:
         return asdict(self) | of
 
 
+@ieee()
 def bench(
     run: Run, *, steps: int | None = None, repeats: int = 5, on_pair: Callable[[], object] = lambda: None
 ) -> tuple[Figures, Run]:
