@@ -7,10 +7,15 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from reprlib import Repr
 
-__all__ = ["InputError", "Notice", "about", "notice", "one_line", "unknown"]
+__all__ = ["InputError", "Notice", "about", "notice", "one_line", "shown", "unknown"]
 
 LONGEST, GIVEN = 600, 80  # characters of a line, and of what a file gives in it
+
+_SHORT = Repr()
+_SHORT.maxlevel = 3
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = GIVEN
 
 
 class InputError(ValueError):
@@ -26,8 +31,16 @@ def notice(text: str) -> None:
     warnings.warn(text, Notice, stacklevel=2)
 
 
+def shown(value: object) -> str:
+    """Returns a value as a message shows it, shortened where it is long."""
+    said = _SHORT.repr(value)
+    return said if len(said) <= 2 * GIVEN else f"{said[: 2 * GIVEN]}…"
+
+
 def one_line(error: Exception) -> str:
-    """Returns what another library's error says, in a line."""
+    """Returns what another library's error says, or the system, in a line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     said = str(error).strip().splitlines()
     return f"{type(error).__name__}: {said[0][:LONGEST]}" if said else type(error).__name__
 

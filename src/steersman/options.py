@@ -10,6 +10,8 @@ __all__ = ["split_options"]
 def split_options(text: str, allowed: Iterable[str], kind: str = "option") -> tuple[str, dict[str, str]]:
     """Returns the name and its options by key, whose values may be empty.
 
+    A value may be a path with ``&`` in it: what cannot be an option goes on with the value before it.
+
     Args:
         text: The name and its options.
         allowed: The keys that there are.
@@ -19,10 +21,14 @@ def split_options(text: str, allowed: Iterable[str], kind: str = "option") -> tu
         InputError: A key is unknown.
     """
     name, _, given = text.partition("?")
-    options = {}
+    options: dict[str, str] = {}
+    last = None
     for each in filter(None, given.split("&")):
-        key, _, value = each.partition("=")
-        if key not in allowed:
+        key, equals, value = each.partition("=")
+        if key in allowed:
+            options[key], last = value, key
+        elif last is not None and options[last] and not (equals and key.isidentifier()):
+            options[last] += f"&{each}"
+        else:
             raise unknown(kind, key, allowed)
-        options[key] = value
     return name, options

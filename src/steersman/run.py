@@ -2,31 +2,34 @@
 
 import math
 import platform
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
-import yaml
-from pydantic import ConfigDict, ValidationError
+from pydantic import ConfigDict
 
 from steersman.blocks import block_size
 from steersman.errors import InputError, about, unknown
+from steersman.files import read_yaml
 from steersman.recipes import Recipe, load_recipe
 from steersman.sample.noise import SEEDS
 from steersman.speed.placement import AUTO, DTYPES, Placement
-from steersman.typed import typed
+from steersman.typed import filled_in, typed
 
 __all__ = [
     "DRAWN",
     "FORMATS",
+    "LAX",
+    "MOST",
     "TARGET",
     "Run",
     "check_device",
     "check_folder",
+    "differences",
     "other_settings",
     "read_record",
     "read_run",
@@ -37,6 +40,8 @@ FORMATS = {"png": None, "npz": ".npz", "webdataset": ".tar"}
 """What images are written as, and the suffix of the files that several share."""
 
 LAX = ConfigDict(coerce_numbers_to_str=True, allow_inf_nan=False)  # of what a file says, as YAML has it
+
+MOST, LARGEST_BATCH = 10_000_000, 65_536  # images of a run, and of a batch
 
 SHOWN = 3  # settings that a message names, at most
 
@@ -98,11 +103,13 @@ class Run:
     format: str = "png"
 
     def __post_init__(self) -> None:
-        for name, given, least in (("num", self.num, 1), ("seed", self.seed, 0), ("batch_size", self.at_once, 1)):
-            if given < least:
-                raise InputError(f"{name}: {given} given; allowed: {least} and more")
-        if self.seed + self.num > SEEDS:
-            raise InputError(f"seed: {self.seed} given for {self.num} images; allowed: the last below {SEEDS}")
+        for name, given, least, most in (
+            ("num", self.num, 1, MOST),
+            ("seed", self.seed, 0, SEEDS - self.num),
+            ("batch_size", self.at_once, 1, LARGEST_BATCH),
+        ):
+            if not least <= given <= most:
+                raise InputError(f"{name} must be {least} to {most}, got {given}")
         if self.targets and self.blend:
             raise InputError("target: given with a blend; allowed: one of the two")
         if not self.targets and not self.blend:
@@ -187,23 +194,37 @@ def check_device(device: str) -> None:
         raise InputError(f"device: {device!r} given, which this machine does not have; allowed here: {here}")
 
 
+def differences(out: Path, run: Run, *, grows: bool = False) -> str:
+    """Returns in which settings the run of a folder is another one, in a line; nothing where it is the same, or none.
+
+    Args:
+        out: The folder.
+        run: The run.
+        grows: Whether one with more images goes on with one of fewer.
+
+    Raises:
+        InputError: What the folder holds cannot be read.
+    """
+    before = out / "run.yaml"
+    if not before.exists():
+        return ""
+    held = read_run(before, trusted=None)
+    was, now = (_flat(each.settings()) for each in (held, run))
+    other = [key for key in {**was, **now} if was.get(key) != now.get(key)]
+    if grows and run.num > held.num and other == ["num"]:
+        return ""
+    said = [f"{key}: was {was.get(key)}, is {now.get(key)}" for key in other[:SHOWN]]
+    return "; ".join([*said, *([f"and {len(other) - SHOWN} more"] if len(other) > SHOWN else [])])
+
+
 def check_folder(out: Path, run: Run) -> None:
     """Refuses a folder that holds a run with other settings, and says which.
 
     Raises:
         InputError: It does, or what it holds cannot be read.
     """
-    before = out / "run.yaml"
-    if not before.exists():
-        return
-    was, now = (_flat(each.settings()) for each in (read_run(before), run))
-    other = [key for key in {**was, **now} if was.get(key) != now.get(key)]
-    if other:
-        said = "; ".join(f"{key}: was {was.get(key)}, is {now.get(key)}" for key in other[:SHOWN])
-        more = f"; and {len(other) - SHOWN} more" if len(other) > SHOWN else ""
-        raise InputError(
-            f"out: {str(out)!r} holds a run with other settings ({said}{more}); allowed: an empty folder, or that run"
-        )
+    if other := differences(out, run):
+        raise InputError(f"out: {str(out)!r} holds a run with other settings ({other}); use another folder")
 
 
 def other_settings(path: Path, record: Mapping[str, Any], kind: str) -> list[str]:
@@ -219,11 +240,7 @@ def other_settings(path: Path, record: Mapping[str, Any], kind: str) -> list[str
     """
     if not path.exists():
         return []
-    try:
-        held = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"out: {str(path)!r} cannot be read; allowed: an empty folder, or that {kind}") from error
-    was = held if isinstance(held, dict) else {}
+    was = read_yaml(path, kind, trusted=None)
     return [key for key in {**record, **was} if key != "versions" and was.get(key) != record.get(key)]
 
 
@@ -236,43 +253,41 @@ def _flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     return found
 
 
-def read_run(path: Path) -> Run:
+def read_run(path: Path, *, trusted: Collection[str] | None = ()) -> Run:
     """Returns the run that a ``run.yaml`` records.
 
+    Args:
+        path: The file.
+        trusted: The code that it may name (`steersman.trust`); None for a run that is compared, not drawn.
+
     Raises:
-        InputError: The file cannot be read, or is no such record.
+        InputError: The file cannot be read, is no such record, or names other code.
     """
     with about("run", path):
-        return _run(path)
+        content, hints = read_record(path, trusted=trusted), get_type_hints(Run)
+        for key in ("versions", DRAWN):
+            content.pop(key, None)
+        recipe = content.pop("recipe")
+        for key in content:
+            if key not in hints:
+                raise unknown("key of a run", key, hints)
+        filled = {"title": "", **recipe} if isinstance(recipe, dict) else recipe
+        settings = {key: typed(key, value, hints[key], LAX) for key, value in content.items()}
+        return Run(**settings, recipe=filled_in(Recipe, filled, "recipe", "of the run").check())
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """Returns what a ``run.yaml`` holds.
+def read_record(path: Path, *, trusted: Collection[str] | None = None) -> dict[str, Any]:
+    """Returns what a ``run.yaml`` holds, as it stands there.
+
+    Args:
+        path: The file.
+        trusted: The code that it may name (`steersman.trust`); None for a record that is compared or shown.
 
     Raises:
-        InputError: The file cannot be read, or is no such record.
+        InputError: The file cannot be read, is no such record, or names other code.
     """
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = getattr(error, "strerror", None) or "no YAML"
-        raise InputError(f"run: {str(path)!r} cannot be read ({reason}); allowed: the run.yaml of a run") from error
-    known = [each.name for each in fields(Run)]
-    if not isinstance(content, dict) or not {"targets", "recipe"} <= content.keys():
-        raise InputError(f"run: {str(path)!r} records no run; allowed: a mapping with {', '.join(known)}")
+    content = read_yaml(path, "run", trusted=trusted)
+    for key in ("targets", "recipe"):
+        if key not in content:
+            raise InputError(f"run: {str(path)!r} must record a run, its {key} is missing")
     return content
-
-
-def _run(path: Path) -> Run:
-    content, hints = read_record(path), get_type_hints(Run)
-    known = [each.name for each in fields(Run)]
-    for key in ("versions", DRAWN):
-        content.pop(key, None)
-    for key in content:
-        if key not in known:
-            raise unknown("key of a run", key, known)
-    try:
-        recipe = Recipe(**{"title": "", **content.pop("recipe")}).check()
-        return Run(**{key: typed(key, value, hints[key], LAX) for key, value in content.items()}, recipe=recipe)
-    except (TypeError, ValidationError) as error:
-        raise InputError(f"run: {str(path)!r} records no run ({str(error).splitlines()[0]})") from error

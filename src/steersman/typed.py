@@ -4,7 +4,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from steersman.errors import InputError, unknown
+from steersman.errors import InputError, shown, unknown
 
 __all__ = ["filled_in", "typed"]
 
@@ -26,8 +26,7 @@ def typed(name: str, value: object, hint: Any, config: ConfigDict | None = None)
     try:
         return TypeAdapter(hint, config=config).validate_python(value)
     except ValidationError as error:
-        said = error.errors()[0]["msg"].removeprefix("Input should be ")
-        raise InputError(f"{name}: {value!r} given; allowed: {said}") from error
+        raise InputError(_said(name, error)) from error
 
 
 def filled_in(model: type[Model], content: object, kind: str, name: str) -> Model:
@@ -42,15 +41,23 @@ def filled_in(model: type[Model], content: object, kind: str, name: str) -> Mode
     Raises:
         InputError: No mapping, an unknown key, or a value of another type.
     """
-    keys = ", ".join(model.model_fields)
     if not isinstance(content, dict):
-        raise InputError(f"{kind}: {name!r} holds {type(content).__name__}; allowed: a mapping with {keys}")
+        keys = ", ".join(model.model_fields)
+        raise InputError(f"{kind} {name!r} must hold a mapping with {keys}, got {shown(content)}")
     for key in content:
         if key not in model.model_fields:
             raise unknown(f"key of a {kind}", key, model.model_fields)
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise InputError(f"{kind}: {name!r}, {where}: {first['msg']}; allowed: {keys}") from error
+        raise InputError(f"{kind} {name!r}: {_said('', error)}") from error
+
+
+def _said(name: str, error: ValidationError) -> str:
+    """Returns the first of pydantic's complaints in a line that names what it is about."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(map(str, filter(lambda part: part != "", (name, *first["loc"]))))
+    if first["type"] == "missing":
+        return f"{where} is missing"
+    said = first["msg"].removeprefix("Input ").removeprefix("Value error, ").partition(", unable to")[0]
+    return f"{where} {said.replace('should be', 'must be', 1)}, got {shown(first['input'])}"

@@ -10,6 +10,7 @@ import torch
 
 from steersman.cli import main
 from steersman.generate import Store, status
+from steersman.stop import ECHO
 
 SMALL = [
     "walk.steps=12",
@@ -50,7 +51,7 @@ def ended(process):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_a_run_when_its_batches_are_written(number, code, denoiser, tmp_path):
+def test_a_signal_ends_a_run_with_the_step_at_hand(number, code, denoiser, tmp_path):
     out, log = tmp_path / "out", tmp_path / "log"
     process = begun(arguments(denoiser, out, "--num", "400"), log)
     until = time.monotonic() + 60
@@ -63,8 +64,55 @@ def test_a_signal_ends_a_run_when_its_batches_are_written(number, code, denoiser
     store = Store.read(out)
     whole = len(store.records(range(400)))
     assert 0 < whole < 400
+    assert "steersman: stopping after this step; again to stop now\n" in log.read_text()
     assert f"{whole} of 400 images are there; the same command goes on, or: steersman sample --from" in log.read_text()
     assert not [path for path in out.iterdir() if path.name.startswith(".")]
+
+
+def test_a_second_signal_leaves_at_once(denoiser, tmp_path, monkeypatch):
+    begins = tmp_path / "begins"
+    monkeypatch.setattr("steersman.generate.drawing._drawn", lambda *_: begins.touch() or time.sleep(600))
+    out, log = tmp_path / "out", tmp_path / "log"
+    process = begun(arguments(denoiser, out, "--num", "400"), log)
+    until = time.monotonic() + 60
+    while not begins.exists() and time.monotonic() < until:
+        time.sleep(0.02)
+    for _ in range(2):
+        os.kill(process, signal.SIGINT)
+        time.sleep(ECHO + 0.2)
+    assert ended(process) == 130
+    assert "stopping after this step" in log.read_text() and "images are there" not in log.read_text()
+
+
+def test_folders_are_numbered_where_settings_differ(denoiser, call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def sample(*more):
+        words = arguments(denoiser, "x", "--set", "walk.steps=1", *more)[1:]
+        place = words.index("--out")
+        code, out, err = call(*words[:place], *words[place + 2 :])
+        return code, out + err
+
+    assert "images in outputs/baseball\n" in sample("--num", "1")[1]
+    assert "images in outputs/baseball-2\n" in sample("--num", "1", "--scale", "3")[1]
+    assert "images in outputs/baseball-2\n" in sample("--num", "2", "--scale", "3")[1]
+    assert "images in outputs/baseball\n" in sample("--num", "1")[1]
+    before = (tmp_path / "outputs" / "baseball" / "000000.png").read_bytes()
+    assert "images in outputs/baseball\n" in sample("--num", "1", "--scale", "4", "--overwrite")[1]
+    assert (tmp_path / "outputs" / "baseball" / "000000.png").read_bytes() != before
+    assert sorted(path.name for path in (tmp_path / "outputs").iterdir()) == ["baseball", "baseball-2"]
+    code, said = call(*arguments(denoiser, "outputs/baseball", "--set", "walk.steps=1", "--scale", "5")[1:])[::2]
+    assert code == 2 and "recipe.settings.scale.value: was 4.0, is 5.0" in said
+    assert "give another --out, or --overwrite to draw it anew" in said
+    (tmp_path / "outputs" / "baseball" / "run.yaml").write_text("{")
+    assert "images in outputs/baseball-3\n" in sample("--num", "1", "--scale", "6")[1]
+
+
+def test_what_went_away_and_cannot_be_drawn_again_is_said_with_1(denoiser, call, tmp_path, monkeypatch):
+    monkeypatch.setattr(Store, "write", lambda *_: None)
+    code, said, _ = call(*arguments(denoiser, tmp_path, "--num", "2", "--set", "walk.steps=1")[1:])
+    assert code == 1
+    assert "0 of 2 images are there, others went away while they were drawn; the same command goes on, or:" in said
 
 
 def test_two_processes_share_a_run_and_only_the_first_speaks(denoiser, tmp_path, call):
@@ -75,7 +123,7 @@ def test_two_processes_share_a_run_and_only_the_first_speaks(denoiser, tmp_path,
     ]
     assert list(map(ended, processes)) == [0, 0]
     assert (out / "metrics.json").exists()
-    assert "images in" in logs[0].read_text() or "other processes are at work" in logs[0].read_text()
+    assert "images in" in logs[0].read_text() or "the others are other processes'" in logs[0].read_text()
     assert logs[1].read_text() == ""
     _, said, _ = call("sample", "--status", out)
     assert "baseball     12     0        0" in said

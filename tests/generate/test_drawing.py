@@ -26,6 +26,18 @@ def times(folder):
     return {place: record.seconds for place, record in store.records(range(len(store))).items()}
 
 
+def kept(folder):
+    """Returns the records of all images, in the order of the run."""
+    store = Store.read(folder)
+    return list(store.records(range(len(store))).values())
+
+
+def shown(folder):
+    """Returns the pixels of all images, in the order of the run."""
+    store = Store.read(folder)
+    return np.stack([store.pixels(place) for place in range(len(store))])
+
+
 def same(first, second):
     return first.keys() == second.keys() and max(abs(first[name] - second[name]).max() for name in first) <= 1
 
@@ -67,9 +79,8 @@ def test_whoever_ends_last_writes_the_figures(session, tmp_path):
 
 @pytest.mark.parametrize("format", ["png", "npz", "webdataset"])
 def test_a_stopped_run_goes_on_in_every_format(format, session, pixels, tmp_path):
-    asked = []
     with pytest.raises(Unfinished):
-        generate(session(format=format), tmp_path / "a", stop=lambda: len(asked) > 1 or asked.append(1))
+        generate(session(format=format), tmp_path / "a", stop=lambda: any((tmp_path / "a").rglob("0*.png")))
     before = times(tmp_path / "a")
     assert 0 < len(before) < 6
     found = status(tmp_path / "a")
@@ -120,7 +131,89 @@ def test_changed_settings_are_named(session, run, tmp_path):
         generate(session(num=3, recipe=recipe), tmp_path)
     assert "num: was 2, is 3; recipe.settings." in str(error.value)
     assert "walk.steps: was 3, is 4" in str(error.value)
+    assert str(error.value).endswith("give another --out, or --overwrite to draw it anew")
     assert read_run(tmp_path / "run.yaml").num == 2
+
+
+@pytest.mark.parametrize("format", ["png", "npz", "webdataset"])
+@pytest.mark.parametrize("targets", [("baseball",), ("baseball", "volleyball")])
+def test_a_run_grows(format, targets, session, tmp_path):
+    """Its images are kept, also where the file that they are packed in is another one afterwards."""
+    settings = {"format": format, "targets": targets}
+    generate(session(num=2, **settings), tmp_path / "a")
+    before = {(record.target, record.seed): record for record in kept(tmp_path / "a")}
+    summary = generate(session(num=5, **settings), tmp_path / "a")
+    after = {(record.target, record.seed): record for record in kept(tmp_path / "a")}
+    assert len(before) == 2 * len(targets) and len(after) == 5 * len(targets)
+    assert {name: after[name] for name in before} == before
+    assert read_run(tmp_path / "a" / "run.yaml").num == 5
+    assert summary.metrics["images"] == 5 * len(targets)
+    generate(session(num=5, **settings), tmp_path / "b")
+    assert np.array_equal(*(shown(tmp_path / name) for name in "ab"))
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {path.name for path in (tmp_path / "b").iterdir()}
+    with pytest.raises(InputError, match=r"holds a run with other settings \(num: was 5, is 2\)"):
+        generate(session(num=2, **settings), tmp_path / "a")
+
+
+@pytest.mark.parametrize("format", ["npz", "webdataset"])
+@pytest.mark.parametrize("step", ["unpack", "replacing", "unlink"])
+def test_a_run_that_is_killed_while_it_grows_loses_nothing(step, format, session, tmp_path, monkeypatch):
+    generate(session(num=3, format=format), tmp_path)
+    before = {record.seed: record for record in kept(tmp_path)}
+    drawing = session(num=5, format=format)
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_, **__):
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        if step == "unpack":  # in the midst of it
+            write = Store.write
+            patch.setattr(Store, "write", lambda store, place, *of: write(store, place, *of) if place < 2 else killed())
+        elif step == "replacing":
+            patch.setattr("steersman.generate.store.yaml.safe_dump", killed)
+        else:
+            patch.setattr(Path, "unlink", lambda path, **_: killed() if path.name == "metrics.json" else None)
+        generate(drawing, tmp_path)
+    generate(drawing, tmp_path)
+    after = {record.seed: record for record in kept(tmp_path)}
+    assert len(after) == 5 and {seed: after[seed] for seed in before} == before
+
+
+def test_a_run_is_drawn_anew_where_that_is_asked_for(session, run, tmp_path):
+    generate(session(num=4), tmp_path)
+    (tmp_path / "own.txt").write_text("mine")
+    before = times(tmp_path)
+    recipe = run().recipe.changed({"scale": 0.5})
+    generate(session(num=3, recipe=recipe), tmp_path, overwrite=True)
+    assert len(times(tmp_path)) == 3 and not set(times(tmp_path).values()) & set(before.values())
+    assert len(list(tmp_path.glob("0*.png"))) == 3 and (tmp_path / "own.txt").exists()
+    with pytest.raises(InputError, match="overwrite must be given to one process, got 2"):
+        generate(session(num=3), tmp_path, overwrite=True, share=Share(count=2))
+
+
+def test_an_image_that_goes_away_while_others_are_drawn_is_drawn_again(session, pixels, tmp_path):
+    generate(session(), tmp_path / "whole")
+    out = tmp_path / "out"
+    removed = []
+
+    def remove(count):
+        if not removed and (out / "000000.png").exists():
+            (out / "000000.png").unlink()
+            removed.append(count)
+
+    generate(session(), out, on_images=remove)
+    assert removed and same(pixels(out), pixels(tmp_path / "whole"))
+
+
+def test_images_that_go_away_again_and_again_are_told_of(session, tmp_path, monkeypatch):
+    monkeypatch.setattr(Store, "gone", lambda store, places: [0, 1])
+    monkeypatch.setattr(Store, "write", lambda *_: None)
+    with pytest.raises(Unfinished) as found:
+        generate(session(), tmp_path)
+    assert (found.value.whole, found.value.total, found.value.gone) == (0, 6, 2)
 
 
 def test_two_runs_in_a_folder_are_refused(session, tmp_path):
@@ -147,9 +240,7 @@ def test_a_folder_that_takes_no_more_is_told_of_and_gone_on_with(number, said, s
         patch.setattr(record.Image.Image, "save", full)
         generate(session(), tmp_path)
     assert f"cannot be written to ({said}" in str(error.value)
-    assert "3 of 6 images are whole; allowed: a folder with room, where the same command draws the others" in str(
-        error.value
-    )
+    assert "3 of 6 images are whole; make room, and the same command draws the others" in str(error.value)
     before = times(tmp_path)
     assert len(before) == 3
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]

@@ -1,6 +1,10 @@
 """Files of images: one is whole or counts for none, and a run finds its own alone."""
 
+import os
+import struct
 import tarfile
+import zipfile
+import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -8,6 +12,7 @@ import pytest
 import yaml
 
 from steersman.generate import Store
+from steersman.generate.lock import running
 from steersman.generate.record import Record, read_image, write_image
 from steersman.generate.store import SHARD
 from steersman.metrics.images import read_images
@@ -51,7 +56,7 @@ def test_an_image_that_is_cut_anywhere_or_changed_is_not_whole(tmp_path):
         assert read_image(bytes(changed)) is None
 
 
-def filled(folder, format, num=SHARD + 10, lost=(3, SHARD + 1), then=None):
+def filled(folder, format, num=SHARD + 10, lost=(3, SHARD + 1), then=None, closed=True):
     """Returns a store of two targets with all images written."""
     folder.mkdir(exist_ok=True)
     store = Store(out=folder, targets=("cat", "a dog"), num=num // 2, seed=5, format=format, digest="a")
@@ -61,15 +66,15 @@ def filled(folder, format, num=SHARD + 10, lost=(3, SHARD + 1), then=None):
         store.write(place, None if record.lost else image(place), record)
     if then is not None:
         then(store)
-    store.close()
+    if closed:
+        store.close()
     return store
 
 
 @pytest.mark.parametrize("format", ["png", "npz", "webdataset"])
 def test_every_format_gives_back_images_and_records(format, tmp_path):
     store = filled(tmp_path, format)
-    files = {"png": {"cat", "a dog"}, "npz": {"images-00000.npz", "images-00001.npz"}}
-    files["webdataset"] = {name.replace("npz", "tar") for name in files["npz"]}
+    files = {"png": {"cat", "a dog"}, "npz": {"images.npz"}, "webdataset": {"images-00000.tar", "images-00001.tar"}}
     assert {path.name for path in tmp_path.iterdir()} == files[format]
     records = store.records(range(len(store)))
     assert list(records) == list(range(len(store)))
@@ -90,23 +95,77 @@ def test_every_format_gives_back_images_and_records(format, tmp_path):
     assert (images.read(range(len(images))).permute(0, 2, 3, 1).numpy() == np.stack([*map(image, order)])).all()
 
 
-@pytest.mark.parametrize("format", ["npz", "webdataset"])
-def test_a_shard_that_is_cut_or_changed_is_drawn_again(format, tmp_path):
+@pytest.mark.parametrize(("format", "left"), [("npz", 0), ("webdataset", SHARD)])
+def test_a_packed_file_that_is_cut_or_changed_is_drawn_again(format, left, tmp_path):
     store = filled(tmp_path, format)
-    path = next(tmp_path.glob("images-00001.*"))
+    path = max(tmp_path.glob("images*"))
     content = path.read_bytes()
     for damaged in (content[: len(content) // 2], content[:512], b"", content[:700] + b"???" + content[703:]):
         path.write_bytes(damaged)
-        assert list(store.records(range(len(store)))) == list(range(SHARD))
+        assert list(store.records(range(len(store)))) == list(range(left))
     path.write_bytes(content)
     assert len(store.records(range(len(store)))) == len(store)
 
 
+@pytest.mark.parametrize("format", ["npz", "webdataset"])
+def test_copies_of_packed_files_are_none_of_them(format, tmp_path):
+    """A browser or a file manager calls a second copy so."""
+    store = filled(tmp_path / "done", format)
+    for path in list((tmp_path / "done").iterdir()):
+        (path.parent / f"{path.stem} (1){path.suffix}").write_bytes(path.read_bytes())
+        (path.parent / f"images-abc{path.suffix}").write_bytes(b"")
+    assert store.count() == len(store)
+    assert len(read_images(tmp_path / "done")) == len(store) - 2
+    begun = filled(tmp_path / "begun", format, then=lambda store: store.pack(range(SHARD)), closed=False)
+    first = tmp_path / "begun" / f"images-00000{begun.suffix}"
+    (first.parent / f"images-00000 (1){first.suffix}").write_bytes(first.read_bytes())
+    (first.parent / ".running-0 (1)").write_bytes(b"")
+    assert begun.count() == len(begun) and len(begun.records(range(len(begun)))) == len(begun)
+    assert running(first.parent) == set()
+
+
+@pytest.mark.parametrize("format", ["png", "npz", "webdataset"])
+def test_what_is_removed_is_gone_and_what_is_foreign_stays(format, tmp_path):
+    store = filled(tmp_path, format, num=6, lost=(2,))
+    assert store.gone(range(6)) == []
+    (tmp_path / "own.png").write_bytes(b"mine")
+    first = next(path for path in (tmp_path / "cat" / "000005.png", *tmp_path.glob("images*")) if path.exists())
+    first.unlink()
+    assert store.gone(range(6)) == ([0] if format == "png" else list(range(6)))
+    store.clear()
+    assert [path.name for path in tmp_path.iterdir()] == ["own.png"]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "loop", "huge"])
+def test_what_is_no_file_of_an_image_counts_for_none(kind, tmp_path):
+    store = filled(tmp_path, "png", num=2, lost=())
+    path = tmp_path / "cat" / "000005.png"
+    content = path.read_bytes()
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "loop":
+        path.symlink_to(path)
+    else:  # a header that claims 100,000 by 100,000 pixels, its checksum right
+        header = content[12:16] + struct.pack(">II", 10**5, 10**5) + content[24:29]
+        path.write_bytes(content[:12] + header + struct.pack(">I", zlib.crc32(header)) + content[33:])
+    assert list(store.records(range(2))) == [1]
+
+
 def test_what_adm_and_webdataset_expect_is_in_a_shard(tmp_path):
-    filled(tmp_path / "a", "npz", num=6, lost=(0,))
-    with np.load(tmp_path / "a" / "images-00000.npz") as held:
-        assert held["arr_0"].shape == (5, 4, 4, 3)
-        assert held["arr_1"].tolist() == [0, 0, 1, 1, 1]
+    """ADM's evaluator takes one file, of whose first array it reads the header and then some images at a time."""
+    store = filled(tmp_path / "a", "npz", lost=(0, SHARD + 1))
+    whole = [place for place in range(len(store)) if place not in (0, SHARD + 1)]
+    with np.load(tmp_path / "a" / "images.npz") as held:
+        assert (held["arr_0"] == np.stack([image(place) for place in whole])).all()
+        assert held["arr_1"].tolist() == [store.job(place)[0] for place in whole]
+    with zipfile.ZipFile(tmp_path / "a" / "images.npz") as held, held.open("arr_0.npy") as file:
+        assert np.lib.format.read_magic(file) == (1, 0)
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+        assert (shape, fortran, dtype) == ((len(whole), 4, 4, 3), False, np.uint8)
+        assert file.read(48) == image(whole[0]).tobytes()
     filled(tmp_path / "b", "webdataset", num=6, lost=(0,))
     with tarfile.open(tmp_path / "b" / "images-00000.tar") as held:
         assert held.getnames()[:4] == ["00000001.png", "00000001.json", "00000002.png", "00000002.json"]

@@ -125,10 +125,10 @@ def damaged(pixels, tmp_path, kind):
     ("kind", "message"),
     [
         ("empty", "holds no images"),
-        ("no image", "x.png' is no image"),
+        ("no image", "x.png' cannot be used; it must be an image: PNG, JPEG"),
         ("sizes", "000002.png' is 12 by 12 pixels, 000000.png 8 by 8; allowed: one size"),
         ("mixed", "holds images and folders of images"),
-        ("pickled", "set.npz' cannot be read"),
+        ("pickled", "set.npz' cannot be used; its array 'arr_0.npy' claims object"),
         ("other array", r"arr_0 \(2, 3, 8, 8\) float32; allowed: arr_0 of \(N, H, W, 3\) in uint8"),
         ("labels", r"labels of \(3,\); allowed: arr_1 of \(2,\)"),
         ("no archive", "set.npz' cannot be read"),

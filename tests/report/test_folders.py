@@ -202,14 +202,14 @@ def test_what_cannot_be_shown_is_refused_in_a_line(tmp_path):
     assert "holds none; allowed: a folder of a run (run.yaml), a sweep" in told(tmp_path)
     assert "holds none" in told(tmp_path / "nowhere")
     (tmp_path / "run.yaml").write_text("- 1")
-    assert "run.yaml' cannot be read; allowed: a mapping as YAML" in told(tmp_path)
+    assert "run.yaml' cannot be used; it must hold a mapping, got [1]" in told(tmp_path)
     (tmp_path / "run.yaml").write_text("num: many")
     assert "holds records of another form" in told(tmp_path)
     (tmp_path / "image.png").write_bytes(b"no image")
     for read_image in (embedded, thumbnail):
-        with pytest.raises(InputError, match="image.png' cannot be read; allowed: an image file"):
+        with pytest.raises(InputError, match="image.png' cannot be used; it must be an image: PNG, JPEG"):
             read_image(tmp_path / "image.png")
     other = run(tmp_path / "run")
     (other / "metrics.json").write_text("{")
-    assert "metrics.json' cannot be read; allowed: a mapping as JSON" in told(other)
+    assert "metrics.json' cannot be read (JSONDecodeError: Expecting property name" in told(other)
     assert not (tmp_path / "report.html").exists() and not (other / "report.html").exists()

@@ -163,8 +163,8 @@ def test_filled_settings_are_the_same_sampler(name, mixture):
         ),
         ("DDIM", {"etaa": 1.0}, "unknown setting of DDIMScheduler 'etaa'.*known: .*timestep_spacing.*, eta"),
         ("DDIM", {"beta_start": 1.0}, "unknown setting of DDIMScheduler 'beta_start'"),
-        ("DDIM", {"eta": "much"}, "sampler.settings.eta: 'much' given; allowed: a valid number"),
-        ("DEISMultistep", {"solver_order": "x"}, "sampler.settings.solver_order: 'x' given; allowed: a valid integer"),
+        ("DDIM", {"eta": "much"}, "sampler.settings.eta must be a valid number, got 'much'"),
+        ("DEISMultistep", {"solver_order": "x"}, "sampler.settings.solver_order must be a valid integer, got 'x'"),
         ("DDIM", {"timestep_spacing": "x"}, "timestep_spacing: 'x' given; allowed: 'leading', 'trailing' or 'lins"),
         (
             "DPMSolverMultistep",

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from steersman.errors import InputError, about, unknown
+from steersman.files import regular
 from steersman.metrics.resample import Figure
 from steersman.report.scatter import Pair
 
@@ -127,10 +128,11 @@ def _best(rows: Sequence[Mapping[str, str]], name: str, larger: bool) -> Figure:
 
 
 def _figure(row: Mapping[str, str], name: str) -> Figure:
-    return Figure(*(float(row[name + end]) if row.get(name + end) else None for end in ENDS))
+    value, low, high = (float(row[name + end]) if row.get(name + end) else None for end in ENDS)
+    return Figure(value, low, high)
 
 
 def _read(kind: str, path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    with about(kind, path), path.open(newline="", encoding="utf-8") as file:
+    with about(kind, path), regular(path).open(newline="", encoding="utf-8-sig") as file:
         header, *rows = csv.reader(file)
         return header, [dict(zip(header, row, strict=True)) for row in rows]

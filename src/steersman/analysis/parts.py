@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from steersman.errors import InputError
-from steersman.files import replacing, write_json, writing_to
+from steersman.files import read_json, read_npz, replacing, write_json, writing_to
 
 __all__ = ["Key", "Parts"]
 
@@ -42,7 +42,7 @@ class Parts:
         self.settings = json.loads(json.dumps(settings))
         before = out / "settings.json"
         if before.exists():
-            _same(out, json.loads(before.read_text()), self.settings)
+            _same(out, read_json(before, "out"), self.settings)
 
     def todo(self, size: int) -> list[list[int]]:
         """Returns the images that are still to be measured, at most so many together."""
@@ -67,7 +67,7 @@ class Parts:
             write_json(self.out / "settings.json", self.settings)
         arrays = {json.dumps(key): value.detach().cpu().numpy() for key, value in values.items()}
         with replacing(self.folder / f"{images[0]:06d}-{images[-1]:06d}.npz") as beside, beside.open("wb") as file:
-            np.savez(file, allow_pickle=False, **{IMAGES: np.asarray(images)}, **arrays)
+            np.savez(file, **{IMAGES: np.asarray(images)}, **arrays)  # pyright: ignore[reportArgumentType]
 
     def read(self) -> dict[Key, np.ndarray]:
         """Returns the arrays of all images, in their order."""
@@ -83,8 +83,7 @@ class Parts:
         found = []
         for path in sorted(self.folder.glob("*-*.npz")):
             if not path.name.startswith("."):
-                with np.load(path, allow_pickle=False) as file:
-                    found.append({name: file[name] for name in file.files})
+                found.append(read_npz(path, "out"))
         return found
 
 

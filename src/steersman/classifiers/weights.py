@@ -16,7 +16,7 @@ import torch
 
 from steersman.classifiers.preprocess import Preprocess
 from steersman.errors import InputError, one_line
-from steersman.files import read_json
+from steersman.files import read_json, read_text
 from steersman.meta import no_larger_than, weights_size
 from steersman.options import split_options
 
@@ -134,7 +134,7 @@ def class_names(spec: str, count: int, file: str | None, known: Sequence[str] = 
     if file is None:
         return tuple(known) if len(known) in (count, classes) else tuple(map(str, range(classes)))
     try:
-        names = tuple(line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip())
+        names = tuple(line.strip() for line in read_text(Path(file)).splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"classifier: {spec!r} has names that cannot be read ({one_line(error)})") from error
     if len(names) not in (count, classes):

@@ -1,5 +1,6 @@
 """The command ``steersman`` and how it fails: one line on standard error, exit code 2."""
 
+import os
 import sys
 import warnings
 
@@ -8,6 +9,7 @@ from rich.console import Console
 
 from steersman.errors import InputError, Notice
 from steersman.speed.allocator import keep_freed
+from steersman.stop import Stopped
 
 __all__ = ["app", "main"]
 
@@ -35,6 +37,15 @@ def main() -> None:
     except Usage as error:
         message = error.format_message()  # pyright: ignore[reportAttributeAccessIssue]
         _fail(" ".join(message.split()), 2)
+    except Stopped as stopped:
+        _fail(str(stopped), stopped.code)
+    except BrokenPipeError:  # whoever read what is printed has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:  # a full disk, a folder without rights: nothing is wrong with the program
+        if error.strerror is None:
+            raise
+        _fail(f"{str(error.filename)!r}: {error.strerror}" if error.filename else error.strerror, 2)
     except (typer.Abort, KeyboardInterrupt):
         _fail("interrupted", 130)
 

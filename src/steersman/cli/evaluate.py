@@ -47,6 +47,7 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Seed of those.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 64,
     device: options.Device = "cpu",
+    trust: options.Trust = None,
     out: Annotated[
         Path | None, typer.Option(help="File to write, evaluation.json by the samples if none.", show_default=False)
     ] = None,
@@ -68,6 +69,7 @@ def evaluate(
             seed=seed,
             batch_size=batch_size,
             device=device,
+            trusted=tuple(trust or ()),
             out=out,
         )
     )

@@ -19,6 +19,7 @@ from steersman.metrics.extractors import load_extractor
 from steersman.metrics.images import ImageSet, read_images
 from steersman.metrics.statistics import measured, read_reference, write_statistics
 from steersman.run import check_device, read_run
+from steersman.trust import refuse_code
 
 __all__ = ["Evaluation", "carry_out"]
 
@@ -54,6 +55,7 @@ class Evaluation:
     seed: int
     batch_size: int
     device: str
+    trusted: tuple[str, ...]
     out: Path | None
 
     def __post_init__(self) -> None:
@@ -123,9 +125,10 @@ def carry_out(asked: Evaluation) -> None:
 def _networks(asked: Evaluation) -> tuple[dict[str, str | None], dict[str, Classifier | None]]:
     """Returns guide and judge by their specs: those named, else those of the samples' run, else the bundled judge."""
     record = Path(asked.samples.partition("?")[0], "run.yaml")
-    run = read_run(record) if record.exists() else None
+    run = read_run(record, trusted=None) if record.exists() else None
     own = {"guide": run and run.classifiers[0], "judge": run.judge if run else JUDGE}
     given = {"guide": asked.guide, "judge": asked.judge}
+    refuse_code([own[name] for name in own if given[name] is None], record, asked.trusted)
     specs = {name: None if given[name] == "none" else given[name] or own[name] for name in own}
     # The run's guide sees as it saw when it guided.
     seen = run.recipe.classifier_settings() if run and asked.guide is None else {}

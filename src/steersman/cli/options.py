@@ -28,6 +28,7 @@ __all__ = [
     "Set",
     "Steps",
     "Targets",
+    "Trust",
     "changes",
     "fields",
 ]
@@ -62,6 +63,10 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")]
 DType = Annotated[str, typer.Option(help="float32, bfloat16, float16, auto or auto-float32.")]
 Checkpoint = Annotated[bool, typer.Option("--checkpoint", help="Less memory on the route through.")]
 Compile = Annotated[bool, typer.Option("--compile", help="With torch.compile.")]
+Trust = Annotated[
+    list[str] | None,
+    typer.Option(metavar="MODULE:…", help="Code of a file that may be run."),
+]
 Features = Annotated[str, typer.Option(help="Network in whose features sets are compared, as for evaluate.")]
 Resamples = Annotated[int, typer.Option(help="Random halves for the intervals; 0 for none.")]
 

@@ -34,6 +34,7 @@ def reproduce(
             show_default="run if all is there",
         ),
     ] = None,
+    trust: options.Trust = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder to write, outputs/NAME if none; what was killed goes on there.")
     ] = None,
@@ -54,6 +55,7 @@ def reproduce(
         device=device,
         resamples=resamples,
         run=run,
+        trusted=tuple(trust or ()),
         out=out,
     )
     carry_out(asked)

@@ -37,6 +37,7 @@ class Asked:
     device: str
     resamples: int
     run: bool | None
+    trusted: tuple[str, ...]
     out: Path | None
 
     def __post_init__(self) -> None:
@@ -69,7 +70,7 @@ def carry_out(asked: Asked) -> None:
     """
     console = Console(highlight=False, soft_wrap=True)
     check_device(asked.device)
-    wanted = load_reproduction(asked.name)
+    wanted = load_reproduction(asked.name, trusted=asked.trusted)
     side = "guided" if asked.guided else "unguided"
     if side not in wanted.published:
         raise InputError(f"no-guidance: given, but {wanted.name} has no unguided images; allowed: without it")

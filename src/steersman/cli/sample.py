@@ -25,6 +25,7 @@ def sample(
     num: options.Num = 16,
     seed: options.Seed = 0,
     out: Annotated[Path | None, typer.Option(help="Folder to write, outputs/TARGET if none.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Draw anew what the folder holds.")] = False,
     denoiser: options.Denoiser = "zoo:sportballs",
     classifier: options.Classifiers = None,
     judge: options.Judge = "zoo:sportballs-judge",
@@ -49,11 +50,11 @@ def sample(
         Path | None,
         typer.Option("--from", metavar="RUN.YAML", help="Go on with a run; with --out, repeat it."),
     ] = None,
+    trust: options.Trust = None,
     status: Annotated[Path | None, typer.Option(metavar="DIR", help="Only tell how far a run is.")] = None,
 ) -> None:
     """Draw images, steered by a classifier; the same command again draws what is missing."""
-    from steersman.cli.sampling import carry_out, tell
-    from steersman.files import file_name
+    from steersman.cli.sampling import carry_out, default_folder, tell
     from steersman.generate import Share
     from steersman.recipes import load_recipe
     from steersman.run import Run, read_run, weights
@@ -63,8 +64,8 @@ def sample(
         _alone(context, "status", "which draws nothing", ())
         return tell(status)
     if from_ is not None:
-        _alone(context, "from", "whose file holds all settings", ("out", "gif"))
-        run = read_run(from_)
+        _alone(context, "from", "whose file holds all settings", ("out", "overwrite", "gif", "trust"))
+        run = read_run(from_, trusted=trust or ())
         run = replace(run, device=share.device(run.device))
         out = out or from_.parent
     else:
@@ -90,8 +91,7 @@ def sample(
         )
         changes = options.changes(set_, sampler=sampler, steps=steps, scale=scale)
         run = Run(**settings, recipe=load_recipe(recipe, changes))
-    named = "-".join(run.targets or run.blend)
-    carry_out(run, out or Path("outputs", file_name(named).replace(" ", "-")), share=share, gif=gif)
+    carry_out(run, out or default_folder(run, overwrite=overwrite), share=share, gif=gif, overwrite=overwrite)
 
 
 def _alone(context: Context, option: str, why: str, others: tuple[str, ...]) -> None:

@@ -1,6 +1,7 @@
 """A run on the terminal: a live progress bar, and a short table at the end."""
 
 import shlex
+from itertools import count
 from pathlib import Path
 
 import typer
@@ -9,13 +10,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from steersman.cli.progress import progress_bar
-from steersman.generate import Share, Stop, Summary, Unfinished, generate, status
+from steersman.errors import InputError
+from steersman.files import file_name
+from steersman.generate import Share, Summary, Unfinished, generate, status
 from steersman.report import Frames
-from steersman.run import Run
+from steersman.run import Run, differences
 from steersman.session import Session
 from steersman.speed.auto import as_begun
+from steersman.stop import Stop
+from steersman.trust import code_in
 
-__all__ = ["carry_out", "tell"]
+__all__ = ["carry_out", "default_folder", "tell"]
 
 ANIMATED = 4  # images in an animation
 NAMED = 8  # images that a line names, at most
@@ -29,7 +34,29 @@ COLUMNS = {
 }
 
 
-def carry_out(run: Run, out: Path, *, share: Share, gif: bool = False) -> None:
+def default_folder(run: Run, *, overwrite: bool) -> Path:
+    """Returns where a run goes that is given no folder: ``outputs/TARGET``, numbered where other runs have that name.
+
+    Args:
+        run: The run.
+        overwrite: Whether it takes the place of another one, so that the first is meant.
+    """
+    named = file_name("-".join(run.targets or run.blend)).replace(" ", "-")
+    for number in count(1):
+        out = Path("outputs", named if number == 1 else f"{named}-{number}")
+        if overwrite or not _holds_another(out, run):
+            return out
+    raise AssertionError
+
+
+def _holds_another(out: Path, run: Run) -> bool:
+    try:
+        return differences(out, as_begun(run, out), grows=True) != ""
+    except InputError:  # a file that cannot be read
+        return True
+
+
+def carry_out(run: Run, out: Path, *, share: Share, gif: bool = False, overwrite: bool = False) -> None:
     """Does a run, or what is left of it, with a progress bar, and prints its table.
 
     Args:
@@ -37,15 +64,17 @@ def carry_out(run: Run, out: Path, *, share: Share, gif: bool = False) -> None:
         out: Its folder.
         share: Which process this is; only the first one speaks, the others print errors alone.
         gif: Whether to animate the first images.
+        overwrite: Whether to draw anew what the folder holds.
 
     Raises:
-        typer.Exit: With 1, where an image became non-finite or all are burnt; with 130 or 143, where a signal came.
+        typer.Exit: With 1, where an image became non-finite or went away, or all are burnt; with 130 or 143, where a
+            signal came.
     """
     console = Console(quiet=not share.first)
     with console.status("loading the networks"):
-        session = Session(as_begun(run, out, wait=not share.first))
+        session = Session(run if overwrite else as_begun(run, out, wait=not share.first))
     frames = Frames(count=ANIMATED, decode=session.denoiser.decode) if gif and share.first else None
-    with progress_bar(console) as progress, Stop() as stop:
+    with progress_bar(console) as progress, Stop(launched=share.count > 1, quiet=not share.first) as stop:
         task = progress.add_task("images", total=run.num * len(session.targets))
         try:
             summary = generate(
@@ -56,25 +85,33 @@ def carry_out(run: Run, out: Path, *, share: Share, gif: bool = False) -> None:
                 on_images=lambda count: progress.advance(task, count),
                 callbacks=[frames] if frames else [],
                 tell=lambda line: console.print(line, soft_wrap=True),
+                overwrite=overwrite,
             )
         except Unfinished as unfinished:
             summary = unfinished
+    if isinstance(summary, Unfinished):
+        console.print(_unfinished(summary, session.run, out, stop, share), soft_wrap=True, markup=False)
+        raise typer.Exit(stop.code or (1 if summary.gone or share.count == 1 else 0))
     if frames is not None and frames.images:
         frames.write(out / "animation.gif")
-    if isinstance(summary, Unfinished):
-        how = "the same command goes on" if stop else "other processes are at work"
-        more = (
-            f"steersman sample --{'from' if stop else 'status'} {shlex.quote(str(out / 'run.yaml' if stop else out))}"
-        )
-        console.print(
-            f"{summary.whole} of {summary.total} images are there; {how}, or: {more}", soft_wrap=True, markup=False
-        )
-        raise typer.Exit(stop.code or 0)
     if frames is not None and not frames.images:
         console.print("no animation: the first images were there before")
     _print(console, session, summary, out)
     if summary.lost or summary.nothing_survived:
         raise typer.Exit(1)
+
+
+def _unfinished(found: Unfinished, run: Run, out: Path, stop: Stop, share: Share) -> str:
+    """Returns how many images there are, why not all, and how to go on."""
+    words = ["steersman", "sample", "--from", str(out / "run.yaml")]
+    words += [word for spec in dict.fromkeys(code_in(run.settings())) for word in ("--trust", spec)]
+    how = f"the same command goes on, or: {shlex.join(words)}"
+    there = f"{found.whole} of {found.total} images are there"
+    if stop:
+        return f"{there}; {how}"
+    if found.gone or share.count == 1:
+        return f"{there}, others went away while they were drawn; {how}"
+    return f"{there}, the others are other processes'; to see how far they are: steersman sample --status {out}"
 
 
 def tell(out: Path) -> None:

@@ -56,6 +56,8 @@ def save_folder(denoiser: object, out: str | Path) -> tuple[str, ...]:
     try:
         beside.mkdir(parents=True)
         _write(denoiser, beside)
+        if out.is_dir():  # an empty one, which Windows does not replace
+            out.rmdir()
         os.replace(beside, out)
     except OSError as error:
         raise InputError(f"out: {str(out)!r} cannot be written to ({one_line(error)})") from error

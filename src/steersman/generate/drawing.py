@@ -10,6 +10,7 @@ So a run that was killed goes on when it is started again, with as many processe
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -26,7 +27,7 @@ from steersman.generate.record import Record
 from steersman.generate.share import Share
 from steersman.generate.store import Store
 from steersman.generate.summary import Summary, summarize
-from steersman.sample import Callback
+from steersman.sample import Callback, Report
 from steersman.session import Session
 from steersman.watch import Watch, counting
 
@@ -36,20 +37,22 @@ Drawn = tuple[int, UInt8[np.ndarray, "H W C"] | None, Record]
 """An image's place, its pixels where it was not lost, and its record."""
 
 ALONE = Share()
+ATTEMPTS = 3  # at an image whose file goes away while others are drawn
 POLL = 0.1  # seconds between two looks at what the other processes have drawn
 
 
 class Unfinished(Exception):
-    """A run that was stopped, or whose other processes are not done.
+    """A run that was stopped, whose other processes are not done, or whose images went away while it was drawn.
 
     Attributes:
         whole: How many images are there.
         total: Of how many.
+        gone: How many of those that are not there this process has drawn.
     """
 
-    def __init__(self, whole: int, total: int) -> None:
+    def __init__(self, whole: int, total: int, gone: int = 0) -> None:
         super().__init__(f"{whole} of {total} images are whole")
-        self.whole, self.total = whole, total
+        self.whole, self.total, self.gone = whole, total, gone
 
 
 def generate(
@@ -61,25 +64,34 @@ def generate(
     on_images: Callable[[float], object] = lambda count: None,
     callbacks: Sequence[Callback] = (),
     tell: Callable[[str], object] = warnings.warn,
+    overwrite: bool = False,
 ) -> Summary:
     """Draws the images of a run that are not whole yet, and writes its folder.
+
+    A folder whose run has the same settings and fewer images is gone on with.
 
     Args:
         session: The run, its networks loaded.
         out: The folder; made if it is not there.
         share: Which process of how many this is.
-        stop: Whether to end when the batches at hand are written.
+        stop: Whether to end; asked after every step, and what is not finished then is lost.
         on_images: Called with how many more images there are, in fractions while they are drawn.
         callbacks: More callbacks for the loop of the first batch.
         tell: Called with what the user should know at once.
+        overwrite: Whether to remove the run that the folder holds, and draw all anew.
 
     Raises:
         InputError: The folder cannot be written to, holds a run with other settings, or is being drawn into.
-        Unfinished: It was stopped, or other processes are still drawing.
+        Unfinished: It was stopped, other processes are still drawing, or images went away meanwhile.
     """
+    if overwrite and share.count > 1:
+        raise InputError(f"overwrite must be given to one process, got {share.count}; or remove {str(out)!r} before")
     with writing_to(out):
         out.mkdir(parents=True, exist_ok=True)
     with locked(out, share.rank):
+        if overwrite and (out / "run.yaml").exists():
+            with writing_to(out):
+                Store.read(out).clear()
         store = Store.of(out, session.run, [target.name for target in session.targets])
         with _taken(store):
             if share.first:
@@ -91,15 +103,19 @@ def generate(
             store.pack(known)
             progress = _Progress(store, len(known), on_images if share.first else lambda count: None)
             missing = [place for place in own if place not in known]
-            _draw(session, store, missing, share, stop, progress, callbacks, tell)
+            for _ in range(ATTEMPTS):
+                _draw(session, store, missing, share, stop, progress, callbacks, tell)
+                if stop() or not (missing := store.gone(own)):
+                    break
             while share.first and not stop() and running(out) - {share.rank}:
                 progress.look()
                 time.sleep(POLL)
+            gone = 0 if stop() else len(missing)
             if (there := store.count()) < len(store) or (not share.first and 0 in running(out)):
-                raise Unfinished(there, len(store))
+                raise Unfinished(there, len(store), gone)
             records = store.records(range(len(store)))
             if len(records) < len(store):
-                raise Unfinished(len(records), len(store))
+                raise Unfinished(len(records), len(store), sum(place not in records for place in own))
             store.close()
             return summarize(store, session.run, records, session.unguided_errors)
 
@@ -112,7 +128,7 @@ def _taken(store: Store) -> Iterator[None]:
     except OSError as error:
         raise InputError(
             f"out: {str(store.out)!r} cannot be written to ({error.strerror}); {store.count()} of {len(store)} images "
-            "are whole; allowed: a folder with room, where the same command draws the others"
+            "are whole; make room, and the same command draws the others"
         ) from error
 
 
@@ -145,10 +161,19 @@ def _draw(
     size, steps = session.run.at_once, session.run.recipe.walk()["steps"]
     batches = (places[first : first + size] for first in range(0, len(places), size))
 
+    def halt(_: Report) -> None:
+        if stop():
+            raise CancelledError
+
     def drawn(batch: Sequence[int], leave: Callback) -> list[Drawn]:
-        followed = [leave, *(callbacks if batch[0] == 0 else ())]
+        followed = [leave, halt, *(callbacks if batch[0] == 0 else ())]
         on_step = partial(progress.tell, len(batch) / steps)
-        return session.within_memory(partial(_drawn, session, store, on_step, followed), batch, tell)
+        try:
+            return session.within_memory(partial(_drawn, session, store, on_step, followed), batch, tell)
+        except CancelledError:
+            if stop():  # then the batches that are finished are written, and this one is nothing
+                return []
+            raise
 
     began = time.monotonic()
     for batch in session.side_by_side(drawn, takewhile(lambda _: not stop(), batches)):

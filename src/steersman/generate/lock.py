@@ -1,19 +1,24 @@
-"""Whose a folder is while it is drawn into: a lock of each process, advisory, which the system releases as it dies."""
+"""Whose a folder is while it is drawn into: a lock of each process, which the system releases as the process dies.
+
+The locks are `filelock`'s: ``flock`` on Linux and macOS, ``LockFile`` on Windows.
+"""
 
 import errno
-import fcntl
-import os
-import time
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from steersman.errors import InputError
+from steersman.files import writing_to
 
 __all__ = ["locked", "running"]
 
 PATIENCE = 1.0  # seconds that another process's look at the lock may take
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # of a file system that has none: then nothing is refused
+NAME = re.compile(r"\.running-(\d{1,9})")
 
 
 @contextmanager
@@ -21,54 +26,58 @@ def locked(out: Path, rank: int) -> Iterator[None]:
     """Holds the folder's lock of a rank.
 
     Raises:
-        InputError: Another process holds it.
+        InputError: Another process holds it, or the folder cannot be written to.
     """
-    path, until = out / f".running-{rank}", time.monotonic() + PATIENCE
-    while (file := _take(path)) is None:
-        if time.monotonic() > until:
-            raise InputError(f"out: {str(out)!r} is being drawn into by another run; allowed: when that has ended")
-        time.sleep(PATIENCE / 20)
+    lock = FileLock(out / f".running-{rank}")
+    with writing_to(out, "a writable folder"):
+        _acquire(lock, PATIENCE, out)
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
-        os.close(file)
-
-
-def _take(path: Path) -> int | None:
-    """Returns the lock's open file, None where it is taken or was just released."""
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(file), os.stat(path)):  # else the one who held it has removed it meanwhile
-            return file
-    except (BlockingIOError, FileNotFoundError):
-        pass
-    except OSError as error:
-        if error.errno in NO_LOCKS:
-            return file
-        raise
-    os.close(file)
-    return None
+        _release(lock)
 
 
 def running(out: Path) -> set[int]:
     """Returns the ranks of the processes that draw into a folder now."""
-    return {int(path.name.rpartition("-")[2]) for path in out.glob(".running-*") if _held(path)}
+    named = [(path, NAME.fullmatch(path.name)) for path in out.glob(".running-*")]
+    return {int(found[1]) for path, found in named if found and _held(path)}
 
 
-def _held(path: Path) -> bool:
+def _acquire(lock: FileLock, patience: float, out: Path) -> None:
     try:
-        file = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        lock.acquire(timeout=patience, poll_interval=PATIENCE / 20)
+    except Timeout:
+        raise InputError(
+            f"out: {str(out)!r} is being drawn into by another run; wait until that has ended, or give another --out"
+        ) from None
+    except NotImplementedError:  # where older versions say that there are no locks
+        pass
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
-    finally:
-        os.close(file)
+
+
+def _release(lock: FileLock) -> None:
+    """Removes the lock's file, while it is held where the system lets go of an open file: then nobody else has it."""
+    path = Path(lock.lock_file)
+    try:
+        path.unlink(missing_ok=True)
+        lock.release()
+    except OSError:  # Windows
+        lock.release()
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def _held(path: Path) -> bool:
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    except NotImplementedError:
+        return False
+    except OSError as error:  # another user's cannot be tried: then that it is there is believed
+        return error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and path.exists()
+    _release(lock)
     return False

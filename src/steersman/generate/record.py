@@ -5,17 +5,18 @@ any network again. An image that was lost to values that are not finite has a re
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from io import BytesIO
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from pydantic import ConfigDict, TypeAdapter
 
-from steersman.files import replacing
+from steersman.files import open_image, replacing
 from steersman.verdicts import Verdict
 
 __all__ = ["Record", "read_image", "write_image"]
@@ -42,6 +43,8 @@ class Record:
         seconds: Its share of the time that its process took.
         lost: Whether it became non-finite itself; then there are no pixels, and nothing is said of it.
     """
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
     run: str
     target: str
@@ -70,11 +73,14 @@ class Record:
         """Returns the record that a text holds.
 
         Raises:
-            ValueError, TypeError: It holds none.
+            ValueError: It holds none.
         """
-        held = json.loads(text)
-        verdicts = {name: held[name] and Verdict(*held[name]) for name in ("guide", "judge")}
-        return cls(**{**held, **verdicts})
+        return _reader()(text)
+
+
+@cache
+def _reader() -> Callable[[str], Record]:
+    return TypeAdapter(Record).validate_json
 
 
 def write_image(path: Path, pixels: UInt8[np.ndarray, "H W C"], record: Record) -> None:
@@ -90,7 +96,7 @@ def read_image(content: bytes) -> Record | None:
     if not content.endswith(END):
         return None
     try:
-        with Image.open(BytesIO(content), formats=["PNG"]) as image:
+        with open_image(content) as image:
             record = Record.of(image.info[KEY])
             image.verify()
     except Exception:  # a damaged file can fail a library anywhere

@@ -103,8 +103,9 @@ def evaluate(
     wanted = [each for each in DISTANCES if each in figures]
     if reference is not None and wanted:
         _check(samples, reference, wanted)
-        if target is not None and "cfid" in wanted and reference.labels is not None:
-            _of(reference, target, guide)
+        labels = reference.labels
+        if target is not None and "cfid" in wanted and labels is not None and _strange(labels, [target], guide):
+            raise unknown(f"class of {reference.spec!r}", target, dict.fromkeys(labels))
     known = {name: _Known.of(name, network, targets, guide) for name, network in (("guide", guide), ("judge", judge))}
     lacking = _lacking(known, reference, targets, target, guide)
     if strict and (refused := [each for each in FIGURES if each in figures and each in lacking]):

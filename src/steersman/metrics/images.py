@@ -15,7 +15,6 @@
 Whatever they come from, images have 8 bits a channel, as files have them: a rendered set and its folder are the same.
 """
 
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -24,18 +23,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from steersman.data.pictures import SOURCES, read_pictures
-from steersman.errors import InputError, about, one_line, unknown
-from steersman.files import file_name, in_8_bits
+from steersman.errors import InputError, about, unknown
+from steersman.files import file_name, in_8_bits, open_image, read_image, read_npz
 from steersman.names import same_class
 from steersman.options import split_options
+from steersman.typed import typed
 
-__all__ = ["ImageSet", "moments_in", "read_images", "read_npz"]
+__all__ = ["ImageSet", "moments_in", "read_images"]
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 RENDERED = "sportballs"
 NUM = 1000
 OPEN = 4  # files of packed images that are kept open
@@ -192,7 +192,9 @@ def _rendered(spec: str, kind: str, num: int = NUM, seed: int = 0, resolution: i
 
 
 def _folder(spec: str, folder: Path, resolution: int | None) -> ImageSet:
-    if shards := sorted([*folder.glob("images-*.npz"), *folder.glob("images-*.tar")]):
+    from steersman.generate.store import shard_files
+
+    if shards := shard_files(folder):
         return _packed(spec, shards, resolution)
     own, below = _files(folder), {path: _files(path) for path in sorted(folder.iterdir()) if path.is_dir()}
     below = {path: files for path, files in below.items() if files}
@@ -254,31 +256,24 @@ def _files(folder: Path) -> list[Path]:
 
 def _targets(folder: Path) -> dict[str, str]:
     """Returns the targets of a run by the names of their folders, nothing for any other folder."""
-    from steersman.run import DRAWN, read_record
+    from steersman.run import DRAWN, LAX, read_record
 
     if not (folder / "run.yaml").exists():
         return {}
     with about("run", folder / "run.yaml"):
         record = read_record(folder / "run.yaml")
         names = record[DRAWN]["targets"] if DRAWN in record else record["targets"]
+        names = typed("targets", names, list[str], LAX)
     return {file_name(name): name for name in names if name != "all"}
 
 
 def _size(file: Path) -> tuple[int, int]:
-    try:
-        with Image.open(file) as image:
-            return image.size
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise InputError(f"images: {str(file)!r} is no image ({type(error).__name__})") from error
+    with open_image(file, "images") as image:
+        return image.size
 
 
 def _decoded(file: Path, resolution: int | None) -> UInt8[Tensor, "3 H W"]:
-    try:
-        with Image.open(file) as image:
-            whole = image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"images: {str(file)!r} cannot be read ({one_line(error)})") from error
-    return _sized(whole, resolution)
+    return _sized(read_image(file, "images"), resolution)
 
 
 def _sized(whole: Image.Image, resolution: int | None) -> UInt8[Tensor, "3 H W"]:
@@ -292,7 +287,7 @@ def _sized(whole: Image.Image, resolution: int | None) -> UInt8[Tensor, "3 H W"]
 
 
 def _batch(spec: str) -> ImageSet:
-    held = read_npz(spec, "images")
+    held = read_npz(Path(spec), "images")
     images, numbers = held.get("arr_0"), held.get("arr_1")
     if images is None or images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
         has = ", ".join(f"{key} {each.shape} {each.dtype}" for key, each in held.items())
@@ -330,30 +325,3 @@ def moments_in(held: Mapping[str, np.ndarray], spec: str) -> tuple[Float[Tensor,
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         raise InputError(f"statistics: {spec!r} is not finite; allowed: finite values")
     return torch.from_numpy(mean), torch.from_numpy(covariance)
-
-
-def read_npz(path: str | Path, kind: str) -> dict[str, np.ndarray]:
-    """Returns the arrays of a NumPy archive; nothing in it is unpickled.
-
-    Args:
-        path: The file.
-        kind: What it is to hold, for the messages.
-
-    Raises:
-        InputError: It cannot be read.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as held:
-            return {key: held[key] for key in held.files}
-    except (
-        OSError,
-        ValueError,
-        AttributeError,
-        TypeError,
-        EOFError,
-        zipfile.BadZipFile,
-        zipfile.LargeZipFile,
-    ) as error:
-        raise InputError(
-            f"{kind}: {str(path)!r} cannot be read ({one_line(error)}); allowed: a .npz archive"
-        ) from error

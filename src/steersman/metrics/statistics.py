@@ -12,6 +12,7 @@ random half of the set, depends on it.
 """
 
 import hashlib
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,11 +23,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steersman.errors import InputError, unknown
-from steersman.files import replacing
+from steersman.errors import InputError, about, unknown
+from steersman.files import read_npz, replacing
 from steersman.metrics.extractors import INCEPTION, Extractor
 from steersman.metrics.frechet import Moments, moments, moments_of_covariance
-from steersman.metrics.images import ImageSet, moments_in, read_images, read_npz
+from steersman.metrics.images import ImageSet, moments_in, read_images
 from steersman.names import same_class
 from steersman.precision import ieee
 
@@ -148,7 +149,7 @@ def write_statistics(path: Path, statistics: Statistics) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as beside, beside.open("wb") as file:
-            np.savez(file, allow_pickle=False, **content)
+            np.savez(file, **content)  # pyright: ignore[reportArgumentType]
     except OSError as error:
         raise InputError(
             f"statistics: {str(path)!r} cannot be written ({error.strerror}); allowed: a writable file"
@@ -161,7 +162,7 @@ def read_statistics(path: str | Path) -> Statistics:
     Raises:
         InputError: The file cannot be read, or holds none.
     """
-    held, spec = read_npz(path, "statistics"), str(path)
+    held, spec = read_npz(Path(path), "statistics"), str(path)
     found = moments_in(held, spec)
     if found is None:
         raise InputError(
@@ -196,11 +197,8 @@ def read_reference(spec: str | Path) -> ImageSet | Statistics:
     """
     path = Path(spec)
     if path.is_file() and path.suffix == ".npz":
-        try:
-            with np.load(path, allow_pickle=False) as held:
-                saved = "arr_0" not in held.files
-        except Exception:  # said in one line where it is read
-            saved = False
+        with about("reference", path), zipfile.ZipFile(path) as held:
+            saved = "arr_0.npy" not in held.namelist()
         if saved:
             return read_statistics(path)
     return read_images(spec)

@@ -14,16 +14,17 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from steersman.errors import InputError, about, notice, unknown
+from steersman.errors import InputError, about, notice, shown, unknown
+from steersman.files import parse_yaml, read_text
 from steersman.guidance import Guide, Noisy, Sum, Switch, Toward, Translated
 from steersman.guidance.objective import Logits, Objective
 from steersman.recipes.axes import AXES, HandOver, Unchanged, build, normal, plain
 from steersman.sample import Particles, Recurrence, Sampler
 from steersman.schedule import Level
+from steersman.trust import refuse_code
 from steersman.typed import filled_in
 
 __all__ = ["ALSO", "Recipe", "load_recipe", "recipe_names"]
@@ -297,7 +298,7 @@ def recipe_names(*, variants: bool = True) -> list[str]:
     for file in sorted(resources.files("steersman.recipes").iterdir(), key=lambda file: file.name):
         if file.name.endswith(".yaml"):
             name = file.name.removesuffix(".yaml")
-            listed = yaml.safe_load(file.read_text()).get("variants", {}) if variants else {}
+            listed = parse_yaml(file.read_text(encoding="utf-8")).get("variants", {}) if variants else {}
             names += [name, *(f"{name}/{variant}" for variant in listed)]
     return names
 
@@ -316,9 +317,9 @@ def load_recipe(name: str, changes: Iterable[str] = ()) -> Recipe:
     file = resources.files("steersman.recipes") / f"{bundled}.yaml"
     if name.endswith((".yaml", ".yml")):
         with about("recipe", name):
-            recipe = _parse(name, _read(Path(name))).check()
+            recipe = _parse(name, read_text(Path(name))).check()
     elif "." not in bundled and file.is_file():
-        recipe = _parse(bundled, file.read_text())
+        recipe = _parse(bundled, file.read_text(encoding="utf-8"))
         if variant and variant not in recipe.variants:
             raise unknown(f"variant of {bundled}", variant, recipe.variants)
         if variant:
@@ -328,21 +329,12 @@ def load_recipe(name: str, changes: Iterable[str] = ()) -> Recipe:
     return recipe.changed(_assignments(changes), recipe.name).check()
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a text"
-        raise InputError(f"recipe: {str(path)!r} cannot be read ({reason}); allowed: a YAML file") from error
-
-
 def _parse(name: str, text: str) -> Recipe:
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"recipe: {name!r} is no YAML: {' '.join(str(error).split())}") from error
-    named = {"name": Path(name).stem, **content} if isinstance(content, dict) else content
-    return filled_in(Recipe, named, "recipe", name)
+    content = parse_yaml(text)
+    if isinstance(content, dict):
+        refuse_code([content.get("settings"), content.get("variants")], name, ())
+        content = {"name": Path(name).stem, **content}
+    return filled_in(Recipe, content, "recipe", name)
 
 
 def _assignments(changes: Iterable[str]) -> dict[str, object]:
@@ -350,9 +342,9 @@ def _assignments(changes: Iterable[str]) -> dict[str, object]:
     for change in changes:
         key, equals, value = change.partition("=")
         if not equals or not key:
-            raise InputError(f"--set {change!r} given; allowed: axis.option=value, as in stabilizer.beta=0.9")
+            raise InputError(f"--set must be axis.option=value, as in stabilizer.beta=0.9, got {shown(change)}")
         try:
-            parsed[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise InputError(f"--set {change!r} given; its value is no YAML") from error
+            parsed[key.strip()] = parse_yaml(value)
+        except InputError as error:
+            raise InputError(f"--set {shown(change)}: {error}") from error
     return parsed

@@ -119,7 +119,7 @@ def write_rows(path: Path, header: Sequence[str], rows: Sequence[Sequence[object
         header: The columns' names.
         rows: As many cells each.
     """
-    with replacing(path) as beside, beside.open("w", newline="") as file:
+    with replacing(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(header)
         table.writerows(rows)

@@ -4,9 +4,9 @@ import io
 from base64 import b64encode
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from steersman.errors import InputError
+from steersman.files import in_rgb, open_image
 
 __all__ = ["embedded", "thumbnail"]
 
@@ -22,14 +22,10 @@ def embedded(path: Path) -> str:
     Raises:
         InputError: It is no image that can be read.
     """
-    try:
-        content = path.read_bytes()
-        with Image.open(io.BytesIO(content)) as image:
-            if len(content) > LARGEST:
-                return _jpeg(image, WIDEST)
-            return _uri(Image.MIME[image.format or ""], content)
-    except (OSError, UnidentifiedImageError, KeyError) as error:
-        raise _unreadable(path) from error
+    with open_image(path, still=False) as image:
+        if path.stat().st_size > LARGEST:
+            return _jpeg(image, WIDEST)
+        return _uri(Image.MIME[image.format or ""], path.read_bytes())
 
 
 def thumbnail(path: Path) -> str:
@@ -38,15 +34,12 @@ def thumbnail(path: Path) -> str:
     Raises:
         InputError: It is no image that can be read.
     """
-    try:
-        with Image.open(path) as image:
-            return _jpeg(image, SIDE)
-    except (OSError, UnidentifiedImageError) as error:
-        raise _unreadable(path) from error
+    with open_image(path) as image:
+        return _jpeg(image, SIDE)
 
 
 def _jpeg(image: Image.Image, side: int) -> str:
-    small, written = image.convert("RGB"), io.BytesIO()
+    small, written = in_rgb(image), io.BytesIO()
     small.thumbnail((side, side))
     small.save(written, format="JPEG", quality=QUALITY, subsampling=0)
     return _uri("image/jpeg", written.getvalue())
@@ -54,7 +47,3 @@ def _jpeg(image: Image.Image, side: int) -> str:
 
 def _uri(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{b64encode(content).decode()}"
-
-
-def _unreadable(path: Path) -> InputError:
-    return InputError(f"image: {str(path)!r} cannot be read; allowed: an image file")

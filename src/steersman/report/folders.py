@@ -9,14 +9,12 @@ Each says what the folder holds so far; one that is under way has no figures yet
 """
 
 import csv
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from steersman.errors import InputError, one_line
+from steersman.files import read_json, read_yaml, regular
 from steersman.report.embed import embedded, thumbnail
 from steersman.report.figures import in_a_line, with_interval
 from steersman.report.page import Page, Picture, Section, Table, write_page
@@ -279,7 +277,7 @@ def _flat(settings: Mapping[Any, Any], prefix: str = "") -> list[list[str]]:
 
 def _rows(path: Path) -> list[list[str]]:
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with regular(path).open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.reader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise _unreadable(path, "a table as CSV") from error
@@ -289,26 +287,12 @@ def _rows(path: Path) -> list[list[str]]:
 
 
 def _yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise _unreadable(path, "a mapping as YAML") from error
-    if not isinstance(content, dict):
-        raise _unreadable(path, "a mapping as YAML")
-    return content
+    return read_yaml(path, "report", trusted=None)
 
 
 def _json(path: Path) -> dict[str, Any]:
     """Returns what a file holds, nothing if it is not there."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _unreadable(path, "a mapping as JSON") from error
-    if not isinstance(content, dict):
-        raise _unreadable(path, "a mapping as JSON")
-    return content
+    return read_json(path, "report") if path.exists() else {}
 
 
 def _unreadable(path: Path, allowed: str) -> InputError:

@@ -8,16 +8,16 @@ Networks and sets are said as elsewhere, with ``{NAME}`` where the path of a fil
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
 from steersman.errors import InputError, about, unknown
+from steersman.files import parse_yaml, read_yaml
 from steersman.metrics.evaluate import DISTANCES, FIGURES
 from steersman.metrics.extractors import DEFAULT
 from steersman.recipes import Recipe, load_recipe
@@ -159,37 +159,39 @@ def reproduction_names() -> list[str]:
     for file in sorted((ROOT / "tables").iterdir(), key=lambda file: file.name):
         if file.name.endswith(".yaml"):
             name = file.name.removesuffix(".yaml")
-            names += [name, *(f"{name}/{variant}" for variant in yaml.safe_load(file.read_text()).get("variants", {}))]
+            variants = parse_yaml(file.read_text(encoding="utf-8")).get("variants", {})
+            names += [name, *(f"{name}/{variant}" for variant in variants)]
     return names
 
 
-def load_reproduction(name: str) -> Reproduction:
+def load_reproduction(name: str, *, trusted: Collection[str] = ()) -> Reproduction:
     """Returns a reproduction, checked.
 
     Args:
         name: ``NAME``, ``NAME/VARIANT``, or a path to a YAML file.
+        trusted: The code that the file may name (`steersman.trust`).
 
     Raises:
-        InputError: No such reproduction, a file that is none, an unknown key or a value out of range.
+        InputError: No such reproduction, a file that is none, an unknown key, a value out of range, or other code.
     """
     bundled, _, variant = name.partition("/")
     if name.endswith((".yaml", ".yml")):
         with about("reproduction", name):
-            return _parsed(Path(name).stem, Path(name).read_text(encoding="utf-8"))
+            content = read_yaml(Path(name), "reproduction", trusted=trusted)
+            return _parsed(Path(name).stem, content)
     if name not in reproduction_names():
         raise unknown("reproduction", name, reproduction_names(), most=20)
-    return _parsed(bundled, (ROOT / "tables" / f"{bundled}.yaml").read_text(encoding="utf-8"), variant)
+    text = (ROOT / "tables" / f"{bundled}.yaml").read_text(encoding="utf-8")
+    return _parsed(bundled, parse_yaml(text), variant)
 
 
-def _parsed(name: str, text: str, variant: str = "") -> Reproduction:
-    content = yaml.safe_load(text)
-    if isinstance(content, dict):
-        content = {"name": f"{name}/{variant}" if variant else name, **content}
-        content |= content["variants"][variant] if variant else {}
+def _parsed(name: str, content: dict[str, Any], variant: str = "") -> Reproduction:
+    content = {"name": f"{name}/{variant}" if variant else name, **content}
+    content |= content["variants"][variant] if variant else {}
     return filled_in(Reproduction, content, "reproduction", name).check()
 
 
 @cache
 def _files() -> dict[str, File]:
-    content = yaml.safe_load((ROOT / "files.yaml").read_text(encoding="utf-8"))
+    content = parse_yaml((ROOT / "files.yaml").read_text(encoding="utf-8"))
     return {name: File.model_validate(each) for name, each in content.items()}

@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-import yaml
 from torch import Tensor, nn
 
 from steersman.errors import about
+from steersman.files import read_yaml
 from steersman.precision import ieee
 from steersman.run import Run, read_run
 from steersman.schedule import CLEAN, Level
@@ -42,7 +42,7 @@ def as_begun(run: Run, out: Path, *, wait: bool = False) -> Run:
     record = out / "run.yaml"
     while run.measured and not run.placed and (record.exists() or wait):
         if record.exists():
-            return replace(run, placed=read_run(record).placed)
+            return replace(run, placed=read_run(record, trusted=None).placed)
         time.sleep(WAIT)
     return run
 
@@ -62,7 +62,8 @@ def for_all(run: Run, record: Path) -> Mapping[str, Placement]:
     if not record.exists():
         return chosen(run).placed
     with about("out", record):
-        return typed("placed", yaml.safe_load(record.read_text())["shared"].get("placed", {}), dict[str, Placement])
+        shared = read_yaml(record, "out", trusted=None)["shared"]
+        return typed("placed", shared.get("placed", {}), dict[str, Placement])
 
 
 @ieee()

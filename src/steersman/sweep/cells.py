@@ -13,10 +13,8 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-import yaml
-
 from steersman.errors import InputError, unknown
-from steersman.files import file_name
+from steersman.files import file_name, parse_yaml
 from steersman.metrics.evaluate import FIGURES
 from steersman.metrics.extractors import DEFAULT
 from steersman.metrics.resample import RESAMPLES
@@ -172,8 +170,8 @@ def varied(given: Iterable[str]) -> dict[str, list[Any]]:
         key, equals, text = each.partition("=")
         key = key.strip()
         try:
-            values = yaml.safe_load(f"[{text}\n]") if equals else None
-        except yaml.YAMLError as error:
+            values = parse_yaml(f"[{text}\n]") if equals else None
+        except InputError as error:
             raise InputError(f"vary: {each!r} given; its values are no YAML list inside brackets") from error
         if not key or not isinstance(values, list) or not values:
             raise InputError(f"vary: {each!r} given; allowed: axis.option=a,b,c, as in scale=5,10,20")

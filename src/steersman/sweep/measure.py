@@ -1,6 +1,5 @@
 """The figures of a cell: what `steersman.metrics.evaluate` says of its images, kept in its ``evaluation.json``."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -12,7 +11,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from steersman.errors import InputError
-from steersman.files import write_json
+from steersman.files import read_json, write_json
 from steersman.metrics.evaluate import DISTANCES, Figure, evaluate
 from steersman.metrics.extractors import load_extractor
 from steersman.metrics.images import ImageSet, read_images
@@ -88,11 +87,11 @@ class Measure:
     def known(self, folder: Path) -> dict[str, Figure] | None:
         """Returns the figures that were written into a cell's folder; None where they are not, or of something else."""
         try:
-            held = json.loads((folder / "evaluation.json").read_text())
+            held = read_json(folder / "evaluation.json")
             if any(held[key] != value for key, value in self._asked().items()):
                 return None
             return {name: Figure(**held["figures"][name]) for name in self.sweep.figures}
-        except (OSError, ValueError, TypeError, KeyError):
+        except (InputError, TypeError, KeyError, AttributeError):
             return None
 
     def images(self, folder: Path) -> ImageSet | None:

@@ -11,7 +11,6 @@ A cell is drawn when its ``metrics.json`` is there, which a run writes last; so 
 others when it is started again.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 import yaml
 
 from steersman.errors import InputError
-from steersman.files import replacing, writing_to
+from steersman.files import parse_yaml, read_json, replacing, writing_to
 from steersman.report.grid import grid
 from steersman.run import check_folder, other_settings
 from steersman.session import Networks, Session
@@ -106,7 +105,7 @@ class Sweeping:
         with writing_to(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
             with replacing(self.out / "sweep.yaml") as path:
-                path.write_text(yaml.safe_dump(self.record, sort_keys=False))
+                path.write_text(yaml.safe_dump(self.record, sort_keys=False), encoding="utf-8")
         for cell in self.missing():
             on_cell(cell)
             self.known[cell.name] = None
@@ -135,7 +134,7 @@ class Sweeping:
 
     def _row(self, cell: Cell) -> Row:
         folder = self.folder(cell)
-        metrics = json.loads((folder / "metrics.json").read_text())
+        metrics = read_json(folder / "metrics.json", "sweep")
         return Row(
             name=cell.name,
             values=cell.values,
@@ -177,7 +176,7 @@ def _record(sweep: Sweep, cells: Sequence[Cell]) -> dict[str, Any]:
         "versions": shared.pop("versions"),
         "shared": shared,
     }
-    return yaml.safe_load(yaml.safe_dump(record, sort_keys=False))
+    return parse_yaml(yaml.safe_dump(record, sort_keys=False))
 
 
 def _shared(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -146,7 +146,7 @@ class Tuning:
         with locked(self.out, 0):
             with writing_to(self.out):
                 with replacing(self.out / "tune.yaml") as path:
-                    path.write_text(yaml.safe_dump(self.record, sort_keys=False))
+                    path.write_text(yaml.safe_dump(self.record, sort_keys=False), encoding="utf-8")
                 self.prices, journal = Prices(self.out / "prices.json"), self.out / "study.log"
                 self.search = Search(self.space, file=journal, larger=LARGER, points=self.points, seed=self.tune.seed)
             self.trials = [Trial.of(row) for row in self.search.rows()]

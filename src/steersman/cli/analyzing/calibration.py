@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 from rich.console import Console
 from rich.markup import escape
 from torch import Tensor
@@ -22,7 +21,7 @@ from steersman.classifiers import Classifier
 from steersman.cli.analyzing.scope import Scope, floats
 from steersman.cli.analyzing.terminal import carry_out, print_curves
 from steersman.errors import InputError, unknown
-from steersman.files import replacing
+from steersman.files import parse_yaml, replacing
 from steersman.metrics.resample import Figure
 from steersman.recipes.axes import build
 from steersman.report.curves import write_curves, write_rows
@@ -60,7 +59,7 @@ def calibration(
     smoothings = [None if each == "none" else floats("softplus", each)[0] for each in softplus.split(",")]
     if num < 1 or bins < 1:
         raise InputError(f"num, bins: {num}, {bins} given; allowed: 1 and more")
-    walker = build("sampler", yaml.safe_load(sampler))
+    walker = build("sampler", parse_yaml(sampler))
     with console.status("loading the networks"):
         denoiser = scope.load_denoiser()
         classifiers: dict[Key, Classifier] = {}

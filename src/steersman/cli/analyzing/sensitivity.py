@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import yaml
 from rich.console import Console
 from rich.markup import escape
 from torch import Tensor
@@ -17,6 +16,7 @@ from steersman.analysis.times import all_levels, axis
 from steersman.cli.analyzing.scope import Scope
 from steersman.cli.analyzing.terminal import carry_out, print_curves
 from steersman.errors import InputError, unknown
+from steersman.files import parse_yaml
 from steersman.guidance import Stabilizer
 from steersman.metrics.images import read_images
 from steersman.recipes.axes import build, options, settings_of
@@ -112,7 +112,7 @@ def stabilizer(text: str) -> Stabilizer:
     Raises:
         InputError: It names none.
     """
-    section = yaml.safe_load(text)
+    section = parse_yaml(text)
     if isinstance(section, str):
         kind, *value = section.split()
         known = options("stabilizer")
@@ -121,5 +121,5 @@ def stabilizer(text: str) -> Stabilizer:
         names = list(settings_of(known[kind]))[: len(value)]
         if len(value) != len(names):
             raise InputError(f"stabilizer: {text!r} given; allowed: a kind and its settings, as in 'ema 0.9'")
-        section = {"kind": kind, **dict(zip(names, map(yaml.safe_load, value), strict=True))}
+        section = {"kind": kind, **dict(zip(names, map(parse_yaml, value), strict=True))}
     return build("stabilizer", section)
