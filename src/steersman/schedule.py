@@ -158,6 +158,13 @@ class VP:
             InputError: The configuration describes no variance-preserving schedule, or one unknown here.
         """
         count = _count(config)
+        if config.get("timestep_type", "discrete") != "discrete":
+            raise InputError(
+                f"schedule: timestep_type must be discrete, got {config['timestep_type']}: the network would be told "
+                "times that are none of its betas'"
+            )
+        if "snr_shift_scale" in config:
+            raise InputError("schedule: snr_shift_scale, by which the betas' noise is shifted, is not supported")
         schedule = cls._of_betas(config, count)
         if not config.get("rescale_betas_zero_snr"):
             return schedule

@@ -98,6 +98,11 @@ class DiffusersDenoiser(NetworkDenoiser):
             else parts.model("transformer", DiTTransformer2DModel, DiT)
         )
         schedule = from_diffusers(scheduler)
+        if scheduler.get("variance_type") == "learned":
+            raise InputError(
+                "variance_type must be learned_range, as ADM and DiT learn it, or a fixed one, got learned: the "
+                "variance itself, which no sampler here reads"
+            )
         return cls(
             network,
             schedule=schedule,

@@ -163,6 +163,11 @@ def _try(network: Any) -> None:  # noqa: ANN401
     height, width = size if isinstance(size, Sequence) else (size, size)
     if not all(isinstance(side, int) and 1 <= side <= LARGEST for side in (height, width)):
         raise InputError(f"sample_size: {size} given; allowed: 1 to {LARGEST}")
+    if (kind := config.get("class_embed_type")) is not None:
+        raise InputError(
+            f"class_embed_type must be None, where labels are numbers of an embedding's rows, got {kind!r}: what such "
+            "a network is told beside the time is not known"
+        )
     labelled = config.get("num_class_embeds") or config.get("num_embeds_ada_norm")
     label = torch.zeros(1, dtype=torch.long) if labelled else None
     shape = network(torch.zeros(1, channels, height, width), torch.zeros(1), class_labels=label).sample.shape
