@@ -30,10 +30,10 @@ class Push(NamedTuple):
     """What one guide made of one step.
 
     Attributes:
-        value: ``p = s w_t g``, zero where the gradient was not finite.
+        value: ``p = s w_t g``, zero where the gradient or what was made of it was not finite.
         gradient: The gradient as it came from the classifier; of several ascents, the first one's.
         log_likelihood: The objective's value; of several ascents, before the first.
-        finite: Whether the image's gradients were finite.
+        finite: Whether the image's gradients were finite, and what stabilizer and weight made of them.
     """
 
     value: Float[Tensor, "B C H W"]
@@ -244,12 +244,25 @@ class Steering:
         with torch.no_grad():
             stable, after = guide.stabilizer.update(safe, state)
             weight = guide.strength(step, x_t, prediction, stable)
-            value = torch.where(_lead(finite, g), guide.scale * weight * stable, 0)
-        return Push(value.to(g.dtype), g, log_likelihood, finite), _keep(finite, after, state)
+            value = (guide.scale * weight * stable).to(g.dtype)
+            # An update or a state may overflow although the gradient did not: both are dropped as a gradient is.
+            finite = finite & _all_finite((value, after))
+            value = torch.where(_lead(finite, g), value, 0)
+        return Push(value, g, log_likelihood, finite), _keep(finite, after, state)
 
 
 def _lead(mask: Bool[Tensor, " B"], like: Tensor) -> Bool[Tensor, "B ..."]:
     return mask.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def _all_finite(held: Tensor | tuple) -> Bool[Tensor, " B"] | bool:
+    """Returns of each image whether all of its values are finite; true for an empty state."""
+    if isinstance(held, Tensor):
+        return held.isfinite().flatten(1).all(1)
+    found: Bool[Tensor, " B"] | bool = True
+    for each in held:
+        found = _all_finite(each) & found
+    return found
 
 
 def _keep(finite: Bool[Tensor, " B"], new: State, old: State) -> State:

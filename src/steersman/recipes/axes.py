@@ -276,9 +276,20 @@ def normal(axis: str, section: object) -> list[dict[str, Any]]:
     for key, field in fields.items():
         value = given.get(key, default_of(field))
         full[key] = typed(f"{axis}.{key}", value, hints[key])
-        if isinstance(full[key], float) and math.isnan(full[key]):
-            raise InputError(f"{axis}.{key}: {value!r} given; allowed: a number")
+        _check_finite(f"{axis}.{key}", full[key], default_of(field))
     return [full]
+
+
+def _check_finite(name: str, value: object, default: object) -> None:
+    """Refuses numbers that are not finite; a limit may be infinite where its default is, as there is no limit then."""
+    if isinstance(value, Mapping):
+        for key, each in value.items():
+            _check_finite(f"{name}.{key}", each, each if isinstance(each, float) and math.isinf(each) else None)
+    elif isinstance(value, tuple | list):
+        for each in value:
+            _check_finite(name, each, None)
+    elif isinstance(value, float) and not math.isfinite(value) and value != default:
+        raise InputError(f"{name} must be a finite number, got {value}")
 
 
 def plain(axis: str, section: object) -> dict[str, Any] | list[dict[str, Any]]:

@@ -1,0 +1,93 @@
+"""An update that is not finite although its gradient is: dropped for that image and counted, with the state kept."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from steersman.errors import InputError
+from steersman.guidance import Adam, Constant, Guide, Polyak
+from steersman.recipes import load_recipe
+from steersman.sample import DDIM, sample
+
+
+@dataclass(frozen=True)
+class Sized:
+    """An objective whose gradient has a size of each image's own at each step."""
+
+    sizes: tuple[tuple[float, ...], ...]
+    asked: list
+
+    def __call__(self, image, target, level):
+        sizes = torch.tensor(self.sizes[min(len(self.asked), len(self.sizes) - 1)], dtype=image.dtype)
+        self.asked.append(level)
+        return sizes * image.flatten(1).sum(1)
+
+
+def drawn(mixture, sizes, **settings):
+    dropped = []
+    guide = Guide(objective=Sized(sizes, []), scale=0.01, **settings)
+    x = sample(
+        mixture,
+        DDIM(),
+        guides=[guide],
+        target=0,
+        seeds=range(len(sizes[0])),
+        steps=4,
+        callbacks=[lambda report: dropped.append([push and (~push.finite).tolist() for push in report.pushes][0])],
+    )
+    return x, dropped
+
+
+@pytest.mark.parametrize("size", [1e-19, 1e-20, 1e-22, 1e-30])
+def test_a_weight_that_overflows_loses_no_image(mixture, size):
+    x, dropped = drawn(mixture, ((size, 1.0),), strength=Polyak())
+    assert x.isfinite().all() and not any(second for _, second in dropped)
+
+
+def test_adam_forgets_a_gradient_whose_square_overflows(mixture):
+    """The image goes on as if that step had not been: the state is the one from before."""
+    x, dropped = drawn(mixture, ((1.0, 1.0), (1e20, 1.0), (1.0, 1.0)), stabilizer=Adam(), strength=Constant())
+    assert dropped == [[False, False], [True, False], [False, False], [False, False]]
+    assert x.isfinite().all()
+    _, (m, v, n) = Adam().update(torch.ones(1, 2, 1, 1), Adam().init(torch.zeros(1, 2, 1, 1)))
+    assert v.isfinite().all() and n == 1
+
+
+def test_adam_without_a_gradient_and_with_a_vanishing_eps_divides_nothing_by_nothing(mixture):
+    x, dropped = drawn(mixture, ((0.0, 1.0),), stabilizer=Adam(eps=1e-50), strength=Constant())
+    assert x.isfinite().all() and dropped == [[True, False]] * 4
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "strength={kind: taper, gamma: .inf}",
+        "strength={kind: sine, gamma: .nan}",
+        "strength={kind: interval, low: .inf}",
+        "stabilizer={kind: clip, norm: .inf}",
+        "stabilizer={kind: adam, eps: .inf}",
+        "objective.joint=.inf",
+        "smoothing={kind: softplus, beta: .inf}",
+        "smoothing={kind: montecarlo, radius: .inf}",
+        "several={kind: sum, weights: [.inf]}",
+        "several={kind: switch, at: .inf}",
+        "view={kind: ahead, until: .inf}",
+        "scale=.inf",
+        "walk.low=.inf",
+        "recurrence.high=.nan",
+        "particles={count: 2, low: .inf}",
+        "particles={count: 2, temperature: .nan}",
+        "sampler={kind: heun, churn: .inf}",
+        "sampler={kind: ddim, eta: .nan}",
+    ],
+)
+def test_settings_that_are_not_finite_are_refused_in_a_line(change):
+    with pytest.raises(InputError) as refused:
+        load_recipe("default", [change])
+    assert "\n" not in str(refused.value)
+
+
+def test_a_limit_may_be_infinite():
+    for change in ("strength={kind: interval, high: .inf}", "recurrence.high=.inf", "sampler={kind: heun, high: .inf}"):
+        load_recipe("default", [change])
