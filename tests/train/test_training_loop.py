@@ -1,5 +1,7 @@
 """A run that was killed and went on is the run that was not killed."""
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from steersman.errors import InputError
+from steersman.stop import Stopped
 from steersman.train.loop import Batch, Training, fit, recalibrate, seconds_spent
 
 QUIET = Console(quiet=True)
@@ -73,6 +76,29 @@ def test_killed_run_goes_on_bit_for_bit(tmp_path: Path):
         assert state.pop("seconds") > 0
         assert state["step"] == 7
     torch.testing.assert_close(*states, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_the_step_at_hand_and_the_training_goes_on(number: int, tmp_path: Path, capfd):
+    class Interrupted(Loss):
+        def __call__(self, module: nn.Module, batch: Batch) -> torch.Tensor:
+            if self.step == 2:
+                os.kill(os.getpid(), number)
+            return super().__call__(module, batch)
+
+    whole, resumed, rarely = network(), network(), training(save_seconds=1e9)
+    fit(whole, data(), Loss(), rarely, tmp_path / "whole", console=QUIET)
+    with pytest.raises(
+        Stopped, match="stopped after step 3 of 7, which is saved in .*the same command goes"
+    ) as stopped:
+        fit(network(), data(), Interrupted(), rarely, tmp_path / "stopped", console=QUIET)
+    assert stopped.value.code == 128 + number
+    assert "stopping after this step" in capfd.readouterr().err
+    last = Loss()
+    fit(resumed, data(), last, rarely, tmp_path / "stopped", console=QUIET)
+    assert last.step == 4
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
 
 
 def test_other_seeds_are_other_runs(tmp_path: Path):

@@ -7,6 +7,7 @@ and k.
 
 import math
 import pickle
+import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from steersman.errors import InputError, unknown
 from steersman.files import replacing
+from steersman.stop import Stop, Stopped
 
 __all__ = ["Batch", "Loss", "Training", "fit", "recalibrate", "seconds_spent"]
 
@@ -160,6 +162,10 @@ def fit(
 
     Returns:
         The network, in evaluation mode.
+
+    Raises:
+        Stopped: A signal came; the step at hand is saved.
+        InputError: The folder's checkpoint does not fit.
     """
     accelerator = Accelerator(mixed_precision=training.precision, cpu=not torch.cuda.is_available())
     console = console or Console(quiet=not accelerator.is_main_process)
@@ -180,6 +186,7 @@ def fit(
         data,
         batch_sampler=_Batches(len(data), training, start),  # pyright: ignore[reportArgumentType]
         num_workers=training.workers,
+        worker_init_fn=_leave_signals,
     )
     model, optimizer, loader = accelerator.prepare(network, optimizer, loader)
     if average is not None:
@@ -198,34 +205,42 @@ def fit(
     running = torch.zeros((), device=accelerator.device)
     began = saved = told = shown = time.monotonic()
     since = start
-    for step, (images, labels) in enumerate(loader, start):
-        generator = _generator(training.seed, "loss", accelerator.process_index, step)
-        # Dropout and random transforms draw from the global generator, not from the batch's.
-        torch.manual_seed(_seed(training.seed, "network", accelerator.process_index, step))
-        value = loss(model, Batch(images, labels, generator))
-        accelerator.backward(value)
-        accelerator.clip_grad_norm_(network.parameters(), training.clip)
-        optimizer.step()
-        optimizer.zero_grad()
-        rates.step()
-        if average is not None:
-            average.step(network.parameters())
-        running = torch.lerp(value.detach().float(), running, min(0.99, (step - start) / (step - start + 1)))
-        now = time.monotonic()
-        if now - told > 20 or step + 1 == training.steps:
-            speed = (step + 1 - since) / (now - told)
-            left = (training.steps - step - 1) / speed / 60
-            console.print(
-                f"{(step + 1) * training.batch_size:>9,} of {training.images:,} images  loss {float(running):.4f}  "
-                f"{speed * training.batch_size:.0f} images/s  {left:.0f} min left"
-            )
-            told, since = now, step + 1
-        if now - saved > training.save_seconds:
-            save(step + 1)
-            saved = now
-        if now - shown > preview_seconds:
-            show(step + 1)
-            shown = now
+    with Stop(launched=accelerator.num_processes > 1, quiet=not accelerator.is_main_process) as stop:
+        for step, (images, labels) in enumerate(loader, start):
+            generator = _generator(training.seed, "loss", accelerator.process_index, step)
+            # Dropout and random transforms draw from the global generator, not from the batch's.
+            torch.manual_seed(_seed(training.seed, "network", accelerator.process_index, step))
+            value = loss(model, Batch(images, labels, generator))
+            accelerator.backward(value)
+            accelerator.clip_grad_norm_(network.parameters(), training.clip)
+            optimizer.step()
+            optimizer.zero_grad()
+            rates.step()
+            if average is not None:
+                average.step(network.parameters())
+            running = torch.lerp(value.detach().float(), running, min(0.99, (step - start) / (step - start + 1)))
+            now = time.monotonic()
+            if now - told > 20 or step + 1 == training.steps:
+                speed = (step + 1 - since) / (now - told)
+                left = (training.steps - step - 1) / speed / 60
+                console.print(
+                    f"{(step + 1) * training.batch_size:>9,} of {training.images:,} images  loss {float(running):.4f}  "
+                    f"{speed * training.batch_size:.0f} images/s  {left:.0f} min left"
+                )
+                told, since = now, step + 1
+            if now - saved > training.save_seconds:
+                save(step + 1)
+                saved = now
+            if now - shown > preview_seconds:
+                show(step + 1)
+                shown = now
+            if stop and step + 1 < training.steps:
+                save(step + 1)
+                raise Stopped(
+                    f"stopped after step {step + 1} of {training.steps}, which is saved in {str(out / CHECKPOINT)!r}; "
+                    "the same command goes on from it",
+                    stop.code or 1,
+                )
     if start < training.steps:
         save(training.steps)
         show(training.steps)
@@ -233,6 +248,12 @@ def fit(
     if average is not None:
         average.copy_to(network.parameters())
     return network.eval()
+
+
+def _leave_signals(_: int) -> None:
+    """Leaves an interruption of the terminal, which reaches the processes that load data too, to the main process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def recalibrate(
