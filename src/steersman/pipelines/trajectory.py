@@ -42,7 +42,7 @@ from steersman.pipelines.layout import layout_of
 from steersman.pipelines.levels import Place, kept, places_of, start_of, visited
 from steersman.pipelines.recording import Turn
 from steersman.pipelines.samples import Asked
-from steersman.rows import take
+from steersman.rows import send, take
 from steersman.sample.loop import Recurrence
 from steersman.sample.particles import Particles, Swarm
 from steersman.schedule import CLEAN, Level, Schedule, broadcast
@@ -145,7 +145,7 @@ class Trajectory:
         asked = Asked(plan.vae, plan.schedule, self._ask)
         asked.frames = self.layout.frames
         self.swarm = Swarm(plan.particles, self.rows, self.device)
-        self.steering = Steering(plan.guides, plan.targets.to(self.device).expand(self.rows), asked)
+        self.steering = Steering(plan.guides, send(plan.targets, self.device).expand(self.rows), asked)
         self.steering.take(self.swarm.rows)
         self.peak = torch.zeros((), dtype=self.type, device=self.device)
         self.calls, self.index, self.guided = 0, -1, False
