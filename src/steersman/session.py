@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -24,6 +24,7 @@ from steersman.denoisers import load_denoiser
 from steersman.errors import InputError
 from steersman.guidance import Guide
 from steersman.guidance.step import Step, reverse_variance
+from steersman.memory import is_out_of_memory
 from steersman.names import elsewhere, resolve
 from steersman.precision import ieee
 from steersman.realism import noise_error
@@ -161,6 +162,21 @@ class Session:
 
         Guides that rest at first are asked too.
         """
+        self.within_memory(partial(self._ask_all, levels), [(self.targets[0], self.run.seed)])
+
+        def leave(report: Report) -> None:
+            if report.step.index or report.step.repeat:
+                raise CancelledError
+
+        def begin(jobs: Sequence[tuple[Target, int]]) -> list[None]:
+            with suppress(CancelledError):
+                self.draw(jobs, [leave])
+            return []
+
+        self.within_memory(begin, [(self.targets[0], self.run.seed)])
+
+    def _ask_all(self, levels: tuple[Level, ...], jobs: Sequence[tuple[Target, int]]) -> list[None]:
+        """Asks denoiser, guides and judge of a blank image; returns nothing."""
         device = self.run.device
         blank = torch.zeros(1, *self.denoiser.shape, device=device)
         image = self.denoiser.decode(blank)
@@ -177,17 +193,7 @@ class Session:
             guide.objective(image, torch.tensor([self.targets[0].guide], device=device), CLEAN)
             if guide.scale:
                 guide.strength(step, blank, prediction, blank)
-
-        def leave(report: Report) -> None:
-            if report.step.index or report.step.repeat:
-                raise CancelledError
-
-        def begin(jobs: Sequence[tuple[Target, int]]) -> list[None]:
-            with suppress(CancelledError):
-                self.draw(jobs, [leave])
-            return []
-
-        self.within_memory(begin, [(self.targets[0], self.run.seed)])
+        return []
 
     def _elsewhere(self, index: int) -> tuple[int, ...]:
         """Returns the index of a class of the guide's in the vocabularies of the further classifiers."""
@@ -327,8 +333,10 @@ class Session:
             size = self.at_once
             try:
                 return [made for first in range(0, len(parts), size) for made in work(parts[first : first + size])]
-            except torch.OutOfMemoryError:
-                pass  # what was computed is freed when the error is, so that the next is tried after it
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                # What was computed is freed when the error is, so that the next is tried after it
             if size == 1:
                 raise InputError(
                     f"device: the memory of {self.run.device} does not hold one image; allowed: a larger one, "

@@ -7,7 +7,7 @@ import warnings
 import typer
 from rich.console import Console
 
-from steersman.errors import InputError, Notice
+from steersman.errors import InputError, Notice, one_line
 from steersman.speed.allocator import keep_freed
 from steersman.stop import Stopped
 
@@ -48,6 +48,12 @@ def main() -> None:
         _fail(f"{str(error.filename)!r}: {error.strerror}" if error.filename else error.strerror, 2)
     except (typer.Abort, KeyboardInterrupt):
         _fail("interrupted", 130)
+    except (RuntimeError, MemoryError) as error:
+        from steersman.memory import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        _fail(f"the device's memory does not hold the batch ({one_line(error)}); try a smaller --batch-size", 2)
 
 
 def _fail(message: str, code: int) -> None:

@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from steersman.errors import about
+from steersman.errors import InputError, about
 from steersman.files import read_yaml
+from steersman.memory import is_out_of_memory
 from steersman.precision import ieee
 from steersman.run import Run, read_run
 from steersman.schedule import CLEAN, Level
@@ -82,7 +83,12 @@ def chosen(run: Run) -> Run:
         torch.set_num_threads(threads // min(SIDE_BY_SIDE, threads))
     try:
         for dtype in AUTO[run.dtype] if run.device != "mps" else AUTO["auto-float32"]:
-            session = Session(replace(run, dtype=dtype, judge=None, compile=False), rehearse=False)
+            try:
+                session = Session(replace(run, dtype=dtype, judge=None, compile=False), rehearse=False)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                continue
             for layout in LAYOUTS:
                 for block in _blocks(run, len(session.targets)):
                     placement = Placement(dtype=dtype, layout=layout, block=block)
@@ -90,9 +96,18 @@ def chosen(run: Run) -> Run:
                         for network in networks:
                             laid_out(network, layout)
                         best = min(found[part].values(), default=float("inf"))
-                        found[part][placement] = _seconds(ask, run.device, best * block) / block
+                        try:
+                            found[part][placement] = _seconds(ask, run.device, best * block) / block
+                        except (RuntimeError, MemoryError) as error:  # this type does not fit, another one may
+                            if not is_out_of_memory(error):
+                                raise
     finally:
         torch.set_num_threads(threads)
+    if not found["denoiser"] or (run.guided and not found["classifier"]):
+        raise InputError(
+            f"the memory of {run.device} must hold a batch in one of the types {', '.join(AUTO[run.dtype])}, but holds "
+            "it in none; try a smaller --batch-size"
+        )
     return replace(run, placed={part: _fastest(times) for part, times in found.items() if times})
 
 
