@@ -235,7 +235,7 @@ def _parquet(folder: Path, split: str, mode: str) -> Arrays | None:
     if not files:
         return None
     try:
-        from pyarrow import parquet
+        from pyarrow import parquet  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError as error:
         raise InputError("reading parquet needs pyarrow; install it with: pip install pyarrow") from error
     images, labels = [], []

@@ -22,6 +22,7 @@ is 1.
 import copy
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -317,7 +318,7 @@ def train_denoiser(
     if first is None:
         trained = _new(architecture or Architecture(), shape, classes, noise or "cosine", dropout, images)
     else:
-        trained = _going_on(first, init, shape, classes, noise)
+        trained = _going_on(first, str(init), shape, classes, noise)
     null = len(classes)
     if isinstance(trained, EDMDenoiser):
         if shift != 1:
@@ -333,9 +334,10 @@ def train_denoiser(
             shift=shift,
             flip=flip,
         )
-    network, scheduler = trained.network.requires_grad_(True), scheduler_of(trained)
+    network: Any = trained.network.requires_grad_(True)
+    scheduler = scheduler_of(trained)
 
-    def write(averaged: nn.Module, seen: int) -> None:
+    def write(averaged: UNet2DModel, seen: int) -> None:
         averaged = copy.deepcopy(averaged)
         (averaged.half() if half else averaged).save_pretrained(out / "unet")
         scheduler.save_pretrained(out / "scheduler")
@@ -344,20 +346,22 @@ def train_denoiser(
         card |= {} if dropout else {"unconditional": False}
         write_json(out / "card.json", card)
 
-    def preview(averaged: nn.Module, seen: int) -> None:
+    def preview(averaged: UNet2DModel, seen: int) -> None:
         write(averaged, seen)
-        frozen = copy.copy(trained)
+        frozen: Any = copy.copy(trained)
         frozen.network = copy.deepcopy(averaged).requires_grad_(False)
         labels = torch.arange(PREVIEW) % len(classes)
         rows: dict[str, dict[str, Any]] = {"label": {"label": labels.to(averaged.device)}}
         if dropout:
             rows = {"no label": {}} | rows
-        edm = isinstance(frozen, EDMDenoiser)
-        sampler, settings = (Heun(), {"steps": 18, "spacing": "karras"}) if edm else (DDIM(), {"steps": 25})
+        edm = isinstance(trained, EDMDenoiser)
+        draw = (
+            partial(sample, frozen, Heun(), steps=18, spacing="karras")
+            if edm
+            else partial(sample, frozen, DDIM(), steps=25)
+        )
         drawn = {
-            caption: sample(
-                frozen, sampler, seeds=range(PREVIEW), condition=condition, device=averaged.device, **settings
-            )
+            caption: draw(seeds=range(PREVIEW), condition=condition, device=averaged.device)
             for caption, condition in rows.items()
         }
         grid(drawn, out / f"samples-{seen:08d}.png")
