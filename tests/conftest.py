@@ -120,7 +120,7 @@ def dit():
     )
     for weight in transformer.parameters():  # of the size that they have after training, so that labels matter
         torch.nn.init.normal_(weight, std=0.2)
-    return DiTPipeline(transformer, vae, DDIMScheduler(clip_sample=False))
+    return DiTPipeline(transformer.eval(), vae.eval(), DDIMScheduler(clip_sample=False))  # else labels are dropped
 
 
 @pytest.fixture(scope="session")

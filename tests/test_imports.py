@@ -2,8 +2,11 @@
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ import steersman
 from steersman.schedule import broadcast
 
 ROOT = Path(steersman.__file__).parent
+TESTS = Path(__file__).parent
 FILES = {
     ".".join(("steersman", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): path
     for path in sorted(ROOT.rglob("*.py"))
@@ -81,3 +85,28 @@ def test_nothing_heavy_is_imported_before_it_is_used():
 def test_types_and_shapes_are_checked_in_the_tests():
     with pytest.raises(TypeCheckError):
         broadcast(torch.zeros(2, dtype=torch.int64), torch.zeros(2))
+
+
+def names_of(requirements):
+    """The packages of requirements, as pip compares them."""
+    found = (re.match(r"[\w.-]+", each) for each in requirements)
+    return {re.sub(r"[-_.]+", "-", each[0]).lower() for each in found if each}
+
+
+def used(folder):
+    """The packages of others that the modules of a folder import, anywhere in them."""
+    nodes = [node for path in folder.rglob("*.py") for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+    modules = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    modules += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level]
+    known, own = packages_distributions(), [TESTS.parent / name for name in ("src", "tests", "benchmarks")]
+    ours = {path.stem for each in own for path in each.iterdir()}
+    roots = {each.partition(".")[0] for each in modules} - sys.stdlib_module_names - ours
+    return names_of(known.get(root, [root])[0] for root in roots)
+
+
+def test_what_is_imported_is_declared():
+    project = tomllib.loads((TESTS.parent / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    own = names_of(sum((extras[name] for name in extras if name != "dev"), project["dependencies"]))
+    assert used(ROOT) - own == set()
+    assert used(TESTS) - own - names_of(extras["dev"]) == set()

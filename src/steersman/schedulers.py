@@ -11,9 +11,11 @@ A sampler (`steersman.sample.diffusers`) and a pipeline's guides (`steersman.pip
 """
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
-__all__ = ["FAMILIES", "Family"]
+from torch import Tensor
+
+__all__ = ["FAMILIES", "Family", "solver_levels"]
 
 Family = Literal["discrete", "solver", "ratio", "edm", "flow"]
 
@@ -41,3 +43,14 @@ FAMILIES: Mapping[str, Family] = {
     "UniPCMultistepScheduler": "solver",
 }
 """The family by the class's name."""
+
+
+def solver_levels(scheduler: Any, sigmas: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+    """Returns alpha and sigma of a solver in ``log(alpha / sigma)``: of flow matching, or variance-preserving.
+
+    The arithmetic is diffusers' own, to the last bit.
+    """
+    if scheduler.config.get("use_flow_sigmas"):
+        return 1 - sigmas, sigmas
+    alphas = 1 / ((sigmas**2 + 1) ** 0.5)
+    return alphas, sigmas * alphas

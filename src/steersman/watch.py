@@ -48,8 +48,9 @@ _inside = threading.local()
 def metered(networks: Iterable[nn.Module]) -> None:
     """Lets networks be counted from now on; once is enough, whoever shares them."""
     for network in networks:
-        if _add not in network._forward_pre_hooks.values():
+        if not vars(network).get("metered"):  # on the network, so that a copy, which has the hook, has it too
             network.register_forward_pre_hook(_add)
+            vars(network)["metered"] = True
 
 
 @contextmanager

@@ -59,7 +59,7 @@ def test_a_resize_differs_by_the_processors_rounding(clip, classifier, side):
     assert (classifier.preprocess(in_range(pixels)) - inputs).abs().max() < 2 / 255 / 0.26
     for text in TEXTS:
         classifier.resolve(text)
-    torch.testing.assert_close(classifier(in_range(pixels)), expected.logits_per_image, rtol=0, atol=0.02)
+    torch.testing.assert_close(classifier(in_range(pixels)), expected.logits_per_image, rtol=0, atol=0.05)
 
 
 def test_a_picture_that_is_not_square_is_seen_at_its_centre(classifier):

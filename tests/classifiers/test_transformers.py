@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -93,7 +94,7 @@ def test_one_channel(saved, picture, agrees):
     model = vit(num_channels=1)
     folder, made = saved(model, image_mean=[0.3], image_std=[0.2])
     photo = picture(32, 32, "L")
-    pixels = made(images=photo, return_tensors="pt")["pixel_values"]
+    pixels = made(images=np.asarray(photo)[None], return_tensors="pt")["pixel_values"]
     classifier = load_classifier(f"hf:{folder}")
     agrees(classifier, photo, pixels, model(pixels).logits.detach())
     assert classifier(torch.zeros(2, 3, 32, 32)).shape == (2, 3)

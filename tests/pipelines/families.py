@@ -716,7 +716,7 @@ def draw(pipe, name, steps=3, **more):
     torch.manual_seed(1)  # for the schedulers that a pipeline gives no generator
     images = pipe(**call)
     images = images.frames if hasattr(images, "frames") else images.images
-    if name == "LDM" and call["output_type"] == "pt":  # it knows no tensors
+    if not isinstance(images, torch.Tensor):  # a pipeline that knows no "pt"
         images = torch.from_numpy(images).permute(0, 3, 1, 2)
     if name == "Kandinsky 2.2" and call["output_type"] == "pt":  # its own are in [-1, 1]
         return images.clamp(-1, 1)

@@ -187,6 +187,7 @@ class Loop:
         start, *rest = draws
         rest = iter(rest)
         self.monkeypatch.setattr(torch, "randn", lambda *_, dtype=None, **__: next(rest).to(dtype))
+        self.monkeypatch.setattr(torch, "randn_like", lambda sample: next(rest).to(sample.dtype))
         self.scheduler.set_timesteps(steps)
         z = None
         for t in self.scheduler.timesteps:

@@ -251,10 +251,10 @@ def _replaced(module: nn.Module, beta: float) -> tuple[nn.Module, int]:
         return SoftActivation(kind, beta).train(module.training), 1
     # A module used in several places stays one module, and counts once.
     swaps = {child: SoftActivation(kind, beta) for child in module.modules() if (kind := _kind(child))}
-    for parent in list(module.modules()):
-        for name, child in parent._modules.items():
-            if child in swaps:
-                parent._modules[name] = swaps[child].train(child.training)
+    for path, child in list(module.named_modules(remove_duplicate=False)):
+        if child in swaps:
+            parent, _, name = path.rpartition(".")
+            setattr(module.get_submodule(parent), name, swaps[child].train(child.training))
     return module, len(swaps)
 
 

@@ -14,20 +14,38 @@ P only reorders values, so ``P eps`` is white noise again and the diffusion is t
 times fewer positions to compute.
 """
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import register_to_config
 from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.unets.unet_2d import UNet2DModel, UNet2DOutput
 from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
-__all__ = ["CHANGES", "GROUPS", "ADMUNet"]
+__all__ = ["CHANGES", "GROUPS", "ADMUNet", "extending"]
 
 CHANGES = ("heads", "head_channels", "up_heads", "group_channels", "time_channels", "patch")
 """What an `ADMUNet` may say beside what a `UNet2DModel` does."""
 GROUPS = 32
+
+
+def extending(base: type[nn.Module]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Returns a decorator of an ``__init__`` that passes ``**kwargs`` on: it states the base's parameters as its own.
+
+    diffusers reads off the signature what a configuration may say.
+    """
+
+    def extend(init: Callable[..., None]) -> Callable[..., None]:
+        own, rest = (dict(inspect.signature(each).parameters) for each in (init, base.__init__))
+        passed = {name: each.replace(kind=each.KEYWORD_ONLY) for name, each in rest.items() if name not in own}
+        kept = [each for each in own.values() if each.kind is not each.VAR_KEYWORD]
+        vars(init)["__signature__"] = inspect.Signature([*kept, *passed.values()])
+        return register_to_config(init)
+
+    return extend
 
 
 class ADMUNet(UNet2DModel):
@@ -45,7 +63,7 @@ class ADMUNet(UNet2DModel):
         kwargs: As a `UNet2DModel` takes them.
     """
 
-    @register_to_config
+    @extending(UNet2DModel)
     def __init__(
         self,
         *,
@@ -87,11 +105,6 @@ class ADMUNet(UNet2DModel):
         (output,) = super().forward(pixel_unshuffle(sample, patch), timestep, class_labels, return_dict=False)
         output = pixel_shuffle(output, patch)
         return UNet2DOutput(sample=output) if return_dict else (output,)
-
-    @staticmethod
-    def _get_init_keys(input_class: type) -> set[str]:
-        """Returns what a configuration may say: diffusers reads it off the signature, which names the changes only."""
-        return ConfigMixin._get_init_keys(input_class) | ConfigMixin._get_init_keys(UNet2DModel)
 
 
 def _wider(conv: nn.Conv2d, inputs: int = 1, outputs: int = 1) -> nn.Conv2d:

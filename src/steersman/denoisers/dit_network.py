@@ -6,9 +6,10 @@ authors' shift is 0, diffusers' is 1: with their weights its output is some hund
 
 from typing import Any
 
-from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.embeddings import Timesteps
 from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
+
+from steersman.denoisers.adm_network import extending
 
 __all__ = ["DiT"]
 
@@ -21,14 +22,9 @@ class DiT(DiTTransformer2DModel):
         kwargs: As a `DiTTransformer2DModel` takes them.
     """
 
-    @register_to_config
+    @extending(DiTTransformer2DModel)
     def __init__(self, *, time_shift: float | None = None, **kwargs: Any) -> None:  # noqa: ANN401
         super().__init__(**kwargs)
         for module in self.modules():
             if isinstance(module, Timesteps) and time_shift is not None:
                 module.downscale_freq_shift = time_shift
-
-    @staticmethod
-    def _get_init_keys(input_class: type) -> set[str]:
-        """Returns what a configuration may say: diffusers reads it off the signature, which names the change only."""
-        return ConfigMixin._get_init_keys(input_class) | ConfigMixin._get_init_keys(DiTTransformer2DModel)

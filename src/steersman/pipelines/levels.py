@@ -14,7 +14,7 @@ from torch import Tensor
 
 from steersman.errors import unknown
 from steersman.schedule import CLEAN, Level
-from steersman.schedulers import FAMILIES, Family
+from steersman.schedulers import FAMILIES, Family, solver_levels
 
 __all__ = ["Place", "kept", "name_of", "places_of", "start_of", "visited"]
 
@@ -112,14 +112,11 @@ def _by_ratio(scheduler: Any, times: Tensor, position: int, call: int) -> Place:
 
 
 def _by_solver(scheduler: Any, times: Tensor, position: int, call: int) -> Place:  # noqa: ANN401
-    """Levels of the solvers in ``log(alpha / sigma)``: variance-preserving or flow, as the configuration says."""
+    """Levels of the solvers in ``log(alpha / sigma)``: variance-preserving or flow matching."""
 
     def at(position: int) -> Level:
-        sigma = host(scheduler.sigmas[position])
-        alpha = 1 - sigma if scheduler.config.get("use_flow_sigmas") else 1 / (1 + sigma**2).sqrt()
-        return Level(
-            alpha, sigma if scheduler.config.get("use_flow_sigmas") else sigma * alpha, _time_at(times, position)
-        )
+        alpha, sigma = solver_levels(scheduler, host(scheduler.sigmas[position]))
+        return Level(alpha, sigma, _time_at(times, position))
 
     return Place(at(position), at(position + 1))
 

@@ -6,7 +6,7 @@ network put out.
 The guided ``(x0_hat, eps_hat)`` becomes the output of the scheduler's prediction type, and the sample that the two
 describe, ``(alpha x0_hat + sigma eps_hat) / c``, is what it steps from: ``x_t`` itself, unless a denoised-image
 injection parted them; so that injection does what it does to DDIM, ``x_s = alpha_s x0_hat + sigma_s eps_hat``. What a
-scheduler draws of `torch.randn` are the images' own draws.
+scheduler draws of `torch.randn` or `torch.randn_like` are the images' own draws.
 
 A step from one level to the next is as many of the scheduler's calls as it takes: two of Heun's, four of PNDM's
 Runge-Kutta. Guides act at each, as at the stages of `Heun`; those that enter the mean do so at the end of the last.
@@ -29,7 +29,7 @@ from steersman.guidance.step import FixedVariance, Step
 from steersman.rows import each_tensor, send
 from steersman.sample.sampler import Draw, Move, Predict
 from steersman.schedule import CLEAN, Level, Schedule, Spacing, broadcast
-from steersman.schedulers import FAMILIES, Family
+from steersman.schedulers import FAMILIES, Family, solver_levels
 
 __all__ = ["KNOWN", "DiffusersSampler"]
 
@@ -318,9 +318,9 @@ class _OnTheHost(TorchFunctionMode):
     ) -> Any:  # noqa: ANN401
         """Returns what the function would have, or a draw."""
         kwargs = dict(kwargs or {})
-        if func is torch.randn:
+        if func in (torch.randn, torch.randn_like):
             self.noise = self.draw()
-            return self.noise.to(dtype=kwargs.get("dtype"))
+            return self.noise.to(dtype=args[0].dtype if func is torch.randn_like else kwargs.get("dtype"))
         devices: list[torch.device] = []
         each_tensor((args, kwargs), lambda x: devices.append(x.device) or x)
         elsewhere = next((device for device in devices if device.type != "cpu"), None)
@@ -365,7 +365,7 @@ def _places(scheduler: Scheduler, family: Family) -> tuple[_Place, ...]:
             bars = torch.cat([scheduler.alphas_cumprod[times.long()], torch.as_tensor(end).reshape(1)])
             alphas, sigmas = bars**0.5, (1 - bars) ** 0.5
         case "solver":
-            alphas, sigmas = scheduler._sigma_to_alpha_sigma_t(scheduler.sigmas)
+            alphas, sigmas = solver_levels(scheduler, scheduler.sigmas)
         case "flow":
             alphas, sigmas = 1 - scheduler.sigmas.double(), scheduler.sigmas
         case "ratio" | "edm":

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from steersman.tune.space import Range, Space, chosen
 
 if TYPE_CHECKING:
+    from optuna.storages import BaseStorage
     from optuna.study import Study
     from optuna.trial import FrozenTrial
     from optuna.trial import Trial as Asked
@@ -58,7 +59,7 @@ class Search:
         seed: int = 0,
     ) -> None:
         self.space, self.seed, self.asked = space, seed, None
-        self.study = _study(file, larger)
+        self.storage, self.study = _study(file, larger)
         for point in points:
             self.study.enqueue_trial(dict(point), skip_if_exists=True)
 
@@ -70,7 +71,7 @@ class Search:
         done = self._trials(TrialState.COMPLETE, TrialState.PRUNED)
         self.study.sampler = TPESampler(seed=self.seed + len(done))
         begun = self._trials(TrialState.RUNNING)
-        self.asked = Trial(self.study, begun[0]._trial_id) if begun else self.study.ask()
+        self.asked = Trial(self.study, self._id(begun[0].number)) if begun else self.study.ask()
         return Proposal(number=self.asked.number, values=chosen(self.space, _Asking(self.asked)))
 
     def tell(self, values: Sequence[float] | None, row: Mapping[str, Any]) -> None:
@@ -96,11 +97,15 @@ class Search:
         """Returns the numbers of those that no other beats in all objectives."""
         return sorted(trial.number for trial in self.study.best_trials)
 
+    def _id(self, number: int) -> int:
+        study = self.storage.get_study_id_from_name(STUDY)
+        return self.storage.get_trial_id_from_study_id_trial_number(study, number)
+
     def _trials(self, *states: Any) -> "list[FrozenTrial]":  # noqa: ANN401
         return self.study.get_trials(deepcopy=False, states=states)
 
 
-def _study(file: Path, larger: Sequence[bool]) -> "Study":
+def _study(file: Path, larger: Sequence[bool]) -> "tuple[BaseStorage, Study]":
     import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
@@ -110,7 +115,8 @@ def _study(file: Path, larger: Sequence[bool]) -> "Study":
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     mend(file)
     storage = JournalStorage(JournalFileBackend(str(file)))
-    return optuna.create_study(storage=storage, study_name=STUDY, directions=directions, load_if_exists=True)
+    study = optuna.create_study(storage=storage, study_name=STUDY, directions=directions, load_if_exists=True)
+    return storage, study
 
 
 def mend(file: Path) -> None:
