@@ -24,6 +24,7 @@ from steersman.errors import InputError, unknown
 __all__ = [
     "CLEAN",
     "EDM",
+    "MOST",
     "VP",
     "Flow",
     "Level",

@@ -161,7 +161,7 @@ def test_parquet_as_the_hub_has_it_in_its_own_order_of_blocks(tmp_path, name):
 def test_parquet_without_pyarrow_names_what_to_install(tmp_path, monkeypatch):
     (tmp_path / "train-00000-of-00001.parquet").write_bytes(b"PAR1")
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
-    with pytest.raises(InputError, match="pip install pyarrow"):
+    with pytest.raises(InputError, match=r"pip install 'steersman\[parquet\]'"):
         load_data(f"cifar10:{tmp_path}")
 
 

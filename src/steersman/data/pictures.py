@@ -237,7 +237,7 @@ def _parquet(folder: Path, split: str, mode: str) -> Arrays | None:
     try:
         from pyarrow import parquet  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError as error:
-        raise InputError("reading parquet needs pyarrow; install it with: pip install pyarrow") from error
+        raise InputError("reading parquet needs pyarrow; install it with: pip install 'steersman[parquet]'") from error
     images, labels = [], []
     for row in (row for file in files for row in parquet.read_table(file).to_pylist()):
         cell = row["img"] if "img" in row else row["image"]
