@@ -154,7 +154,7 @@ def _try(network: Any) -> None:  # noqa: ANN401
     """Shows a network without memory what it will be shown."""
     config = network.config
     if isinstance(network, AutoencoderKL | VQModel):
-        channels = latent.channels(config)
+        channels = latent.channels(config) or 0
         latent.decoded(network, torch.zeros(1, channels, 8, 8))
         if not latent.unscaled(config, torch.ones(1, channels, 1, 1, device="cpu")).isfinite().all():
             raise InputError(f"scaling_factor: {config['scaling_factor']} given; allowed: one that latents survive")

@@ -1,8 +1,9 @@
 """A denoiser from one line of text: ``SOURCE:NAME``, or a pipeline as diffusers saves it, in a folder or on the hub."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -76,7 +77,7 @@ def is_pipeline(spec: str) -> bool:
 
 def _load_folder(path: Path) -> NetworkDenoiser | EDMDenoiser:
     with about("denoiser", path):
-        card = read_json(path / "card.json") if (path / "card.json").is_file() else {"classes": []}
+        card: Mapping[str, Any] = read_json(path / "card.json") if (path / "card.json").is_file() else {}
         classes = listed(card.get("classes", []))
         scheduler = Folder(path).settings("scheduler/scheduler_config.json").get("_class_name", "")
         if FAMILIES.get(str(scheduler)) == "edm":

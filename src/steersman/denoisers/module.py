@@ -31,13 +31,13 @@ def load_module_denoiser(name: str) -> Any:  # noqa: ANN401
     """
     made: Any = make(name, kind="denoiser")
     called = f"{name.replace(':', '.')}()"
-    lacking = [each for each in NEEDED if not hasattr(made, each)] + ([] if callable(made) else ["__call__"])
+    lacking = [each for each in NEEDED if not hasattr(made, each)] + (["__call__"] * (not callable(made)))
     if lacking:
         raise InputError(
             f"denoiser: {called} must return a Denoiser, got {type(made).__name__} without {', '.join(lacking)}; wrap "
             f"a network as {WRAP}"
         )
-    shape, classes, schedule = made.shape, made.classes, made.schedule
+    shape, classes, schedule, network = (getattr(made, each) for each in ("shape", "classes", "schedule", "network"))
     if not (isinstance(shape, tuple) and shape and all(isinstance(each, int) and each > 0 for each in shape)):
         raise InputError(
             f"denoiser: the shape of {called} must be that of one sample, such as (3, 64, 64), got {shape}"
@@ -49,7 +49,7 @@ def load_module_denoiser(name: str) -> Any:  # noqa: ANN401
         raise InputError(
             f"denoiser: the schedule of {called} must be VP, EDM, Flow or one with their methods, got {kind}"
         )
-    if not isinstance(made.network, nn.Module):
+    if not isinstance(network, nn.Module):
         raise InputError(f"denoiser: the network of {called} must be a torch.nn.Module")
     return made
 
