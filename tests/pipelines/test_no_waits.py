@@ -1,0 +1,60 @@
+"""A steered pipeline on a pretend accelerator: after the first step, nothing of ours waits for it."""
+
+import copy
+
+import pytest
+import torch
+
+import steersman
+from pipelines.families import FAMILIES, draw, make
+from steersman.guidance import Ahead, ClassProbability, Denoised
+from steersman.pipelines.trajectory import Trajectory
+
+CASES = ["DDPM", "DiT", "SD", "SDXL", "SD3", "Flux", "FLUX.2", "Z-Image", "Wan"]
+
+
+def sent(value):
+    if isinstance(value, list):
+        return [sent(each) for each in value]
+    return value.to("cuda") if torch.is_tensor(value) else value
+
+
+@pytest.mark.parametrize(
+    ("route", "view"),
+    [("direct", Denoised(clip=False)), ("through", Ahead(clip=False, until=0.1))],
+    ids=["direct", "through-ahead"],
+)
+@pytest.mark.parametrize("name", CASES)
+def test_no_step_after_the_first_waits_for_the_accelerator(
+    name, route, view, guide, classifier, accelerator, monkeypatch
+):
+    make_step, waits = Trajectory.make, []
+
+    def unwatched(call):
+        """What diffusers waits for in its own code is not ours."""
+
+        def run(*args, **kwargs):
+            before = len(accelerator.waits)
+            try:
+                return call(*args, **kwargs)
+            finally:
+                del accelerator.waits[before:]
+
+        return run
+
+    def watched(self, own, call, turn):
+        turn._run = unwatched(turn._run)
+        before = len(accelerator.waits)
+        outcome = make_step(self, unwatched(own), call, turn)
+        waits.append(accelerator.waits[before:])
+        return outcome
+
+    monkeypatch.setattr(Trajectory, "make", watched)
+    pipe = copy.deepcopy(make(name))  # other tests share its networks
+    pipe.to("cuda")
+    objective = ClassProbability(classifier=copy.deepcopy(classifier).to("cuda"))
+    call = {key: sent(value) for key, value in FAMILIES[name].call().items()}
+    with steersman.steer(pipe, guide(objective=objective, route=route, view=view), target=1):
+        draw(pipe, name, **{**call, "output_type": "latent", "generator": None})
+    assert len(waits) >= 3
+    assert not any(waits[1:])
