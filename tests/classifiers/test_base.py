@@ -243,5 +243,5 @@ def test_features_need_a_linear_layer():
 
 
 def test_smooth_needs_a_relu():
-    with pytest.raises(InputError, match="no ReLU"):
+    with pytest.raises(InputError, match="must have a ReLU for softplus 8 to replace"):
         linear().smooth(8.0)

@@ -158,7 +158,7 @@ def test_refuses_what_is_no_text(classifier):
         classifier.resolve("  ")
     with pytest.raises(InputError, match="has 20 tokens, with start and end; allowed: 16 at most"):
         classifier.resolve(" ".join(18 * "a"))
-    with pytest.raises(InputError, match="softplus 3 given, but a classifier of texts has no ReLU"):
+    with pytest.raises(InputError, match="a classifier of texts has no ReLU for softplus 3 to replace"):
         classifier.smooth(3.0)
 
 

@@ -51,5 +51,5 @@ def test_softplus_on_a_network_without_relu_is_refused(monkeypatch):
     network = nn.Sequential(nn.Flatten(), nn.Linear(12, 2), nn.GELU())
     zoo = SimpleNamespace(load_network=lambda name: (network, {"classes": ["a", "b"]}))
     monkeypatch.setitem(sys.modules, "steersman.zoo", zoo)
-    with pytest.raises(InputError, match="Sequential has no ReLU"):
+    with pytest.raises(InputError, match="Sequential must have a ReLU for softplus 5 to replace, has only GELU"):
         load_classifier("zoo:linear", softplus=5.0)

@@ -72,5 +72,19 @@ def test_refuses_what_it_cannot_use(settings):
 
 
 def test_refuses_other_channels():
-    with pytest.raises(InputError, match="3 channels, got 1"):
-        Preprocess(mean=(0.5,) * 3, std=(0.5,) * 3)(torch.zeros(1, 1, 4, 4))
+    for settings in ({"mean": (0.5,) * 3, "std": (0.5,) * 3}, {"channels": "bgr"}, {"channels": "grey"}):
+        for channels in (2, 4):
+            with pytest.raises(InputError, match=f"images must have 1 or 3 channels, got {channels}"):
+                Preprocess(**settings)(torch.zeros(1, channels, 4, 4))
+    with pytest.raises(InputError, match="takes images of 4 channels, got 3"):
+        Preprocess(mean=(0.5,) * 4, std=(0.5,) * 4)(torch.zeros(1, 3, 4, 4))
+
+
+@pytest.mark.parametrize("settings", [{"mean": (0.1, 0.2, 0.3), "std": (1.0, 2.0, 3.0)}, {"channels": "bgr"}])
+def test_a_grey_image_is_repeated_for_a_network_of_three_channels(settings, generator):
+    grey = (torch.rand(2, 1, 8, 8, generator=generator) * 2 - 1).requires_grad_()
+    preprocess = Preprocess(size=6, **settings)
+    shown = preprocess(grey)
+    torch.testing.assert_close(shown, preprocess(grey.repeat(1, 3, 1, 1)))
+    (g,) = torch.autograd.grad(shown.sum(), grey)
+    assert g.shape == grey.shape and (g > 0).all()

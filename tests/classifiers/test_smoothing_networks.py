@@ -77,7 +77,7 @@ def test_every_relu_is_replaced_and_the_sharpest_is_the_trained_network(name):
 def test_a_network_without_a_relu_says_what_it_has(name, has):
     with torch.device("meta"):
         network = models.get_model(name, weights=None)
-    with pytest.raises(InputError, match=f"has no ReLU to replace, only {has}; allowed: none"):
+    with pytest.raises(InputError, match=f"must have a ReLU for softplus 3 to replace, has only {has}$"):
         Classifier(network, preprocess=RAW, names=map(str, range(1000))).smooth(3.0)
 
 
@@ -93,5 +93,5 @@ class Untraceable(nn.Module):
 def test_what_cannot_be_traced_is_run_to_see_whether_it_has_a_relu():
     wanted = {"preprocess": RAW, "names": "ab"}
     assert Classifier(Untraceable(torch.relu), **wanted).smooth(3.0).smoothed == 0
-    with pytest.raises(InputError, match="Untraceable has no ReLU to replace"):
+    with pytest.raises(InputError, match="Untraceable must have a ReLU for softplus 3 to replace, has none"):
         Classifier(Untraceable(torch.tanh), **wanted).smooth(3.0)

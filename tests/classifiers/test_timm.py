@@ -35,7 +35,7 @@ def test_without_a_resize_logits_are_timms_own(name, height, width, picture, agr
     transforms = create_transform(**resolve_data_config(model=network), is_training=False)
     photo = picture(height, width)
     pixels = transforms(photo)[None]
-    classifier = load_classifier(f"timm:{name}?checkpoint={tmp_path}/own.pth")
+    classifier = load_classifier(f"timm:{name}?checkpoint={tmp_path}/own.pth&preprocess=imagenet")
     agrees(classifier, photo, pixels, network(pixels).detach())
 
 
@@ -44,7 +44,7 @@ def test_a_resize_differs_by_the_librarys_rounding(height, width, resnet, pictur
     network, path = resnet
     photo = picture(height, width)
     pixels = create_transform(**resolve_data_config(model=network), is_training=False)(photo)[None]
-    agrees(load_classifier(f"timm:resnet10t?checkpoint={path}"), photo, pixels, None, resized=True)
+    agrees(load_classifier(f"timm:resnet10t?checkpoint={path}&preprocess=imagenet"), photo, pixels, None, resized=True)
 
 
 def test_published_weights_come_from_the_hubs_cache(monkeypatch, tmp_path):
@@ -82,7 +82,7 @@ def test_one_logit_one_channel(tmp_path, picture, in_range):
     torch.save(network.state_dict(), tmp_path / "own.pt")
     names = tmp_path / "names.txt"
     names.write_text("cat\ndog\n")
-    classifier = load_classifier(f"timm:resnet10t?checkpoint={tmp_path}/own.pt&names={names}")
+    classifier = load_classifier(f"timm:resnet10t?checkpoint={tmp_path}/own.pt&names={names}&preprocess=imagenet")
     assert classifier.binary and classifier.names == ("cat", "dog")
     grey = in_range(picture(201, 201, "L"))
     middle = grey[..., 12:188, 12:188]  # 12.5 rounds to even
@@ -97,8 +97,11 @@ def test_one_logit_one_channel(tmp_path, picture, in_range):
         ("resnet10", "did you mean 'resnet10"),
         ("resnet10t.c4_in1k", "unknown weights of resnet10t 'c4_in1k'; did you mean 'c3_in1k'"),
         ("resnet10t?checkpoint=none.pth", "none.pth"),
-        ("resnet10t?weights=none.pth", "known: checkpoint, names, crop"),
-        ("resnet14t?checkpoint={path}", "do not fit the network .*Missing key"),
+        (
+            "resnet10t?weight=none.pth",
+            "unknown option 'weight'; did you mean 'weights'.* known: checkpoint, preprocess, size",
+        ),
+        ("resnet14t?checkpoint={path}", "do not fit the network .it lacks .*in all"),
         ("vit_small_patch14_dinov2", "has features, but no classes"),
     ],
 )

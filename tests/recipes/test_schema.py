@@ -71,7 +71,7 @@ def test_the_papers_settings():
     (guide,) = elucd.guides(classifier=flat)
     assert (guide.route, guide.scale, guide.strength) == ("direct", 1, Sine(gamma=0.3))
     assert (guide.objective.joint, guide.objective.marginal) == (1, 0.5)
-    assert elucd.classifier_settings() == {"preprocess": "own", "size": None, "softplus": 3.0}
+    assert elucd.classifier_settings() == {"preprocess": "own", "size": None, "softplus": 3.0, "adapt": True}
     assert elucd.walk()["steps"] == 250
 
 

@@ -21,8 +21,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from steersman.blocks import in_blocks
-from steersman.classifiers.preprocess import Preprocess
-from steersman.classifiers.smoothing import SoftCalls, activations, soften
+from steersman.classifiers.preprocess import Preprocess, in_channels
+from steersman.classifiers.smoothing import NoReLU, SoftCalls, activations, soften
 from steersman.errors import InputError, one_line
 from steersman.names import resolve
 from steersman.schedule import Level, Schedule, broadcast, times
@@ -38,7 +38,9 @@ class Classifier(nn.Module):
     Args:
         network: Maps the preprocessed image, ``(B, C, h, w)``, to logits ``(B, K)``; where ``told_level``, it
             maps the image and the level's time, ``(B,)``.
-        preprocess: How an image in [-1, 1] becomes the network's input.
+        preprocess: How an image in [-1, 1] becomes the network's input. Where it does not state the channels, the
+            network's first convolution does: an image of one channel is repeated to three for a network of three, and
+            one of one channel is shown the luminance of red, green and blue.
         names: One name a class or label; synonyms within a name are separated by commas.
         binary: Whether the network has one logit for two classes; σ(f) is the probability of ``names[1]``. Where one
             name is given, the other class is called by it with ``not``.
@@ -87,6 +89,7 @@ class Classifier(nn.Module):
             self.names = (f"not {self.names[0]}", *self.names)
         if binary and len(self.names) != 2:
             raise InputError(f"a binary classifier has two names, got {len(self.names)}")
+        self.takes = next((each.in_channels for each in network.modules() if isinstance(each, nn.Conv2d)), None)
         self.eval()
 
     def train(self, mode: bool = True) -> "Classifier":
@@ -120,9 +123,43 @@ class Classifier(nn.Module):
             told = [times(level, len(image), image.device, exact)]
 
         def logits(image: Tensor, *told: Tensor) -> Tensor:
-            return self._checked(self._output(self.preprocess(image).to(weights), *told))
+            image = self._adapted(self.preprocess(image).to(weights), *told)
+            return self._checked(self._output(image, *told))
 
         return in_blocks(logits, self.block, image, *told).to(exact)
+
+    @property
+    def _kind(self) -> str:
+        """What the network is, for messages: the class of what a wrapper of ours holds."""
+        network = self.network
+        while type(network).__name__.startswith("_") and (held := next(network.children(), None)) is not None:
+            network = held
+        return type(network).__name__
+
+    def _adapted(self, shown: Float[Tensor, "B C h w"], *told: Tensor) -> Float[Tensor, "B c h w"]:
+        """Returns an input with the channels that the network takes, where its preprocessing does not state them."""
+        if self.preprocess.channels is not None or {shown.shape[1], self.takes} != {1, 3}:
+            return shown
+        if self.takes == 1 and self._runs(torch.zeros_like(shown[:1]), *(each[:1] for each in told)):
+            self.takes = None  # it makes one channel of three by itself
+            return shown
+        return in_channels(shown, self.takes)
+
+    def _runs(self, *inputs: Tensor) -> bool:
+        """Returns whether the network takes an input."""
+        try:
+            with torch.no_grad():
+                self._output(*inputs)
+        except Exception:  # of a network's own code, which may fail in any way
+            return False
+        return True
+
+    def takes_size(self, side: int) -> bool:
+        """Returns whether the network takes squares of so many pixels."""
+        channels = 1 if self.preprocess.channels == "grey" else self.takes or 3
+        parameter = next(self.network.parameters(), torch.zeros(()))
+        told = [torch.zeros(1, device=parameter.device)] * self.told_level
+        return self._runs(torch.zeros(1, channels, side, side).to(parameter.device, _dtype(self.network)), *told)
 
     def _output(self, shown: Float[Tensor, "B c h w"], *told: Tensor) -> object:
         """Returns what the network makes of its input."""
@@ -132,7 +169,7 @@ class Classifier(nn.Module):
             raise
         except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
             size = " x ".join(map(str, shown.shape[1:]))
-            name = type(self.network).__name__
+            name = self._kind
             raise InputError(f"classifier: {name} does not take an input of {size} ({one_line(error)})") from error
 
     def _checked(self, output: object) -> Float[Tensor, "B K"]:
@@ -140,15 +177,15 @@ class Classifier(nn.Module):
         if self.binary and isinstance(output, Tensor) and output.ndim == 1:
             output = output[:, None]
         width = 1 if self.binary else len(self.names)
-        fits = isinstance(output, Tensor) and output.ndim == 2
-        if fits and (self.open_vocabulary or output.shape[1] == width):
-            return output
-        given = f"outputs of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-        more = ""
-        if fits and output.shape[1] == 1 and len(self.names) == 2:
-            more = "; a network with one logit for two classes is stated as binary"
+        given, more = type(output).__name__, ""
+        if isinstance(output, Tensor):
+            if output.ndim == 2 and (self.open_vocabulary or output.shape[1] == width):
+                return output
+            given = f"outputs of shape {tuple(output.shape)}"
+            if output.ndim == 2 and output.shape[1] == 1 and len(self.names) == 2:
+                more = "; a network with one logit for two classes is stated as binary"
         raise InputError(
-            f"classifier: {type(self.network).__name__} must give (images, {width}) logits, as it has "
+            f"classifier: {self._kind} must give (images, {width}) logits, as it has "
             f"{len(self.names)} names, got {given}{more}"
         )
 
@@ -168,7 +205,7 @@ class Classifier(nn.Module):
         """
         linear = [module for module in self.network.modules() if isinstance(module, nn.Linear)]
         if not linear:
-            raise InputError(f"{type(self.network).__name__} has no linear layer to take features before")
+            raise InputError(f"{self._kind} has no linear layer to take features before")
         seen: list[Tensor] = []
         handle = linear[-1].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
         try:
@@ -184,16 +221,11 @@ class Classifier(nn.Module):
             beta: Sharpness β > 0 of the softplus; the larger, the closer to the trained network.
 
         Raises:
-            InputError: β is not positive, or the network has no ReLU.
+            InputError: β is not positive.
+            NoReLU: The network has no ReLU.
         """
         network, count = soften(self.network, beta)
-        if count == 0 and not (isinstance(network, SoftCalls) and self._calls_relu(network)):
-            has = ", ".join(activations(self.network))
-            raise InputError(
-                f"softplus {beta:g} given, but {type(self.network).__name__} has no ReLU to replace"
-                + (f", only {has}; allowed: none" if has else "")
-            )
-        return Classifier(
+        smooth = Classifier(
             network,
             preprocess=self.preprocess,
             names=self.names,
@@ -203,19 +235,17 @@ class Classifier(nn.Module):
             schedule=self.schedule,
             smoothed=count,
         )
+        if count == 0 and not (isinstance(network, SoftCalls) and smooth._calls_relu(network)):
+            has = ", ".join(activations(self.network))
+            raise NoReLU(
+                f"smoothing: {self._kind} must have a ReLU for softplus {beta:g} to replace, "
+                f"has {f'only {has}' if has else 'none'}"
+            )
+        return smooth
 
     def _calls_relu(self, network: SoftCalls) -> bool:
         """Returns whether a network that cannot be traced softens anything when it runs, or cannot be run alone."""
-        channels = 1 if self.preprocess.channels == "grey" else 3
-        side = self.preprocess.size or 64
-        inputs = [torch.zeros(1, channels, side, side, dtype=_dtype(self.network))]
-        inputs += [torch.zeros(1)] if self.told_level else []
-        try:
-            with torch.no_grad():
-                network(*(each.to(next(self.network.parameters()).device) for each in inputs))
-        except Exception:  # a size or a time that is not the network's own
-            return True
-        return network.softened > 0
+        return not self.takes_size(self.preprocess.size or 64) or network.softened > 0
 
     def title(self, index: int) -> str:
         """Returns what a class is called: the first of its synonyms."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from steersman.checkpoint import check_finite
 from steersman.classifiers.processor import read_processor
+from steersman.classifiers.stated import NOTHING, Stated
 from steersman.classifiers.text import TextClassifier
 from steersman.classifiers.weights import held
 from steersman.errors import InputError, about
@@ -22,13 +23,14 @@ from steersman.hub import check_whole, load_pretrained, quiet
 __all__ = ["load_clip"]
 
 
-def load_clip(name: str) -> TextClassifier:
+def load_clip(name: str, stated: Stated = NOTHING) -> TextClassifier:
     """Returns a CLIP.
 
     Args:
         name: A folder with ``config.json``, ``model.safetensors``, and the files of tokenizer and image processor, as
             transformers saves them; or the id of such a model on the hub, taken from transformers' cache, and fetched
             into it where it is not there.
+        stated: What else its spec says.
 
     Raises:
         InputError: transformers is not installed, or no CLIP can be read there.

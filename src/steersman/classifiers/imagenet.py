@@ -19,6 +19,7 @@ from torch import nn
 
 from steersman.classifiers.base import Classifier
 from steersman.classifiers.preprocess import Preprocess
+from steersman.classifiers.stated import NOTHING, Stated
 from steersman.errors import InputError, unknown
 
 __all__ = ["efficientnet_lite0", "imagenet_names", "load_imagenet", "read_efficientnet_lite0"]
@@ -28,11 +29,12 @@ _FILE = "efficientnet-lite0-57934424.pth"
 _SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 
-def load_imagenet(name: str) -> Classifier:
+def load_imagenet(name: str, stated: Stated = NOTHING) -> Classifier:
     """Returns a classifier of the 1000 ImageNet classes.
 
     Args:
         name: ``efficientnet-lite0``.
+        stated: What else its spec says.
 
     Raises:
         InputError: The name is unknown, or its weights cannot be read.

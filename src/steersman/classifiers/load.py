@@ -1,7 +1,9 @@
-"""A classifier from one line of text, ``SOURCE:NAME``."""
+"""A classifier from one line of text: ``SOURCE:NAME``, or a folder."""
 
 from collections.abc import Callable
-from typing import Literal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 
@@ -9,11 +11,14 @@ from steersman.classifiers.base import Classifier
 from steersman.classifiers.clip import load_clip
 from steersman.classifiers.imagenet import load_imagenet
 from steersman.classifiers.module import load_module
-from steersman.classifiers.preprocess import RAW
+from steersman.classifiers.preprocess import RAW, Preprocess
+from steersman.classifiers.smoothing import NoReLU
+from steersman.classifiers.stated import Stated, split
 from steersman.classifiers.timm import load_timm
 from steersman.classifiers.torchvision import load_torchvision
 from steersman.classifiers.transformers import load_transformers
-from steersman.errors import InputError, unknown
+from steersman.errors import InputError, about, notice, unknown
+from steersman.files import read_json
 
 __all__ = ["SOURCES", "load_classifier"]
 
@@ -26,16 +31,19 @@ def load_classifier(
     softplus: float | None = None,
     preprocess: Literal["own", "raw"] = "own",
     size: int | None = None,
+    adapt: bool = False,
 ) -> Classifier:
     """Returns a trained classifier, ready to guide or to judge.
 
     Args:
         spec: Where the classifier comes from and its name there: ``imagenet:efficientnet-lite0``; ``zoo:NAME`` for a
-            bundled one; ``torchvision:NAME[.WEIGHTS][:FILE]``, ``timm:NAME[?checkpoint=FILE]`` or ``hf:FOLDER`` or
-            ``hf:ID`` for the classifiers of those libraries (options: `steersman.classifiers.torchvision`, ``.timm``,
-            ``.transformers``); ``clip:FOLDER`` or ``clip:ID`` for a CLIP in transformers' format, whose targets are
-            texts; ``adm-classifier:FILE`` for a noise-aware one (`steersman.classifiers.adm`); or
-            ``module:PACKAGE.NAME:FACTORY`` for one's own (`steersman.classifiers.module`).
+            bundled one; ``FOLDER`` for what ``steersman train classifier`` wrote, or transformers saved;
+            ``torchvision:NAME[.WEIGHTS][:FILE]``, ``timm:NAME[?checkpoint=FILE]`` or ``hf:FOLDER`` or ``hf:ID`` for the
+            classifiers of those libraries; ``clip:FOLDER`` or ``clip:ID`` for a CLIP in transformers' format, whose
+            targets are texts; ``adm-classifier:FILE`` for a noise-aware one (`steersman.classifiers.adm`); or
+            ``module:PACKAGE.NAME:FACTORY`` for one's own (`steersman.classifiers.module`). To each, options may be
+            added that say how images are prepared, what the classes are called and what the logits mean, as in
+            ``?size=32&mean=0.5&std=0.5`` (`steersman.classifiers.stated`).
         device: Where its weights lie; images must lie there too.
         dtype: Floating dtype of its weights; logits are of float32 at least.
         softplus: Sharpness β > 0 of the Softplus that replaces every ReLU (EluCD 4.3); None keeps the ReLUs.
@@ -43,44 +51,116 @@ def load_classifier(
             released code).
         size: Height and width in pixels that the image is resized to; None keeps what ``preprocess`` says: the
             network's own size, or for ``raw`` the sample's.
+        adapt: Whether smoothing and size, as of a recipe for any classifier, follow what this one is: a network without
+            ReLU is left as it was trained, with a notice; one of a fixed size keeps its own, also with ``raw``, with a
+            notice; one of a smaller size than ``size`` keeps that. Otherwise what cannot be done is refused.
 
     Raises:
-        InputError: The spec, its name or a setting cannot be used, or softplus is given and there is no ReLU.
+        InputError: The spec, its name or a setting cannot be used; or, unless ``adapt``, there is no ReLU to smooth or
+            the network takes no other size than its own.
     """
-    source, separator, name = spec.partition(":")
-    if source not in SOURCES:
-        raise unknown("classifier source", source, SOURCES)
-    if not separator or not name:
-        raise InputError(f"a classifier is given as {source}:NAME, got {spec!r}")
     if preprocess not in ("own", "raw"):
         raise unknown("preprocess", preprocess, ("own", "raw"))
     if not dtype.is_floating_point:
         raise InputError(f"a classifier's dtype must be floating, got {dtype}")
-    classifier = SOURCES[source](name)
+    if size is not None and size < 1:
+        raise InputError(f"size must be at least 1 pixel, got {size}")
+    classifier, stated = _loaded(spec)
     if preprocess == "raw":
-        classifier.preprocess = RAW
+        _feed_raw(classifier, stated, adapt=adapt)
     if size is not None:
-        classifier.preprocess = classifier.preprocess.resized(size)
+        _resize(classifier, stated, size, adapt=adapt)
     if softplus is not None:
-        classifier = classifier.smooth(softplus)
+        try:
+            classifier = classifier.smooth(softplus)
+        except NoReLU as error:
+            if not adapt:
+                raise
+            notice(f"{error}; it guides without smoothing")
     return classifier.to(device, dtype)
 
 
-def _load_adm(name: str) -> Classifier:
+def _loaded(spec: str) -> tuple[Classifier, Stated]:
+    """Returns a classifier as its spec alone has it."""
+    source, separator, name = spec.partition(":")
+    if source in SOURCES:
+        if not name:
+            raise InputError(f"a classifier is given as {source}:NAME, got {spec!r}")
+        name, stated = split(spec, name, OWN.get(source, ()))
+        return stated.applied(SOURCES[source](name, stated)), stated
+    folder, stated = split(spec, spec)
+    if not folder or (separator and not Path(folder).exists()):
+        raise unknown("classifier source", source, SOURCES)
+    return stated.applied(_load_folder(folder, stated)), stated
+
+
+def _feed_raw(classifier: Classifier, stated: Stated, *, adapt: bool) -> None:
+    """Feeds a network the sample as it is; for a recipe, one that takes its own size alone is fed at that size."""
+    own = classifier.preprocess
+    classifier.preprocess = replace(RAW, channels=own.channels)
+    if (
+        adapt
+        and own.size is not None
+        and not any(classifier.takes_size(side) for side in (own.size // 2, 2 * own.size))
+    ):
+        notice(f"the classifier {stated.spec!r} takes squares of {own.size} pixels alone: images are resized to that")
+        classifier.preprocess = classifier.preprocess.resized(own.size)
+
+
+def _resize(classifier: Classifier, stated: Stated, size: int, *, adapt: bool) -> None:
+    """Has images resized to a size; where that is a recipe's, not against what is known of the network."""
+    own = classifier.preprocess.size
+    if size == own or (adapt and own is not None and size > own):
+        return
+    if adapt and stated.size is not None:
+        return
+    if classifier.takes_size(size):
+        classifier.preprocess = classifier.preprocess.resized(size)
+        return
+    takes = "the image's own size" if own is None else f"squares of {own} pixels"
+    if not adapt:
+        raise InputError(f"size: the classifier {stated.spec!r} must be shown {takes}, got size {size}")
+    notice(f"the classifier {stated.spec!r} does not take images of {size} pixels: it is shown {takes}")
+
+
+def _load_adm(name: str, stated: Stated) -> Classifier:
     from steersman.classifiers.adm import load_adm_classifier
 
     return load_adm_classifier(name)
 
 
-def _load_zoo(name: str) -> Classifier:
+def _load_folder(name: str, stated: Stated) -> Classifier:
+    """Returns the classifier of a folder, which ``steersman train classifier`` or transformers wrote."""
+    folder = Path(name)
+    if (folder / "card.json").is_file():
+        from steersman.zoo import read_network
+
+        return _of_card(*read_network(folder / "model.safetensors", folder / "card.json"))
+    if (folder / "config.json").is_file():
+        kind = read_json(folder / "config.json").get("model_type")
+        return (load_clip if kind == "clip" else load_transformers)(name, stated)
+    if folder.is_dir():
+        raise InputError(
+            f"classifier: {name!r} must hold card.json and model.safetensors, which steersman train classifier writes, "
+            "or config.json, as transformers does"
+        )
+    raise InputError(f"classifier: there is no folder {name!r}; use a folder, or one of {', '.join(SOURCES)}:NAME")
+
+
+def _load_zoo(name: str, stated: Stated) -> Classifier:
     from steersman.zoo import load_network
 
-    network, card = load_network(name)
-    preprocess = RAW.grey() if card.get("channels") == 1 else RAW
-    return Classifier(network, preprocess=preprocess, names=card["classes"])
+    return _of_card(*load_network(name))
 
 
-SOURCES: dict[str, Callable[[str], Classifier]] = {
+def _of_card(network: torch.nn.Module, card: dict[str, Any]) -> Classifier:
+    """Returns a network of a training with what its card says of it: images in [-1, 1] of a size, and names."""
+    with about("card", "card.json"):
+        preprocess = Preprocess(size=card.get("resolution"), channels="grey" if card.get("channels") == 1 else None)
+        return Classifier(network, preprocess=preprocess, names=card["classes"])
+
+
+SOURCES: dict[str, Callable[[str, Stated], Classifier]] = {
     "adm-classifier": _load_adm,
     "clip": load_clip,
     "hf": load_transformers,
@@ -90,4 +170,8 @@ SOURCES: dict[str, Callable[[str], Classifier]] = {
     "torchvision": load_torchvision,
     "zoo": _load_zoo,
 }
-"""Where classifiers come from: a source's word, and its function from a name to the classifier."""
+"""Where classifiers come from: a source's word, and its function from a name, and what else is stated, to the
+classifier."""
+
+OWN = {"adm-classifier": ("size",)}
+"""Options of all classifiers that a source reads for itself."""

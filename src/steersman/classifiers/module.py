@@ -16,16 +16,18 @@ from torch import nn
 
 from steersman.classifiers.base import Classifier
 from steersman.classifiers.preprocess import RAW
+from steersman.classifiers.stated import NOTHING, Stated
 from steersman.errors import InputError, one_line, unknown
 
 __all__ = ["load_module", "make"]
 
 
-def load_module(name: str) -> Classifier:
+def load_module(name: str, stated: Stated = NOTHING) -> Classifier:
     """Returns the classifier that a function makes.
 
     Args:
         name: ``PACKAGE.NAME:FACTORY``.
+        stated: What else its spec says.
 
     Raises:
         InputError: The module or the function is not there, fails, or makes something else.
@@ -40,8 +42,8 @@ def load_module(name: str) -> Classifier:
     names = getattr(made, "names", None)
     if not isinstance(names, list | tuple) or not names or not all(isinstance(each, str) for each in names):
         raise InputError(f"classifier: the network of {called}() has no names of its classes; allowed: a list of texts")
-    heads = {head: bool(getattr(made, head, False)) for head in ("binary", "multilabel")}
-    return Classifier(made, preprocess=RAW, names=names, **heads)
+    binary, multilabel = (bool(getattr(made, head, False)) for head in ("binary", "multilabel"))
+    return Classifier(made, preprocess=RAW, names=names, binary=binary, multilabel=multilabel)
 
 
 def make(name: str, kind: str = "classifier") -> object:

@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from steersman.errors import InputError, unknown
 
-__all__ = ["RAW", "Channels", "Interpolation", "Preprocess"]
+__all__ = ["RAW", "Channels", "Interpolation", "Preprocess", "in_channels"]
 
 Interpolation = Literal["bicubic", "bilinear"]
 Channels = Literal["rgb", "bgr", "grey"]
@@ -48,7 +48,9 @@ class Preprocess:
         crop: Fraction in (0, 1] of the shorter side that a centre square keeps; the whole image is resized by as much
             as brings that square to ``size``. None keeps the whole image, and squeezes one that is not square: pixels
             outside a crop are never guided.
-        channels: Their order, or ``grey``: red, green and blue become one channel, and a single one stays.
+        channels: What the network takes: ``rgb`` or ``bgr``, or one channel, ``grey``. An image of one channel is
+            repeated to three where three are taken; of one of three, the luminance is taken where one is. None for
+            ``rgb`` where mean and deviation have three values, else for whatever the image has.
 
     Raises:
         InputError: A value is outside the range above, or ``mean`` and ``std`` differ in length.
@@ -59,7 +61,7 @@ class Preprocess:
     size: int | None = None
     interpolation: Interpolation = "bicubic"
     crop: float | None = None
-    channels: Channels = "rgb"
+    channels: Channels | None = None
 
     def __post_init__(self) -> None:
         if not self.mean or len(self.mean) != len(self.std):
@@ -72,7 +74,7 @@ class Preprocess:
             raise unknown("interpolation", self.interpolation, get_args(Interpolation))
         if self.crop is not None and not 0 < self.crop <= 1:
             raise InputError(f"crop must be a fraction in (0, 1] or None, got {self.crop}")
-        if self.channels not in get_args(Channels):
+        if self.channels not in (None, *get_args(Channels)):
             raise unknown("channels", self.channels, get_args(Channels))
 
     def __call__(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B c h w"]:
@@ -85,7 +87,7 @@ class Preprocess:
             The network's input, of the image's dtype and device.
 
         Raises:
-            InputError: The image does not have as many channels as ``mean``.
+            InputError: The image has channels that cannot be turned into the network's.
         """
         image = self._in_channels(image)
         channels = image.shape[1]
@@ -107,9 +109,9 @@ class Preprocess:
         return image * slopes + offsets
 
     def _in_channels(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B c H W"]:
-        if self.channels == "rgb" or image.shape[1] != 3:
-            return image
-        return image.flip(1) if self.channels == "bgr" else _grey(image)
+        takes = 1 if self.channels == "grey" else 3 if self.channels or len(self.mean) == 3 else None
+        image = in_channels(image, takes)
+        return image.flip(1) if self.channels == "bgr" else image
 
     def _sides(self, height: int, width: int) -> tuple[int, int]:
         """Returns height and width after the resize: with a crop, the shorter one is size / crop."""
@@ -139,8 +141,25 @@ def _centre_square(image: Float[Tensor, "B C H W"], side: int) -> Float[Tensor, 
     return image[..., top : top + side, left : left + side]
 
 
-def _grey(image: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 1 H W"]:
-    return (image * _per_channel(LUMA, image.dtype, image.device)).sum(1, keepdim=True)
+def in_channels(image: Float[Tensor, "B C H W"], count: int | None) -> Float[Tensor, "B c H W"]:
+    """Returns images with as many channels: grey repeated to three, or the luminance of red, green and blue.
+
+    Args:
+        image: Images.
+        count: How many; None for as many as there are.
+
+    Raises:
+        InputError: They have other channels.
+    """
+    given = image.shape[1]
+    if count in (None, given):
+        return image
+    if (given, count) == (1, 3):
+        return image.expand(-1, 3, -1, -1)
+    if (given, count) == (3, 1):
+        return (image * _per_channel(LUMA, image.dtype, image.device)).sum(1, keepdim=True)
+    allowed = "1 or 3" if count in (1, 3) else count
+    raise InputError(f"classifier: images must have {allowed} channels, got {given}")
 
 
 @cache

@@ -30,7 +30,11 @@ from torch.overrides import TorchFunctionMode
 
 from steersman.errors import InputError
 
-__all__ = ["SoftActivation", "SoftCalls", "activations", "soften", "softplus"]
+__all__ = ["NoReLU", "SoftActivation", "SoftCalls", "activations", "soften", "softplus"]
+
+
+class NoReLU(InputError):
+    """Softplus is asked for, and there is no ReLU for it to replace."""
 
 
 def softplus(a: Float[Tensor, "*shape"], beta: float) -> Float[Tensor, "*shape"]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from steersman.classifiers.base import Classifier
 from steersman.classifiers.preprocess import Preprocess
+from steersman.classifiers.smoothing import NoReLU
 from steersman.errors import InputError
 from steersman.rows import cosine, send
 from steersman.schedule import Level
@@ -84,9 +85,9 @@ class TextClassifier(Classifier):
         """Refuses: the towers that are trained with texts have no ReLU.
 
         Raises:
-            InputError: Always.
+            NoReLU: Always.
         """
-        raise InputError(f"softplus {beta:g} given, but a classifier of texts has no ReLU to replace; allowed: none")
+        raise NoReLU(f"smoothing: a classifier of texts has no ReLU for softplus {beta:g} to replace")
 
     def title(self, index: int) -> str:
         """Returns the text itself: its commas part no synonyms."""

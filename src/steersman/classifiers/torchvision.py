@@ -1,56 +1,82 @@
 """Torchvision's classifiers: ``torchvision:NAME``, ``torchvision:NAME.WEIGHTS``, ``torchvision:NAME:FILE``.
 
 The published weights say themselves how images are prepared: the shorter edge resized to R, the centre of S by S kept,
-normalised. One's own weights in a FILE are prepared for as the published ones are, which are the default ones of that
-network where none are named; how many classes there are is read from the weights of its head.
-
-    ?names=FILE    a name a line, in the order of the logits; else the published ones if they are as many, else numbers
-    ?crop=none     show the whole image, resized to S by S: only what the network sees is guided
+normalised. Of one's own weights in a FILE (or ``?checkpoint=FILE``) this is stated by the user
+(`steersman.classifiers.stated`), unless it is read: from the card that ``steersman train`` leaves beside them, or from
+what torchvision's own training script was told, which the file holds. How many classes there are, how many channels,
+and of a ViT for which size, is read from the weights.
 
 Source: https://docs.pytorch.org/vision/stable/models.html
 """
 
 import re
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
-from steersman.checkpoint import read_tensors
+from steersman.checkpoint import Checkpoint, Misfit, open_checkpoint
 from steersman.classifiers.base import Classifier
-from steersman.classifiers.preprocess import Preprocess
-from steersman.classifiers.weights import class_names, fetched, misfit, read_options, uncropped
-from steersman.errors import InputError, about, unknown
+from steersman.classifiers.preprocess import Interpolation, Preprocess
+from steersman.classifiers.stated import IMAGENET, KEYS, NOTHING, Stated, Unstated
+from steersman.classifiers.weights import beside, class_names, fetched, fixed_size, misfit
+from steersman.errors import about, unknown
+from steersman.options import split_options
 
 __all__ = ["load_torchvision"]
 
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(?=[12]\.)")
-_AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # heads of GoogLeNet and Inception, for training only
+_AUXILIARY = re.compile(r"(?:^|\.)(?:aux1|aux2|AuxLogits)\.")  # heads of GoogLeNet and Inception, for training only
 
 
-def load_torchvision(name: str) -> Classifier:
+def load_torchvision(name: str, stated: Stated = NOTHING) -> Classifier:
     """Returns one of torchvision's classifiers, in float32 on the CPU.
 
     Args:
-        name: ``NAME[.WEIGHTS][:FILE][?names=FILE&crop=none]``, with the names of torchvision's functions and enums.
+        name: ``NAME[.WEIGHTS][:FILE]``, with the names of torchvision's functions and enums.
+        stated: What else its spec says.
 
     Raises:
         InputError: There is no such network or weights, or they cannot be fetched or read, or do not fit.
     """
     spec = f"torchvision:{name}"
-    given, options = read_options(spec, name, ("names", "crop"))
+    given, options = split_options(name, ("checkpoint", *KEYS))
     chosen, _, file = given.partition(":")
+    file = file or options.get("checkpoint", "")
     architecture, published = _published(chosen)
-    state = read_tensors(file or fetched(spec, published.url))
+    path = Path(file) if file else fetched(spec, published.url)
+    checkpoint = open_checkpoint(path)
     with about("classifier", spec):
-        network, count, grey = _network(spec, architecture, published, state)
-        preprocess = _preprocess(published.transforms())
+        network, count, grey, side = _network(spec, architecture, checkpoint, stated)
+        preprocess, names = _preprocess(published.transforms()), published.meta["categories"]
+        if file:
+            card = beside(path)
+            preprocess = preprocess if side is None else preprocess.resized(side)
+            preprocess = _stated_in(card, checkpoint.facts) or Unstated(
+                spec=stated.spec or spec, published=preprocess, size=side
+            )
+            names = card.get("classes") or names
         return Classifier(
             network,
-            preprocess=uncropped(preprocess.grey() if grey else preprocess, options),
-            names=class_names(spec, count, options.get("names"), published.meta["categories"]),
+            preprocess=preprocess.grey() if grey else preprocess,
+            names=class_names(spec, count, None, names),
             binary=count == 1,
         )
+
+
+def _stated_in(card: Mapping[str, Any], facts: Mapping[str, Any]) -> Preprocess | None:
+    """Returns how images are prepared, where the file or the card beside it says so."""
+    if card:
+        return Preprocess(size=card.get("resolution"))
+    edge, size, how = (facts.get(key) for key in ("val_resize_size", "val_crop_size", "interpolation"))
+    if not (isinstance(edge, int) and isinstance(size, int) and how in get_args(Interpolation)):
+        return None
+    return replace(
+        IMAGENET, size=size, crop=size / edge, interpolation=how
+    )  # the script's mean and deviation are fixed
 
 
 def _published(name: str) -> tuple[str, Any]:
@@ -67,32 +93,41 @@ def _published(name: str) -> tuple[str, Any]:
     return architecture, offered[weights or "DEFAULT"]
 
 
-def _network(spec: str, architecture: str, published: Any, state: dict[str, Tensor]) -> tuple[nn.Module, int, bool]:  # noqa: ANN401
-    """Returns a network with these weights, how many logits it has, and whether it sees one channel."""
+def _network(
+    spec: str, architecture: str, checkpoint: Checkpoint, stated: Stated
+) -> tuple[nn.Module, int, bool, int | None]:
+    """Returns a network with these weights, its logits, whether it sees one channel, and the one size that it takes."""
     from torchvision import models
 
-    build, settings = models.get_model_builder(architecture), {}
+    build = models.get_model_builder(architecture)
+    settings: dict[str, Any] = {}
     if architecture in ("googlenet", "inception_v3"):
         # With its published weights, which others' usually started from, it normalises once more.
         settings = {"transform_input": True, "aux_logits": False, "init_weights": False}
-    if architecture.startswith("vit_"):
-        settings = {"image_size": published.meta["min_size"][0]}
-    if len({key.partition(".")[0] for key in state}) == 1:  # what held the network when it was saved
-        state = {key.partition(".")[2]: each for key, each in state.items()}
-    state = {_OLD_DENSENET.sub(r"\1", key): each for key, each in state.items() if not key.startswith(_AUXILIARY)}
-    # Without memory, no weights are drawn that others replace; but RegNets work out their widths with tensors.
-    with torch.device("cpu" if architecture.startswith("regnet") else "meta"):
-        head = list(build(weights=None, **settings).state_dict())[-1]
-        if head not in state or not state[head].ndim:
-            raise InputError(f"classifier: the weights of {spec!r} do not fit the network (there is no {head})")
-        count = len(state[head])
-        network = build(weights=None, num_classes=count, **settings)
-    grey = _sees_grey(network, state)
+
+    def bare(**more: Any) -> nn.Module:  # noqa: ANN401
+        # Without memory, no weights are drawn that others replace; but RegNets work out their widths with tensors.
+        with torch.device("cpu" if architecture.startswith("regnet") else "meta"):
+            return build(weights=None, **settings, **more)
+
+    names = list(bare().state_dict())
+    parts = {
+        holder: {_OLD_DENSENET.sub(r"\1", key): each for key, each in held.items() if not _AUXILIARY.search(key)}
+        for holder, held in checkpoint.parts.items()
+    }
     try:
+        state = replace(checkpoint, parts=parts).state(names, weights=stated.weights)
+        count, side = state[names[-1]].numel(), None
+        if architecture.startswith("vit_"):
+            usual = cast(int, bare().image_size)
+            side = fixed_size(lambda size: bare(num_classes=count, image_size=size), state, usual)
+            settings["image_size"] = side
+        network = bare(num_classes=count)
+        grey = _sees_grey(network, state)
         network.load_state_dict(state, assign=True)
-    except RuntimeError as error:
+    except (Misfit, RuntimeError) as error:
         raise misfit(spec, error) from error
-    return network, count, grey
+    return network, count, grey, side
 
 
 def _sees_grey(network: nn.Module, state: dict[str, Tensor]) -> bool:

@@ -1,4 +1,4 @@
-"""What classifiers with weights in a file share: the file if it is published, the names of the classes, the options.
+"""What classifiers with weights in a file share: the file if it is published, the names of the classes, a card beside.
 
 A published file whose name carries the first digits of its SHA-256 is checked each time that it is read, not only when
 it is fetched.
@@ -6,36 +6,24 @@ it is fetched.
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import urlparse
 
 import torch
+from torch import Tensor, nn
 
-from steersman.classifiers.preprocess import Preprocess
-from steersman.errors import InputError, one_line
+from steersman.errors import InputError, about, one_line
 from steersman.files import read_json, read_text
 from steersman.meta import no_larger_than, weights_size
-from steersman.options import split_options
 
-__all__ = ["class_names", "fetched", "held", "misfit", "read_options", "uncropped"]
+__all__ = ["LARGEST", "beside", "class_names", "fetched", "fixed_size", "held", "misfit"]
+
+LARGEST = 4096  # pixels across
 
 _DIGEST = re.compile(r"-([0-9a-f]{8,64})\.")
-
-
-def read_options(spec: str, text: str, allowed: Iterable[str]) -> tuple[str, dict[str, str]]:
-    """Returns a name and its options, from ``NAME?KEY=VALUE&KEY=VALUE``.
-
-    Raises:
-        InputError: An option is unknown, or has no value.
-    """
-    name, options = split_options(text, allowed)
-    for key, value in options.items():
-        if not value:
-            raise InputError(f"classifier: {spec!r} gives {key} no value; allowed: {key}=VALUE")
-    return name, options
 
 
 @contextmanager
@@ -60,17 +48,13 @@ def held(name: str) -> Iterator[None]:
         yield
 
 
-def uncropped(preprocess: Preprocess, options: Mapping[str, str]) -> Preprocess:
-    """Returns the same preprocessing, without its crop where the option ``crop=none`` is given.
-
-    Raises:
-        InputError: Another value is given.
-    """
-    if "crop" not in options:
-        return preprocess
-    if options["crop"] != "none":
-        raise InputError(f"classifier: crop={options['crop']} given; allowed: none")
-    return replace(preprocess, crop=None)
+def beside(weights: Path) -> dict[str, Any]:
+    """Returns the card of a training that wrote weights, which it left in the same folder; else nothing."""
+    card = weights.with_name("card.json")
+    if weights.name != "model.safetensors" or not card.is_file():
+        return {}
+    with about("card", card):
+        return read_json(card)
 
 
 def fetched(spec: str, url: str) -> Path:
@@ -111,10 +95,58 @@ def _fetch(url: str, path: Path, digest: str) -> None:
     torch.hub.download_url_to_file(url, str(path), hash_prefix=digest or None)
 
 
+def fixed_size(build: Callable[[int], nn.Module], state: Mapping[str, Tensor], side: int) -> int:
+    """Returns the side of the images that weights are for, of a network that knows the places in an image of one size.
+
+    A place is known by a row of a table, so that a table of another length is of another side. How the one follows from
+    the other differs from network to network: each that it may be is built, and the one that the weights fit is taken.
+
+    Args:
+        build: Builds the network for a side, without memory for its weights.
+        state: The weights.
+        side: The network's usual side.
+
+    Returns:
+        The side; the usual one where none fits, or where nothing depends on it.
+    """
+    own = build(side).state_dict()
+    differ = [name for name, value in own.items() if name in state and value.shape != state[name].shape]
+    candidates = {
+        other: None
+        for name in differ[:1]
+        for was, now in zip(own[name].shape, state[name].shape, strict=False)
+        if was != now
+        for other in _sides(side, was, now)
+    }
+    for other in candidates:
+        try:
+            found = build(other).state_dict()
+        except Exception:  # no side of that network, which it may say in any way
+            continue
+        if all(value.shape == found[name].shape for name, value in state.items() if name in found):
+            return other
+    return side
+
+
+def _sides(side: int, was: int, now: int) -> Iterator[int]:
+    """Yields the sides at which a table of as many rows as ``was`` at another side may have as many as ``now``."""
+    shares = [now / was]  # a row for each place along an edge
+    shares += [
+        ((now - more) / (was - more)) ** 0.5 for more in range(3) if was > more < now
+    ]  # for each place, and more
+    shares += [  # for each shift from one place to another, and more
+        ((now - more) ** 0.5 + 1) / ((was - more) ** 0.5 + 1) for more in (0, 3) if was > more < now
+    ]
+    for share in shares:
+        if abs(side * share - round(side * share)) < 1e-6 and 1 <= side * share <= LARGEST:
+            yield round(side * share)
+
+
 def misfit(spec: str, error: Exception) -> InputError:
-    """Returns the error for weights which are not the network's, from what torch says of them."""
-    said = " ".join(str(error).split()).partition(": ")[2]
-    said = said if len(said) <= 200 else f"{said[:200]}…"
+    """Returns the error for weights which are not the network's, from what is said of them."""
+    text = " ".join(str(error).split())
+    said = text if isinstance(error, InputError) else text.partition(": ")[2]
+    said = said if len(said) <= 300 else f"{said[:300]}…"
     return InputError(f"classifier: the weights of {spec!r} do not fit the network ({said or one_line(error)})")
 
 

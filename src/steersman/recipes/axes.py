@@ -37,7 +37,7 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class Softplus:
-    """Every ReLU of the classifier becomes ``log(1 + exp(beta a)) / beta`` (EluCD 4.3).
+    """Every ReLU of the classifier becomes ``log(1 + exp(beta a)) / beta`` (EluCD 4.3); one without stays as it is.
 
     Attributes:
         beta: The sharpness; the classifier as it was trained is the limit of large ones.
@@ -57,7 +57,8 @@ class Input:
 
     Attributes:
         preprocess: ``own`` for what it was trained with, ``raw`` for the sample as it is (EluCD's released code).
-        size: The side in pixels to resize to, or None for its own.
+        size: The side in pixels to resize to, or None for its own; a network of a smaller size keeps that, and so does
+            one that takes its own alone.
     """
 
     preprocess: Literal["own", "raw"] = "own"

@@ -144,7 +144,7 @@ class Recipe(BaseModel):
                     f"{ALSO}.{place}.smoothing: softplus {other} given; allowed: {softplus}, as for the first guide, "
                     "which has the same classifier"
                 )
-        return {"preprocess": shown.preprocess, "size": shown.size, "softplus": softplus}
+        return {"preprocess": shown.preprocess, "size": shown.size, "softplus": softplus, "adapt": True}
 
     def _softplus(self) -> float | None:
         """Returns the sharpness of the classifier's softened ReLUs, or None for the classifier as it was trained."""

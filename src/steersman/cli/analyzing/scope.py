@@ -7,6 +7,7 @@ from typing import Any
 from steersman.analysis.times import choose
 from steersman.blocks import block_size
 from steersman.classifiers import Classifier, load_classifier
+from steersman.classifiers.stated import Unstated
 from steersman.denoisers import load_denoiser
 from steersman.errors import InputError
 from steersman.guidance import View
@@ -82,6 +83,8 @@ class Scope:
         found = {}
         for name, spec in self.specs().items():
             found[name] = load_classifier(spec, device=self.device, **settings)
+            if isinstance(found[name].preprocess, Unstated):
+                raise found[name].preprocess.refusal()
             found[name].block = self._block
         return found
 
