@@ -133,9 +133,9 @@ def _unscaled(vae: Any, x0: Tensor) -> Tensor:  # noqa: ANN401
     config = vae.config
     if _movq(config):
         return x0
-    if isinstance(norm := getattr(vae, "bn", None), nn.BatchNorm2d):  # FLUX.2: statistics of the patches' values
+    if isinstance(getattr(vae, "bn", None), nn.BatchNorm2d):  # FLUX.2: statistics of the patches' values
         side = config["patch_size"][0]
-        mean, variance = (each[None, :, None, None].to(x0) for each in (norm.running_mean, norm.running_var))
+        mean, variance = (each[None, :, None, None].to(x0) for each in (vae.bn.running_mean, vae.bn.running_var))
         patches = F.pixel_unshuffle(x0, side) * (variance + config["batch_norm_eps"]).sqrt() + mean
         return F.pixel_shuffle(patches, side)
     if isinstance(mean := getattr(vae, "latents_mean", None), Tensor):  # LTX: buffers

@@ -37,8 +37,9 @@ def around_calls(
             return own(self, *args, **kwargs)
 
     names = {key: getattr(kind, key) for key in ("__module__", "__qualname__", "__doc__")}
-    pipe.__class__ = type(kind.__name__, (kind,), {"__call__": call, **names})
+    steered: Any = pipe
+    steered.__class__ = type(kind.__name__, (kind,), {"__call__": call, **names})
     try:
         yield
     finally:
-        pipe.__class__ = kind
+        steered.__class__ = kind

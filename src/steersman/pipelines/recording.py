@@ -349,7 +349,8 @@ def _mapped(value: Any, known: Mapping[int, Tensor], other: Callable[[Tensor], T
     if isinstance(value, Mapping) and type(value) is dict:
         return {key: _mapped(each, known, other) for key, each in value.items()}
     if type(value) in (tuple, list):
-        return type(value)(_mapped(each, known, other) for each in value)
+        found = [_mapped(each, known, other) for each in value]
+        return found if isinstance(value, list) else tuple(found)
     return value
 
 

@@ -194,12 +194,13 @@ class Trajectory:
         self.index += self.place.stage == 0
         kept_by_scheduler = dict(vars(self.plan.scheduler))
         again = self.plan.recurrence.at(self.place.level) if self.place.stage == 0 else 1
+        outcomes: list[_Outcome] = []
         for repeat in range(again):
             ready = self._guided(samples, known, repeat)
             calls = [
                 _changed(call, sample=x, model_output=u) for x, u in zip(ready.samples, ready.outputs, strict=True)
             ]
-            outcomes = []
+            outcomes.clear()
             for number, each in enumerate(calls):
                 if number or repeat:
                     vars(self.plan.scheduler).update(kept_by_scheduler)
