@@ -28,7 +28,7 @@ from steersman.classifiers.preprocess import Preprocess
 from steersman.classifiers.text import TextClassifier
 from steersman.denoise import Parameterization, Prediction, classifier_free, to_x0
 from steersman.denoisers import DiffusersDenoiser, EDMDenoiser, latent, load_denoiser
-from steersman.denoisers.adm import CLASSIFIERS, DENOISERS, SCHEDULES
+from steersman.denoisers.adm import CLASSIFIERS, DENOISERS
 from steersman.denoisers.dit_network import DiT
 from steersman.schedule import VP, Flow, Level, Schedule
 
@@ -160,7 +160,7 @@ def adm(size: int, dtype: torch.dtype) -> DiffusersDenoiser:
     known = DENOISERS[f"{size}x{size}_diffusion.pt"]
     assert known.layout and known.size, "known of every released file"
     network = known.layout.network(known.attention, known.size)
-    return DiffusersDenoiser(bare(network, dtype), schedule=SCHEDULES[known.schedule]())
+    return DiffusersDenoiser(bare(network, dtype), schedule=known.diffusion.noise)
 
 
 def edm(dtype: torch.dtype) -> EDMDenoiser:

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steersman.denoise import Denoiser
-from steersman.guidance.view import rms
+from steersman.rows import rms
 from steersman.sample.noise import SeededNoise
 from steersman.schedule import broadcast
 

@@ -1,5 +1,6 @@
 """One's own network, saved by one's own code, as a denoiser by the name of a function."""
 
+import importlib
 import sys
 
 import pytest
@@ -96,8 +97,7 @@ def own(tmp_path, monkeypatch):
     (tmp_path / "own_course.py").write_text(OWN)
     sys.path.append(str(tmp_path))
     try:
-        import own_course
-
+        own_course = importlib.import_module("own_course")
         own_course.saved()
         yield own_course
     finally:

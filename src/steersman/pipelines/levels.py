@@ -16,7 +16,7 @@ from steersman.errors import unknown
 from steersman.schedule import CLEAN, Level
 from steersman.schedulers import FAMILIES, Family, solver_levels
 
-__all__ = ["Place", "kept", "name_of", "places_of", "start_of", "visited"]
+__all__ = ["Place", "host", "kept", "name_of", "places_of", "start_of", "visited"]
 
 
 class Kept(NamedTuple):
