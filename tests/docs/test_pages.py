@@ -1,0 +1,162 @@
+"""Every code block of README and docs runs as it stands there, page by page from top to bottom, in one folder.
+
+What a block does is kept short from outside: sampling takes two steps without recurrence, a run draws one image of each
+target, rendered data sets and trainings have few images. Nothing in a block is changed but the stand-ins below, for
+what would have to be downloaded, for a GPU, and for launchers of several processes.
+"""
+
+import runpy
+import shutil
+import sys
+from contextlib import suppress
+from functools import partial
+
+import pytest
+import torch
+import yaml
+from torch.distributed.run import get_args_parser
+
+from docs.blocks import PAGES, ROOT, blocks, commands
+from steersman.recipes import load_recipe
+
+INSTALLS = {"python3", ".venv/bin/pip"}  # programs of the installation, which stands in `.ci/run` word for word
+LONG = ("docs/footprint.md", "docs/performance.md", "docs/recipes.md", "docs/results.md", "docs/tune.md", "docs/zoo.md")
+
+
+def marked(page):
+    return pytest.param(page, marks=pytest.mark.long if page in LONG else ())
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Keeps runs, data and trainings small, whatever a command asks for."""
+    import steersman.data.load
+    import steersman.data.sportballs
+    import steersman.metrics.evaluate
+    import steersman.run
+    import steersman.train.loop
+    from steersman.recipes import Recipe
+
+    walk, made, balls = Recipe.walk, steersman.run.Run.__post_init__, steersman.data.sportballs.SportBalls.preset
+    trained = steersman.train.loop.Training.__post_init__
+
+    def walked(self):
+        settings = walk(self)
+        return settings | {"steps": min(settings["steps"], 2), "recurrence": None}
+
+    def run(self):
+        object.__setattr__(self, "num", min(self.num, 1))
+        object.__setattr__(self, "device", "cpu")  # stands in for a GPU
+        object.__setattr__(self, "dtype", "float32")  # nothing is measured
+        made(self)
+
+    def training(self):
+        object.__setattr__(self, "images", min(self.images, self.batch_size))
+        trained(self)
+
+    def preset(name, *, num, **settings):
+        return balls(name, num=min(num, 24), **settings)
+
+    monkeypatch.setattr(Recipe, "walk", walked)
+    monkeypatch.setattr(steersman.run.Run, "__post_init__", run)
+    monkeypatch.setattr(steersman.train.loop.Training, "__post_init__", training)
+    monkeypatch.setattr(steersman.data.sportballs.SportBalls, "preset", preset)
+
+
+@pytest.fixture(scope="module")
+def stand_ins(tmp_path_factory, clip_folder):
+    """What takes the place of each thing that would be downloaded: tiny, random, in the same format."""
+    from denoisers import texts
+    from denoisers.adm_reference import Reference
+    from torchvision.models import resnet18
+
+    folder = tmp_path_factory.mktemp("stand-ins")
+    torch.save(Reference(heads=4, attended=(0, 1)).tensors, folder / "adm.pt")
+    torch.save(resnet18(num_classes=1000).state_dict(), folder / "resnet18.pt")
+    texts.make("SD").save_pretrained(folder / "sd")
+    return {
+        "adm:256x256_diffusion_uncond.pt": f"adm:{folder}/adm.pt?heads=4&attention=legacy&size=16",
+        "torchvision:resnet101": f"torchvision:resnet18:{folder}/resnet18.pt",
+        "clip:openai/clip-vit-base-patch32": f"clip:{clip_folder()}",
+        "stable-diffusion-v1-5/stable-diffusion-v1-5": str(folder / "sd"),
+    }
+
+
+@pytest.fixture
+def pipe():
+    """The pipeline that a page's Python has already: Stable Diffusion, tiny."""
+    from denoisers import texts
+
+    made = texts.make("SD")
+    made.set_progress_bar_config(disable=True)
+    return partial(made, num_inference_steps=3, height=16, width=16), made
+
+
+def launched(words):
+    """Returns the command that a launcher starts on each process; its own options must be known to it."""
+    launcher, *rest = words
+    own, command = rest[: rest.index("--")], rest[rest.index("--") + 1 :]
+    if launcher == "torchrun":
+        get_args_parser().parse_args([*own, *command])
+    else:
+        from accelerate.commands.launch import launch_command_parser
+
+        assert own.pop(0) == "launch"
+        launch_command_parser().parse_args([*own, *command])
+    assert command[0] == "steersman"
+    return command
+
+
+@pytest.mark.parametrize("page", map(marked, PAGES))
+def test_every_block_runs(page, call, short, stand_ins, request, monkeypatch, tmp_path):
+    (tmp_path / "docs").mkdir()
+    for folder in ("examples", "benchmarks"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    shutil.copy(ROOT / page, tmp_path / page)
+    (mine,) = (block.text for block in blocks("docs/extending.md") if block.text.startswith("class Brightness"))
+    (tmp_path / "mine.py").write_text(f"import torch\n\n\n{mine}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    names = {"__name__": "__main__"}
+    for block in blocks(page):
+        match block.language:
+            case "python":
+                if "pipe(" in block.text and "pipe" not in names:
+                    names["pipe"] = request.getfixturevalue("pipe")
+                exec(compile(block.text, f"{page}:{block.line}", "exec"), names)  # noqa: S102
+            case "yaml":
+                (tmp_path / "recipe.yaml").write_text(block.text)
+                assert load_recipe("recipe.yaml").check().resolved() and yaml.safe_load(block.text)["title"]
+            case "bash":
+                for words in commands(block.text):
+                    where = f"{page}, {' '.join(words)}"
+                    assert "…" not in where, f"{where}: is cut short, so nobody can run it"
+                    words = [stand_ins.get(each, each) for each in words]
+                    if words[0] in INSTALLS:
+                        continue
+                    if words[0] in ("torchrun", "accelerate"):
+                        words = launched(words)
+                    if words[0].endswith("steersman"):
+                        code, said, error = call(*words[1:])
+                        assert code == 0, f"{where}: {error or said}"
+                    else:
+                        assert words[0] == "python", where
+                        monkeypatch.setattr(sys, "argv", words[1:])
+                        with suppress(SystemExit):
+                            runpy.run_path(words[1], run_name="__main__")
+            case language:
+                assert language in ("text", ""), f"{page}:{block.line}: {language} blocks are not run"
+
+
+def test_the_installation_of_the_readme_is_the_one_of_ci():
+    """What is left out above is run there."""
+    tests = [words for block in blocks("README.md") if block.language == "bash" for words in commands(block.text)]
+    script = (ROOT / ".ci" / "run").read_text()
+    installs = [words for words in tests if words[0] in INSTALLS]
+    assert len(installs) == 4
+    assert "-m venv" in script and ".[dev]" in script
+
+
+def test_commands_of_a_shell_block():
+    text = 'a --b "c d" \\\n    e  # f\ng "h\ni" && j\n'
+    assert commands(text) == [["a", "--b", "c d", "e"], ["g", "h\ni"], ["j"]]
