@@ -111,7 +111,7 @@ def test_texts_are_classes_of_their_own_with_commas_and_digits(classifier):
     assert [classifier.resolve(each) for each in ("a cat, red", "a cat", "0")] == [0, 1, 2]
     assert [classifier.title(index) for index in range(3)] == ["a cat, red", "a cat", "0"]
     assert classifier.resolve(1) == 1
-    with pytest.raises(InputError, match="class index 3 is out of range; allowed: 0 to 2"):
+    with pytest.raises(InputError, match="class index must be 0 to 2, got 3"):
         classifier.resolve(3)
 
 

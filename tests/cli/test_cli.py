@@ -21,7 +21,10 @@ BAD = [
     (["--target", "baseball", "--blend", "baseball=1"], "target: given with a blend; allowed: one of the two"),
     (["--blend", "baseball"], "blend: 'baseball' given; allowed: CLASS=WEIGHT"),
     (["--blend", "baseball=much"], "blend: 'baseball=much' given; allowed: CLASS=WEIGHT"),
-    (["--target", "baseball", "--classifier", "efficientnet"], "unknown classifier source 'efficientnet'"),
+    (
+        ["--target", "baseball", "--classifier", "efficientnet"],
+        "there is no folder 'efficientnet'; use a folder, or one of",
+    ),
     (["--target", "baseball", "--judge", "imagenet:efficientnet-lite0"], "which is the guide"),
     (["--target", "baseball", "--label", "cube"], "unknown label 'cube'"),
     (["--target", "baseball", "--cfg-scale", "2"], "cfg-scale: 2.0 given without a label"),

@@ -20,12 +20,12 @@ CLOSE = {"rtol": 1e-3, "atol": 1e-5}
 def of_timm(folder):
     network = test_timm.built("resnet10t", num_classes=5)
     torch.save({"state_dict": network.state_dict()}, folder / "own.pth")
-    return f"timm:resnet10t?checkpoint={folder}/own.pth", {"size": 64}
+    return f"timm:resnet10t?checkpoint={folder}/own.pth&preprocess=imagenet", {"size": 64}
 
 
 def of_torchvision(folder):
     torch.save(test_torchvision.built("resnet18").state_dict(), folder / "own.pth")
-    return f"torchvision:resnet18:{folder}/own.pth", {"size": 48, "softplus": 4.0}
+    return f"torchvision:resnet18:{folder}/own.pth?preprocess=imagenet", {"size": 48, "softplus": 4.0}
 
 
 def of_transformers(folder):

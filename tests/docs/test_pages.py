@@ -66,9 +66,10 @@ def short(monkeypatch):
 @pytest.fixture(scope="module")
 def stand_ins(tmp_path_factory, clip_folder):
     """What takes the place of each thing that would be downloaded: tiny, random, in the same format."""
+    from torchvision.models import resnet18
+
     from denoisers import texts
     from denoisers.adm_reference import Reference
-    from torchvision.models import resnet18
 
     folder = tmp_path_factory.mktemp("stand-ins")
     torch.save(Reference(heads=4, attended=(0, 1)).tensors, folder / "adm.pt")

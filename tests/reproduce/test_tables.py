@@ -95,9 +95,9 @@ REFUSED = [
     ({"published": {"guided": {"fdi": 1.0}}}, "unknown figure 'fdi'"),
     ({"published": {"steered": {"fid": 1.0}}}, "published.steered"),
     ({"reference": None}, "reference: none given, but fid needs one"),
-    ({"num": 0}, "num: Input should be greater than 0"),
+    ({"num": 0}, "num must be greater than 0, got 0"),
     ({"classifiers": []}, "classifiers"),
-    ({"tflop": {"denoiser": 1.0}}, "tflop.guide: Field required"),
+    ({"tflop": {"denoiser": 1.0}}, "tflop.guide is missing"),
 ]
 
 

@@ -234,7 +234,10 @@ class Trajectory:
         self.step = step = self._at(self.place, self.index, repeat, prediction.variance_fraction)
         self.peak = step.peak
         x0_hat = prediction.x0_hat.detach()
-        estimate = Estimate(x0_hat, eps_from_x0(x_t.detach(), x0_hat, level), step.variance)
+        # Some pipelines end with a step from the clean image to itself: no noise is left, and nothing to guide.
+        self.steering.rests = not level.sigma > 0
+        eps = torch.zeros_like(x0_hat) if self.steering.rests else eps_from_x0(x_t.detach(), x0_hat, level)
+        estimate = Estimate(x0_hat, eps, step.variance)
         guided = self.steering.estimate(x_t, prediction, estimate, step)
         changed = guided is not estimate
         self.guided |= any(push is not None for push in self.steering.pushes)
