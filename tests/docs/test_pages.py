@@ -9,7 +9,6 @@ import runpy
 import shutil
 import sys
 from contextlib import suppress
-from functools import partial
 
 import pytest
 import torch
@@ -20,11 +19,6 @@ from docs.blocks import PAGES, ROOT, blocks, commands
 from steersman.recipes import load_recipe
 
 INSTALLS = {"python3", ".venv/bin/pip"}  # programs of the installation, which stands in `.ci/run` word for word
-LONG = ("docs/footprint.md", "docs/performance.md", "docs/recipes.md", "docs/results.md", "docs/tune.md", "docs/zoo.md")
-
-
-def marked(page):
-    return pytest.param(page, marks=pytest.mark.long if page in LONG else ())
 
 
 @pytest.fixture
@@ -90,7 +84,7 @@ def pipe():
 
     made = texts.make("SD")
     made.set_progress_bar_config(disable=True)
-    return partial(made, num_inference_steps=3, height=16, width=16), made
+    return made
 
 
 def launched(words):
@@ -108,7 +102,8 @@ def launched(words):
     return command
 
 
-@pytest.mark.parametrize("page", map(marked, PAGES))
+@pytest.mark.long
+@pytest.mark.parametrize("page", PAGES)
 def test_every_block_runs(page, call, short, stand_ins, request, monkeypatch, tmp_path):
     (tmp_path / "docs").mkdir()
     for folder in ("examples", "benchmarks"):
