@@ -125,7 +125,7 @@ def test_what_is_chosen_for_many_runs_is_chosen_once(denoiser, tmp_path, monkeyp
     assert auto.for_all(asked, tmp_path / "sweep.yaml") == PLACED
     assert len(measured) == 1
     (tmp_path / "sweep.yaml").write_text("[]")
-    with pytest.raises(InputError, match="out: .*sweep.yaml' cannot be read"):
+    with pytest.raises(InputError, match="out: .*sweep.yaml' cannot be used; it must hold a mapping"):
         auto.for_all(asked, tmp_path / "sweep.yaml")
 
 

@@ -84,8 +84,11 @@ def test_what_cannot_be_varied_is_refused(given, told):
 
 
 IMPOSSIBLE = [
-    (["scale=1,strong"], "cell scale=strong: scale.value: 'strong' given"),
-    (["stabilizer.beta=0.9", "scale=1,.nan"], "cell stabilizer.beta=0.9, scale=.nan: scale.value: nan given"),
+    (["scale=1,strong"], "cell scale=strong: scale.value must be a valid number, got 'strong'"),
+    (
+        ["stabilizer.beta=0.9", "scale=1,.nan"],
+        "cell stabilizer.beta=0.9, scale=.nan: scale.value must be a finite number",
+    ),
     (["stabilizer.betta=0.9"], "cell stabilizer.betta=0.9: unknown setting of stabilizer 'ema' 'betta'"),
     (["recipe=nrcg,nrgc"], "cell recipe=nrgc: unknown recipe 'nrgc'; did you mean 'nrcg'?"),
     (["guidance=1"], "cell guidance=1: guidance: 1 given; allowed: true or false"),
