@@ -49,6 +49,16 @@ def test_weights_within_a_training_state(key, tensors, tmp_path):
     assert set(read_tensors(tmp_path / "a.pt")) == set(tensors)
 
 
+def test_which_part_of_a_training_state_is_read_can_be_chosen(tensors, tmp_path):
+    torch.save({"model": tensors, "ema": {"other": torch.ones(1)}}, tmp_path / "a.pt")
+    with pytest.warns(Notice, match="holds weights as model, ema: ema is read, unless weights=model"):
+        assert set(read_tensors(tmp_path / "a.pt")) == {"other"}
+    with warnings.catch_warnings(action="error"):
+        assert set(read_tensors(tmp_path / "a.pt", weights="model")) == set(tensors)
+    with pytest.raises(InputError, match="weights must be one of model, ema, .* got net"):
+        read_tensors(tmp_path / "a.pt", weights="net")
+
+
 @pytest.mark.parametrize("name", ["a.pt", "old.pt", "a.safetensors"])
 @pytest.mark.parametrize("damage", ["empty", "tenth", "half", "but one byte", "start", "text"])
 def test_damaged_files_are_refused(name, damage, tensors, tmp_path):
@@ -99,7 +109,7 @@ def test_nothing_in_a_file_runs(name, tmp_path, monkeypatch):
         (tmp_path / name).write_bytes(pickle.dumps({"a": Runs()}))
     else:
         torch.save({"a": Runs()}, tmp_path / name)
-    refused(tmp_path / name, "it holds no tensors by their names")
+    refused(tmp_path / name, r"it holds no tensors by their names, and asks for \w+\.check_call")
     assert not (tmp_path / "ran").exists()
 
 

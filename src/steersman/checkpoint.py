@@ -52,7 +52,7 @@ ASIDE = re.compile(
 )
 """Tensors beside a network's own that are none of its weights: of losses, metrics, counters."""
 
-SHOWN = 3  # names in a message
+SHOWN, LONGEST = 3, 80  # names in a message, and characters of each
 MOST = 20_000_000  # characters of names in a file, which may nest without end
 
 
@@ -74,13 +74,19 @@ class Checkpoint:
     parts: Mapping[str, Mapping[str, Tensor]]
     facts: Mapping[str, Any]
 
-    def tensors(self) -> dict[str, Tensor]:
+    def tensors(self, *, weights: str | None = None) -> dict[str, Tensor]:
         """Returns the tensors of the likeliest part, without what is before all their names.
 
+        Args:
+            weights: The part that is wanted; None for an averaged one, or that of a usual name.
+
         Raises:
-            InputError: There are none, or they are not whole, plain and finite.
+            InputError: There is no such part, or its tensors are not whole, plain and finite.
         """
-        chosen = self._chosen([part for part in self.parts if part.rpartition(".")[2] in HOLDERS or _averaged(part)])
+        known = [part for part in self.parts if part.rpartition(".")[2] in HOLDERS or _averaged(part)]
+        if weights is not None and weights not in self.parts:
+            raise InputError(self._not_there(weights, known))
+        chosen = self._chosen(known) if weights is None else weights
         tensors = self.parts[chosen]
         if all(name.startswith("module.") for name in tensors):
             tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
@@ -93,8 +99,15 @@ class Checkpoint:
 
         ordered = sorted(known, key=rank)
         if len({_averaged(part) for part in known}) > 1:
-            notice(f"{str(self.path)!r} holds weights as {', '.join(known)}: {ordered[0]} is read")
+            other = next(part for part in ordered if not _averaged(part))
+            notice(self._several(known, ordered[0], other))
         return next(iter([*ordered, *([""] if "" in self.parts else []), *self.parts]))
+
+    def _several(self, copies: Collection[str], taken: str, other: str) -> str:
+        return f"{str(self.path)!r} holds weights as {_listed(copies)}: {taken} is read, unless weights={other}"
+
+    def _not_there(self, weights: str, copies: Collection[str]) -> str:
+        return f"weights must be one of {_listed(copies) or 'none'}, as in {str(self.path)!r}, got {weights}"
 
     def state(self, names: Collection[str], *, weights: str | None = None) -> dict[str, Tensor]:
         """Returns the tensors of a network with these names, floats in float32.
@@ -141,23 +154,18 @@ class Checkpoint:
         if weights is not None:
             chosen = [copy for copy in whole if f"{copy}.".startswith(f"{weights}.")]
             if not chosen:
-                raise InputError(
-                    f"weights must be one of {', '.join(listed) or 'none'}, as in {str(self.path)!r}, got {weights}"
-                )
+                raise InputError(self._not_there(weights, listed))
             return chosen[0]
         averaged = [copy for copy in distinct.values() if _averaged(copy)]
         chosen = averaged or list(distinct.values())
         if len(chosen) > 1:
             raise InputError(
-                f"{str(self.path)!r} holds several copies of the weights: {', '.join(listed)}; say which, as in "
-                f"weights={listed[0]}"
+                f"{str(self.path)!r} holds several copies of the weights: {_listed(listed)}; say which, as in "
+                f"weights={_said(listed[0])}"
             )
         if len(distinct) > 1:
             taken = chosen[0].rstrip(".")
-            other = next(each for each in listed if each != taken)
-            notice(
-                f"{str(self.path)!r} holds the weights as {', '.join(listed)}: {taken} is read, unless weights={other}"
-            )
+            notice(self._several(listed, taken, next(each for each in listed if each != taken)))
         return chosen[0] if chosen else None
 
     def _misfit(self, tensors: Mapping[str, Tensor], wanted: list[str], copies: Mapping[str, list[str]]) -> Misfit:
@@ -173,9 +181,9 @@ class Checkpoint:
         size = self.path.stat().st_size
         for name, tensor in tensors.items():
             if tensor.device.type != "cpu" or tensor.layout != torch.strided or tensor.is_quantized:
-                raise _refused(self.path, f"{name} is not a plain tensor")
+                raise _refused(self.path, f"{_said(name)} is not a plain tensor")
             if not tensor.nbytes <= tensor.untyped_storage().nbytes() <= size:
-                raise _refused(self.path, f"{name} is not a plain tensor with all its values")
+                raise _refused(self.path, f"{_said(name)} is not a plain tensor with all its values")
         try:
             check_finite(tensors)
         except InputError as error:
@@ -187,8 +195,13 @@ def _averaged(part: str) -> bool:
     return AVERAGED.search(part) is not None
 
 
+def _said(name: str) -> str:
+    """Returns a file's own text, fit for a line."""
+    return ascii(name)[1:-1][:LONGEST]
+
+
 def _listed(names: Collection[str]) -> str:
-    return ", ".join(list(names)[:SHOWN]) + (f", … ({len(names)} in all)" if len(names) > SHOWN else "")
+    return ", ".join(map(_said, list(names)[:SHOWN])) + (f", … ({len(names)} in all)" if len(names) > SHOWN else "")
 
 
 def _copies(tensors: Mapping[str, Tensor], wanted: list[str]) -> dict[str, list[str]]:
@@ -216,30 +229,36 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         raise InputError(f"checkpoint: {str(path)!r} given; allowed: a file of tensors, .safetensors, .pt or .pth")
     parts: dict[str, dict[str, Tensor]] = {}
     facts: dict[str, Any] = {}
+    asked = ""
     if path.suffix == ".safetensors":
         parts[""] = _safetensors(path)
     else:
-        for place, value in _leaves(_unpickled(path), path):
-            if isinstance(value, Tensor):
+        content = _unpickled(path)
+        asked = f", and asks for {_said(content.name)}" if isinstance(content, Record) else ""
+        for place, value in _leaves(content, path):
+            if isinstance(value, Record):
+                asked = asked or f", and asks for {_said(value.name)}"
+            elif isinstance(value, Tensor):
                 parts.setdefault(place[0], {})[place[1]] = value
             elif place[0] == "args":
                 facts[place[1]] = value
     if not any(parts.values()):
-        raise _refused(path, "it holds no tensors by their names")
+        raise _refused(path, f"it holds no tensors by their names{asked}")
     return Checkpoint(path=path, parts=parts, facts=facts)
 
 
-def read_tensors(path: str | Path) -> dict[str, Tensor]:
+def read_tensors(path: str | Path, *, weights: str | None = None) -> dict[str, Tensor]:
     """Returns the tensors of a file, on the CPU, in the dtypes that they were saved in.
 
     Args:
         path: As `open_checkpoint` takes it: weights by their names, or a training's state that holds such under
             ``ema``, ``model``, ``state_dict`` or another usual name, an averaged copy first.
+        weights: Under which name, where that is not the first of these.
 
     Raises:
         InputError: The file is missing or damaged, or holds no tensors; or one of them is not plain and finite.
     """
-    return open_checkpoint(path).tensors()
+    return open_checkpoint(path).tensors(weights=weights)
 
 
 def check_finite(tensors: Mapping[str, Tensor]) -> None:
@@ -251,11 +270,11 @@ def check_finite(tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         narrow = tensor.is_floating_point() and tensor.itemsize == 1  # torch asks no float8 whether it is finite
         if not torch.isfinite(tensor.float() if narrow else tensor).all():
-            raise InputError(f"{name} is not finite")
+            raise InputError(f"{_said(name)} is not finite")
 
 
 def _leaves(content: Any, path: Path) -> Iterator[tuple[tuple[str, str], Any]]:  # noqa: ANN401
-    """Yields all tensors and plain values, each with what holds it and its name there; a module holds its own whole."""
+    """Yields tensors, plain values and records, each with what holds it and its name; a module holds its own whole."""
     waiting: deque[tuple[str, str, Any]] = deque([("", "", content)])
     length = 0
     while waiting:
@@ -270,9 +289,9 @@ def _leaves(content: Any, path: Path) -> Iterator[tuple[tuple[str, str], Any]]: 
             length += len(holder) + len(name) + 1
             if length > MOST:
                 raise _refused(path, "it nests deeper than a checkpoint does")
-            if isinstance(value, Tensor | int | float | str | list | tuple | None):
+            if isinstance(value, Tensor | Record | int | float | str | list | tuple | None):
                 yield (holder, name), value
-            elif isinstance(value, dict | Record):
+            if isinstance(value, dict | Record):
                 if inside or transparent:
                     waiting.append((holder, name if transparent else f"{name}.", value))
                 else:

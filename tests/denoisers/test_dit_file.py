@@ -1,5 +1,6 @@
 """DiT's tensors by their authors' names, against a plain network of the same mathematics, written here."""
 
+import argparse
 import math
 
 import pytest
@@ -211,3 +212,16 @@ def test_other_networks_are_refused(change, said, save):
     with pytest.raises(InputError, match=said) as error:
         load_denoiser(save(tensors))
     assert "\n" not in str(error.value)
+
+
+def test_of_a_training_state_the_averaged_weights_are_read_or_the_others(save):
+    """As DiT's own training leaves it, its settings in a namespace beside them."""
+    averaged = random_tensors()
+    raw = {name: tensor + 1 if name == "final_layer.linear.bias" else tensor for name, tensor in averaged.items()}
+    told = argparse.Namespace(model="DiT-S/2", image_size=32)
+    spec = save({"model": raw, "ema": averaged, "opt": {"state": {0: {"step": torch.ones(1)}}}, "args": told})
+    with pytest.warns(Notice, match="ema is read, unless weights=model"):
+        first = load_denoiser(spec)
+    second = load_denoiser(f"{spec}&weights=model")
+    biases = [each.network.state_dict()["proj_out_2.bias"] for each in (first, second)]
+    torch.testing.assert_close(biases[1], biases[0] + 1)

@@ -133,7 +133,7 @@ def torchvision(folder: Path) -> Format:
     from torchvision import models
 
     torch.save(models.get_model("shufflenet_v2_x0_5", weights=None, num_classes=5).state_dict(), folder / "a.pth")
-    return _classifier(f"torchvision:shufflenet_v2_x0_5:{folder / 'a.pth'}", folder / "a.pth")
+    return _classifier(f"torchvision:shufflenet_v2_x0_5:{folder / 'a.pth'}?preprocess=imagenet", folder / "a.pth")
 
 
 def timm(folder: Path, name: str) -> Format:
@@ -141,7 +141,7 @@ def timm(folder: Path, name: str) -> Format:
 
     state = timm.create_model("test_efficientnet", pretrained=False, num_classes=5).state_dict()
     (save_file if name.endswith(".safetensors") else torch.save)(state, folder / name)
-    return _classifier(f"timm:test_efficientnet?checkpoint={folder / name}", folder / name)
+    return _classifier(f"timm:test_efficientnet?checkpoint={folder / name}&preprocess=imagenet", folder / name)
 
 
 def hf(folder: Path) -> Format:

@@ -1,4 +1,4 @@
-"""What a file claims of itself is held against the file before it gets memory, and nothing that it asks for is run."""
+"""What a file claims of itself is held against the file before it gets memory, and nothing that and asks for is run."""
 
 import json
 import os
@@ -113,7 +113,7 @@ def test_what_a_pickle_asks_for_is_named_and_not_run(make, zipped, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     format_ = make(tmp_path)
     torch.save({"a": Asks()}, format_.files[0], _use_new_zipfile_serialization=zipped)
-    with pytest.raises(InputError, match=f"{format_.files[0].name}.*it asks for posix.mkdir"):
+    with pytest.raises(InputError, match=f"{format_.files[0].name}.*and asks for posix.mkdir"):
         format_.load()
     assert not (tmp_path / "ran").exists()
 

@@ -173,5 +173,5 @@ SOURCES: dict[str, Callable[[str, Stated], Classifier]] = {
 """Where classifiers come from: a source's word, and its function from a name, and what else is stated, to the
 classifier."""
 
-OWN = {"adm-classifier": ("size",)}
+OWN = {"adm-classifier": ("size", "weights")}
 """Options of all classifiers that a source reads for itself."""

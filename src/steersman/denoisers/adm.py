@@ -16,6 +16,8 @@ stated, by the names that the authors' training scripts have for it or by shorte
                             guided-diffusion's scripts, 1000, linear, False, False, and a notice says so.
                             improved-diffusion's scripts have rescale_timesteps=True where it is not given
 
+    weights                 what holds the weights in the file, where it holds an averaged copy (``ema``) too
+
 So ``adm:mine.pt?heads=4&attention=legacy&size=64&diffusion_steps=4000&schedule=cosine``. What the tensors tell may be
 stated too, and is held against them: num_channels, channel_mult, attention_resolutions, learn_sigma, class_cond,
 num_classes, use_scale_shift_norm, resblock_updown, classifier_pool. Settings of training alone, such as dropout or
@@ -53,8 +55,8 @@ TRAINED = {
     "adm-classifier": ("diffusion_steps", "schedule", "rescale_timesteps"),
 }
 SETTINGS = {
-    "adm": (*NETWORK, *TRAINED["adm"], "learn_sigma", "class_cond", "num_classes"),
-    "adm-classifier": (*NETWORK, *TRAINED["adm-classifier"], "num_classes", "pool"),
+    "adm": (*NETWORK, *TRAINED["adm"], "learn_sigma", "class_cond", "num_classes", "weights"),
+    "adm-classifier": (*NETWORK, *TRAINED["adm-classifier"], "num_classes", "pool", "weights"),
 }
 
 
@@ -233,7 +235,7 @@ def read_checkpoint(source: str, name: str, released: Mapping[str, Known]) -> Ch
         raise InputError(f"{source}: there is no file {stated.file!r}; {fetch}{'' if known else ', '.join(released)}")
     if known is None:
         _attention(stated, None)
-    tensors = read_tensors(path)
+    tensors = read_tensors(path, weights=stated.get("weights"))
     with about(source, path):
         layout = read_layout(tensors, stated.get("blocks"))
         for key, wanted in vars(known.layout).items() if known and known.layout else ():

@@ -195,5 +195,5 @@ READ: Mapping[str, Callable[[str, str], Any]] = {
     **dict.fromkeys(("channel_mult", "attention_resolutions"), _numbers),
     "attention": _order,
     "schedule": _schedule,
-    **dict.fromkeys(("vae", "pool"), lambda _, text: text),
+    **dict.fromkeys(("vae", "pool", "weights"), lambda _, text: text),
 }

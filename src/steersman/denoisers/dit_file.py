@@ -11,6 +11,7 @@
                             how it was trained (`steersman.denoisers.adm_settings`); the defaults are those of DiT's own
                             training, 1000, linear, False, False, and a notice says so
     learn_sigma, size       held against the tensors; size (image_size) is the image's, 8 times the latent's
+    weights                 model, where the file holds the averaged weights (``ema``) too, which are read otherwise
 
 The network is diffusers' `DiTTransformer2DModel`, in which each block has the time's and the label's embedding for
 itself, and q, k and v are matrices of their own.
@@ -38,7 +39,7 @@ __all__ = ["load_dit"]
 
 HEADS = {1152: 16, 1024: 16, 768: 12, 384: 6}  # DiT-XL, -L, -B, -S
 TRAINED = ("diffusion_steps", "schedule", "predict_xstart", "rescale_timesteps")
-SETTINGS = ("vae", "heads", "num_classes", *TRAINED, "learn_sigma", "size")
+SETTINGS = ("vae", "heads", "num_classes", *TRAINED, "learn_sigma", "size", "weights")
 RELEASED = ("DiT-XL-2-256x256.pt", "DiT-XL-2-512x512.pt")
 PAGE = "https://dl.fbaipublicfiles.com/DiT/models"
 BLOCK = {
@@ -82,7 +83,7 @@ def load_dit(name: str) -> DiffusersDenoiser:
             f"dit: {file!r} given without its VAE; allowed: dit:{file}?vae=FOLDER, where diffusers saved an "
             "AutoencoderKL, as stabilityai/sd-vae-ft-ema is"
         )
-    tensors = read_tensors(path)
+    tensors = read_tensors(path, weights=stated.get("weights"))
     with about("dit", path):
         try:
             network = _network(tensors, stated)
