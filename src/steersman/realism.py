@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steersman.denoise import Denoiser
+from steersman.precision import ieee
 from steersman.rows import rms
 from steersman.sample.noise import SeededNoise
 from steersman.schedule import broadcast
@@ -33,6 +34,7 @@ CLEAR = 0.3  # an error up to which an image is whole, whatever the unguided one
 
 
 @torch.no_grad()
+@ieee()
 def noise_error(
     denoiser: Denoiser,
     x0: Float[Tensor, "B *shape"],

@@ -20,6 +20,19 @@ from steersman.run import read_run
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
+def test_images_are_decoded_and_checked_in_ieee_arithmetic_too(session, tmp_path, monkeypatch):
+    drawing, seen = session(num=2), []
+    decode, network = drawing.denoiser.decode, drawing.denoiser.network
+    noted = lambda *_: seen.append(torch.backends.cudnn.deterministic)  # noqa: E731
+    monkeypatch.setattr(drawing.denoiser, "decode", lambda x0: (noted(), decode(x0))[1])
+    handle = network.register_forward_pre_hook(noted)
+    generate(drawing, tmp_path)
+    handle.remove()
+    assert seen
+    assert all(seen)
+    assert not torch.backends.cudnn.deterministic
+
+
 def times(folder):
     """Returns when each image was drawn, by what its record says."""
     store = Store.read(folder)

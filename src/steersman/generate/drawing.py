@@ -27,6 +27,7 @@ from steersman.generate.record import Record
 from steersman.generate.share import Share
 from steersman.generate.store import Store
 from steersman.generate.summary import Summary, summarize
+from steersman.precision import ieee
 from steersman.sample import Callback, Report
 from steersman.session import Session
 from steersman.watch import Watch, counting
@@ -187,6 +188,7 @@ def _draw(
             progress.look()
 
 
+@ieee()
 def _drawn(
     session: Session, store: Store, on_step: Callable[[], object], callbacks: Sequence[Callback], places: Sequence[int]
 ) -> list[Drawn]:
