@@ -21,6 +21,9 @@ def network():
     return nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())
 """
 
+# What the scripts of guided-diffusion train with, stated since the tiny file is none of the released ones.
+TRAINED = {"diffusion_steps": 1000, "noise_schedule": "linear", "predict_xstart": False, "rescale_timesteps": False}
+
 
 @pytest.fixture(autouse=True)
 def folder(monkeypatch, tmp_path):
@@ -58,7 +61,7 @@ def test_a_class_conditional_adm(call, tmp_path):
     np.savez(tmp_path / "data" / "VIRTUAL_imagenet128_labeled.npz", arr_0=pixels(8, 8), mu=np.zeros(2), sigma=np.eye(2))
     torch.manual_seed(0)
     torch.save(models.resnet50().state_dict(), tmp_path / "models" / "resnet50-11ad3fa6.pth")
-    path = rewritten(tmp_path, "elucd-imagenet128", denoiser=f"adm:{{adm-128}}?{reference.settings()}")
+    path = rewritten(tmp_path, "elucd-imagenet128", denoiser=f"adm:{{adm-128}}?{reference.settings(**TRAINED)}")
     asked = ("reproduce", path, "--num", 4, "--steps", 2, "--resamples", 2, "--out", "o", "--run")
     code, out, err = call(*asked, "--trust", "module:coarse:network")
     assert (code, err) == (0, "")
@@ -103,7 +106,8 @@ def test_a_folder_of_the_hub_with_nrcgs_classifier(call, tmp_path):
     asked = ("reproduce", path, "--num", 4, "--steps", 2, "--resamples", 4, "--out", "o")
     asked += ("--trust", "module:coarse:network")
     code, out, err = call(*asked)
-    assert (code, err) == (0, "")
+    assert code == 0
+    assert [line for line in err.splitlines() if "the classifier is binary" not in line] == []
     record = json.loads((tmp_path / "o" / "evaluation.json").read_text())
     assert set(record["figures"]) == {"accuracy/guide", "fid", "cfid"}
     assert all(figure["value"] is not None for figure in record["figures"].values())

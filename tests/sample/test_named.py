@@ -165,7 +165,11 @@ def test_filled_settings_are_the_same_sampler(name, mixture):
         ("DDIM", {"beta_start": 1.0}, "unknown setting of DDIMScheduler 'beta_start'"),
         ("DDIM", {"eta": "much"}, "sampler.settings.eta must be a valid number, got 'much'"),
         ("DEISMultistep", {"solver_order": "x"}, "sampler.settings.solver_order must be a valid integer, got 'x'"),
-        ("DDIM", {"timestep_spacing": "x"}, "timestep_spacing: 'x' given; allowed: 'leading', 'trailing' or 'lins"),
+        (
+            "DDIM",
+            {"timestep_spacing": "x"},
+            "sampler.settings.timestep_spacing must be 'leading', 'trailing' or 'linspace', got 'x'",
+        ),
         (
             "DPMSolverMultistep",
             {"use_karras_sigmas": True, "use_lu_lambdas": True, "use_beta_sigmas": True},

@@ -250,27 +250,30 @@ class Turn:
         Raises:
             InputError: No graph leads from the output to the network's input, or that does not come from the sample.
         """
-        entered = {key: leaf for call in self.asked for key, leaf in call.leaves.items()}
+        # One tensor may enter several calls, as with classifier-free guidance by two calls; each has a leaf of its own.
+        entered = [pair for call in self.asked for pair in call.leaves.items()]
         if not entered or not self.output.requires_grad:
             raise InputError(
                 "gradient with respect to x_t: no gradient leads from the scheduler's step to the network's input, as "
                 "when the network is quantised without one, or the step is not made by the pipeline's own call; "
                 "take it with respect to x0_hat (route direct)"
             )
-        originals = [each for call in self.asked for each in _tensors((call.args, call.kwargs)) if id(each) in entered]
+        originals = [
+            each for call in self.asked for each in _tensors((call.args, call.kwargs)) if id(each) in call.leaves
+        ]
         known = self._run(_leading_to(self.calls, originals), {id(self.sample): sample}, networks=False)
-        shown = {id(each): known[id(each)] for each in originals if id(each) in known}
-        if not shown:
+        reached = [(known[key], leaf) for key, leaf in entered if key in known]
+        if not reached:
             raise InputError(
                 "gradient with respect to x_t: what enters the pipeline's network does not come from the sample that "
                 "its scheduler is given; take it with respect to x0_hat (route direct)"
             )
-        leaves = [entered[key] for key in shown]
+        shown, leaves = zip(*reached, strict=True)
 
         def pull(g: Tensor) -> Sequence[Tensor | None]:
             return torch.autograd.grad(self.output, leaves, g, retain_graph=True, allow_unused=True)
 
-        linked: Any = _Link.apply(self.output.detach(), pull, *shown.values())
+        linked: Any = _Link.apply(self.output.detach(), pull, *shown)
         return linked
 
     def _run(self, calls: Iterable[_Call], known: dict[int, Tensor], *, networks: bool = True) -> dict[int, Tensor]:
