@@ -107,6 +107,14 @@ def test_an_image_is_drawn_anew_only_where_its_own_candidates_degenerate():
     torch.testing.assert_close(swarm.weights, torch.tensor([[-0.1, 0.0], [0.0, 0.0]], dtype=F64), rtol=1e-6, atol=0)
 
 
+def test_an_effective_sample_size_of_just_that_fraction_is_drawn_anew():
+    """Weights of 1/2, 1/2, 0, 0 are worth two candidates, half of four: exact in floats."""
+    said = torch.tensor([0.0, 0.0, -1e6, -1e6])
+    for fraction, rows in ((0.5, [0, 0, 1, 1]), (0.49, [0, 1, 2, 3])):
+        swarm = Swarm(Particles(count=4, fraction=fraction), 1, "cpu")
+        assert swarm.choose(said, at(1.0), torch.tensor([0.5], dtype=F64)).tolist() == rows
+
+
 def test_the_likeliest_goes_on_alone_whatever_the_weights():
     swarm = Swarm(Particles(count=3, low=1.0), 1, "cpu")
     swarm.weights = torch.tensor([[9.0, 0.0, 0.0]], dtype=F64)
