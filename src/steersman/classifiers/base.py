@@ -25,6 +25,7 @@ from steersman.classifiers.preprocess import Preprocess, in_channels
 from steersman.classifiers.smoothing import NoReLU, SoftCalls, activations, soften
 from steersman.errors import InputError, one_line
 from steersman.names import resolve
+from steersman.precision import loss_scaled
 from steersman.schedule import Level, Schedule, broadcast, times
 
 __all__ = ["Classifier"]
@@ -124,9 +125,9 @@ class Classifier(nn.Module):
 
         def logits(image: Tensor, *told: Tensor) -> Tensor:
             image = self._adapted(self.preprocess(image).to(weights), *told)
-            return self._checked(self._output(image, *told))
+            return self._checked(self._output(image, *told)).to(exact)
 
-        return in_blocks(logits, self.block, image, *told).to(exact)
+        return in_blocks(loss_scaled(logits, weights), self.block, image, *told)
 
     @property
     def _kind(self) -> str:

@@ -22,6 +22,7 @@ from steersman.denoise import Prediction, check_condition, classifier_free
 from steersman.denoisers.adm_network import ADMUNet
 from steersman.denoisers.folder import Folder
 from steersman.errors import InputError
+from steersman.precision import loss_scaled
 from steersman.schedule import EDM, Level, Schedule, broadcast, times
 
 __all__ = ["EDMDenoiser"]
@@ -158,8 +159,11 @@ class EDMDenoiser:
         dtype = next(self.network.parameters(), x_t).dtype
         noise = times(level, len(x_t), x_t.device, torch.promote_types(dtype, torch.float32))
         told = () if label is None else (label,)
-        output = in_blocks(self._output, self.block, (c_in * x_t).to(dtype), noise, *told)
-        return c_skip * x_t + c_out * output.to(x_t.dtype)
+
+        def wide(x: Tensor, *told: Tensor) -> Tensor:
+            return self._output(x.to(dtype), *told).to(x.dtype)
+
+        return c_skip * x_t + c_out * in_blocks(loss_scaled(wide, dtype), self.block, c_in * x_t, noise, *told)
 
     def _output(self, x: Tensor, noise: Tensor, label: Tensor | None = None) -> Tensor:
         return self.network(x, noise, class_labels=label).sample

@@ -22,6 +22,7 @@ so that a batch needs little more memory than one image.
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from steersman.errors import InputError
+from steersman.precision import loss_scaled
 from steersman.rows import send
 
 __all__ = ["cast", "channels", "decoded", "encoded", "frozen", "scaled", "unscaled"]
@@ -50,10 +52,15 @@ def decoded(vae: Any, x0: Float[Tensor, "B C *T H W"]) -> Float[Tensor, "B C2 *T
     if x0.ndim == 5 and not _of_videos(vae):
         frames = decoded(vae, x0.transpose(1, 2).flatten(0, 1))
         return frames.unflatten(0, (len(x0), -1)).transpose(1, 2)
-    z = _unscaled(vae, x0).to(vae.dtype)
-    if x0.ndim == 4 and _of_videos(vae):
-        return torch.cat([_decode(vae, each[:, :, None])[:, :, 0] for each in z.split(1)]).to(x0.dtype)
-    return torch.cat([_decode(vae, each) for each in z.split(1)]).to(x0.dtype)
+    decode = loss_scaled(partial(_decoded, vae), vae.dtype)
+    return torch.cat([decode(each) for each in _unscaled(vae, x0).split(1)])
+
+
+def _decoded(vae: Any, z: Tensor) -> Tensor:  # noqa: ANN401
+    """Returns what a VAE makes of latents of its own scale, whatever it computes in."""
+    if z.ndim == 4 and _of_videos(vae):
+        return _decoded(vae, z[:, :, None])[:, :, 0]
+    return _decode(vae, z.to(vae.dtype)).to(z.dtype)
 
 
 def _decode(vae: Any, z: Tensor) -> Tensor:  # noqa: ANN401

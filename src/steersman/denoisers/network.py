@@ -22,6 +22,7 @@ from steersman.blocks import in_blocks
 from steersman.denoise import Parameterization, Prediction, check_condition, classifier_free_at_once, to_x0
 from steersman.denoisers import latent
 from steersman.errors import InputError, unknown
+from steersman.precision import loss_scaled
 from steersman.schedule import Level, Schedule, times
 
 __all__ = ["NetworkDenoiser"]
@@ -131,8 +132,12 @@ class NetworkDenoiser:
     def _predict(self, x_t: Tensor, level: Level, label: Tensor | None) -> Prediction:
         time = times(level, len(x_t), x_t.device, torch.float32) * self.time_scale
         time = (time if self.time_dtype.is_floating_point else time.round()).to(self.time_dtype)
-        inputs = (x_t.to(next(self.network.parameters(), x_t).dtype), time, *(() if label is None else (label,)))
-        output = in_blocks(self._output, self.block, *inputs).to(x_t.dtype)
+        dtype = next(self.network.parameters(), x_t).dtype
+
+        def wide(x: Tensor, *told: Tensor) -> Tensor:
+            return self._output(x.to(dtype), *told).to(x.dtype)
+
+        output = in_blocks(loss_scaled(wide, dtype), self.block, x_t, time, *(() if label is None else (label,)))
         fraction = None
         if output.shape[1:] == (2 * x_t.shape[1], *x_t.shape[2:]):
             output, learned = output.chunk(2, dim=1)

@@ -25,6 +25,7 @@ from steersman.denoisers import latent
 from steersman.errors import InputError, one_line
 from steersman.pipelines.layout import layout_of
 from steersman.pipelines.told import Told, hear
+from steersman.precision import loss_scaled
 from steersman.schedule import Flow, Level, Schedule, from_diffusers, times
 
 __all__ = ["PipelineDenoiser"]
@@ -144,11 +145,13 @@ class PipelineDenoiser:
     def _predict(self, x_t: Tensor, level: Level, rows: Tensor, told: Told) -> Prediction:
         time = times(level, len(x_t), x_t.device, torch.float32) * told.pace
 
-        def output(x: Tensor, time: Tensor, rows: Tensor) -> Tensor:
-            answer = self.network(self.layout.pack(x), timestep=time, **told.rows(rows))
-            return self.layout.unpack(answer[0])
+        dtype = self.network.dtype
 
-        raw = in_blocks(output, self.block, x_t.to(self.network.dtype), time, rows).to(x_t.dtype)
+        def output(x: Tensor, time: Tensor, rows: Tensor) -> Tensor:
+            answer = self.network(self.layout.pack(x.to(dtype)), timestep=time, **told.rows(rows))
+            return self.layout.unpack(answer[0]).to(x.dtype)
+
+        raw = in_blocks(loss_scaled(output, dtype), self.block, x_t, time, rows)
         fraction = None
         if raw.shape[1] == 2 * x_t.shape[1]:
             raw, learned = raw.chunk(2, dim=1)

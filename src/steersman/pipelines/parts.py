@@ -63,6 +63,12 @@ class Parts(NamedTuple):
         """The class of the first network."""
         return type(original(self.networks[0])).__name__
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the first network computes in."""
+        floating = (each.dtype for each in self.networks[0].parameters() if each.is_floating_point())
+        return next(floating, torch.float32)
+
     def check(self, pipe: Any, *, through: bool, asks: bool) -> None:  # noqa: ANN401
         """Refuses a pipeline whose parts cannot be used as guides need.
 

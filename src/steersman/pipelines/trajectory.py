@@ -42,6 +42,7 @@ from steersman.pipelines.layout import layout_of
 from steersman.pipelines.levels import Place, kept, places_of, start_of, visited
 from steersman.pipelines.recording import Turn
 from steersman.pipelines.samples import Asked
+from steersman.precision import loss_scaled
 from steersman.rows import send, take
 from steersman.sample.loop import Recurrence
 from steersman.sample.particles import Particles, Swarm
@@ -59,6 +60,7 @@ class Plan:
         scheduler: The pipeline's scheduler.
         name: The name of the known scheduler that it is.
         network: The name of its network's class.
+        dtype: What its network computes in.
         vae: What decodes its latents, or None where it draws images.
         schedule: The noise that its network was trained on.
         guides: The guides.
@@ -71,6 +73,7 @@ class Plan:
     scheduler: Any
     name: str
     network: str
+    dtype: torch.dtype
     vae: Any
     schedule: Schedule
     guides: tuple[Guide, ...]
@@ -137,6 +140,7 @@ class Trajectory:
         self.layout = layout_of(plan.network, sample, shown, None if plan.vae is None else channels(plan.vae.config))
         self.rows, self.device = len(sample) // self.layout.copies, sample.device
         self.type = torch.promote_types(sample.dtype, torch.float32)
+        self.computes = torch.float16 if torch.float16 in (plan.dtype, sample.dtype) else plan.dtype
         if plan.frames is not None and self.layout.frames is None:
             raise InputError("frames must be None for a pipeline that draws images")
         if len(plan.targets) not in (1, self.rows):
@@ -278,14 +282,18 @@ class Trajectory:
         x_t = self._joined(samples, self.place.held[0])
         x_t = x_t.detach().requires_grad_(through or self.steering.differentiates_sample)
         outputs = []
-        with torch.set_grad_enabled(through):
+
+        def answers(x_t: Tensor) -> Tensor:
             for number, (x, sample) in enumerate(zip(self._split(x_t), samples, strict=True)):
                 shown = self._held(x, like=sample) if through else sample
                 if number or output is None:
                     outputs.append(self.turn(shown))
                 else:
                     outputs.append(self.turn.linked(shown) if through else output.detach())
-            prediction = self._prediction(x_t, outputs, self.place.level)
+            return self._joined(outputs, CLEAN.alpha)
+
+        with torch.set_grad_enabled(through):
+            prediction = self._prediction(x_t, loss_scaled(answers, self.computes)(x_t), self.place.level)
         return x_t, [each.detach() for each in outputs], prediction
 
     def _ask(self, x_t: Float[Tensor, "N C H W"], level: Level) -> Prediction:
@@ -293,12 +301,16 @@ class Trajectory:
         held = level.alpha if self.plan.scales else CLEAN.alpha
         self.shown = float(held)
         time = self.turn.time_of(float(level.time))
-        samples = [self._held(x, like=self.turn.sample, scale=held) for x in self._split(x_t)]
-        return self._prediction(x_t, [self.turn(sample, time) for sample in samples], level)
 
-    def _prediction(self, x_t: Float[Tensor, "N C H W"], outputs: list[Tensor], level: Level) -> Prediction:
-        """Returns what outputs say of images."""
-        raw, learned = self._joined(outputs, CLEAN.alpha), None
+        def answers(x_t: Tensor) -> Tensor:
+            samples = [self._held(x, like=self.turn.sample, scale=held) for x in self._split(x_t)]
+            return self._joined([self.turn(sample, time) for sample in samples], CLEAN.alpha)
+
+        return self._prediction(x_t, loss_scaled(answers, self.computes)(x_t), level)
+
+    def _prediction(self, x_t: Float[Tensor, "N C H W"], raw: Float[Tensor, "N D H W"], level: Level) -> Prediction:
+        """Returns what the network's output says of images."""
+        learned = None
         if raw.shape[1] == 2 * x_t.shape[1]:
             raw, learned = raw.chunk(2, dim=1)
         ranged = learned is not None and self.plan.scheduler.config.get("variance_type") == "learned_range"

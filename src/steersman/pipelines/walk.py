@@ -156,6 +156,7 @@ class Walk:
             scheduler=self.scheduler,
             name=self.name,
             network=self.parts.name,
+            dtype=self.parts.dtype,
             vae=None if vae is None else exact(vae),
             schedule=self._schedule(),
             guides=tuple(self.guides),

@@ -1,0 +1,56 @@
+"""Pipelines in float16: a small gradient comes back through their network and their VAE."""
+
+import pytest
+import torch
+from torch import nn
+
+import steersman
+from pipelines.families import draw, make
+from steersman.classifiers import Classifier
+from steersman.classifiers.preprocess import RAW
+from steersman.guidance import Ahead, ClassProbability, Constant, Denoised, Guide
+
+NAMES = ("red", "green", "blue")
+
+
+class Kept:
+    """A stabilizer that keeps the gradients which it is shown."""
+
+    def __init__(self):
+        self.seen = []
+
+    def init(self, x):
+        return ()
+
+    def update(self, g, state):
+        self.seen.append(g.clone())
+        return g, state
+
+
+def gradient(name, dtype, view):
+    """The first step's, of a classifier that is sure of what it is to see."""
+    torch.manual_seed(3)
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, len(NAMES)))
+    with torch.no_grad():
+        network[2].weight *= 10
+        network[2].bias[1] += 60
+    objective = ClassProbability(classifier=Classifier(network, preprocess=RAW, names=NAMES))
+    settings = {"view": view, "route": "through", "stabilizer": (kept := Kept()), "strength": Constant()}
+    pipe = make(name)
+    for part in pipe.components.values():
+        if isinstance(part, nn.Module):
+            part.to(dtype)
+    with steersman.steer(pipe, Guide(objective=objective, scale=1e-3, **settings), target="green"):
+        draw(pipe, name)
+    return kept.seen[0].flatten(1).double()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize(
+    ("name", "view"), [("SD", Denoised(clip=False)), ("DDIM", Ahead(clip=False, until=0.01))], ids=["SD", "DDIM-ahead"]
+)
+def test_the_gradient_is_that_of_float32(name, view):
+    exact, half = (gradient(name, dtype, view) for dtype in (torch.float32, torch.float16))
+    assert exact.abs().max() < 1e-20
+    # Without the part that passes the network it is below 0.98.
+    assert (torch.cosine_similarity(exact, half, dim=1, eps=1e-300) > 0.999).all()
