@@ -20,6 +20,7 @@ import warnings
 import zipfile
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from torch import Tensor
 from steersman.errors import InputError, notice, one_line
 from steersman.pickles import Record, read_checkpoint
 
-__all__ = ["Checkpoint", "Misfit", "check_finite", "open_checkpoint", "read_tensors"]
+__all__ = ["Checkpoint", "Misfit", "check_archive", "check_finite", "open_checkpoint", "read_tensors"]
 
 HOLDERS = ("model", "state_dict", "model_state_dict", "net", "network", "weights", "params", "generator")
 """What weights are called in a training's state, the likelier first."""
@@ -317,22 +318,24 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _unpickled(path: Path) -> Any:  # noqa: ANN401
-    archive = zipfile.is_zipfile(path)
-    if archive:
-        _check(path)
-    try:
-        if archive:
-            with warnings.catch_warnings(action="ignore"):
-                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception:  # a damaged file fails it anywhere, and what else it holds than tensors is refused
-        pass
+    if check_archive(path):
+        # A damaged file fails it anywhere, and what else it holds than tensors is refused.
+        with suppress(Exception), warnings.catch_warnings(action="ignore"):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     try:
         return read_checkpoint(path)
     except InputError as error:
         raise _refused(path, "damaged, or not torch's") from error
 
 
-def _check(path: Path) -> None:
+def check_archive(path: Path) -> bool:
+    """Returns whether a file is an archive, as torch writes one, whole by its checksums.
+
+    Raises:
+        InputError: It is one that is damaged or compressed.
+    """
+    if not zipfile.is_zipfile(path):
+        return False
     try:
         with zipfile.ZipFile(path) as archive:
             # torch packs nothing, and what is packed may be a thousand times as large
@@ -342,6 +345,7 @@ def _check(path: Path) -> None:
         raise _refused(path, f"damaged; {one_line(error)}") from error
     if packed or wrong:
         raise _refused(path, f"{packed[0]} is compressed" if packed else f"damaged; wrong checksum of {wrong}")
+    return True
 
 
 def _refused(path: Path, reason: str) -> InputError:

@@ -4,6 +4,7 @@ A file is written beside its place and renamed. One that is read may come from a
 the formats that are expected, and gets no more memory than its own size accounts for; nothing in it is run.
 """
 
+import csv
 import hashlib
 import io
 import json
@@ -23,7 +24,7 @@ import numpy as np
 import torch
 import yaml
 from jaxtyping import Float, UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from steersman.errors import InputError, about, one_line, shown
@@ -35,16 +36,22 @@ __all__ = [
     "in_8_bits",
     "in_rgb",
     "listed",
+    "names_in_npz",
     "open_image",
     "parse_yaml",
     "read_array_header",
+    "read_bytes",
+    "read_csv",
     "read_image",
     "read_json",
+    "read_member",
     "read_npz",
     "read_text",
     "read_yaml",
     "regular",
+    "regular_below",
     "replacing",
+    "upright_size",
     "write_image",
     "write_json",
     "writing_to",
@@ -58,6 +65,18 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 """The formats of images that are read, none of which runs a program."""
 
 MODES = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV", *(WITH_ALPHA := ("RGBA", "RGBa", "LA", "La", "PA")))
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns a photograph upright, by the orientation in its EXIF."""
+LYING = (5, 6, 7, 8)  # orientations of those whose width is the height
+
 TO_8_BITS = np.round(np.arange(2**16) / 257).astype(np.uint8)
 PIXELS, PIXELS_A_BYTE = 2**23, 64  # that an image may claim to have; a photograph has two a byte, an empty page 1000
 LARGEST_YAML = 2**20  # characters
@@ -157,12 +176,29 @@ def in_rgb(image: Image.Image) -> Image.Image:
     """Returns an image in 8 bits a channel, red, green and blue.
 
     It is as Pillow and torchvision read it but for this. Grey of 16 bits is scaled to 8, where Pillow cuts it off at
-    white. What has transparent pixels, or no known range (32 bits a channel, LAB), is refused. An orientation in the
-    EXIF is not applied, as theirs is not.
+    white. A photograph is turned upright, as its EXIF says. What has transparent pixels, or no known range (32 bits a
+    channel, LAB), is refused.
 
     Raises:
         InputError: It is refused.
     """
+    turn = TURNS.get(_orientation(image))
+    upright = _in_rgb(image)
+    return upright if turn is None else upright.transpose(turn)
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Returns width and height of an opened image, as `in_rgb` returns it, without decoding it."""
+    width, height = image.size
+    return (height, width) if _orientation(image) in LYING else (width, height)
+
+
+def _orientation(image: Image.Image) -> int:
+    """Returns how a photograph was held, by the EXIF before its pixels; Pillow turns TIFF by itself."""
+    return image.getexif().get(ExifTags.Base.Orientation, 1) if "exif" in image.info and image.format != "TIFF" else 1
+
+
+def _in_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         grey = np.asarray(image)
         if (grey == image.info.get("transparency")).any():
@@ -199,6 +235,29 @@ def regular(path: Path) -> Path:
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise InputError(f"{str(path)!r} must be a regular file, got a pipe, a socket or a device")
     return path
+
+
+def regular_below(folder: Path) -> Path:
+    """Returns a folder of which every file can be opened without waiting, for a library that opens them by itself.
+
+    Raises:
+        InputError: One is a pipe, a socket or a device.
+    """
+    for where, _, names in os.walk(folder):
+        for path in (Path(where, name) for name in names):
+            if path.exists():  # else a link to nothing
+                regular(path)
+    return folder
+
+
+def read_bytes(path: Path) -> bytes:
+    """Returns what is in a file.
+
+    Raises:
+        InputError: It is no regular file.
+        OSError: It cannot be read.
+    """
+    return regular(path).read_bytes()
 
 
 def read_text(path: Path) -> str:
@@ -298,6 +357,23 @@ def read_json(path: Path, kind: str = "file") -> dict[str, Any]:
         return content
 
 
+def read_csv(path: Path, kind: str) -> list[list[str]]:
+    """Returns the rows of a table in a file of comma-separated values.
+
+    Args:
+        path: The file.
+        kind: What it is of, for the messages.
+
+    Raises:
+        InputError: It is not there, is no such table, or its rows differ in length.
+    """
+    with about(kind, path):
+        rows = list(csv.reader(io.StringIO(read_text(path), newline="")))
+        if not rows or any(len(row) != len(rows[0]) for row in rows):
+            raise InputError("it must be a table as CSV")
+        return rows
+
+
 def read_npz(path: Path, kind: str) -> dict[str, np.ndarray]:
     """Returns the arrays of a NumPy archive; nothing in it is unpickled.
 
@@ -316,10 +392,29 @@ def read_npz(path: Path, kind: str) -> dict[str, np.ndarray]:
         room = max(LARGEST_NPZ, UNPACKED_A_BYTE * path.stat().st_size)
         if sum(member.file_size for member in members) > room:
             raise InputError("it unpacks to many times its size")
-        return {member.filename.removesuffix(".npy"): _array(archive, member) for member in members}
+        return {member.filename.removesuffix(".npy"): read_member(archive, member) for member in members}
 
 
-def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+def names_in_npz(path: Path, kind: str) -> list[str]:
+    """Returns the names of the arrays in a NumPy archive.
+
+    Args:
+        path: The file.
+        kind: What it is, for the messages.
+
+    Raises:
+        InputError: It cannot be read.
+    """
+    with about(kind, path), zipfile.ZipFile(regular(path)) as archive:
+        return [name.removesuffix(".npy") for name in archive.namelist()]
+
+
+def read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    """Returns an array of a NumPy archive, which claims no more than there is of it in the archive.
+
+    Raises:
+        InputError: It claims more, or would have to be unpickled.
+    """
     with archive.open(member) as file:
         shape, _, dtype = read_array_header(file)
         held = member.file_size - file.tell()

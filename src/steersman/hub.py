@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from steersman.errors import InputError, one_line
+from steersman.errors import InputError, about, one_line
+from steersman.files import regular_below
 
 __all__ = ["check_whole", "hub_file", "hushed", "load_pretrained", "quiet"]
 
@@ -39,6 +40,8 @@ def load_pretrained(spec: str, name: str, read: Callable[..., Loaded], *, kind: 
             raise InputError(f"{kind}: {spec!r} cannot be read ({one_line(error)})") from error
 
     if Path(name).is_dir():
+        with about(kind, name):
+            regular_below(Path(name))
         return tried(local_files_only=True)
     source = spec.partition(name)[0]
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):

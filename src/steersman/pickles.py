@@ -38,6 +38,7 @@ import torch
 from torch import Tensor
 
 from steersman.errors import InputError, one_line
+from steersman.files import regular
 
 __all__ = ["Record", "read_checkpoint", "read_pickle"]
 
@@ -112,7 +113,7 @@ def read_pickle(path: str | Path) -> Any:  # noqa: ANN401
         InputError: It cannot be read, is damaged, or names anything but tensors, plain containers and
             `torch_utils.persistence`'s objects.
     """
-    with _about(path), Path(path).open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as stream:
+    with _about(path), regular(Path(path)).open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as stream:
         return _run(stream, CALLS)
 
 

@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -15,8 +17,16 @@ from denoisers.adm_reference import Reference
 from denoisers.test_dit_file import random_tensors
 from denoisers.test_edm_file import TINY, EDMPrecond, saved
 from steersman.classifiers import load_classifier
+from steersman.data import pictures
 from steersman.denoisers import load_denoiser
+from steersman.files import read_image
+from steersman.generate.record import Record, write_image
+from steersman.generate.shards import joined, write_shard
+from steersman.metrics.images import read_images
+from steersman.metrics.statistics import read_reference
 from steersman.recipes import load_recipe
+from steersman.report.folders import page_of
+from steersman.reproduce import load_reproduction
 from steersman.run import Run, read_run
 from steersman.schedule import VP
 from steersman.zoo import read_network
@@ -193,6 +203,99 @@ def recipe(folder: Path) -> Format:
     return Format(files=[path], load=lambda: load_recipe(str(path)).resolved())
 
 
+def reproduction(folder: Path) -> Format:
+    """The bundled one, without what it draws from others' files."""
+    from importlib import resources
+
+    path = folder / "mine.yaml"
+    path.write_bytes((resources.files("steersman.reproduce") / "tables" / "elucd-imagenet128.yaml").read_bytes())
+    return Format(files=[path], load=lambda: load_reproduction(str(path)).files())
+
+
+def picture(folder: Path, name: str, mode: str = "RGB", **settings: object) -> Format:
+    path = folder / name
+    content = np.random.default_rng(0).integers(0, 256, (12, 16, len(mode)), np.uint8)
+    if mode == "I;16":
+        Image.fromarray(content[..., 0].astype(np.uint16) * 257).save(path, **settings)
+    else:
+        Image.fromarray(content.squeeze()).convert(mode).save(path, **settings)
+    return Format(files=[path], load=lambda: read_image(path), show=lambda made: [torch.from_numpy(np.array(made))])
+
+
+def _set(spec: Path, *files: Path) -> Format:
+    def load() -> Tensor:
+        return torch.cat(list(read_images(spec).batches()))
+
+    return Format(files=list(files or [spec]), load=load, show=lambda images: [images])
+
+
+def batch(folder: Path, save: Callable) -> Format:
+    path = folder / "batch.npz"
+    save(path, np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8), np.arange(5))
+    return _set(path)
+
+
+def statistics(folder: Path) -> Format:
+    path, features = folder / "statistics.npz", np.random.default_rng(0).normal(size=(20, 8))
+    facts = {"extractor": np.array("x"), "labels": np.array(10 * ["a", "b"]), "side": np.array([8, 8])}
+    np.savez(path, mu=features.mean(0), sigma=np.cov(features.T), features=features, **facts)
+    return Format(files=[path], load=lambda: read_reference(path), show=lambda held: [held.moments[0]])
+
+
+def shard(folder: Path, suffix: str) -> Format:
+    """A run whose images are packed."""
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
+    facts = {"run": "0", "target": "cube", "label": 3, "guide": None, "judge": None, "dropped": 0, "moved": None}
+    facts |= {"noise_error": 0.5, "evaluations": {"denoiser": 2.0}, "seconds": 0.1, "lost": False}
+    images = {}
+    for seed, each in enumerate(pixels):
+        record = Record(seed=seed, **facts)
+        write_image(folder / "x.png", each, record)
+        images[seed] = record, (folder / "x.png").read_bytes()
+    (folder / "x.png").unlink()
+    path = folder / f"images-00000{suffix}"
+    write_shard(path, images, {})
+    if suffix == ".npz":
+        joined(folder / "images.npz", [path])
+        path.unlink()
+        path = folder / "images.npz"
+    return _set(folder, path)
+
+
+def idx(folder: Path, packed: bool) -> Format:
+    """MNIST's test images, so few that they are other ones."""
+    from dataclasses import replace
+
+    from data.test_pictures import idx as written
+
+    pixels, labels = np.random.default_rng(0).integers(0, 256, (4, 28, 28), np.uint8), np.arange(4).astype(np.uint8)
+    paths = [folder / f"t10k-{kind}-ubyte" for kind in ("images-idx3", "labels-idx1")]
+    if packed:
+        import gzip
+
+        paths = [path.with_name(f"{path.name}.gz") for path in paths]
+    for path, array in zip(paths, (pixels, labels), strict=True):
+        path.write_bytes(gzip.compress(written(array)) if packed else written(array))
+    digest = pictures._digest(pixels[..., None], labels)
+    pictures.SOURCES["mnist"] = replace(pictures.SOURCES["mnist"], digests={"test": (digest,)})
+    return _set(f"mnist:{folder}?split=test", *paths)
+
+
+def report(folder: Path) -> Format:
+    """What a run's folder says of it, of which a page is made."""
+    record = Run(targets=("baseball",), num=2).record()
+    (folder / "run.yaml").write_text(yaml.safe_dump(record))
+    figures = {"accuracy": {"guide": 1.0, "judge": 0.5}, "probability": {"guide": 0.9, "judge": 0.4}}
+    figures |= {"similarity": {"guide": None, "judge": None}, "images": 2, "seconds": 1.5, "images_per_second": 1.3}
+    figures |= {"nonfinite_gradients": 0, "lost": [], "network_evaluations": {"denoiser": 2.0, "classifier": 2.0}}
+    (folder / "metrics.json").write_text(json.dumps(figures))
+    held = {"fid": {"value": 3.0, "low": 2.0, "high": 4.0, "note": None}}
+    (folder / "evaluation.json").write_text(json.dumps({"figures": held, "reference": "x", "features": "y"}))
+    for seed in range(2):
+        Image.new("RGB", (8, 8)).save(folder / f"{seed:06d}.png")
+    return Format(files=sorted(folder.iterdir()), load=lambda: page_of(folder))
+
+
 FORMATS: dict[str, Callable[[Path, object, Path], Format]] = {
     "unet folder": lambda folder, dit, source: unet_folder(folder),
     "dit folder": lambda folder, dit, source: dit_folder(folder, dit),
@@ -210,5 +313,26 @@ FORMATS: dict[str, Callable[[Path, object, Path], Format]] = {
     "card": lambda folder, dit, source: card(folder),
     "run": lambda folder, dit, source: run(folder),
     "recipe": lambda folder, dit, source: recipe(folder),
+    "reproduction": lambda folder, dit, source: reproduction(folder),
+    "png": lambda folder, dit, source: picture(folder, "a.png"),
+    "png grey": lambda folder, dit, source: picture(folder, "a.png", "L"),
+    "png palette": lambda folder, dit, source: picture(folder, "a.png", "P"),
+    "png 16 bits": lambda folder, dit, source: picture(folder, "a.png", "I;16"),
+    "jpeg": lambda folder, dit, source: picture(folder, "a.jpg"),
+    "jpeg cmyk": lambda folder, dit, source: picture(folder, "a.jpg", "CMYK"),
+    "webp": lambda folder, dit, source: picture(folder, "a.webp"),
+    "gif": lambda folder, dit, source: picture(folder, "a.gif"),
+    "bmp": lambda folder, dit, source: picture(folder, "a.bmp"),
+    "tiff": lambda folder, dit, source: picture(folder, "a.tif"),
+    "tiff packed": lambda folder, dit, source: picture(folder, "a.tif", compression="tiff_lzw"),
+    "ppm": lambda folder, dit, source: picture(folder, "a.ppm"),
+    "npz": lambda folder, dit, source: batch(folder, np.savez),
+    "npz packed": lambda folder, dit, source: batch(folder, np.savez_compressed),
+    "statistics": lambda folder, dit, source: statistics(folder),
+    "run npz": lambda folder, dit, source: shard(folder, ".npz"),
+    "run webdataset": lambda folder, dit, source: shard(folder, ".tar"),
+    "idx": lambda folder, dit, source: idx(folder, packed=False),
+    "idx packed": lambda folder, dit, source: idx(folder, packed=True),
+    "report": lambda folder, dit, source: report(folder),
 }
 """By name: from an empty folder, a tiny DiT pipeline and the folder of a tiny CLIP to the format in that folder."""

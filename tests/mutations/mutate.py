@@ -25,7 +25,7 @@ class Mutation:
 
     Attributes:
         kind: How it was damaged.
-        content: What is in it now; None where there is a directory in its place.
+        content: What is in it now; None where there is a directory or a pipe in its place.
         structure: Whether the damage is surely not among the values of weights.
     """
 
@@ -52,6 +52,7 @@ def mutations(content: bytes, others: list[bytes], chance: Random) -> Iterator[M
         if chance.random() < 0.2:
             yield Mutation("empty", b"", True)
             yield Mutation("directory", None, True)
+            yield Mutation("pipe", None, True)
             yield Mutation("text", b"<html>not found</html>\n", True)
             yield Mutation("deep", 200_000 * chance.choice((b"[", b'{"a":', b"- ", b"(")), True)
 

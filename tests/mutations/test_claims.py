@@ -1,16 +1,23 @@
 """What a file claims of itself is held against the file before it gets memory, and nothing that and asks for is run."""
 
+import gzip
+import io
 import json
 import os
 import pickle
 import re
+import struct
+import zipfile
 
+import numpy as np
 import pytest
 import torch
 
-from mutations.formats import adm, clip, dit_file, dit_folder, hf, timm, torchvision, unet_folder
+from mutations.formats import Format, adm, clip, dit_file, dit_folder, hf, idx, shard, timm, torchvision, unet_folder
 from mutations.watched import watched
 from steersman.errors import InputError
+from steersman.metrics.images import read_images
+from steersman.metrics.statistics import read_reference
 
 
 class Asks:
@@ -26,7 +33,7 @@ def refusal():
 
     def load(format_):
         (outcome,) = watched([lambda: format_.load() and ""])
-        assert outcome.kind == "refused" and outcome.grown < 400 << 20, outcome
+        assert outcome.kind == "refused" and outcome.grown < 200 << 20, outcome
         assert "memory" not in outcome.said and len(outcome.said.splitlines()) == 1
         return outcome.said
 
@@ -128,3 +135,76 @@ def test_a_storage_larger_than_its_file(refusal, tmp_path):
     assert damaged != content
     path.write_bytes(damaged)
     assert "cannot be read (damaged" in refusal(format_)
+
+
+def archive(path, members):
+    """A zip whose members claim other sizes than they have: name, content, and what its size is said to be."""
+    with zipfile.ZipFile(path, "w") as file:
+        for name, content, _ in members:
+            file.writestr(name, content)
+    whole = bytearray(path.read_bytes())
+    place = 0
+    for _, content, claimed in members:
+        place = whole.index(b"PK\x01\x02", place)
+        if claimed is not None:
+            whole[place + 20 : place + 28] = struct.pack("<II", *([min(claimed, 2**32 - 2)] * 2))
+        place += 4
+    path.write_bytes(bytes(whole))
+    return path
+
+
+def array(shape, dtype="|u1", content=b""):
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return stream.getvalue() + content
+
+
+RECORDS = array((1,), "|S4", b"none")
+CLAIMS = {
+    "2^40 images": [("arr_0.npy", array((2**40, 64, 64, 3), content=bytes(100)), None)],
+    "images whose number overflows": [("arr_0.npy", array((2**33, 2**31, 2**31, 3)), None)],
+    "fewer than none": [("arr_0.npy", array((-1, 8, 8, 3)), None)],
+    "texts of 2^40 characters": [("arr_0.npy", array((1, 8, 8, 3), content=bytes(192)), None)]
+    + [("extractor.npy", array((), "<U1099511627776"), None)],
+    "objects": [("arr_0.npy", array((1,), "|O", pickle.dumps([1])), None)],
+    "a member of 4 GiB": [("arr_0.npy", array((2**20, 32, 32, 4)), 2**32 - 2)],
+    "an archive in an archive": [("arr_0.npy", b"PK\x03\x04" + bytes(100), None)],
+    "many members at one place": 200 * [("arr_0.npy", array((2**14, 8, 8, 3), content=bytes(2**14)), None)],
+    "a path out of the folder": [("../../arr_0.npy", array((1, 8, 8, 3), content=bytes(192)), None)],
+}
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("name", CLAIMS)
+@pytest.mark.parametrize("place", ["batch.npz", "images.npz"])
+def test_claims_of_an_archive(name, place, refusal, tmp_path):
+    path = archive(tmp_path / place, CLAIMS[name] + ([("records.npy", RECORDS, None)] if place == "images.npz" else []))
+    spec = tmp_path if place == "images.npz" else path
+    line = refusal(Format(files=[path], load=lambda: list(read_images(spec).pixels())))
+    assert str(path) in line
+    if place == "batch.npz":
+        assert str(path) in refusal(Format(files=[path], load=lambda: list(read_reference(path).pixels())))
+
+
+@pytest.mark.parametrize("claim", ["size", "negative", "sparse"])
+def test_claims_of_a_webdataset(claim, refusal, tmp_path):
+    format_ = shard(tmp_path, ".tar")
+    content = bytearray(format_.files[0].read_bytes())
+    if claim == "sparse":
+        content[156:157] = b"S"
+    size = {"size": b"77777777777\0", "negative": b"\xff" * 12, "sparse": b"77777777777\0"}[claim]
+    content[124:136] = size
+    content[148:156] = b" " * 8
+    content[148:156] = b"%06o\0 " % sum(content[:512])
+    format_.files[0].write_bytes(bytes(content))
+    assert str(format_.files[0]) in refusal(format_)
+
+
+def test_what_unpacks_without_end(refusal, tmp_path):
+    format_ = idx(tmp_path, packed=True)
+    header = bytes([0, 0, 8, 3]) + np.array([4, 28, 28], ">u4").tobytes()
+    format_.files[0].write_bytes(gzip.compress(header) + 400 * gzip.compress(bytes(1 << 20)))
+    assert "cannot reshape" in refusal(format_)
+    header = bytes([0, 0, 8, 3]) + np.array([2**31, 28, 28], ">u4").tobytes()
+    format_.files[0].write_bytes(gzip.compress(header, 1))
+    assert "must have at most" in refusal(format_)

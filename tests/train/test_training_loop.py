@@ -1,7 +1,9 @@
 """A run that was killed and went on is the run that was not killed."""
 
 import os
+import re
 import signal
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from rich.console import Console
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from steersman.data import load_data
 from steersman.errors import InputError
 from steersman.stop import Stopped
 from steersman.train.loop import Batch, Training, fit, recalibrate, seconds_spent
@@ -202,3 +205,24 @@ def test_recalibrated_statistics_are_those_of_the_final_weights(average: float, 
     torch.manual_seed(1)  # nothing but the seed of the training decides
     recalibrate(trained, data(), noisy, settings)
     assert all(map(torch.equal, before, normalisation.buffers()))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_cannot_be_read_is_refused_in_one_line_by_whichever_process_reads_it(workers: int, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        (tmp_path / "set" / name / "InputError: 0.png").write_text("no image")
+    images, _ = load_data(str(tmp_path / "set"), resolution=4)
+    with pytest.raises(InputError) as error:
+        fit(network(), images, Loss(), training(workers=workers), tmp_path / "out", console=QUIET)
+    assert re.fullmatch(r"data: '.*/[ab]/InputError: 0.png' cannot be used; it must be an image: .*", str(error.value))
+
+
+def test_a_checkpoint_that_unpacks_to_more_than_it_is_is_refused(tmp_path: Path):
+    fit(network(), data(), Loss(), training(), tmp_path, console=QUIET)
+    with zipfile.ZipFile(tmp_path / "checkpoint.pt") as stored, zipfile.ZipFile(tmp_path / "x", "w", 8) as packed:
+        for name in stored.namelist():
+            packed.writestr(name, stored.read(name))
+    (tmp_path / "x").replace(tmp_path / "checkpoint.pt")
+    with pytest.raises(InputError, match="checkpoint.pt' cannot be read .*is compressed"):
+        fit(network(), data(), Loss(), training(), tmp_path, console=QUIET)

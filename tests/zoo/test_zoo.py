@@ -87,7 +87,7 @@ def test_damage_is_told_in_one_line(files: tuple[Path, Path]):
     whole = weights.read_bytes()
     for content in (b"", whole[:1000], whole[:-10], b"\xff" * 100):
         weights.write_bytes(content)
-        with pytest.raises(InputError, match=r"weights: .*model\.safetensors") as caught:
+        with pytest.raises(InputError, match=r"model\.safetensors' cannot be read") as caught:
             read_network(weights, card)
         assert "\n" not in str(caught.value)
     weights.write_bytes(whole)
@@ -95,7 +95,7 @@ def test_damage_is_told_in_one_line(files: tuple[Path, Path]):
     with pytest.raises(InputError, match="weights: .* cannot be used") as caught:
         read_network(weights, card)
     assert "\n" not in str(caught.value)
-    with pytest.raises(InputError, match="weights: .*none' cannot be read"):
+    with pytest.raises(InputError, match="none' given; allowed: a file of tensors"):
         read_network(weights.with_name("none"), card)
 
 

@@ -7,13 +7,12 @@ A setting's name is, on the one side, those of classifier, smoothing, view and t
 the values of what is varied. A setting and a cell belong together whose names have the same parts in whatever order.
 """
 
-import csv
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from steersman.errors import InputError, about, unknown
-from steersman.files import regular
+from steersman.errors import InputError, unknown
+from steersman.files import read_csv
 from steersman.metrics.resample import Figure
 from steersman.report.scatter import Pair
 
@@ -133,6 +132,5 @@ def _figure(row: Mapping[str, str], name: str) -> Figure:
 
 
 def _read(kind: str, path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    with about(kind, path), regular(path).open(newline="", encoding="utf-8-sig") as file:
-        header, *rows = csv.reader(file)
-        return header, [dict(zip(header, row, strict=True)) for row in rows]
+    header, *rows = read_csv(path, kind)
+    return header, [dict(zip(header, row, strict=True)) for row in rows]

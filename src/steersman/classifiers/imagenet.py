@@ -21,6 +21,7 @@ from steersman.classifiers.base import Classifier
 from steersman.classifiers.preprocess import Preprocess
 from steersman.classifiers.stated import NOTHING, Stated
 from steersman.errors import InputError, unknown
+from steersman.files import read_bytes
 
 __all__ = ["efficientnet_lite0", "imagenet_names", "load_imagenet", "read_efficientnet_lite0"]
 
@@ -76,7 +77,7 @@ def read_efficientnet_lite0(path: Path) -> nn.Module:
     import timm
 
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
     except OSError as error:
         raise InputError(f"the weights of efficientnet-lite0 cannot be read: {error}") from error
     digest = hashlib.sha256(content).hexdigest()

@@ -14,8 +14,8 @@ layout that has these blocks in another order, as the hub's CIFAR-10, is put int
 
 import gzip
 import hashlib
-import io
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +24,12 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from steersman.errors import InputError, about, one_line, unknown
+from steersman.files import open_image, read_text, regular
 from steersman.options import split_options
 from steersman.pickles import Record, read_pickle
 
@@ -37,6 +37,7 @@ __all__ = ["SOURCES", "Pictures", "read_pictures"]
 
 SPLITS = ("train", "test")
 BLOCK = 10_000
+LARGEST = 2**28  # values of an array, or bytes of a table, that a file may claim; the published ones have 2e8 at most
 
 Arrays = tuple[UInt8[np.ndarray, "N H W C"], UInt8[np.ndarray, " N"]]
 
@@ -141,7 +142,7 @@ def _checked(pixels: np.ndarray, labels: np.ndarray, source: Source, split: str)
         )
     starts = [parts[digest] for digest in wanted]
     if starts == sorted(starts):
-        return np.array(pixels, order="C"), labels
+        return np.array(pixels, order="C"), np.array(labels)
     order = np.concatenate([np.arange(first, min(first + BLOCK, len(labels))) for first in starts])
     return pixels[order], labels[order]
 
@@ -170,7 +171,7 @@ def _cifar10(folder: Path, split: str) -> Arrays | None:
     if place := _holding(f"{batches[0]}.png", folder, folder / "package"):
         strips = np.concatenate([_strip(place / f"{batch}.png") for batch in batches])
         # The package's own spelling.
-        labels = json.loads((place / f"{split}_lables.json").read_text(encoding="utf-8"))
+        labels = json.loads(read_text(place / f"{split}_lables.json"))
         return strips, np.array(labels, np.uint8)
     return _parquet(folder, split, "RGB")
 
@@ -213,7 +214,7 @@ def _array(record: Any) -> np.ndarray:  # noqa: ANN401
 
 def _strip(file: Path) -> UInt8[np.ndarray, "N 32 32 3"]:
     """Returns the images of a picture that has one in each row of pixels."""
-    with Image.open(file, formats=["PNG"]) as picture:
+    with open_image(file, "data") as picture:
         if picture.mode != "RGB" or picture.width != 1024:
             raise InputError(f"{file.name} must be an RGB picture 1024 pixels wide, got {picture.mode}, {picture.size}")
         return np.asarray(picture).reshape(-1, 32, 32, 3)
@@ -221,13 +222,16 @@ def _strip(file: Path) -> UInt8[np.ndarray, "N 32 32 3"]:
 
 def _idx(file: Path) -> np.ndarray:
     """Returns the array of an IDX file: two zeros, 8 for bytes, the number of axes, each length, the values."""
-    with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
-        content = stream.read()
-    if content[:3] != b"\0\0\x08":
-        raise InputError(f"{file.name} must be an IDX file of bytes")
-    axes = content[3]
-    shape = np.frombuffer(content, ">u4", axes, 4).tolist()
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)
+    with gzip.open(regular(file)) if file.suffix == ".gz" else regular(file).open("rb") as stream:
+        start = stream.read(4)
+        if start[:3] != b"\0\0\x08" or len(start) < 4:
+            raise InputError(f"{file.name} must be an IDX file of bytes")
+        shape = np.frombuffer(stream.read(4 * start[3]), ">u4").tolist()
+        count = math.prod(shape)
+        if len(shape) != start[3] or count > LARGEST:
+            raise InputError(f"{file.name} must have at most {LARGEST} values, got {shape}")
+        content = stream.read(count + 1)  # what is packed may go on without end
+    return np.frombuffer(content, np.uint8).reshape(shape)
 
 
 def _parquet(folder: Path, split: str, mode: str) -> Arrays | None:
@@ -239,13 +243,22 @@ def _parquet(folder: Path, split: str, mode: str) -> Arrays | None:
     except ModuleNotFoundError as error:
         raise InputError("reading parquet needs pyarrow; install it with: pip install 'steersman[parquet]'") from error
     images, labels = [], []
-    for row in (row for file in files for row in parquet.read_table(file).to_pylist()):
+    for row in (row for file in files for row in _table(parquet, file).to_pylist()):
         cell = row["img"] if "img" in row else row["image"]
-        with Image.open(io.BytesIO(cell["bytes"]), formats=["PNG"]) as picture:
+        with open_image(cell["bytes"], "data") as picture:
             images.append(np.asarray(picture.convert(mode)))
         labels.append(row["label"])
     pixels = np.stack(images)
     return pixels.reshape(*pixels.shape[:3], -1), np.array(labels, np.uint8)
+
+
+def _table(parquet: Any, file: Path) -> Any:  # noqa: ANN401
+    """Returns the table in a file, whose own account of its size is asked for before it is unpacked."""
+    with parquet.ParquetFile(regular(file)) as opened:
+        size = sum(opened.metadata.row_group(each).total_byte_size for each in range(opened.num_row_groups))
+        if size > LARGEST:
+            raise InputError(f"{file.name} must unpack to at most {LARGEST} bytes, got {size}")
+        return opened.read()
 
 
 def _download_cifar10(folder: Path) -> None:

@@ -16,7 +16,7 @@ from diffusers.utils import logging
 from steersman.checkpoint import check_finite
 from steersman.denoisers import latent
 from steersman.errors import InputError, about, unknown
-from steersman.files import listed, read_json
+from steersman.files import listed, read_json, regular_below
 from steersman.hub import check_whole, hushed
 from steersman.meta import no_larger_than, weights_size
 
@@ -134,7 +134,7 @@ def read_model(part: str, place: Path, *kinds: type[Model]) -> Model:
     Raises:
         InputError: It is of another kind, or damaged; whatever else diffusers raises is not told apart.
     """
-    config, known = read_json(place / "config.json", part), {kind.__name__: kind for kind in kinds}
+    config, known = read_json(regular_below(place) / "config.json", part), {kind.__name__: kind for kind in kinds}
     given = str(config.get("_class_name", kinds[0].__name__))
     if given not in known:
         raise unknown(part, given, known)

@@ -19,6 +19,7 @@ from steersman.denoisers.folder import read_index
 from steersman.denoisers.latent import cast
 from steersman.denoisers.pipeline import PipelineDenoiser
 from steersman.errors import InputError, about
+from steersman.files import regular_below
 from steersman.hub import check_whole, hushed, load_pretrained, quiet
 
 __all__ = ["OPTIONS", "fetched", "load_pipeline"]
@@ -53,6 +54,7 @@ def load_pipeline(
         if "requires_safety_checker" in index:
             settings["requires_safety_checker"] = False
         with about("denoiser", path):
+            regular_below(path)
             networks = {
                 key: _network(key, kind, path / key, variant=options.get("variant"), **where)
                 for key, kind in kinds.items()

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from steersman.files import in_rgb, open_image, read_array_header, regular, replacing
+from steersman.files import in_rgb, open_image, read_array_header, read_member, regular, replacing
 from steersman.generate.record import Record, read_image
 
 __all__ = ["SHARDS", "Shard", "joined", "open_shard", "write_shard"]
@@ -25,6 +25,7 @@ __all__ = ["SHARDS", "Shard", "joined", "open_shard", "write_shard"]
 Pixels = UInt8[np.ndarray, "H W 3"]
 LOCAL_HEADER = 30  # bytes before a name in a ZIP archive; the lengths of name and extra field are its last four
 LARGEST_RECORDS = 2**31  # bytes
+MEMBERS = ["arr_0.npy", "arr_1.npy", "records.npy"]
 
 
 class Npz:
@@ -33,8 +34,13 @@ class Npz:
     def __init__(self, path: Path) -> None:
         self.path = path
         with zipfile.ZipFile(regular(path)) as archive:
-            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+            members = archive.infolist()
+            if sorted(member.filename for member in members) != MEMBERS:
+                raise ValueError(f"it holds other arrays than {', '.join(MEMBERS)}")
+            if any(member.compress_type != zipfile.ZIP_STORED for member in members):
                 raise ValueError("what is in it is compressed")
+            if any(member.compress_size != member.file_size for member in members):
+                raise ValueError("it claims other sizes than it has")
             if damaged := archive.testzip():
                 raise ValueError(f"{damaged} is damaged")
             member = archive.getinfo("arr_0.npy")
@@ -45,8 +51,7 @@ class Npz:
             fits = dtype == np.uint8 and not fortran and count * self.size == member.file_size - begin
             if not fits or len(self.shape) != 3 or archive.getinfo("records.npy").file_size > LARGEST_RECORDS:
                 raise ValueError("it holds no images")
-            with archive.open("records.npy") as file:
-                texts = np.lib.format.read_array(file, allow_pickle=False)
+            texts = read_member(archive, archive.getinfo("records.npy"))
         self.records = [Record.of(text.decode() if isinstance(text, bytes) else str(text)) for text in texts.tolist()]
         if count != sum(not record.lost for record in self.records):
             raise ValueError("images are missing")

@@ -26,7 +26,7 @@ from jaxtyping import UInt8
 from pydantic import BaseModel, Field
 
 from steersman.errors import InputError, about
-from steersman.files import file_name, in_rgb, open_image, regular, replacing
+from steersman.files import file_name, in_rgb, open_image, read_bytes, replacing
 from steersman.generate.record import Record, read_image, write_image
 from steersman.generate.shards import Shard, joined, open_shard, write_shard
 from steersman.run import DRAWN, FORMATS, MOST, Run, differences, read_record
@@ -206,7 +206,7 @@ class Store:
             lost = {place: record for place, record in records.items() if record and record.lost}
             try:
                 images = {
-                    place: (record, self._file(place).read_bytes())
+                    place: (record, read_bytes(self._file(place)))
                     for place, record in records.items()
                     if record and not record.lost
                 }
@@ -365,7 +365,7 @@ def shard_files(folder: Path) -> list[Path]:
 def _content(path: Path) -> bytes:
     """Returns what is in a file, nothing where there is none that can be read."""
     try:
-        return regular(path).read_bytes()
+        return read_bytes(path)
     except (OSError, InputError):
         return b""
 

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from steersman.data.pictures import SOURCES, read_pictures
 from steersman.errors import InputError, about, unknown
-from steersman.files import file_name, in_8_bits, open_image, read_image, read_npz
+from steersman.files import file_name, in_8_bits, open_image, read_image, read_npz, upright_size
 from steersman.names import same_class
 from steersman.options import split_options
 from steersman.typed import typed
@@ -239,9 +239,12 @@ def _packed(spec: str, shards: Sequence[Path], resolution: int | None) -> ImageS
     if not owners:
         raise InputError(f"images: {spec!r} holds no images; allowed: 1 and more")
 
+    def one(path: Path, place: int) -> UInt8[Tensor, "3 H W"]:
+        with about("images", path):
+            return _sized(Image.fromarray(opened(path).pixels(place)), resolution)
+
     def read(chosen: Sequence[int]) -> UInt8[Tensor, "B 3 H W"]:
-        found = [opened(path).pixels(place) for path, place in map(owners.__getitem__, chosen)]
-        return torch.stack([_sized(Image.fromarray(pixels), resolution) for pixels in found])
+        return torch.stack([one(*owners[index]) for index in chosen])
 
     return ImageSet(spec=spec, indices=range(len(owners)), read=read, labels=tuple(labels))
 
@@ -269,7 +272,7 @@ def _targets(folder: Path) -> dict[str, str]:
 
 def _size(file: Path) -> tuple[int, int]:
     with open_image(file, "images") as image:
-        return image.size
+        return upright_size(image)
 
 
 def _decoded(file: Path, resolution: int | None) -> UInt8[Tensor, "3 H W"]:

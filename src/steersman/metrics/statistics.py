@@ -12,7 +12,6 @@ random half of the set, depends on it.
 """
 
 import hashlib
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,8 +22,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steersman.errors import InputError, about, unknown
-from steersman.files import read_npz, replacing
+from steersman.errors import InputError, unknown
+from steersman.files import names_in_npz, read_npz, replacing
 from steersman.metrics.extractors import INCEPTION, Extractor
 from steersman.metrics.frechet import Moments, moments, moments_of_covariance
 from steersman.metrics.images import ImageSet, moments_in, read_images
@@ -196,9 +195,6 @@ def read_reference(spec: str | Path) -> ImageSet | Statistics:
         InputError: It is neither.
     """
     path = Path(spec)
-    if path.is_file() and path.suffix == ".npz":
-        with about("reference", path), zipfile.ZipFile(path) as held:
-            saved = "arr_0.npy" not in held.namelist()
-        if saved:
-            return read_statistics(path)
+    if path.is_file() and path.suffix == ".npz" and "arr_0" not in names_in_npz(path, "reference"):
+        return read_statistics(path)
     return read_images(spec)

@@ -29,6 +29,7 @@ from steersman.typed import filled_in
 
 __all__ = ["ALSO", "Recipe", "load_recipe", "recipe_names"]
 
+BUNDLED = Path(str(resources.files("steersman.recipes")))
 AVERAGES = ("augment", "montecarlo")
 PARTS = ("view", "stabilizer", "strength", "injection")
 ALSO = "also"
@@ -295,10 +296,10 @@ def _changed(axis: str, section: object, option: str, value: object) -> object:
 def recipe_names(*, variants: bool = True) -> list[str]:
     """Returns the names of the bundled recipes, ``NAME/VARIANT`` among them if wanted."""
     names = []
-    for file in sorted(resources.files("steersman.recipes").iterdir(), key=lambda file: file.name):
+    for file in sorted(BUNDLED.iterdir()):
         if file.name.endswith(".yaml"):
             name = file.name.removesuffix(".yaml")
-            listed = parse_yaml(file.read_text(encoding="utf-8")).get("variants", {}) if variants else {}
+            listed = parse_yaml(read_text(file)).get("variants", {}) if variants else {}
             names += [name, *(f"{name}/{variant}" for variant in listed)]
     return names
 
@@ -314,12 +315,12 @@ def load_recipe(name: str, changes: Iterable[str] = ()) -> Recipe:
         InputError: No such recipe, a file that is none, an unknown key or a value out of range.
     """
     bundled, _, variant = name.partition("/")
-    file = resources.files("steersman.recipes") / f"{bundled}.yaml"
+    file = BUNDLED / f"{bundled}.yaml"
     if name.endswith((".yaml", ".yml")):
         with about("recipe", name):
             recipe = _parse(name, read_text(Path(name))).check()
     elif "." not in bundled and file.is_file():
-        recipe = _parse(bundled, file.read_text(encoding="utf-8"))
+        recipe = _parse(bundled, read_text(file))
         if variant and variant not in recipe.variants:
             raise unknown(f"variant of {bundled}", variant, recipe.variants)
         if variant:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from steersman.files import in_rgb, open_image
+from steersman.files import in_rgb, open_image, read_bytes
 
 __all__ = ["embedded", "thumbnail"]
 
@@ -25,7 +25,7 @@ def embedded(path: Path) -> str:
     with open_image(path, still=False) as image:
         if path.stat().st_size > LARGEST:
             return _jpeg(image, WIDEST)
-        return _uri(Image.MIME[image.format or ""], path.read_bytes())
+        return _uri(Image.MIME[image.format or ""], read_bytes(path))
 
 
 def thumbnail(path: Path) -> str:

@@ -8,13 +8,12 @@
 Each says what the folder holds so far; one that is under way has no figures yet.
 """
 
-import csv
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from steersman.errors import InputError, one_line
-from steersman.files import read_json, read_yaml, regular
+from steersman.files import read_csv, read_json, read_yaml
 from steersman.report.embed import embedded, thumbnail
 from steersman.report.figures import in_a_line, with_interval
 from steersman.report.page import Page, Picture, Section, Table, write_page
@@ -276,14 +275,7 @@ def _flat(settings: Mapping[Any, Any], prefix: str = "") -> list[list[str]]:
 
 
 def _rows(path: Path) -> list[list[str]]:
-    try:
-        with regular(path).open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.reader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise _unreadable(path, "a table as CSV") from error
-    if not rows or any(len(row) != len(rows[0]) for row in rows):
-        raise _unreadable(path, "a table as CSV")
-    return rows
+    return read_csv(path, "report")
 
 
 def _yaml(path: Path) -> dict[str, Any]:
@@ -293,7 +285,3 @@ def _yaml(path: Path) -> dict[str, Any]:
 def _json(path: Path) -> dict[str, Any]:
     """Returns what a file holds, nothing if it is not there."""
     return read_json(path, "report") if path.exists() else {}
-
-
-def _unreadable(path: Path, allowed: str) -> InputError:
-    return InputError(f"report: {str(path)!r} cannot be read; allowed: {allowed}")

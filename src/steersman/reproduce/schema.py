@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
 from steersman.errors import InputError, about, unknown
-from steersman.files import parse_yaml, read_yaml
+from steersman.files import parse_yaml, read_text, read_yaml
 from steersman.metrics.evaluate import DISTANCES, FIGURES
 from steersman.metrics.extractors import DEFAULT
 from steersman.recipes import Recipe, load_recipe
@@ -26,7 +26,7 @@ from steersman.typed import filled_in
 __all__ = ["File", "Reproduction", "filled", "load_reproduction", "reproduction_names"]
 
 PLACE = re.compile(r"\{([\w-]+)\}")
-ROOT = resources.files("steersman.reproduce")
+ROOT = Path(str(resources.files("steersman.reproduce")))
 Side = Literal["guided", "unguided"]
 
 
@@ -156,10 +156,10 @@ def filled(spec: str, paths: Mapping[str, Path]) -> str:
 def reproduction_names() -> list[str]:
     """Returns the names of the bundled reproductions, ``NAME/VARIANT`` among them."""
     names = []
-    for file in sorted((ROOT / "tables").iterdir(), key=lambda file: file.name):
+    for file in sorted((ROOT / "tables").iterdir()):
         if file.name.endswith(".yaml"):
             name = file.name.removesuffix(".yaml")
-            variants = parse_yaml(file.read_text(encoding="utf-8")).get("variants", {})
+            variants = parse_yaml(read_text(file)).get("variants", {})
             names += [name, *(f"{name}/{variant}" for variant in variants)]
     return names
 
@@ -181,8 +181,7 @@ def load_reproduction(name: str, *, trusted: Collection[str] = ()) -> Reproducti
             return _parsed(Path(name).stem, content)
     if name not in reproduction_names():
         raise unknown("reproduction", name, reproduction_names(), most=20)
-    text = (ROOT / "tables" / f"{bundled}.yaml").read_text(encoding="utf-8")
-    return _parsed(bundled, parse_yaml(text), variant)
+    return _parsed(bundled, parse_yaml(read_text(ROOT / "tables" / f"{bundled}.yaml")), variant)
 
 
 def _parsed(name: str, content: dict[str, Any], variant: str = "") -> Reproduction:
@@ -193,5 +192,5 @@ def _parsed(name: str, content: dict[str, Any], variant: str = "") -> Reproducti
 
 @cache
 def _files() -> dict[str, File]:
-    content = parse_yaml((ROOT / "files.yaml").read_text(encoding="utf-8"))
+    content = parse_yaml(read_text(ROOT / "files.yaml"))
     return {name: File.model_validate(each) for name, each in content.items()}

@@ -9,7 +9,7 @@ import math
 import pickle
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from steersman.checkpoint import check_archive
 from steersman.errors import InputError, unknown
 from steersman.files import replacing
 from steersman.stop import Stop, Stopped
@@ -103,6 +104,7 @@ class Batch:
 
 
 Network = TypeVar("Network", bound=nn.Module)
+Loaded = TypeVar("Loaded")
 Loss = Callable[[nn.Module, Batch], Tensor]
 Use = Literal["order", "loss", "network", "statistics"]
 
@@ -206,7 +208,7 @@ def fit(
     began = saved = told = shown = time.monotonic()
     since = start
     with Stop(launched=accelerator.num_processes > 1, quiet=not accelerator.is_main_process) as stop:
-        for step, (images, labels) in enumerate(loader, start):
+        for step, (images, labels) in enumerate(_loaded(loader), start):
             generator = _generator(training.seed, "loss", accelerator.process_index, step)
             # Dropout and random transforms draw from the global generator, not from the batch's.
             torch.manual_seed(_seed(training.seed, "network", accelerator.process_index, step))
@@ -250,6 +252,19 @@ def fit(
     return network.eval()
 
 
+def _loaded(loader: Iterable[Loaded]) -> Iterator[Loaded]:
+    """Yields a loader's batches; what one of its processes refuses is refused as here, without that one's traceback.
+
+    Raises:
+        InputError: An image cannot be read.
+    """
+    try:
+        yield from loader
+    except InputError as error:
+        name = f"\n{InputError.__module__}.{InputError.__qualname__}: "
+        raise InputError(str(error).rpartition(name)[2].strip()) from error
+
+
 def _leave_signals(_: int) -> None:
     """Leaves an interruption of the terminal, which reaches the processes that load data too, to the main process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -279,7 +294,7 @@ def recalibrate(
     loader = DataLoader(data, batch_sampler=batches, num_workers=training.workers)
 
     def inputs() -> Iterator[Tensor]:
-        for step, (images, labels) in enumerate(loader, start):
+        for step, (images, labels) in enumerate(_loaded(loader), start):
             torch.manual_seed(_seed(training.seed, "statistics", step))
             yield shown(Batch(images, labels, _generator(training.seed, "statistics", step)))
 
@@ -355,6 +370,7 @@ def _resume(
     """Loads a checkpoint where there is one, and returns the steps and the seconds that it has behind it."""
     if not file.exists():
         return 0, 0.0
+    check_archive(file)
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
         network.load_state_dict(state["network"])

@@ -3,23 +3,20 @@
 A card says what the network is, how it was trained, and what was measured of it.
 """
 
-import json
 from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 from torch import nn
 
-from steersman.checkpoint import check_finite
+from steersman.checkpoint import read_tensors
 from steersman.classifiers.networks import build_network
 from steersman.errors import InputError, about, unknown
-from steersman.files import listed
+from steersman.files import listed, read_json
 
 __all__ = ["folder", "folders", "load_network", "names", "read_network"]
 
-_ROOT = resources.files("steersman.zoo")
+_ROOT = Path(str(resources.files("steersman.zoo")))
 _WEIGHTS = ".safetensors"
 
 
@@ -43,7 +40,7 @@ def folder(name: str) -> Path:
     """
     if name not in folders():
         raise unknown("bundled denoiser", name, folders())
-    return Path(str(_ROOT / name))
+    return _ROOT / name
 
 
 def load_network(name: str) -> tuple[nn.Module, dict[str, Any]]:
@@ -60,7 +57,7 @@ def load_network(name: str) -> tuple[nn.Module, dict[str, Any]]:
     return read_network(_ROOT / f"{name}{_WEIGHTS}", _ROOT / f"{name}.json")
 
 
-def read_network(weights: Traversable, card: Traversable) -> tuple[nn.Module, dict[str, Any]]:
+def read_network(weights: Path, card: Path) -> tuple[nn.Module, dict[str, Any]]:
     """Returns the network of a safetensors file, in float32 and evaluation mode, and its card.
 
     Args:
@@ -72,13 +69,12 @@ def read_network(weights: Traversable, card: Traversable) -> tuple[nn.Module, di
         InputError: A file is missing or damaged, or they do not fit each other.
     """
     with about("card", card):
-        facts = json.loads(card.read_text(encoding="utf-8"))
+        facts = read_json(card, "card")
         network = build_network(facts["architecture"], len(listed(facts["classes"])), facts.get("channels", 3))
     with about("weights", weights):
-        state = safetensors.torch.load(weights.read_bytes())
+        state = read_tensors(weights)
         try:
             network.load_state_dict(state)
         except RuntimeError as error:
             raise InputError(" ".join(str(error).split())) from error
-        check_finite(network.state_dict())
     return network.eval(), facts
