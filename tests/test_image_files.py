@@ -84,7 +84,11 @@ REFUSED = {
     "16 bits with one": (png(2, 1, 16, 0, [b"\0\1\0\2"], chunk(b"tRNS", b"\0\2")), None, "opaque"),
     "I": (of(GREY, "I"), "tiff", "got the mode I"),
     "F": (of(GREY, "F"), "tiff", "got the mode F"),
-    "LAB": (ImageCms.profileToProfile(of(COLOURS), *(ImageCms.createProfile(e) for e in ("sRGB", "LAB")), outputMode="LAB"), "tiff", "LAB"),
+    "LAB": (
+        ImageCms.profileToProfile(of(COLOURS), *(ImageCms.createProfile(e) for e in ("sRGB", "LAB")), outputMode="LAB"),
+        "tiff",
+        "LAB",
+    ),
 }
 
 
@@ -103,7 +107,9 @@ def test_modes_that_are_read(name, tmp_path):
     made, kind, expected = READ[name]
     path = written(tmp_path / "a.png", made, kind)
     assert np.array_equal(np.asarray(read_image(path)), expected)
-    assert torch.equal(next(read_images(tmp_path).pixels())[0].permute(1, 2, 0), torch.from_numpy(expected.astype(np.uint8)))
+    assert torch.equal(
+        next(read_images(tmp_path).pixels())[0].permute(1, 2, 0), torch.from_numpy(expected.astype(np.uint8))
+    )
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -159,7 +165,9 @@ HARM = {
     "a size that its bytes cannot hold": png(2**31 - 1, 2**31 - 1, 8, 2, []),
     "a size above the limit": png(60_000, 60_000, 1, 0, []),
     "a GIF with a huge canvas": b"GIF89a\xff\xff\xff\xff\x80\0\0" + bytes(6) + b",\0\0\0\0\xff\xff\xff\xff\0\2\1\0\0;",
-    "text that unpacks to 100 MiB": png(1, 1, 8, 0, [b"\0"], chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(100 << 20)))),
+    "text that unpacks to 100 MiB": png(
+        1, 1, 8, 0, [b"\0"], chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(100 << 20)))
+    ),
     "many texts": png(1, 1, 8, 0, [b"\0"], *(90 * [chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(1 << 20)))])),
     "a profile that unpacks to 100 MiB": png(
         1, 1, 8, 0, [b"\0"], chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(100 << 20)))

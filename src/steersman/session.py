@@ -32,6 +32,7 @@ from steersman.run import TARGET, Run
 from steersman.sample import Callback, Report, levels_of, sample
 from steersman.schedule import CLEAN, Level
 from steersman.speed.placement import DTYPES, prepare
+from steersman.stop import Stop, Stopped
 from steersman.verdicts import Verdict, judged
 from steersman.watch import metered
 
@@ -373,8 +374,30 @@ class Session:
             verdicts["judge"] = [row if index is not None else None for row, index in zip(said, indices, strict=True)]
         return verdicts
 
-    def generate(self, out: Path, **settings: Any) -> "Summary":  # noqa: ANN401
-        """Draws all images and writes the run's folder; as `steersman.generate.generate`."""
-        from steersman.generate import generate
+    def generate(self, out: Path, *, stop: Stop | None = None, **settings: Any) -> "Summary":  # noqa: ANN401
+        """Draws all images and writes the run's folder; as `steersman.generate.generate`.
 
-        return generate(self, out, **settings)
+        Args:
+            out: The folder.
+            stop: What waits for signals meanwhile.
+            **settings: Other settings of that function.
+
+        Raises:
+            InputError, Unfinished: As there.
+            Stopped: A signal has come; what is finished is written.
+        """
+        from steersman.generate import Unfinished, generate
+
+        if stop is None:
+            return generate(self, out, **settings)
+        try:
+            with stop:
+                summary = generate(self, out, stop=lambda: bool(stop), **settings)
+            said = f"the images in {str(out)!r} are whole"
+        except Unfinished as unfinished:
+            if not stop:
+                raise
+            said = f"{unfinished} in {str(out)!r}"
+        if stop:
+            raise Stopped(f"stopped; {said}; the same command goes on", stop.code or 1)
+        return summary

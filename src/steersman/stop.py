@@ -1,4 +1,9 @@
-"""Signals: the first asks to stop after the step at hand, and is answered at once; a second one leaves at once."""
+"""Signals: the first ends the work so that the same command goes on with it; a second one leaves at once.
+
+Where images are drawn or a network is trained, the first one asks to stop after the step at hand, and what is finished
+then is written (`Stop`). Everywhere else the work ends where it is (`Interrupted`): files are renamed when they are
+whole, so that nothing is half-written.
+"""
 
 import os
 import signal
@@ -7,7 +12,7 @@ import threading
 import time
 from types import FrameType
 
-__all__ = ["Stop", "Stopped"]
+__all__ = ["Interrupted", "Interruptible", "Stop", "Stopped"]
 
 SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)
@@ -17,7 +22,7 @@ ECHO, PASSED_ON = 0.5, 2.0
 
 
 class Stopped(Exception):
-    """Work that ended early since a signal came; the command line prints what it says and exits with its code.
+    """Work that ended early, most often since a signal came; the command line says so and exits with its code.
 
     Attributes:
         code: The exit code.
@@ -25,6 +30,18 @@ class Stopped(Exception):
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
+        self.code = code
+
+
+class Interrupted(BaseException):
+    """Work that a signal ended where it was; no handler of errors takes it for one.
+
+    Attributes:
+        code: The exit code.
+    """
+
+    def __init__(self, code: int) -> None:
+        super().__init__()
         self.code = code
 
 
@@ -59,10 +76,24 @@ class Stop:
     def _take(self, number: int, _: FrameType | None) -> None:
         if self.code is None:
             self.code, self.came = 128 + number, time.monotonic()
-            if not self.quiet:
-                _say("steersman: stopping after this step; again to stop now\n")
+            self._answer()
         elif time.monotonic() - self.came > self.echo:
             os._exit(128 + number)  # nothing can be half-written: files are renamed when they are whole
+
+    def _answer(self) -> None:
+        if not self.quiet:
+            _say("steersman: stopping after this step; again to stop now\n")
+
+
+class Interruptible(Stop):
+    """Inside, SIGINT or SIGTERM ends the work where it is, unless a `Stop` further in waits for them.
+
+    Raises:
+        Interrupted: One has come.
+    """
+
+    def _answer(self) -> None:
+        raise Interrupted(self.code or 1)
 
 
 def _say(text: str) -> None:

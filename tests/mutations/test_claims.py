@@ -144,7 +144,7 @@ def archive(path, members):
             file.writestr(name, content)
     whole = bytearray(path.read_bytes())
     place = 0
-    for _, content, claimed in members:
+    for _, _, claimed in members:
         place = whole.index(b"PK\x01\x02", place)
         if claimed is not None:
             whole[place + 20 : place + 28] = struct.pack("<II", *([min(claimed, 2**32 - 2)] * 2))

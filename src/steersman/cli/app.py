@@ -9,7 +9,7 @@ from rich.console import Console
 
 from steersman.errors import InputError, Notice, one_line
 from steersman.speed.allocator import keep_freed
-from steersman.stop import Stopped
+from steersman.stop import Interrupted, Interruptible, Stopped
 
 __all__ = ["app", "main"]
 
@@ -31,7 +31,9 @@ def main() -> None:
     keep_freed()
     warnings.showwarning = _show
     try:
-        sys.exit(app(standalone_mode=False))
+        with Interruptible():
+            code = app(standalone_mode=False)
+        sys.exit(code)
     except InputError as error:
         _fail(str(error), 2)
     except Usage as error:
@@ -46,8 +48,8 @@ def main() -> None:
         if error.strerror is None:
             raise
         _fail(f"{str(error.filename)!r}: {error.strerror}" if error.filename else error.strerror, 2)
-    except (typer.Abort, KeyboardInterrupt):
-        _fail("interrupted", 130)
+    except Interrupted as interrupted:
+        _fail("interrupted; the same command goes on with what is not finished", interrupted.code)
     except (RuntimeError, MemoryError) as error:
         from steersman.memory import is_out_of_memory
 

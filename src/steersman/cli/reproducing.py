@@ -16,6 +16,7 @@ from steersman.report.figures import with_interval
 from steersman.reproduce import Needs, Reproduction, Work, load_reproduction, needs, reproduction_names
 from steersman.reproduce.needs import CARD, RATE
 from steersman.run import check_device
+from steersman.stop import Stop
 
 __all__ = ["Asked", "carry_out", "list_all"]
 
@@ -98,7 +99,7 @@ def carry_out(asked: Asked) -> None:
     )
     with progress_bar(console) as progress:
         drawing = progress.add_task("images", total=num)
-        lost = work.draw(on_images=lambda count: progress.advance(drawing, count))
+        lost = work.draw(on_images=lambda count: progress.advance(drawing, count), stop=Stop())
         measuring = progress.add_task("measuring", total=None)
         figures = work.measure(on_images=lambda count: progress.advance(measuring, count))
     _compare(console, wanted, figures, wanted.published[side], num)

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from steersman.cli.progress import progress_bar
 from steersman.report.figures import with_interval
+from steersman.stop import Stop
 from steersman.sweep import Cell, Row, Sweep, Sweeping
 from steersman.sweep.table import FRONTS, fronts, points
 
@@ -35,6 +36,7 @@ def carry_out(sweep: Sweep, out: Path, *, pareto: bool = False) -> None:
         sweeping.draw(
             on_images=lambda count: progress.advance(drawing, count),
             on_cell=lambda cell: progress.update(drawing, description=escape(cell.name)),
+            stop=Stop(),
         )
         measuring = progress.add_task("measuring", total=len(sweeping.cells))
         rows = sweeping.compare(pareto=pareto, on_cell=lambda _: progress.advance(measuring))

@@ -11,6 +11,7 @@ from steersman.cli.progress import progress_bar
 from steersman.errors import InputError
 from steersman.files import writing_to
 from steersman.report.figures import with_interval
+from steersman.stop import Stop
 from steersman.tune import Bounds, Trial, Tune, Tuning, choose
 from steersman.tune.search import Proposal
 from steersman.tune.written import write_plots, write_recipe, write_table
@@ -67,7 +68,13 @@ def _drawn(console: Console, tuning: Tuning, trials: int) -> list[Trial]:
             progress.update(whole, completed=len(tuning.drawn))
             console.print(_line(trial), markup=False, highlight=False, soft_wrap=True)
 
-        return tuning.work(trials, on_run=begin, on_images=lambda count: progress.advance(drawing, count), on_trial=end)
+        return tuning.work(
+            trials,
+            on_run=begin,
+            on_images=lambda count: progress.advance(drawing, count),
+            on_trial=end,
+            stop=Stop(),
+        )
 
 
 def _line(trial: Trial) -> str:

@@ -30,6 +30,7 @@ from steersman.generate.summary import Summary, summarize
 from steersman.precision import ieee
 from steersman.sample import Callback, Report
 from steersman.session import Session
+from steersman.stop import Stopped
 from steersman.watch import Watch, counting
 
 __all__ = ["Unfinished", "generate"]
@@ -42,7 +43,7 @@ ATTEMPTS = 3  # at an image whose file goes away while others are drawn
 POLL = 0.1  # seconds between two looks at what the other processes have drawn
 
 
-class Unfinished(Exception):
+class Unfinished(Stopped):
     """A run that was stopped, whose other processes are not done, or whose images went away while it was drawn.
 
     Attributes:
@@ -52,7 +53,8 @@ class Unfinished(Exception):
     """
 
     def __init__(self, whole: int, total: int, gone: int = 0) -> None:
-        super().__init__(f"{whole} of {total} images are whole")
+        why = ", others went away while they were drawn; the same command goes on" if gone else ""
+        super().__init__(f"{whole} of {total} images are whole{why}", 1)
         self.whole, self.total, self.gone = whole, total, gone
 
 

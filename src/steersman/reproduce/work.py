@@ -25,6 +25,7 @@ from steersman.metrics.statistics import Statistics, read_reference
 from steersman.reproduce.schema import Reproduction, filled
 from steersman.run import Run, check_folder
 from steersman.session import Networks, Session
+from steersman.stop import Stop
 
 __all__ = ["Work"]
 
@@ -110,18 +111,23 @@ class Work:
         spec = self.wanted.reference
         return None if spec is None else read_reference(filled(spec, self.paths))
 
-    def draw(self, *, on_images: Callable[[float], object] = lambda count: None) -> list[str]:
+    def draw(self, *, on_images: Callable[[float], object] = lambda count: None, stop: Stop | None = None) -> list[str]:
         """Draws what is missing, and returns the names of all images that became non-finite.
+
+        Args:
+            on_images: Called with how many more images there are, in fractions while they are drawn.
+            stop: What waits for signals while images are drawn.
 
         Raises:
             InputError: A network or the reference cannot be used, or the folder holds other images.
+            Stopped: A signal has come; what is finished is written.
         """
         _ = self.extractor, self.reference  # refused now rather than after days
         for folder, run in self.runs.items():
             check_folder(folder, run)
         networks = Networks()
         for place, (folder, run) in enumerate(self.missing.items()):
-            Session(run, networks, rehearse=place == 0).generate(folder, on_images=on_images)
+            Session(run, networks, rehearse=place == 0).generate(folder, on_images=on_images, stop=stop)
         return [name for folder in self.runs for name in read_json(folder / "metrics.json")["lost"]]
 
     def measure(self, *, on_images: Callable[[int], object] = lambda count: None) -> dict[str, Figure]:

@@ -24,6 +24,7 @@ from steersman.report.grid import grid
 from steersman.run import check_folder, other_settings
 from steersman.session import Networks, Session
 from steersman.speed.auto import for_all
+from steersman.stop import Stop
 from steersman.sweep.cells import Cell, Sweep
 from steersman.sweep.measure import Measure
 from steersman.sweep.plots import write_fronts, write_plots
@@ -92,15 +93,18 @@ class Sweeping:
         self,
         on_images: Callable[[float], object] = lambda count: None,
         on_cell: Callable[[Cell], None] = lambda cell: None,
+        stop: Stop | None = None,
     ) -> None:
         """Draws the missing cells.
 
         Args:
             on_images: Called with how many more images there are, in fractions while they are drawn.
             on_cell: Called before each cell.
+            stop: What waits for signals while images are drawn.
 
         Raises:
             InputError: The folder cannot be written to.
+            Stopped: A signal has come; what is finished is written.
         """
         with writing_to(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
@@ -109,7 +113,7 @@ class Sweeping:
         for cell in self.missing():
             on_cell(cell)
             self.known[cell.name] = None
-            self.sessions[cell.name].generate(self.folder(cell), on_images=on_images)
+            self.sessions[cell.name].generate(self.folder(cell), on_images=on_images, stop=stop)
 
     def compare(self, *, pareto: bool = False, on_cell: Callable[[Cell], None] = lambda cell: None) -> list[Row]:
         """Measures all cells, and writes tables and plots.

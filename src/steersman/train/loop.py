@@ -291,7 +291,7 @@ def recalibrate(
     device = next(network.parameters()).device
     start = max(0, training.steps - RECALIBRATION)
     batches = _Batches(len(data), training, start)  # pyright: ignore[reportArgumentType]
-    loader = DataLoader(data, batch_sampler=batches, num_workers=training.workers)
+    loader = DataLoader(data, batch_sampler=batches, num_workers=training.workers, worker_init_fn=_leave_signals)
 
     def inputs() -> Iterator[Tensor]:
         for step, (images, labels) in enumerate(_loaded(loader), start):

@@ -30,6 +30,7 @@ from steersman.recipes import load_recipe
 from steersman.run import Run, other_settings
 from steersman.session import Networks, Session
 from steersman.speed.auto import for_all
+from steersman.stop import Stop
 from steersman.sweep import Sweep
 from steersman.sweep.cells import CASE, RECIPE
 from steersman.sweep.measure import Measure
@@ -207,6 +208,7 @@ class Tuning:
         on_run: Callable[[Proposal, int], object] = lambda proposal, count: None,
         on_images: Callable[[float], object] = lambda count: None,
         on_trial: Callable[[Trial], object] = lambda trial: None,
+        stop: Stop | None = None,
     ) -> list[Trial]:
         """Draws until there are so many trials, once it is `begun`; those that cannot be drawn do not count.
 
@@ -215,17 +217,19 @@ class Tuning:
             on_run: Called before each that is drawn, with how many images it has.
             on_images: Called with how many more there are, in fractions while they are drawn.
             on_trial: Called after each that is finished, drawn or refused.
+            stop: What waits for signals while images are drawn.
 
         Returns:
             All trials, in their order.
 
         Raises:
             InputError: Nothing that is proposed can be drawn.
+            Stopped: A signal has come; what is finished is written.
         """
         refused = 0
         while len(self.drawn) < trials:
             proposal = self.search.ask()
-            trial = self._tried(proposal, on_run, on_images)
+            trial = self._tried(proposal, on_run, on_images, stop)
             self.search.tell(objectives(trial) if trial.drawn else None, trial.row())
             self.trials.append(trial)
             on_trial(trial)
@@ -235,7 +239,11 @@ class Tuning:
         return self.trials
 
     def _tried(
-        self, proposal: Proposal, on_run: Callable[[Proposal, int], object], on_images: Callable[[float], object]
+        self,
+        proposal: Proposal,
+        on_run: Callable[[Proposal, int], object],
+        on_images: Callable[[float], object],
+        stop: Stop | None,
     ) -> Trial:
         """Returns what came of a proposal."""
         found = Trial(number=proposal.number, settings=proposal.values)
@@ -251,7 +259,7 @@ class Tuning:
         if self.bounds.budget is not None and cost.value > self.bounds.budget:
             return replace(found, reason=f"budget: an image costs {cost.value:g}; allowed: {self.bounds.budget:g}")
         on_run(proposal, run.num * len(session.targets))
-        session.generate(self.folder(found.number), on_images=on_images)
+        session.generate(self.folder(found.number), on_images=on_images, stop=stop)
         return self._measured(found, session)
 
     def _measured(self, trial: Trial, session: Session) -> Trial:
