@@ -10,8 +10,8 @@ __all__ = ["advice"]
 
 DISAGREE = 0.25  # a difference in accuracy between guide and judge that is worth a word
 STEADIER = {"route": "through", "view": "ahead"}  # choices that a gradient fools less easily
-UNMOVED = 0.01  # a summed guidance update with a smaller root mean square leaves an image in [-1, 1] as it was
-VISIBLE = 0.1  # one that shows
+UNMOVED = 0.01  # guidance that moves an image in [-1, 1] by a smaller root mean square leaves it as it was
+VISIBLE = 0.1  # a change that shows
 MOST = 30.0  # times the scale that was, at most, for the next try
 
 
@@ -20,7 +20,8 @@ def advice(metrics: Mapping[str, Any], moved: Sequence[float], run: Run) -> list
 
     Args:
         metrics: What ``metrics.json`` holds.
-        moved: The root mean square of the summed guidance update of each image; empty where there was no guidance.
+        moved: How far guidance moved each image, as a root mean square in the units of a sample; empty where no guide
+            was active.
         run: The run.
     """
     guide, judge = (metrics["accuracy"][name] for name in ("guide", "judge"))

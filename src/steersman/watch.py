@@ -1,4 +1,4 @@
-"""What happens while a batch is drawn: how its images were pushed, how often the networks were asked."""
+"""What happens while a batch is drawn: how far guidance moved its images, how often the networks were asked."""
 
 import threading
 from collections import Counter
@@ -15,31 +15,34 @@ __all__ = ["Watch", "counting", "metered"]
 
 
 class Watch:
-    """Follows the walk of a batch: of each image the gradients that were dropped, and how far it was pushed in all.
+    """Follows the steps of a batch: of each image the updates that were dropped, and how far they moved it in all.
 
     Both are kept where they are computed, so that an accelerator need not wait at each step.
     """
 
     def __init__(self, on_step: Callable[[], object]) -> None:
         self.on_step = on_step
-        self.dropped, self.pushed = torch.zeros((), dtype=torch.int64), torch.zeros(())
+        self.dropped, self.change = torch.zeros((), dtype=torch.int64), torch.zeros(())
 
     def __call__(self, report: Report) -> None:
         """Takes a step's report."""
         for push in report.pushes:
             if push is not None:
                 self.dropped = (~push.finite).to(torch.int64) + self.dropped
-                self.pushed = self.pushed + push.value
+                self.change = self.change + push.moved
         if report.step.repeat == 0:
             self.on_step()
 
     def drops(self, count: int) -> list[int]:
-        """Returns how many gradients of each of so many images were dropped."""
+        """Returns how many updates of each of so many images were dropped."""
         return self.dropped.expand(count).tolist()
 
     def moved(self, count: int) -> list[float] | list[None]:
-        """Returns how far each of so many images was pushed, None where nothing pushed."""
-        return rms(self.pushed).flatten().tolist() if self.pushed.ndim else [None] * count
+        """Returns how far guidance moved each of so many images, in the units of a sample; None where none was active.
+
+        It is the root mean square of the sum of what each update moved (`steersman.guidance.Push.moved`).
+        """
+        return rms(self.change).flatten().tolist() if self.change.ndim else [None] * count
 
 
 _inside = threading.local()

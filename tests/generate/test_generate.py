@@ -253,12 +253,12 @@ def test_a_device_beyond_the_last_is_refused(monkeypatch):
 
 
 def test_how_far_images_were_moved_counts_the_last_steps_repeats():
-    """The root mean square of the sum of all pushes, (1 + 2) + (3 + 4), one number an image."""
+    """The root mean square of the sum of what each update moved, (1 + 2) + (3 + 4), one number an image."""
     watch, seen = Watch(lambda: seen.append(1)), []
     for index, repeat, size in ((0, 0, 1.0), (0, 1, 2.0), (1, 0, 3.0), (1, 1, 4.0)):
         x = torch.full((2, 3, 4, 4), size)
         step = Step(index, 2, repeat, 0, CLEAN, CLEAN, torch.zeros(()), torch.zeros(()))
-        watch(Report(step, x, x, (Push(x, x, x[:, 0, 0, 0], torch.tensor([True, False])), None)))
+        watch(Report(step, x, x, (Push(7 * x, x, x[:, 0, 0, 0], torch.tensor([True, False]), x), None)))
     assert watch.moved(2) == [10.0, 10.0]
     assert watch.drops(2) == [0, 4]
     assert len(seen) == 2

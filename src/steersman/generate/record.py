@@ -36,8 +36,9 @@ class Record:
         seed: The image's seed.
         guide: What the guide says of it, None where it was lost.
         judge: What the judge says, likewise where it has no such class.
-        dropped: How many of its gradients were not finite.
-        moved: How far it was pushed in all, as a root mean square; None where nothing pushed.
+        dropped: How many guidance updates were not finite, and so were left out.
+        moved: How far guidance moved it in all, as a root mean square over its values, in the units of a sample (of
+            pixels, the range is [-1, 1]), whatever the injection; None where no guide was active.
         noise_error: The error of the denoiser's noise prediction on it (`steersman.realism`); None where it was lost.
         evaluations: How often each network was asked for it, with what filled up the last block.
         seconds: Its share of the time that its process took.

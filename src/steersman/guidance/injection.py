@@ -156,5 +156,5 @@ class Spherical(Injection):
         """Returns ``r m / |m|``, r the root of the summed variances; without a push, the noise at the length r."""
         radius, size = norm(torch.ones_like(push) * variance.to(push.dtype).sqrt()), norm(push)
         rate = (size / radius).clamp(max=1)
-        mixed = (1 - rate) * deviation + rate * radius * push / torch.where(size > 0, size, 1)
+        mixed = (1 - rate) * deviation + rate * radius * (push / torch.where(size > 0, size, 1))
         return radius * mixed / norm(mixed)

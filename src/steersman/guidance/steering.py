@@ -4,11 +4,20 @@ Each gradient g is stabilised, weighed, and the push ``p = s w_t g`` enters the 
 again, each at the view moved by the pushes before:
 
     p = sum_k p_k,  p_k = s w_t g_k,  g_k = d/d view at view + p_1 + .. + p_(k-1)      (Bansal et al. 2023; TFG, 2024)
+
+How far an update moves the image is reported in the units of the image, whatever the injection. If it changes the
+sample at a level by d, the image that the sample lets one expect moves, for data of unit variance, by
+
+    alpha / (alpha^2 + sigma^2) d
+
+At the level t of the step, d is p for the injection sample. At the next level s, it is p for the mean, the change of
+the noise for spherical, and what a deterministic step makes of the change of the estimate for noise and denoised:
+``alpha_s dx0 + sigma_s deps``. The last step leads to ``alpha = 1, sigma = 0``: there it is the change of the image.
 """
 
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -21,9 +30,13 @@ from steersman.guidance.injection import Estimate
 from steersman.guidance.stabilizer import State
 from steersman.guidance.step import Step
 from steersman.rows import take, total
-from steersman.schedule import Level
+from steersman.schedule import Level, broadcast
 
 __all__ = ["Push", "Steering"]
+
+LARGEST = 2.0**50  # of what enters a step; networks sum the squares of what they are given, in float32 up to 2^128
+
+Entered = TypeVar("Entered", Tensor, Estimate)
 
 
 class Push(NamedTuple):
@@ -33,13 +46,15 @@ class Push(NamedTuple):
         value: ``p = s w_t g``, zero where the gradient or what was made of it was not finite.
         gradient: The gradient as it came from the classifier; of several ascents, the first one's.
         log_likelihood: The objective's value; of several ascents, before the first.
-        finite: Whether the image's gradients were finite, and what stabilizer and weight made of them.
+        finite: Whether the image's gradients were finite, and what stabilizer, weight and injection made of them.
+        moved: How far the image was moved, in its own units; zero until the update enters the step.
     """
 
     value: Float[Tensor, "B C H W"]
     gradient: Float[Tensor, "B C H W"]
     log_likelihood: Float[Tensor, " B"]
     finite: Bool[Tensor, " B"]
+    moved: Float[Tensor, "B C H W"]
 
 
 class Steering:
@@ -52,11 +67,13 @@ class Steering:
 
     Attributes:
         rests: Whether none of them pushes for now.
+        step: The step whose updates were taken last.
     """
 
     def __init__(self, guides: Sequence[Guide], target: Int[Tensor, " B"] | None, denoiser: Denoiser) -> None:
         self.guides, self.target, self.denoiser = tuple(guides), target, denoiser
         self.rests = False
+        self.step: Step | None = None
         self.states: list[State] | None = None
         self.found: list[State] = []
         self.taken: list[Push | None] = [None] * len(self.guides)
@@ -128,7 +145,8 @@ class Steering:
         moved = x_t.detach()
         for place, last in self._turns(x_t, step, before=True):
             push = self._push(place, x_t, prediction, step, retain_graph=not last)
-            moved = self.guides[place].injection.sample(moved, push.value)
+            after = self.guides[place].injection.sample(moved, push.value)
+            moved = self._entered(place, moved, after, step, step.level)
         return moved
 
     def estimate(
@@ -143,14 +161,16 @@ class Steering:
             guide = self.guides[place]
             moved = estimate.x0 - found if guide.sees_guided else None
             push = self._push(place, x_t, prediction, step, moved=moved, retain_graph=not last)
-            estimate = guide.injection.estimate(estimate, push.value, step.level)
+            after = guide.injection.estimate(estimate, push.value, step.level)
+            estimate = self._entered(place, estimate, after, step, step.next)
         return estimate
 
     def mean(self, mean: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """Returns the step's mean with the pushes that enter there."""
-        for guide, push in zip(self.guides, self.taken, strict=True):
-            if push is not None:
-                mean = guide.injection.mean(mean, push.value)
+        for place, push in enumerate(self.taken):
+            if push is not None and self.step is not None:
+                after = self.guides[place].injection.mean(mean, push.value)
+                mean = self._entered(place, mean, after, self.step, self.step.next)
         return mean
 
     def check(self, *, noisy: bool | None) -> None:
@@ -179,17 +199,44 @@ class Steering:
         if deviation is None or variance is None:
             self.check(noisy=not step.next.sigma > 0)
             return deviation
-        for guide, push in zip(self.guides, self.taken, strict=True):
+        for place, push in enumerate(self.taken):
             if push is not None:
-                deviation = guide.injection.deviation(deviation, push.value, variance)
+                after = self.guides[place].injection.deviation(deviation, push.value, variance)
+                deviation = self._entered(place, deviation, after, step, step.next)
         return deviation
+
+    def _entered(self, place: int, before: Entered, after: Entered, step: Step, level: Level) -> Entered:
+        """Returns what a guide's update made of a part of the step; for images where that overflows, what was there.
+
+        Args:
+            place: The guide's place.
+            before: The sample, estimate, mean or noise without the update.
+            after: The same with it; the very same object where the update does not enter here.
+            step: The step; of its first stage, what the update did is kept.
+            level: The level that the sample is at, once it is changed.
+        """
+        if after is before:
+            return before
+        tensors = (after.x0, after.eps) if isinstance(after, Estimate) else (after,)
+        finite = torch.stack([(each.abs() <= LARGEST).flatten(1).all(1) for each in tensors]).all(0)
+        after = _where(finite, after, before)
+        if step.stage == 0 and (push := self.taken[place]) is not None:
+            alpha, sigma = (broadcast(value, push.value) for value in level[:2])
+            if isinstance(after, Estimate) and isinstance(before, Estimate):
+                change = alpha * (after.x0 - before.x0) + sigma * (after.eps - before.eps)
+            else:
+                change = after - before
+            value = torch.where(_lead(finite, push.value), push.value, 0)
+            moved = alpha / (alpha**2 + sigma**2) * change
+            self.taken[place] = push._replace(value=value, finite=push.finite & finite, moved=moved)
+        return after
 
     def _turns(self, x_t: Float[Tensor, "B C H W"], step: Step, *, before: bool) -> Iterator[tuple[int, bool]]:
         """Yields the guides' places that act now, and of each whether none after it differentiates the denoiser."""
         if self.states is None:
             self.states = [guide.stabilizer.init(x_t) for guide in self.guides]
         if step.stage == 0:
-            self.found = list(self.states)
+            self.step, self.found = step, list(self.states)
             for place, guide in enumerate(self.guides):
                 if (guide.injection.moment == "sample") == before:
                     self.taken[place] = None
@@ -248,11 +295,18 @@ class Steering:
             # An update or a state may overflow although the gradient did not: both are dropped as a gradient is.
             finite = finite & _all_finite((value, after))
             value = torch.where(_lead(finite, g), value, 0)
-        return Push(value, g, log_likelihood, finite), _keep(finite, after, state)
+        return Push(value, g, log_likelihood, finite, torch.zeros_like(value)), _keep(finite, after, state)
 
 
 def _lead(mask: Bool[Tensor, " B"], like: Tensor) -> Bool[Tensor, "B ..."]:
     return mask.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def _where(mask: Bool[Tensor, " B"], new: Entered, old: Entered) -> Entered:
+    """Returns the new part of the step for some images, and the old one for the others."""
+    if isinstance(new, Estimate) and isinstance(old, Estimate):
+        return new._replace(x0=_where(mask, new.x0, old.x0), eps=_where(mask, new.eps, old.eps))
+    return torch.where(_lead(mask, new), new, old)
 
 
 def _all_finite(held: Tensor | tuple) -> Bool[Tensor, " B"] | bool:
