@@ -10,10 +10,12 @@ README = Path(__file__).parents[1] / "README.md"
 
 
 def test_the_python_in_the_readme_runs():
+    """But what needs a pipeline, which `docs/test_pages.py` gives it."""
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
-    assert len(blocks) == 2
+    own = [block for block in blocks if "pipe(" not in block]
+    assert (len(own), len(blocks)) == (2, 3)
     names = {}
-    for block in blocks:
+    for block in own:
         exec(compile(block, str(README), "exec"), names)  # noqa: S102
     images = names["images"]
     assert images.shape == (2, 3, 64, 64)

@@ -5,15 +5,17 @@ Two names are the same whatever their case, and whether words are apart by space
 synonyms. They count where no name of a class is the one that was given.
 """
 
+import operator
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from typing import Any
 
 from steersman.errors import InputError, unknown
 
-__all__ = ["elsewhere", "fold", "further_names", "resolve", "same_class"]
+__all__ = ["each_class", "elsewhere", "fold", "further_names", "resolve", "same_class"]
 
 ALIKE = 0.9  # share of the classes on whose names two lists of the same classes agree, at least
 SYNSET = re.compile(r"n\d{8}")
@@ -23,6 +25,32 @@ DIGITS = 18  # of a number; a longer one is no index, and Python refuses to read
 def fold(name: str) -> str:
     """Returns a name in the form in which names are compared."""
     return " ".join(name.casefold().replace("_", " ").split())
+
+
+def each_class(given: Any, kind: str = "class") -> list[int | str]:  # noqa: ANN401
+    """Returns the indices and names of classes that were given, by Python, NumPy or torch, one or several.
+
+    Args:
+        given: An index or a name, or a list or array of these.
+        kind: What a class is called in the errors.
+
+    Raises:
+        InputError: Something else.
+    """
+    values = given.tolist() if hasattr(given, "tolist") else given
+    several = isinstance(values, Iterable) and not isinstance(values, str | bytes)
+    return [each if isinstance(each, str) else _index(each, kind) for each in (values if several else [values])]
+
+
+def _index(value: Any, kind: str) -> int:  # noqa: ANN401
+    try:
+        if isinstance(value, bool) or not -(2**63) <= (found := operator.index(value)) < 2**63:
+            raise TypeError
+    except (TypeError, ValueError):
+        raise InputError(
+            f"{kind} must be a class's index or name, or a list of one for each image, got {value!r}"
+        ) from None
+    return found
 
 
 def resolve(target: str | int, names: Sequence[str], kind: str = "class") -> int:

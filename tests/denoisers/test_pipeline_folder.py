@@ -158,8 +158,8 @@ def test_a_size_is_an_option(folder):
     assert load_denoiser(str(folder)).shape == (4, 8, 8)
     assert load_denoiser(f"{folder}?height=16&width=32").shape == (4, 8, 16)
     for given, message in (
-        ("height=16", "height given alone; allowed: height and width"),
-        ("height=x&width=16", "height=x given; allowed: 1 and more"),
+        ("height=16", "height and width must be given together, got height alone"),
+        ("height=x&width=16", "height must be a whole number of at least 1, got x"),
         ("height=17&width=16", "cannot be told"),
         ("size=16", "unknown option of a pipeline 'size'"),
         ("variant=fp16", "cannot be read"),

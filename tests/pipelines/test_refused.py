@@ -1,5 +1,6 @@
 """What cannot be steered is refused in one line, and leaves the pipeline alone."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -38,10 +39,16 @@ def other_scheduler(name):
 REFUSED = {
     "no pipeline": (lambda guide: (nn.Linear(1, 1), guide(), 1), "a pipeline with a scheduler"),
     "scheduler": (lambda guide: (other_scheduler("KarrasVeScheduler"), guide(), 1), "unknown scheduler"),
-    "no target": (lambda guide: (make("DDPM"), guide(), None), "target: none given"),
+    "no target": (lambda guide: (make("DDPM"), guide(), None), "there are guides; got none"),
     "name": (lambda guide: (make("DDPM"), guide(), "purple"), "unknown class"),
-    "no names": (lambda guide: (make("DDPM"), guide(objective=Unnamed()), "red"), "has names"),
-    "negative": (lambda guide: (make("DDPM"), guide(objective=Unnamed()), -1), "0 and more"),
+    "beyond": (lambda guide: (make("DDPM"), guide(), np.int64(3)), "class index must be 0 to 2, got 3"),
+    "half": (lambda guide: (make("DDPM"), guide(), [1, 1.5]), "class's index or name, .* got 1.5"),
+    "nested": (lambda guide: (make("DDPM"), guide(), torch.ones(2, 1)), r"class's index or name, .* got \[1.0\]"),
+    "nothing": (lambda guide: (make("DDPM"), guide(), ()), "got an empty list"),
+    "flag": (lambda guide: (make("DDPM"), guide(), True), "got True"),
+    "too large": (lambda guide: (make("DDPM"), guide(objective=Unnamed()), 2**70), f"got {2**70}"),
+    "no names": (lambda guide: (make("DDPM"), guide(objective=Unnamed()), "red"), "classifier of the guides has names"),
+    "negative": (lambda guide: (make("DDPM"), guide(objective=Unnamed()), -1), "at least 0"),
     "no noise": (lambda guide: (make("SD", "Euler"), guide(injection=Spherical()), 1), "enters at the deviation"),
     "Runge-Kutta": (lambda guide: (make("SD", "PNDM", skip_prk_steps=False), guide(), 1), "skip_prk_steps=True"),
     "backwards": (lambda guide: (make("SD3", invert_sigmas=True), guide(), 1), "invert_sigmas"),

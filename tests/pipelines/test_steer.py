@@ -1,5 +1,6 @@
 """Steering a pipeline: images go where they are steered, each its own way, and nothing else changes."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -115,6 +116,19 @@ def test_each_image_has_its_own_target(name, guide):
         steersman.steer(pipe, guide(), target=[0, 1, 2]),
     ):
         draw(pipe, name)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [np.int64(2), np.array(2), torch.tensor(2), np.array([2, 2]), torch.tensor([2, 2]), ["2", torch.tensor(2)]],
+    ids=repr,
+)
+def test_a_target_is_a_number_of_any_library(target, guide):
+    pipe, images = make("DDPM"), []
+    for each in ("blue", target):
+        with steersman.steer(pipe, guide(), target=each):
+            images.append(draw(pipe, "DDPM", 1))
+    assert torch.equal(*images)
 
 
 class Noted(Constant):

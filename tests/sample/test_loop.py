@@ -231,9 +231,9 @@ def test_a_walk_is_the_same_on_every_device(device):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"target": None}, "target: none given, but there are guides; allowed: one class for all images, or one each"),
-        ({"target": [0, 1]}, "target: 2 given for 5 seeds; allowed: one, or one a seed"),
-        ({"target": [0] * 6}, "target: 6 given for 5 seeds"),
+        ({"target": None}, "target must be a class for all images, or one for each, as there are guides; got none"),
+        ({"target": [0, 1]}, "target must be one, or one for each of 5 seeds, got 2"),
+        ({"target": [0] * 6}, "for each of 5 seeds, got 6"),
         ({"steps": 0}, "steps: 0 given; allowed: 1 to 1000"),
         ({"steps": 1001}, "steps: 1001 given"),
         ({"seeds": [0, 1, 2, 3, -4]}, "seed: -4 given; allowed: 0 to"),

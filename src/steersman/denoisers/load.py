@@ -16,6 +16,7 @@ from steersman.denoisers.folder import PIPELINES, Folder, read_index
 from steersman.denoisers.module import load_module_denoiser, moved
 from steersman.denoisers.network import NetworkDenoiser
 from steersman.denoisers.pipeline import PipelineDenoiser
+from steersman.denoisers.pipeline_file import SUFFIX, load_file
 from steersman.denoisers.pipeline_folder import OPTIONS, fetched, load_pipeline
 from steersman.errors import InputError, about
 from steersman.files import listed, read_json
@@ -40,7 +41,8 @@ def load_denoiser(
             `DiffusersDenoiser.from_folder` reads it, or with an EDM scheduler `EDMDenoiser.from_folder`. Where a folder
             holds a ``card.json``, the names of the labels are read from its ``classes``. A folder of a text pipeline
             may be followed by options, ``FOLDER?height=512&width=768`` (`steersman.denoisers.pipeline_folder`); in
-            place of a folder, ``ORG/NAME`` is one of the hub.
+            place of a folder, ``ORG/NAME`` is one of the hub, and ``FILE.safetensors?config=FOLDER`` a pipeline's
+            weights in one file (`steersman.denoisers.pipeline_file`).
         device: Where the network runs.
         dtype: In what.
 
@@ -52,11 +54,14 @@ def load_denoiser(
         return moved(load_module_denoiser(name), name, device, dtype)
     if separator and source in SOURCES:
         return SOURCES[source](name).to(device, dtype)
+    if (file := _file(spec)) is not None:
+        return load_file(file[0], file[1], device=device, dtype=dtype)
     name, options = (spec, {}) if Path(spec).is_dir() else split_options(spec, OPTIONS, "option of a pipeline")
     if not (Path(name).is_dir() or (re.fullmatch(HUB, name) and not Path(name).exists())):
         raise InputError(
             f"denoiser: {spec!r} given; allowed: zoo:sportballs, adm:FILE, dit:FILE?vae=FOLDER, edm:FILE, "
-            "module:PACKAGE.NAME:FUNCTION, a folder as diffusers saves a pipeline, or ORG/NAME of the hub"
+            "module:PACKAGE.NAME:FUNCTION, a folder as diffusers saves a pipeline, ORG/NAME of the hub, or "
+            "FILE.safetensors?config=FOLDER"
         )
     path = Path(name) if Path(name).is_dir() else fetched(spec, name, options)
     kind = read_index(path).get("_class_name")
@@ -70,9 +75,23 @@ def load_denoiser(
 def is_pipeline(spec: str) -> bool:
     """Whether a spec names a text pipeline's folder, or one of the hub, without loading it."""
     name, _, _ = spec.partition("?")
+    if _file(spec) is not None:
+        return True
     if not Path(name).exists():
         return re.fullmatch(HUB, name) is not None
     return read_index(Path(name)).get("_class_name") in PIPELINES
+
+
+def _file(spec: str) -> tuple[Path, dict[str, str]] | None:
+    """Returns the file and the options of a spec that names a pipeline in one file, None for another spec."""
+    if spec.endswith(SUFFIX) and Path(spec).is_file():
+        return Path(spec), {}
+    if not spec.partition("?")[0].endswith(SUFFIX):
+        return None
+    name, options = split_options(spec, (*OPTIONS, "config"), "option of a pipeline's file")
+    if not Path(name).is_file():
+        raise InputError(f"denoiser: {name!r} must be a file of a pipeline's weights, and is none")
+    return Path(name), options
 
 
 def _load_folder(path: Path) -> NetworkDenoiser | EDMDenoiser:

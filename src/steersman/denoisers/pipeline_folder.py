@@ -22,7 +22,16 @@ from steersman.errors import InputError, about
 from steersman.files import regular_below
 from steersman.hub import check_whole, hushed, load_pretrained, quiet
 
-__all__ = ["OPTIONS", "fetched", "load_pipeline"]
+__all__ = [
+    "OPTIONS",
+    "diffusers_quiet",
+    "fetched",
+    "image_size",
+    "load_pipeline",
+    "network_of",
+    "part_kinds",
+    "without",
+]
 
 OPTIONS = ("height", "width", "variant")
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
@@ -44,19 +53,19 @@ def load_pipeline(
     Raises:
         InputError: transformers is not installed, an option or a part is not allowed, or it cannot be read.
     """
-    size = _size(options)
+    size = image_size(options)
     index = read_index(path)
-    kinds = _kinds(path, index)
-    with quiet(str(path), kind="denoiser"), _diffusers() as diffusers, warnings.catch_warnings():
+    kinds = part_kinds(path, index)
+    with quiet(str(path), kind="denoiser"), diffusers_quiet() as diffusers, warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of the name torch_dtype, which all versions know
         where: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "torch_dtype": dtype}
-        settings: dict[str, Any] = _without(index)
+        settings: dict[str, Any] = without(index)
         if "requires_safety_checker" in index:
             settings["requires_safety_checker"] = False
         with about("denoiser", path):
             regular_below(path)
             networks = {
-                key: _network(key, kind, path / key, variant=options.get("variant"), **where)
+                key: network_of(key, kind, path / key, variant=options.get("variant"), **where)
                 for key, kind in kinds.items()
                 if issubclass(kind, nn.Module)
             }
@@ -85,9 +94,9 @@ def fetched(spec: str, name: str, options: Mapping[str, str]) -> Path:
 
     def whole(name: str, *, local_files_only: bool) -> Path:
         settings = {"use_safetensors": True, "variant": options.get("variant"), "local_files_only": local_files_only}
-        with _diffusers() as diffusers:
+        with diffusers_quiet() as diffusers:
             load = diffusers.DiffusionPipeline.download
-            path = Path(load(name, **settings, **_without(index)))
+            path = Path(load(name, **settings, **without(index)))
         parts = [key for key in _parts(index) if key not in UNUSED and not (path / key).is_dir()]
         if parts and not (path / "config.json").is_file():
             raise InputError(f"denoiser: {spec!r} lacks {', '.join(parts)}")
@@ -95,12 +104,12 @@ def fetched(spec: str, name: str, options: Mapping[str, str]) -> Path:
 
     path = load_pretrained(spec, name, indexed, kind="denoiser")
     index = read_index(path)
-    _kinds(path, index)
+    part_kinds(path, index)
     return load_pretrained(spec, name, whole, kind="denoiser")
 
 
 @contextmanager
-def _diffusers() -> Iterator[Any]:
+def diffusers_quiet() -> Iterator[Any]:
     """Yields diffusers, kept from telling what it loads."""
     import diffusers
 
@@ -108,13 +117,14 @@ def _diffusers() -> Iterator[Any]:
         yield diffusers
 
 
-def _size(options: Mapping[str, str]) -> tuple[int, int] | None:
+def image_size(options: Mapping[str, str]) -> tuple[int, int] | None:
+    """Returns the height and width that options of a spec state, in pixels."""
     for key in ("height", "width"):
         if key in options and not (options[key].isdecimal() and int(options[key]) > 0):
-            raise InputError(f"denoiser: {key}={options[key]} given; allowed: 1 and more")
+            raise InputError(f"denoiser: {key} must be a whole number of at least 1, got {options[key]}")
     given = [key for key in ("height", "width") if key in options]
     if len(given) == 1:
-        raise InputError(f"denoiser: {given[0]} given alone; allowed: height and width")
+        raise InputError(f"denoiser: height and width must be given together, got {given[0]} alone")
     return (int(options["height"]), int(options["width"])) if given else None
 
 
@@ -122,12 +132,12 @@ def _parts(index: Mapping[str, Any]) -> dict[str, list]:
     return {key: value for key, value in index.items() if isinstance(value, list) and len(value) == 2 and any(value)}
 
 
-def _without(index: Mapping[str, Any]) -> dict[str, None]:
+def without(index: Mapping[str, Any]) -> dict[str, None]:
     """Returns the parts that are not loaded."""
     return {key: None for key in UNUSED if key in index}
 
 
-def _network(part: str, kind: Any, place: Path, **where: Any) -> nn.Module:  # noqa: ANN401
+def network_of(part: str, kind: Any, place: Path, **where: Any) -> nn.Module:  # noqa: ANN401
     """Returns a part with all its weights, where the libraries would draw what is missing."""
     network, info = kind.from_pretrained(place, output_loading_info=True, **where)
     check_whole(f"{part}: it", info)
@@ -135,7 +145,7 @@ def _network(part: str, kind: Any, place: Path, **where: Any) -> nn.Module:  # n
     return network
 
 
-def _kinds(path: Path, index: Mapping[str, Any]) -> dict[str, Any]:
+def part_kinds(path: Path, index: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the parts' classes, and refuses what is no class of the libraries."""
     kinds = {}
     for key, (library, name) in _parts(index).items():

@@ -10,8 +10,9 @@ together as `Translated`.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -22,7 +23,7 @@ from steersman.guidance.objective import Objective
 from steersman.rows import send, total
 from steersman.schedule import Level
 
-__all__ = ["Sum", "Switch", "Toward", "Translated", "check_targets"]
+__all__ = ["Sum", "Switch", "Toward", "Translated", "check_targets", "vocabularies"]
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,23 @@ class Translated:
         return self._sent[device]
 
 
-def check_targets(objective: object, targets: Iterable[int]) -> None:
+def vocabularies(part: object) -> Iterator[Any]:
+    """Yields the classifiers in an objective whose classes are the targets themselves.
+
+    Args:
+        part: The objective, or anything in it. `Toward` has a class of its own and `Translated` other numbers.
+    """
+    if callable(getattr(part, "resolve", None)):
+        yield part
+    elif isinstance(part, tuple | list):
+        for each in part:
+            yield from vocabularies(each)
+    elif is_dataclass(part) and not isinstance(part, type | Toward | Translated):
+        for each in fields(part):
+            yield from vocabularies(getattr(part, each.name))
+
+
+def check_targets(objective: object, targets: Sequence[int]) -> None:
     """Refuses targets that a part of an objective has no class for, before any of them is on an accelerator.
 
     Raises:
@@ -143,9 +160,15 @@ def check_targets(objective: object, targets: Iterable[int]) -> None:
     """
     if isinstance(objective, Translated):
         objective.check(targets)
+        check_targets(objective.objective, [objective.classes[y] for y in targets])
+    elif isinstance(objective, Toward):
+        check_targets(objective.objective, [objective.target])
+    elif callable(resolve := getattr(objective, "resolve", None)):
+        for y in targets:
+            resolve(y)
     elif isinstance(objective, tuple | list):
         for part in objective:
             check_targets(part, targets)
-    elif is_dataclass(objective) and not isinstance(objective, type | Toward):
+    elif is_dataclass(objective) and not isinstance(objective, type):
         for each in fields(objective):
             check_targets(getattr(objective, each.name), targets)

@@ -7,13 +7,13 @@ also needs to know how the pipeline comes from one step to the next (`steersman.
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from steersman.errors import InputError
 from steersman.guidance.guide import Guide
-from steersman.pipelines.targets import Target
+from steersman.guidance.targets import Target
 from steersman.pipelines.walk import Walk
 from steersman.sample.loop import Recurrence
 from steersman.sample.particles import Particles
@@ -25,7 +25,7 @@ __all__ = ["steer"]
 def steer(
     pipe: Any,  # noqa: ANN401
     guide: Guide | Sequence[Guide],
-    target: Target | Sequence[Target] | None = None,
+    target: Target | Iterable[Target] | None = None,
     *,
     recurrence: Recurrence | None = None,
     particles: Particles | None = None,

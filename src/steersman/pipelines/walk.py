@@ -5,7 +5,7 @@ The steps themselves are `steersman.pipelines.trajectory`'s, a new one for each 
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -16,13 +16,13 @@ from steersman.errors import InputError
 from steersman.guidance.decoded import after_decoding
 from steersman.guidance.guide import Guide
 from steersman.guidance.injection import Moment
+from steersman.guidance.targets import Target, resolved
 from steersman.guidance.view import Ahead
 from steersman.pipelines.calls import around_calls
 from steersman.pipelines.levels import host, name_of
 from steersman.pipelines.parts import Parts, exact, frozen, recomputed
 from steersman.pipelines.recording import Recording, Turn
 from steersman.pipelines.samples import over_frames
-from steersman.pipelines.targets import Target, resolved
 from steersman.pipelines.trajectory import Plan, Trajectory
 from steersman.sample.loop import Recurrence
 from steersman.sample.particles import Particles
@@ -62,7 +62,7 @@ class Walk:
         self,
         pipe: Any,  # noqa: ANN401
         guides: Sequence[Guide],
-        target: Target | Sequence[Target] | None,
+        target: Target | Iterable[Target] | None,
         *,
         recurrence: Recurrence,
         particles: Particles,

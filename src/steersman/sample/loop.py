@@ -25,12 +25,13 @@ from torch import Tensor
 
 from steersman.denoise import Conditioned, Denoiser, Prediction, eps_from_x0
 from steersman.errors import InputError, unknown
-from steersman.guidance.combine import check_targets
 from steersman.guidance.decoded import after_decoding
 from steersman.guidance.guide import Guide
 from steersman.guidance.injection import Estimate, Kept
 from steersman.guidance.steering import Push, Steering
 from steersman.guidance.step import Step, reverse_variance, transition
+from steersman.guidance.targets import Target, resolved
+from steersman.names import each_class, resolve
 from steersman.precision import ieee
 from steersman.rows import take
 from steersman.sample.noise import GivenNoise, Noise, SeededNoise
@@ -92,7 +93,7 @@ def sample(
     sampler: Sampler,
     *,
     guides: Sequence[Guide] = (),
-    target: int | Sequence[int] | Int[Tensor, " B"] | None = None,
+    target: Target | Iterable[Target] | None = None,
     seeds: Sequence[int] = (0,),
     steps: int = 50,
     spacing: Spacing = "linspace",
@@ -114,7 +115,8 @@ def sample(
         denoiser: The diffusion model.
         sampler: How to step.
         guides: The guides; none for plain sampling.
-        target: The class to guide to: one for all images, or one each.
+        target: The class to guide to, an index or a name that the guides' classifiers know: one for all images, or one
+            each.
         seeds: One an image; an image depends on its seed and the settings alone.
         steps: How many steps.
         spacing: Which of the schedule's levels they visit.
@@ -125,7 +127,7 @@ def sample(
         keeps: What clipping keeps: ``sample`` for ``x_t = alpha x0 + sigma eps``, or ``noise`` for the model's own eps.
         recurrence: How often steps are repeated.
         particles: How many candidates an image has, and which of them go on.
-        condition: What else the denoiser is told, such as ``label`` and ``cfg_scale``.
+        condition: What else the denoiser is told, such as ``cfg_scale`` and ``label``: one for all images, or one each.
         noise: Draws to use instead of the seeds': the start, then each step's in order.
         device: Where the samples live; the denoiser's own device.
         dtype: The samples' type, float32 or float64, whatever the networks run in.
@@ -148,7 +150,7 @@ def sample(
         raise InputError("dtype must be torch.float32 on mps, which has no float64, got torch.float64")
     if (particles := particles or Particles()).count > 1 and not guides:
         raise InputError(f"particles.count: {particles.count} given, but there is no guide to weigh them; allowed: 1")
-    denoiser = Conditioned(denoiser, condition or {})
+    denoiser = Conditioned(denoiser, _condition(condition or {}, len(seeds), denoiser.classes, device))
     if denoiser.latent:
         guides, clip = tuple(map(after_decoding, guides)), False
     steering = Steering(guides, _targets(target, len(seeds), device, guides), denoiser)
@@ -308,19 +310,25 @@ def _renoise(x_s: Float[Tensor, "B C H W"], level: Level, next: Level, draw: Dra
     return broadcast(ratio, x_s) * x_s + broadcast(beta.sqrt(), x_s) * draw()
 
 
+def _condition(
+    condition: Mapping[str, Any], count: int, classes: Sequence[str], device: torch.device | str
+) -> Mapping[str, Any]:
+    """Returns the conditions with one label an image, where there are labels."""
+    if condition.get("label") is None or not classes:
+        return condition
+    labels = torch.tensor([resolve(each, classes, "label") for each in each_class(condition["label"], "label")])
+    if len(labels) not in (1, count):
+        raise InputError(f"label must be one, or one for each of {count} images, got {len(labels)}")
+    return {**condition, "label": labels.to(device).expand(count)}
+
+
 def _targets(
-    target: int | Sequence[int] | Tensor | None, count: int, device: torch.device | str, guides: Sequence[Guide]
+    target: Target | Iterable[Target] | None, count: int, device: torch.device | str, guides: Sequence[Guide]
 ) -> Int[Tensor, " B"] | None:
     """Returns one target an image."""
-    if target is None:
-        if guides:
-            raise InputError("target: none given, but there are guides; allowed: one class for all images, or one each")
+    if target is None and not guides:
         return None
-    targets = torch.as_tensor(target, dtype=torch.int64, device="cpu")
-    if targets.ndim and len(targets) != count:
-        raise InputError(f"target: {len(targets)} given for {count} seeds; allowed: one, or one a seed")
-    if bool((targets < 0).any()):
-        raise InputError(f"target: {targets.tolist()} given; allowed: 0 and more")
-    for guide in guides:
-        check_targets(guide.objective, targets.reshape(-1).tolist())
+    targets = resolved(guides, target)
+    if len(targets) not in (1, count):
+        raise InputError(f"target must be one, or one for each of {count} seeds, got {len(targets)}")
     return targets.to(device).expand(count)
