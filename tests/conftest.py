@@ -63,7 +63,7 @@ def clip_folder(tmp_path_factory):
     """Saves a tiny CLIP of random weights as transformers does: words of letters, images of 16 by 16 pixels."""
     transformers = pytest.importorskip("transformers")
 
-    def save(image_size=16):
+    def save(image_size=16, length=16):
         folder = tmp_path_factory.mktemp("clip")
         letters = "abcdefghijklmnopqrstuvwxyz0123456789,"
         words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
@@ -71,7 +71,7 @@ def clip_folder(tmp_path_factory):
         (folder / "merges.txt").write_text("#version: 0.2\n")
         last = len(words) - 1
         tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-        text = {"vocab_size": len(words), "max_position_embeddings": 16, "bos_token_id": last - 1}
+        text = {"vocab_size": len(words), "max_position_embeddings": length, "bos_token_id": last - 1}
         text |= {"eos_token_id": last, "pad_token_id": last}
         torch.manual_seed(0)
         config = transformers.CLIPConfig(

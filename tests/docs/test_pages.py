@@ -2,13 +2,15 @@
 
 What a block does is kept short from outside: sampling takes two steps without recurrence, a run draws one image of each
 target, rendered data sets and trainings have few images. Nothing in a block is changed but the stand-ins below, for
-what would have to be downloaded, for a GPU, and for launchers of several processes.
+what would have to be downloaded, for a GPU, for launchers of several processes, and for a table of all recipes, of
+which one is drawn. Two steps make no image that is worth a look; where a command says so by its exit code, it has run.
 """
 
 import runpy
 import shutil
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from torch.distributed.run import get_args_parser
 from docs.blocks import PAGES, ROOT, blocks, commands
 from steersman.recipes import load_recipe
 
+ONE_OF_ALL = {"benchmarks/recipes.py": "nrcg/denoised"}
 INSTALLS = {"python3", ".venv/bin/pip"}  # programs of the installation, which stands in `.ci/run` word for word
 
 
@@ -72,7 +75,7 @@ def stand_ins(tmp_path_factory, clip_folder):
     return {
         "adm:256x256_diffusion_uncond.pt": f"adm:{folder}/adm.pt?heads=4&attention=legacy&size=16",
         "torchvision:resnet101": f"torchvision:resnet18:{folder}/resnet18.pt",
-        "clip:openai/clip-vit-base-patch32": f"clip:{clip_folder()}",
+        "clip:openai/clip-vit-base-patch32": f"clip:{clip_folder(length=32)}",
         "stable-diffusion-v1-5/stable-diffusion-v1-5": str(folder / "sd"),
     }
 
@@ -80,9 +83,16 @@ def stand_ins(tmp_path_factory, clip_folder):
 @pytest.fixture
 def pipe():
     """The pipeline that a page's Python has already: Stable Diffusion, tiny."""
+    from diffusers import DDIMScheduler
+
     from denoisers import texts
 
+    class Short(DDIMScheduler):
+        def set_timesteps(self, num_inference_steps, *args, **kwargs):
+            super().set_timesteps(min(num_inference_steps, 2), *args, **kwargs)
+
     made = texts.make("SD")
+    made.scheduler = Short.from_config(made.scheduler.config)
     made.set_progress_bar_config(disable=True)
     return made
 
@@ -90,14 +100,15 @@ def pipe():
 def launched(words):
     """Returns the command that a launcher starts on each process; its own options must be known to it."""
     launcher, *rest = words
-    own, command = rest[: rest.index("--")], rest[rest.index("--") + 1 :]
     if launcher == "torchrun":
-        get_args_parser().parse_args([*own, *command])
+        given = get_args_parser().parse_args(rest)
     else:
         from accelerate.commands.launch import launch_command_parser
 
-        assert own.pop(0) == "launch"
-        launch_command_parser().parse_args([*own, *command])
+        assert rest.pop(0) == "launch"
+        given = launch_command_parser().parse_args(rest)
+    command = rest[rest.index("--") + 1 :]
+    assert given.module and [given.training_script, *given.training_script_args] == command
     assert command[0] == "steersman"
     return command
 
@@ -134,10 +145,14 @@ def test_every_block_runs(page, call, short, stand_ins, request, monkeypatch, tm
                         words = launched(words)
                     if words[0].endswith("steersman"):
                         code, said, error = call(*words[1:])
-                        assert code == 0, f"{where}: {error or said}"
+                        poor = code == 1 and "is worth a look" in " ".join(said.split())
+                        assert code == 0 or poor, f"{where}: {error or said}"
                     else:
                         assert words[0] == "python", where
+                        if words[1] in ONE_OF_ALL:
+                            words = [*words[:3], ONE_OF_ALL[words[1]], *words[3:]]
                         monkeypatch.setattr(sys, "argv", words[1:])
+                        monkeypatch.syspath_prepend(Path(words[1]).parent)
                         with suppress(SystemExit):
                             runpy.run_path(words[1], run_name="__main__")
             case language:

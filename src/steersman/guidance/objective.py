@@ -57,9 +57,8 @@ class Objective(Protocol):
 
 def _of_target(logits: Float[Tensor, "B K"], target: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
     if target.device.type == "cpu" and bool((target >= logits.shape[1]).any()):  # elsewhere it would wait
-        raise InputError(
-            f"target must be 0 to {logits.shape[1] - 1}, the classifier's classes, got {int(target.max())}"
-        )
+        last, given = logits.shape[1] - 1, int(target.max())
+        raise InputError(f"target must be 0 to {last}, a class of the classifier, got {given}")
     return logits.gather(1, target[:, None])[:, 0]
 
 

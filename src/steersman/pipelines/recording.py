@@ -9,10 +9,10 @@ with whatever else the network is given (prompts, masks, images, a ControlNet's 
 pipeline's own modules are kept as one operation each. So F is exact for any pipeline, however it combines the answers;
 what it decides by values of tensors stays as it was decided.
 
-To differentiate the turn that the pipeline made itself, what enters the network is made a leaf, and gradients stay on
-until the scheduler's step. With y(z) the recorded way from the sample to the network's input,
-
-    J^T g = sum over the network's calls of (dy / dz)^T d<g, u> / dy.
+To differentiate the turn that the pipeline made itself, what enters the network is made a leaf, and the network's call
+is made with gradients, whatever the code around it does. All other operations are run again, with the network's answers
+as they were: where a gradient g of an answer comes back, (d answer / d leaf)^T g goes on from the leaf to the sample. A
+network's call without a graph, as in inference mode, is made again too.
 """
 
 import inspect
@@ -62,6 +62,7 @@ class Recording(TorchFunctionMode):
 
     Attributes:
         given: What a network was given at last, by its parameters' names.
+        idle: Whether nothing is kept, as the trajectory has ended.
     """
 
     def __init__(self, networks: Sequence[nn.Module], modules: Sequence[nn.Module], due: Callable[[], bool]) -> None:
@@ -78,6 +79,7 @@ class Recording(TorchFunctionMode):
         """Begins a new turn, of which nothing is known yet."""
         self.calls: list[_Call] = []
         self.given: Mapping[str, Any] = {}
+        self.idle = False
 
     def __enter__(self) -> "Recording":
         self.entered = True
@@ -116,7 +118,7 @@ class Recording(TorchFunctionMode):
 
     def add(self, run: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any], outcome: Any) -> None:  # noqa: ANN401
         """Records an operation that returned tensors."""
-        if next(_tensors(outcome), None) is not None:
+        if not self.idle and next(_tensors(outcome), None) is not None:
             leaves, self.leaves = self.leaves, {}
             self.calls.append(_Call(run, args, kwargs, outcome, leaves))
 
@@ -129,16 +131,7 @@ class Recording(TorchFunctionMode):
                 after = each.register_forward_hook(self._after, with_kwargs=True, always_call=True)
                 stack.callback(before.remove)
                 stack.callback(after.remove)
-            try:
-                yield
-            finally:
-                self.end()
-
-    def end(self) -> None:
-        """Turns gradients back to what they were before the networks were asked."""
-        if self.grad_was is not None:
-            torch.set_grad_enabled(self.grad_was)
-            self.grad_was = None
+            yield
 
     def _before(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         if self.rests:
@@ -157,7 +150,7 @@ class Recording(TorchFunctionMode):
         self.given = by_name(forward, args, kwargs)
         if not self.due():
             return None
-        self.grad_was = torch.is_grad_enabled() if self.grad_was is None else self.grad_was
+        self.grad_was = torch.is_grad_enabled()
         torch.set_grad_enabled(True)
         first = next(iter(inspect.signature(forward).parameters))
         self.leaves = {
@@ -175,6 +168,9 @@ class Recording(TorchFunctionMode):
         self.depth -= 1
         if self.depth:
             return
+        if self.grad_was is not None:
+            torch.set_grad_enabled(self.grad_was)
+            self.grad_was = None
         original, self.original = self.original, ((), {})
         if self.was_entered:
             self.__enter__()
@@ -203,7 +199,6 @@ class Turn:
         self.recording = recording
         self.sample, self.time, self.output, self.returned = sample, time, output, returned
         self.calls = _leading_to(recording.calls, [sample, output])
-        self.asked = [call for call in self.calls if call.leaves]
 
     def __call__(self, sample: Tensor, time: Tensor | None = None) -> Tensor:
         """Returns what the pipeline would have made of another sample, at its own time or at another.
@@ -242,53 +237,40 @@ class Turn:
         return self.time.new_full(self.time.shape, value, dtype=dtype)
 
     def linked(self, sample: Tensor) -> Tensor:
-        """Returns the output as a function of the sample, by the graph of the pipeline's own call of the network.
+        """Returns the output as a function of the sample, by the graphs of the pipeline's own calls of the network.
 
         Args:
             sample: The sample's values, with a graph.
 
         Raises:
-            InputError: No graph leads from the output to the network's input, or that does not come from the sample.
+            InputError: The network has no gradient, or what enters it does not come from the sample.
         """
-        # One tensor may enter several calls, as with classifier-free guidance by two calls; each has a leaf of its own.
-        entered = [pair for call in self.asked for pair in call.leaves.items()]
-        if not entered or not self.output.requires_grad:
-            raise InputError(
-                "gradient with respect to x_t: no gradient leads from the scheduler's step to the network's input, as "
-                "when the network is quantised without one, or the step is not made by the pipeline's own call; "
-                "take it with respect to x0_hat (route direct)"
-            )
-        originals = [
-            each for call in self.asked for each in _tensors((call.args, call.kwargs)) if id(each) in call.leaves
-        ]
-        known = self._run(_leading_to(self.calls, originals), {id(self.sample): sample}, networks=False)
-        reached = [(known[key], leaf) for key, leaf in entered if key in known]
-        if not reached:
-            raise InputError(
-                "gradient with respect to x_t: what enters the pipeline's network does not come from the sample that "
-                "its scheduler is given; take it with respect to x0_hat (route direct)"
-            )
-        shown, leaves = zip(*reached, strict=True)
+        return self._found(self._run(self.calls, {id(self.sample): sample}, linked=True), self.output)
 
-        def pull(g: Tensor) -> Sequence[Tensor | None]:
-            return torch.autograd.grad(self.output, leaves, g, retain_graph=True, allow_unused=True)
+    def _run(self, calls: Iterable[_Call], known: dict[int, Tensor], *, linked: bool = False) -> dict[int, Tensor]:
+        """Runs the operations that something known enters, and returns all that is known then, by the tensors' ids.
 
-        linked: Any = _Link.apply(self.output.detach(), pull, *shown)
-        return linked
-
-    def _run(self, calls: Iterable[_Call], known: dict[int, Tensor], *, networks: bool = True) -> dict[int, Tensor]:
-        """Runs the operations that something known enters, and returns all that is known then, by the tensors' ids."""
+        Args:
+            calls: The operations.
+            known: Other values of tensors, by those tensors' ids.
+            linked: Whether the answers of networks stay as they were, where they have a graph.
+        """
         with self.recording.paused():
             for call in calls:
                 if not any(id(each) in known for each in _tensors((call.args, call.kwargs))):
                     continue
-                if not networks and call.leaves:
+                answers = [each for each in _tensors(call.outcome) if each.requires_grad]
+                if linked and call.leaves and answers:
+                    if call.leaves.keys() & known.keys():  # what else enters, a ControlNet's residuals, is given
+                        known |= zip(map(id, answers), _linked(answers, call.leaves, known), strict=True)
                     continue
                 args, kwargs = (_mapped(each, known, _usable) for each in (call.args, call.kwargs))
                 if _in_place(call.run):
                     args = (args[0].clone(), *args[1:])
                 outcome = call.run(*args, **kwargs)
                 outcome = args[0] if call.run is Tensor.__setitem__ else outcome
+                if linked and call.run in self.recording.networks:
+                    _check_graph(outcome)
                 for old, new in zip(_tensors(call.outcome), _tensors(outcome), strict=True):
                     known[id(old)] = new
         return known
@@ -302,17 +284,36 @@ class Turn:
         return known[id(wanted)]
 
 
+def _linked(answers: Sequence[Tensor], leaves: Mapping[int, Tensor], known: Mapping[int, Tensor]) -> tuple[Tensor, ...]:
+    """Returns a network's answers as functions of what is known of its input, by the graph from leaves in its place."""
+    entered = {key: leaf for key, leaf in leaves.items() if key in known}
+
+    def pull(grads: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        return torch.autograd.grad(answers, tuple(entered.values()), grads, retain_graph=True, allow_unused=True)
+
+    linked: Any = _Link.apply(pull, len(answers), *answers, *(known[key] for key in entered))
+    return linked
+
+
+def _check_graph(outcome: Any) -> None:  # noqa: ANN401
+    if not any(each.requires_grad for each in _tensors(outcome)):
+        raise InputError(
+            "gradient with respect to x_t: no gradient leads from the network's answer to its input, as when the "
+            "network is quantised without one; take it with respect to x0_hat (route direct)"
+        )
+
+
 class _Link(torch.autograd.Function):
-    """A value whose gradient is pulled back by hand: from the pipeline's output to the network's input."""
+    """Values whose gradient is pulled back by hand: from a network's answers to its input."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, pull: Callable[[Tensor], Any], *inputs: Tensor) -> Tensor:  # noqa: ANN401
-        ctx.pull = pull
-        return value.clone()
+    def forward(ctx: Any, pull: Callable[[Sequence[Tensor]], Any], count: int, *given: Tensor) -> tuple[Tensor, ...]:  # noqa: ANN401
+        ctx.pull, ctx.count = pull, count
+        return tuple(each.detach().clone() for each in given[:count])
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:  # noqa: ANN401
-        return None, None, *ctx.pull(grad_outputs[0])
+        return None, None, *[None] * ctx.count, *ctx.pull(grad_outputs)
 
 
 def _leading_to(calls: Sequence[_Call], wanted: Iterable[Tensor]) -> list[_Call]:

@@ -39,7 +39,7 @@ from steersman.guidance.injection import Estimate
 from steersman.guidance.steering import Steering
 from steersman.guidance.step import FixedVariance, Step, posterior_mean, reverse_variance, transition
 from steersman.pipelines.layout import layout_of
-from steersman.pipelines.levels import Place, kept, places_of, start_of, visited
+from steersman.pipelines.levels import Place, host, kept, places_of, start_of, visited
 from steersman.pipelines.recording import Turn
 from steersman.pipelines.samples import Asked
 from steersman.precision import loss_scaled
@@ -134,7 +134,7 @@ class Trajectory:
     def __init__(self, plan: Plan, given: Mapping[str, Any], shown: Mapping[str, Any], generator: Any) -> None:  # noqa: ANN401
         self.plan, sample = plan, given["sample"]
         self.start = start_of(plan.scheduler, given["timestep"])
-        self.places = places_of(plan.scheduler, self.start)
+        self.places, self.times = places_of(plan.scheduler, self.start), host(plan.scheduler.timesteps)[self.start :]
         self.levels = visited(self.places)
         self.count = sum(place.stage == 0 for place in self.places)
         self.layout = layout_of(plan.network, sample, shown, None if plan.vae is None else channels(plan.vae.config))
@@ -163,10 +163,34 @@ class Trajectory:
         return self.samples[0] if self.samples else None
 
     @property
+    def ended(self) -> bool:
+        """Whether all steps are made."""
+        return self.calls == len(self.places)
+
+    def check(self, timestep: Any) -> None:  # noqa: ANN401
+        """Refuses a step that is not the next one, as a loop of the user's own may make.
+
+        Args:
+            timestep: What the scheduler is given; not read where it is on an accelerator.
+
+        Raises:
+            InputError: It is another one.
+        """
+        if self.ended:
+            count = len(self.places)
+            raise InputError(f"scheduler.set_timesteps must be called before each loop, got a step after all {count}")
+        on_host = not isinstance(timestep, Tensor) or timestep.device.type == "cpu"
+        if on_host and float(timestep) != (due := float(self.times[self.calls])):
+            raise InputError(
+                f"scheduler.step must be called for its timesteps one after the other, got {float(timestep):g} where "
+                f"{due:g} is next"
+            )
+
+    @property
     def differentiates_next(self) -> bool:
         """Whether the coming step differentiates the network."""
-        if self.calls >= len(self.places):
-            return True
+        if self.ended:
+            return False
         place = self.places[self.calls]
         step = self._at(place, self.index + (place.stage == 0))
         return any(self.steering.differentiates_denoiser(step, before=before) for before in (False, True))
@@ -213,7 +237,7 @@ class Trajectory:
             if repeat + 1 < again:
                 samples, known = self._renoised(samples), None
         self.calls += 1
-        if (last := self.calls == len(self.places)) and self.swarm.weighs(CLEAN, self.count):
+        if (last := self.ended) and self.swarm.weighs(CLEAN, self.count):
             x = self._joined(samples, self.place.held[1])
             samples = self._chosen(samples, self._choose(self.steering.log_likelihood(x, Prediction(x), CLEAN), CLEAN))
         self.samples = samples

@@ -6,7 +6,7 @@ The steps themselves are `steersman.pipelines.trajectory`'s, a new one for each 
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -165,11 +165,8 @@ class Walk:
             particles=self.particles,
             frames=self.frames,
         )
-        if not callable(self.pipe):  # whoever holds the parts alone has a loop of his own inside of this context
-            stack.enter_context(self._recorded())
-
-    def _recorded(self) -> Any:  # noqa: ANN401
-        return self.recording if self.through or self.asks else nullcontext()
+        if self.through or self.asks:  # by the pipeline's call, or by a loop of the user's own
+            stack.enter_context(self.recording)
 
     @contextmanager
     def _around(self, arguments: Mapping[str, Any]) -> Iterator[None]:
@@ -177,7 +174,7 @@ class Walk:
         self._begin()
         self.generator = arguments.get("generator")
         try:
-            with torch.inference_mode(False), self._recorded():
+            with torch.inference_mode(False):
                 yield
             if self.trajectory is not None:
                 self.trajectory.check_end()
@@ -216,6 +213,7 @@ class Walk:
         with self.recording.paused(), torch.inference_mode(False), torch.no_grad():
             if self.trajectory is None:
                 self.trajectory = Trajectory(self.plan, call.arguments, self.recording.given, self.generator)
+            self.trajectory.check(call.arguments["timestep"])
             turn = Turn(
                 self.recording,
                 sample=call.arguments["sample"],
@@ -225,6 +223,6 @@ class Walk:
             )
             outcome = self.trajectory.make(own, call, turn)
             self.guided |= self.trajectory.guided
-        self.recording.end()
         self.recording.forget()
+        self.recording.idle = self.trajectory.ended
         return outcome
