@@ -1,6 +1,6 @@
 """Every code block of README and docs runs as it stands there, page by page from top to bottom, in one folder.
 
-What a block does is kept short from outside: sampling takes two steps without recurrence, a run draws one image of each
+What a block does is kept short from outside: sampling takes two steps without recurrence, a run draws two images of a
 target, rendered data sets and trainings have few images. Nothing in a block is changed but the stand-ins below, for
 what would have to be downloaded, for a GPU, for launchers of several processes, and for a table of all recipes, of
 which one is drawn. Two steps make no image that is worth a look; where a command says so by its exit code, it has run.
@@ -21,6 +21,7 @@ from docs.blocks import PAGES, ROOT, blocks, commands
 from steersman.recipes import load_recipe
 
 ONE_OF_ALL = {"benchmarks/recipes.py": "nrcg/denoised"}
+BALLS = 400  # images that a table of recipes renders, and reads by their numbers
 INSTALLS = {"python3", ".venv/bin/pip"}  # programs of the installation, which stands in `.ci/run` word for word
 
 
@@ -42,7 +43,7 @@ def short(monkeypatch):
         return settings | {"steps": min(settings["steps"], 2), "recurrence": None}
 
     def run(self):
-        object.__setattr__(self, "num", min(self.num, 1))
+        object.__setattr__(self, "num", min(self.num, 2))  # of which a distance can be taken
         object.__setattr__(self, "device", "cpu")  # stands in for a GPU
         object.__setattr__(self, "dtype", "float32")  # nothing is measured
         made(self)
@@ -52,7 +53,7 @@ def short(monkeypatch):
         trained(self)
 
     def preset(name, *, num, **settings):
-        return balls(name, num=min(num, 24), **settings)
+        return balls(name, num=num if num == BALLS else min(num, 24), **settings)
 
     monkeypatch.setattr(Recipe, "walk", walked)
     monkeypatch.setattr(steersman.run.Run, "__post_init__", run)
@@ -74,7 +75,7 @@ def stand_ins(tmp_path_factory, clip_folder):
     texts.make("SD").save_pretrained(folder / "sd")
     return {
         "adm:256x256_diffusion_uncond.pt": f"adm:{folder}/adm.pt?heads=4&attention=legacy&size=16",
-        "torchvision:resnet101": f"torchvision:resnet18:{folder}/resnet18.pt",
+        "torchvision:resnet101": f"torchvision:resnet18:{folder}/resnet18.pt?preprocess=imagenet",
         "clip:openai/clip-vit-base-patch32": f"clip:{clip_folder(length=32)}",
         "stable-diffusion-v1-5/stable-diffusion-v1-5": str(folder / "sd"),
     }

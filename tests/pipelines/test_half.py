@@ -1,5 +1,7 @@
 """Pipelines in float16: a small gradient comes back through their network and their VAE."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -36,7 +38,7 @@ def gradient(name, dtype, view):
         network[2].bias[1] += 60
     objective = ClassProbability(classifier=Classifier(network, preprocess=RAW, names=NAMES))
     settings = {"view": view, "route": "through", "stabilizer": (kept := Kept()), "strength": Constant()}
-    pipe = make(name)
+    pipe = copy.deepcopy(make(name))  # other tests share its networks
     for part in pipe.components.values():
         if isinstance(part, nn.Module):
             part.to(dtype)
