@@ -1,6 +1,9 @@
 """What Windows has not is not asked for: modules and calls of POSIX alone, in a process that lacks them."""
 
 import ast
+import errno
+import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -40,15 +43,59 @@ for arguments in {commands}:
 """
 
 
-def test_runs_are_drawn_resumed_and_told_of(denoiser, tmp_path):
+def arguments(denoiser, out):
+    networks = ["--denoiser", denoiser, "--classifier", "zoo:sportballs-mobilenet", "--judge", "none"]
+    drawn = ["--target", "baseball", "--recipe", "nrcg", "--set", "input.size=null", "--steps", "1"]
+    return ["sample", *networks, *drawn, "--out", str(out)]
+
+
+@pytest.mark.long
+def test_whole_commands_run_where_the_modules_are_missing(denoiser, tmp_path):
     out = str(tmp_path / "R&D é, one")
-    settings = ["--denoiser", denoiser, "--classifier", "zoo:sportballs-mobilenet", "--judge", "none", "--steps", "2"]
-    sample = ["sample", "--target", "baseball", "--recipe", "nrcg", *settings, "--out", out]
+    sample = arguments(denoiser, out)
     commands = [[*sample, "--num", "1"], [*sample, "--num", "2"], ["sample", "--status", out]]
     program = PROGRAM.format(modules=MODULES, commands=[*commands, ["evaluate", out, "--resamples", "0"]])
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True)
     assert done.stdout.count("ended with 0") == 4, done.stdout + done.stderr
     assert "baseball      2     0        0" in done.stdout
+
+
+@pytest.fixture
+def windows(monkeypatch):
+    """Locks without ``fcntl``, no calls of POSIX, and no open file that may be removed or replaced."""
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "filelock"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr("steersman.generate.lock.FileLock", importlib.import_module("filelock").FileLock)
+    for name in CALLS["os"] - {"waitpid", "sysconf", "uname"}:  # which Python's own modules call
+        monkeypatch.delattr(os, name, raising=False)
+
+    def guarded(call):
+        def refused(*paths, **settings):
+            for path in map(os.path.realpath, paths):
+                if path in (os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")):
+                    raise PermissionError(errno.EACCES, "The file is used by another process", path)
+            return call(*paths, **settings)
+
+        return refused
+
+    if Path("/proc/self/fd").is_dir():
+        for name in ("replace", "rename", "unlink", "remove"):
+            monkeypatch.setattr(os, name, guarded(getattr(os, name)))
+
+
+@pytest.mark.filterwarnings("ignore:only soft file lock")
+@pytest.mark.usefixtures("unchecked", "windows")
+@pytest.mark.parametrize("format", ["png", "npz"])
+def test_runs_are_drawn_grown_and_told_of(format, denoiser, call, tmp_path):
+    out = tmp_path / "R&D é, one"
+    for num in (1, 2):
+        code, said, err = call(*arguments(denoiser, out), "--num", num, "--format", format)
+        assert code == 0, said + err
+    assert "baseball      2     0        0" in call("sample", "--status", out)[1]
+    names = sorted(path.name for path in out.iterdir())
+    files = {"png": ["000000.png", "000001.png"], "npz": ["images.npz"]}[format]
+    assert names == sorted(["grid.png", "metrics.json", "run.yaml", *files])
 
 
 def test_what_windows_lacks_stands_nowhere():

@@ -12,6 +12,7 @@ import math
 import os
 import re
 import secrets
+import shutil
 import stat
 import warnings
 import zipfile
@@ -51,6 +52,8 @@ __all__ = [
     "regular",
     "regular_below",
     "replacing",
+    "replacing_in",
+    "system_errors",
     "upright_size",
     "write_image",
     "write_json",
@@ -115,14 +118,72 @@ def writing_to(out: Path, allowed: str = "a writable folder") -> Iterator[None]:
 
 
 @contextmanager
+def system_errors(path: Path) -> Iterator[None]:
+    """Turns what the system refuses into an `OSError` of a path, in whatever class a library says so.
+
+    torch raises a `RuntimeError` of its own where a disk is full, safetensors a `SafetensorError`.
+
+    Args:
+        path: What is written.
+
+    Raises:
+        OSError: The system refuses it.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        if (number := _number_of(error)) is None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def _number_of(error: BaseException | None) -> int | None:
+    """Returns the system's number for an error, None where it is none of the system's."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno:
+            return error.errno
+        if found := re.search(r"\(os error (\d{1,5})\)", str(error)):
+            return int(found[1])
+        error = error.__cause__ or error.__context__
+    return None
+
+
+@contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a path beside the given one to write to; on success the file takes its place, else it is removed."""
+    """Yields a path beside the given one to write to; on success the file takes its place, else it is removed.
+
+    Raises:
+        OSError: It cannot be written.
+    """
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        yield beside
-        os.replace(beside, path)
+        with system_errors(path):
+            yield beside
+            os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_in(folder: Path) -> Iterator[Path]:
+    """Yields an empty folder to write to; on success each of its files takes its place in the given one.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    beside = folder / f".{secrets.token_hex(4)}.part"
+    try:
+        with system_errors(folder):
+            beside.mkdir(parents=True)
+            yield beside
+            for path in sorted(each for each in beside.rglob("*") if each.is_file()):
+                place = folder / path.relative_to(beside)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(path, place)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def in_8_bits(images: Float[Tensor, "*batch C H W"]) -> UInt8[Tensor, "*batch C H W"]:

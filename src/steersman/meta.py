@@ -16,6 +16,7 @@ from torch.nn.modules.module import (
 )
 
 from steersman.errors import InputError
+from steersman.files import regular
 
 __all__ = ["no_larger_than", "weights_size"]
 
@@ -50,6 +51,6 @@ def weights_size(folder: Path) -> int:
     """Returns how many bytes a folder has of weights in safetensors' format, whose headers are read to see it whole."""
     files = list(folder.glob("*.safetensors"))
     for file in files:
-        with safe_open(file, "pt"):
+        with safe_open(regular(file), "pt"):
             pass
     return sum(file.stat().st_size for file in files)

@@ -53,7 +53,8 @@ def _walked(denoiser) -> Iterable[Tensor]:
     assert math.prod(denoiser.shape) < 1e6, f"images of {denoiser.shape}"
     generator = torch.Generator().manual_seed(0)
     told = {"label": torch.tensor([1])} if denoiser.classes else {}
-    for level in denoiser.schedule.levels(3)[:-1]:
+    steps = min(3, len(getattr(denoiser.schedule, "alpha_bar", range(3))))
+    for level in denoiser.schedule.levels(steps)[:-1]:
         x_t = torch.randn(1, *denoiser.shape, generator=generator) * (level.alpha**2 + level.sigma**2).sqrt()
         x0_hat = denoiser(x_t.float(), level, **told).x0_hat
         yield x0_hat

@@ -1,11 +1,13 @@
 """Loads in a process of their own, with an end to their time and memory."""
 
+import io
 import json
 import os
 import resource
+import select
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,7 +17,8 @@ from steersman.errors import InputError
 
 __all__ = ["Outcome", "watched"]
 
-SECONDS = 10.0  # of one load; measured below 1
+SECONDS = 10.0  # of one load, of the processor; measured below 3
+PATIENCE = 60.0  # seconds of the clock, for one that waits
 ADDRESSES = 3 << 30  # bytes of address space over what the process has; threads take some for themselves
 
 
@@ -52,12 +55,25 @@ def watched(loads: Iterable[Callable[[], str]]) -> list[Outcome]:
         os.close(receive)
         _work(loads, send)
     os.close(send)
-    with os.fdopen(receive) as lines:
-        found = [Outcome(**json.loads(line)) for line in lines]
+    with os.fdopen(receive, "rb", buffering=0) as lines:
+        found = [Outcome(**json.loads(line)) for line in _lines(lines, child)]
     _, status = os.waitpid(child, 0)
     if status:
         found.append(Outcome(kind="failed", said=f"the process ended with {status}", seconds=0, grown=0))
     return found
+
+
+def _lines(stream: io.FileIO, child: int) -> Iterator[bytes]:
+    """Yields the lines that come, until none comes any more: what waits outside of Python hears no alarm."""
+    held = b""
+    while True:
+        if not select.select([stream], [], [], 2 * PATIENCE)[0]:
+            os.kill(child, signal.SIGKILL)
+            return
+        if not (more := stream.read(2**16)):
+            return
+        *whole, held = (held + more).split(b"\n")
+        yield from whole
 
 
 def _work(loads: Iterable[Callable[[], str]], send: int) -> None:
@@ -68,6 +84,7 @@ def _work(loads: Iterable[Callable[[], str]], send: int) -> None:
         os.dup2(silence, 2)
         jaxtyping.config.update("jaxtyping_disable", True)
         signal.signal(signal.SIGALRM, _too_long)
+        signal.signal(signal.SIGPROF, _too_long)
         status_now = Path("/proc/self/statm").read_text().split()
         space, resident = (int(pages) * resource.getpagesize() for pages in status_now[:2])
         resource.setrlimit(resource.RLIMIT_AS, (space + ADDRESSES, resource.RLIM_INFINITY))
@@ -83,7 +100,8 @@ def _work(loads: Iterable[Callable[[], str]], send: int) -> None:
 
 def _outcome(load: Callable[[], str]) -> tuple[str, str, float]:
     start = time.monotonic()
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, PATIENCE)
     try:
         wrong = load()
         kind, said = ("failed", wrong) if wrong else ("loaded", "")
@@ -92,6 +110,7 @@ def _outcome(load: Callable[[], str]) -> tuple[str, str, float]:
     except BaseException as error:
         kind, said = "failed", f"{type(error).__name__}: {error} at {_place(error)}"
     finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
     return kind, said[:3000], time.monotonic() - start
 

@@ -19,7 +19,7 @@ from steersman.denoisers.diffusers import DiffusersDenoiser
 from steersman.denoisers.dit_network import DiT
 from steersman.denoisers.edm import EDMDenoiser
 from steersman.errors import InputError, one_line
-from steersman.files import write_json
+from steersman.files import system_errors, write_json
 from steersman.schedule import EDM, VP, Flow
 
 __all__ = ["save_folder", "scheduler_of"]
@@ -54,11 +54,12 @@ def save_folder(denoiser: object, out: str | Path) -> tuple[str, ...]:
         raise InputError(f"out: {str(out)!r} given, which is there; allowed: a new folder")
     beside = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
-        beside.mkdir(parents=True)
-        _write(denoiser, beside)
-        if out.is_dir():  # an empty one, which Windows does not replace
-            out.rmdir()
-        os.replace(beside, out)
+        with system_errors(out):
+            beside.mkdir(parents=True)
+            _write(denoiser, beside)
+            if out.is_dir():  # an empty one, which Windows does not replace
+                out.rmdir()
+            os.replace(beside, out)
     except OSError as error:
         raise InputError(f"out: {str(out)!r} cannot be written to ({one_line(error)})") from error
     finally:

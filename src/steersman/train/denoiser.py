@@ -40,7 +40,7 @@ from steersman.denoisers.edm import EDMDenoiser
 from steersman.denoisers.load import load_denoiser
 from steersman.denoisers.save import scheduler_of
 from steersman.errors import InputError, unknown
-from steersman.files import write_json
+from steersman.files import replacing_in, write_json
 from steersman.report import grid
 from steersman.sample import DDIM, Heun, sample
 from steersman.schedule import EDM, VP, broadcast
@@ -339,12 +339,13 @@ def train_denoiser(
 
     def write(averaged: UNet2DModel, seen: int) -> None:
         averaged = copy.deepcopy(averaged)
-        (averaged.half() if half else averaged).save_pretrained(out / "unet")
-        scheduler.save_pretrained(out / "scheduler")
         card = {"classes": classes, "resolution": shape[-1], "data": data, "data_seed": data_seed, "command": command}
         card |= {"images_seen": seen, "dtype": "float16" if half else "float32"}
         card |= {} if dropout else {"unconditional": False}
-        write_json(out / "card.json", card)
+        with replacing_in(out) as beside:
+            (averaged.half() if half else averaged).save_pretrained(beside / "unet")
+            scheduler.save_pretrained(beside / "scheduler")
+            write_json(beside / "card.json", card)
 
     def preview(averaged: UNet2DModel, seen: int) -> None:
         write(averaged, seen)

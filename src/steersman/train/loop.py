@@ -360,8 +360,8 @@ def _save(
     state = {"step": step, "seconds": seconds, "network": network.state_dict(), "optimizer": optimizer.state_dict()}
     if average is not None:
         state["average"] = average.state_dict()
-    with replacing(file) as beside:
-        torch.save(state, beside)
+    with replacing(file) as beside, beside.open("wb") as stream:  # to a path, torch does not say what was refused
+        torch.save(state, stream)
 
 
 def _resume(
