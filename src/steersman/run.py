@@ -18,7 +18,7 @@ from steersman.files import read_yaml
 from steersman.recipes import Recipe, load_recipe
 from steersman.sample.noise import SEEDS
 from steersman.speed.placement import AUTO, DTYPES, Placement
-from steersman.typed import filled_in, typed
+from steersman.typed import filled_in, finite, typed
 
 __all__ = [
     "DRAWN",
@@ -52,6 +52,7 @@ TARGET = "target"
 
 
 @dataclass(frozen=True, kw_only=True)
+@finite
 class Run:
     """All that makes a run's images.
 

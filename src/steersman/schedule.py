@@ -20,6 +20,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from steersman.errors import InputError, unknown
+from steersman.typed import finite
 
 __all__ = [
     "CLEAN",
@@ -263,6 +264,7 @@ class VP:
 
 
 @dataclass(frozen=True, kw_only=True)
+@finite
 class EDM:
     """A variance-exploding schedule, ``x_t = x_0 + sigma eps``; networks are told ``ln(sigma) / 4`` (EDM, table 1).
 
@@ -322,6 +324,7 @@ class EDM:
 
 
 @dataclass(frozen=True, kw_only=True)
+@finite
 class Flow:
     """A straight path from image to noise, ``x_t = (1 - sigma) x_0 + sigma eps``; networks are told ``T sigma``.
 

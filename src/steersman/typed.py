@@ -1,14 +1,52 @@
 """Values in the types that settings have; what is wrong with one is said in a line."""
 
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from steersman.errors import InputError, shown, unknown
 
-__all__ = ["filled_in", "typed"]
+__all__ = ["check_finite", "filled_in", "finite", "typed"]
 
+Made = TypeVar("Made", bound=type)
 Model = TypeVar("Model", bound=BaseModel)
+
+
+def finite(made: Made) -> Made:
+    """Lets a dataclass of settings refuse numbers that are not finite; it stands below ``@dataclass``.
+
+    A limit whose default is infinite may be infinite, as there is no limit then.
+    """
+    own = getattr(made, "__post_init__", None)
+
+    def check(self: Any) -> None:  # noqa: ANN401
+        for each in dataclasses.fields(self):
+            check_finite(f"{type(self).__name__}.{each.name}", getattr(self, each.name), each.default)
+        if own is not None:
+            own(self)
+
+    made.__post_init__ = check
+    return made
+
+
+def check_finite(name: str, value: object, default: object = None) -> None:
+    """Refuses a number that is not finite, or is not the default; of a list or a mapping, each number in it.
+
+    Raises:
+        InputError: It is none.
+    """
+    if isinstance(value, Mapping):
+        for key, each in value.items():
+            check_finite(f"{name}.{key}", each)
+    elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        for each in value:
+            check_finite(name, each)
+    elif isinstance(value, Real) and not math.isfinite(value) and value != default:
+        raise InputError(f"{name} must be a finite number, got {float(value):g}")
 
 
 def typed(name: str, value: object, hint: Any, config: ConfigDict | None = None) -> Any:  # noqa: ANN401

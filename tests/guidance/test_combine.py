@@ -147,9 +147,9 @@ def test_an_image_does_not_depend_on_its_neighbours(exact, draw):
     ("wrong", "message"),
     [
         (lambda exact: Sum([]), "objective.terms: none given; allowed: one and more"),
-        (lambda exact: Sum([(float("nan"), exact)]), "objective.terms: weight nan given; allowed: any finite number"),
+        (lambda exact: Sum([(float("nan"), exact)]), "Sum.terms must be a finite number, got nan"),
         (lambda exact: Switch(above=exact, below=exact, at=-1.0), "objective.at: -1.0 given; allowed: 0 and more"),
-        (lambda exact: Switch(above=exact, below=exact, at=float("nan")), "objective.at: nan given"),
+        (lambda exact: Switch(above=exact, below=exact, at=float("nan")), "Switch.at must be a finite number, got nan"),
         (lambda exact: Toward(objective=exact, target=-1), "objective.target: -1 given; allowed: 0 and more"),
     ],
 )

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from steersman.errors import InputError, unknown
+from steersman.typed import finite
 
 __all__ = ["RAW", "Channels", "Interpolation", "Preprocess", "in_channels"]
 
@@ -35,6 +36,7 @@ LUMA = (0.299, 0.587, 0.114)
 
 
 @dataclass(frozen=True, kw_only=True)
+@finite
 class Preprocess:
     """What a network was trained to be fed, stated so that an image in [-1, 1] can be turned into it.
 

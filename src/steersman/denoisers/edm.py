@@ -9,6 +9,7 @@ with s the deviation of the data: what F is shown and what it is to put out then
 diffusers' EDM schedulers say the same of an ordinary U-Net beside them, in a folder.
 """  # noqa: D205, D415
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +62,8 @@ class EDMDenoiser:
         sigma_data: float = 0.5,
         schedule: EDM = EDM(),  # noqa: B008 - frozen
     ) -> None:
-        if not sigma_data > 0:
-            raise InputError(f"sigma_data: {sigma_data} given; allowed: above 0")
+        if not 0 < sigma_data < math.inf:
+            raise InputError(f"sigma_data must be above 0 and finite, got {sigma_data}")
         self.network = network.eval().requires_grad_(False)
         self.shape, self.classes, self.unconditional = shape, classes, unconditional
         self.sigma_data = sigma_data

@@ -27,6 +27,7 @@ from steersman.pipelines.layout import layout_of
 from steersman.pipelines.told import Told, hear
 from steersman.precision import loss_scaled
 from steersman.schedule import Flow, Level, Schedule, from_diffusers, times
+from steersman.typed import check_finite
 
 __all__ = ["PipelineDenoiser"]
 
@@ -116,6 +117,7 @@ class PipelineDenoiser:
             InputError: No prompt, a negative one at a scale of 1, a scale for a pipeline without an unconditional row,
                 a label, or another condition.
         """
+        check_finite("cfg_scale", cfg_scale)
         check_condition(label, 1, _others, classes=(), unconditional=True, known=KNOWN)
         if prompt is None:
             raise InputError("prompt: none given; allowed: a text, which may be empty")

@@ -18,6 +18,7 @@ from steersman.errors import InputError
 from steersman.guidance.objective import Objective
 from steersman.rows import logsumexp, send, total
 from steersman.schedule import Level, broadcast
+from steersman.typed import finite
 
 __all__ = ["Augmented", "MonteCarlo"]
 
@@ -28,6 +29,7 @@ def _generator(level: Level) -> torch.Generator:
 
 
 @dataclass(frozen=True, kw_only=True)
+@finite
 class Augmented:
     """The mean log-likelihood over random similarity transforms of the image.
 
@@ -73,6 +75,7 @@ def _transformed(image: Float[Tensor, "B C H W"], map: Float[Tensor, "2 3"]) -> 
 
 
 @dataclass(frozen=True, kw_only=True)
+@finite
 class MonteCarlo:
     """The log of the mean likelihood over noisy copies of the image (LGD-MC).
 

@@ -9,7 +9,6 @@ Each part holds its own classifier. A blend of targets is a sum of `Toward`; cla
 together as `Translated`.
 """
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
@@ -22,11 +21,13 @@ from steersman.errors import InputError
 from steersman.guidance.objective import Objective
 from steersman.rows import send, total
 from steersman.schedule import Level
+from steersman.typed import finite
 
 __all__ = ["Sum", "Switch", "Toward", "Translated", "check_targets", "vocabularies"]
 
 
 @dataclass(frozen=True)
+@finite
 class Sum:
     """``sum_k w_k log p_k``, the weighted sum of several objectives.
 
@@ -39,9 +40,6 @@ class Sum:
     def __post_init__(self) -> None:
         if not self.terms:
             raise InputError("objective.terms: none given; allowed: one and more")
-        for weight, _ in self.terms:
-            if not math.isfinite(weight):
-                raise InputError(f"objective.terms: weight {weight} given; allowed: any finite number")
 
     def __call__(self, image: Float[Tensor, "B C H W"], target: Int[Tensor, " B"], level: Level) -> Float[Tensor, " B"]:
         """Returns the sum."""
@@ -49,6 +47,7 @@ class Sum:
 
 
 @dataclass(frozen=True, kw_only=True)
+@finite
 class Switch:
     """One objective at high noise, another at low noise; only the one is asked.
 
@@ -73,6 +72,7 @@ class Switch:
 
 
 @dataclass(frozen=True, kw_only=True)
+@finite
 class Toward:
     """An objective with a class of its own, whatever the images' targets are.
 

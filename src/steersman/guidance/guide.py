@@ -24,6 +24,7 @@ from steersman.guidance.step import Step
 from steersman.guidance.strength import Strength, Variance
 from steersman.guidance.view import Denoised, View
 from steersman.schedule import Level
+from steersman.typed import finite
 
 __all__ = ["Guide", "Route"]
 
@@ -31,6 +32,7 @@ Route = Literal["direct", "through"]
 
 
 @dataclass(frozen=True, kw_only=True)
+@finite
 class Guide:
     """One choice on each axis of the design space.
 

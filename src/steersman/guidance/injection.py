@@ -24,6 +24,7 @@ from torch import Tensor
 from steersman.errors import unknown
 from steersman.rows import norm
 from steersman.schedule import Level, broadcast
+from steersman.typed import finite
 
 __all__ = ["DenoisedImage", "Estimate", "Injection", "Kept", "Mean", "Moment", "NoisePrediction", "Sample", "Spherical"]
 
@@ -110,6 +111,7 @@ class NoisePrediction(Injection):
 
 
 @dataclass(frozen=True, kw_only=True)
+@finite
 class DenoisedImage(Injection):
     """The denoised image is moved.
 

@@ -27,6 +27,7 @@ from torch.nn.functional import logsigmoid
 from steersman.errors import InputError
 from steersman.rows import logsumexp
 from steersman.schedule import Level
+from steersman.typed import finite
 
 __all__ = ["BinaryProbability", "ClassProbability", "Logits", "Objective", "TargetLogit"]
 
@@ -72,6 +73,7 @@ def _log_odds(
 
 
 @dataclass(frozen=True, kw_only=True)
+@finite
 class ClassProbability:
     """``tau1 f_y - log sum_i exp(tau2 f_i)`` (EluCD eq. 4).
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from steersman.errors import InputError, unknown
 from steersman.rows import norm, rms
+from steersman.typed import finite
 
 __all__ = ["Adam", "Chain", "Clip", "Ema", "Identity", "Momentum", "Normalise", "Stabilizer", "State"]
 
@@ -58,6 +59,7 @@ class Identity:
 
 
 @dataclass(frozen=True, kw_only=True)
+@finite
 class Ema:
     """The exponential moving average of the gradients (nrCG eq. 7).
 
@@ -81,6 +83,7 @@ class Ema:
 
 
 @dataclass(frozen=True, kw_only=True)
+@finite
 class Momentum:
     """The heavy ball (Polyak 1964): `Ema` over ``1 - beta``, so that the first gradient is used in full.
 
@@ -104,6 +107,7 @@ class Momentum:
 
 
 @dataclass(frozen=True, kw_only=True)
+@finite
 class Adam:
     """The ratio of the first moment's average to the root of the second's (nrCG eq. 8).
 
@@ -138,6 +142,7 @@ class Adam:
 
 
 @dataclass(frozen=True, kw_only=True)
+@finite
 class Normalise:
     """The gradient's direction; a zero gradient stays zero.
 
@@ -162,6 +167,7 @@ class Normalise:
 
 
 @dataclass(frozen=True, kw_only=True)
+@finite
 class Clip:
     """The gradient, shortened to a largest norm.
 
@@ -185,6 +191,7 @@ class Clip:
 
 
 @dataclass(frozen=True)
+@finite
 class Chain:
     """Stabilizers one after the other.
 

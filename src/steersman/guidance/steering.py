@@ -17,7 +17,7 @@ the noise for spherical, and what a deterministic step makes of the change of th
 
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -35,8 +35,6 @@ from steersman.schedule import Level, broadcast
 __all__ = ["Push", "Steering"]
 
 LARGEST = 2.0**50  # of what enters a step; networks sum the squares of what they are given, in float32 up to 2^128
-
-Entered = TypeVar("Entered", Tensor, Estimate)
 
 
 class Push(NamedTuple):
@@ -162,7 +160,7 @@ class Steering:
             moved = estimate.x0 - found if guide.sees_guided else None
             push = self._push(place, x_t, prediction, step, moved=moved, retain_graph=not last)
             after = guide.injection.estimate(estimate, push.value, step.level)
-            estimate = self._entered(place, estimate, after, step, step.next)
+            estimate = self._estimated(place, estimate, after, step)
         return estimate
 
     def mean(self, mean: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
@@ -205,31 +203,50 @@ class Steering:
                 deviation = self._entered(place, deviation, after, step, step.next)
         return deviation
 
-    def _entered(self, place: int, before: Entered, after: Entered, step: Step, level: Level) -> Entered:
-        """Returns what a guide's update made of a part of the step; for images where that overflows, what was there.
+    def _entered(
+        self,
+        place: int,
+        before: Float[Tensor, "B C H W"],
+        after: Float[Tensor, "B C H W"],
+        step: Step,
+        level: Level,
+    ) -> Float[Tensor, "B C H W"]:
+        """Returns what a guide's update made of a sample, mean or noise; for images where that overflows, what was.
 
         Args:
             place: The guide's place.
-            before: The sample, estimate, mean or noise without the update.
-            after: The same with it; the very same object where the update does not enter here.
-            step: The step; of its first stage, what the update did is kept.
-            level: The level that the sample is at, once it is changed.
+            before: The sample, mean or noise without the update.
+            after: The same with it.
+            step: The step.
+            level: The level of what was changed.
         """
         if after is before:
             return before
-        tensors = (after.x0, after.eps) if isinstance(after, Estimate) else (after,)
-        finite = torch.stack([(each.abs() <= LARGEST).flatten(1).all(1) for each in tensors]).all(0)
-        after = _where(finite, after, before)
-        if step.stage == 0 and (push := self.taken[place]) is not None:
-            alpha, sigma = (broadcast(value, push.value) for value in level[:2])
-            if isinstance(after, Estimate) and isinstance(before, Estimate):
-                change = alpha * (after.x0 - before.x0) + sigma * (after.eps - before.eps)
-            else:
-                change = after - before
+        finite = _usable(after)
+        after = torch.where(_lead(finite, after), after, before)
+        self._keep_record(place, finite, after - before, step, level)
+        return after
+
+    def _estimated(self, place: int, before: Estimate, after: Estimate, step: Step) -> Estimate:
+        """Returns the same of an estimate, whose change moves what a deterministic step would lead to."""
+        if after is before:
+            return before
+        finite = _usable(after.x0) & _usable(after.eps)
+        x0, eps = (torch.where(_lead(finite, new), new, old) for new, old in zip(after[:2], before[:2], strict=True))
+        alpha, sigma = (broadcast(value, x0) for value in step.next[:2])
+        self._keep_record(place, finite, alpha * (x0 - before.x0) + sigma * (eps - before.eps), step, step.next)
+        return after._replace(x0=x0, eps=eps)
+
+    def _keep_record(
+        self, place: int, finite: Bool[Tensor, " B"], change: Float[Tensor, "B C H W"], step: Step, level: Level
+    ) -> None:
+        """Writes down how far a sample's change moves the images, and whose update was dropped; of a first stage."""
+        push = self.taken[place]
+        if step.stage == 0 and push is not None:
+            alpha, sigma = (broadcast(value, change) for value in level[:2])
             value = torch.where(_lead(finite, push.value), push.value, 0)
             moved = alpha / (alpha**2 + sigma**2) * change
             self.taken[place] = push._replace(value=value, finite=push.finite & finite, moved=moved)
-        return after
 
     def _turns(self, x_t: Float[Tensor, "B C H W"], step: Step, *, before: bool) -> Iterator[tuple[int, bool]]:
         """Yields the guides' places that act now, and of each whether none after it differentiates the denoiser."""
@@ -302,11 +319,9 @@ def _lead(mask: Bool[Tensor, " B"], like: Tensor) -> Bool[Tensor, "B ..."]:
     return mask.reshape(-1, *[1] * (like.ndim - 1))
 
 
-def _where(mask: Bool[Tensor, " B"], new: Entered, old: Entered) -> Entered:
-    """Returns the new part of the step for some images, and the old one for the others."""
-    if isinstance(new, Estimate) and isinstance(old, Estimate):
-        return new._replace(x0=_where(mask, new.x0, old.x0), eps=_where(mask, new.eps, old.eps))
-    return torch.where(_lead(mask, new), new, old)
+def _usable(x: Float[Tensor, "B C H W"]) -> Bool[Tensor, " B"]:
+    """Returns of each image whether all of its values are finite, and no larger than a network can take."""
+    return (x.abs() <= LARGEST).flatten(1).all(1)
 
 
 def _all_finite(held: Tensor | tuple) -> Bool[Tensor, " B"] | bool:

@@ -46,6 +46,7 @@ from steersman.errors import InputError, unknown
 from steersman.guidance.step import Step, transition
 from steersman.rows import norm, rms
 from steersman.schedule import Level, broadcast
+from steersman.typed import finite
 
 __all__ = [
     "Constant",
@@ -133,6 +134,7 @@ class Deviation(_OfVariance):
 
 
 @dataclass(frozen=True, kw_only=True)
+@finite
 class Sine(_OfVariance):
     """``w_t = Sigma_t + gamma sin(pi t / T) max_{u >= t} Sigma_u`` (EluCD eq. 5); zero where ``Sigma_t`` is.
 
@@ -169,6 +171,7 @@ class Constant(_Always):
 
 
 @dataclass(frozen=True, kw_only=True)
+@finite
 class Linear(_Always):
     """``w_t = (t + 1) / T``, falling towards the image, or ``1 - t / T``, rising.
 
@@ -187,6 +190,7 @@ class Linear(_Always):
 
 
 @dataclass(frozen=True, kw_only=True)
+@finite
 class Interval:
     """``w_t = 1`` where ``low <= sigma / alpha <= high`` (Kynkäänniemi et al. 2024).
 
@@ -215,6 +219,7 @@ class Interval:
 
 
 @dataclass(frozen=True, kw_only=True)
+@finite
 class Every:
     """``w_t = 1`` at each k-th step, the first included.
 
@@ -261,6 +266,7 @@ class Signal:
 
 
 @dataclass(frozen=True, kw_only=True)
+@finite
 class Transition(_Always):
     """``w_t = a_t / mean_u a_u`` over the walk's steps, ``a = (alpha_t / alpha_s)^2``; its mean is 1 (Ye et al. 2024).
 
@@ -286,6 +292,7 @@ class Transition(_Always):
 
 
 @dataclass(frozen=True, kw_only=True)
+@finite
 class Taper(_Always):
     """``w_i = rms(x_t) [max((N+1-i) / (N+1), floor) + gamma sin(pi i / N)]``, i = 0 .. N-1 (EluCD, Algorithm 2, code).
 
@@ -367,6 +374,7 @@ def _positive(size: Float[Tensor, "B 1 1 1"]) -> Float[Tensor, "B 1 1 1"]:
 
 
 @dataclass(frozen=True)
+@finite
 class Product:
     """The product of several strengths, such as the variance inside an interval.
 

@@ -18,6 +18,7 @@ from steersman.denoise import Denoiser, Prediction, look_ahead
 from steersman.errors import InputError
 from steersman.rows import repeat, rms
 from steersman.schedule import Level
+from steersman.typed import finite
 
 __all__ = ["Ahead", "Denoised", "Noisy", "Rescaled", "View"]
 
@@ -54,6 +55,7 @@ class Noisy:
 
 
 @dataclass(frozen=True, kw_only=True)
+@finite
 class Denoised:
     """The denoised image ``x0_hat`` (EluCD 4.2, nrCG eq. 5).
 
@@ -75,6 +77,7 @@ class Denoised:
 
 
 @dataclass(frozen=True, kw_only=True)
+@finite
 class Ahead:
     """The denoised image from further on, by some more evaluations of the denoiser (Pan et al. 2023).
 

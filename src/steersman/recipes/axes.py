@@ -16,7 +16,7 @@ from steersman.guidance import average, injection, loss, objective, stabilizer, 
 from steersman.guidance.guide import Route
 from steersman.sample import DDIM, DDPM, DPMpp, Heun, NamedScheduler, Particles, Recurrence
 from steersman.schedule import Spacing
-from steersman.typed import typed
+from steersman.typed import check_finite, finite, typed
 
 __all__ = [
     "AXES",
@@ -36,6 +36,7 @@ __all__ = [
 
 
 @dataclass(frozen=True, kw_only=True)
+@finite
 class Softplus:
     """Every ReLU of the classifier becomes ``log(1 + exp(beta a)) / beta`` (EluCD 4.3); one without stays as it is.
 
@@ -52,6 +53,7 @@ class Unsmoothed:
 
 
 @dataclass(frozen=True, kw_only=True)
+@finite
 class Input:
     """What the classifier is fed.
 
@@ -77,6 +79,7 @@ class Unchanged:
 
 
 @dataclass(frozen=True, kw_only=True)
+@finite
 class Direct:
     """The gradient with respect to the view; the denoiser is never differentiated.
 
@@ -94,6 +97,7 @@ class Through:
 
 
 @dataclass(frozen=True, kw_only=True)
+@finite
 class Walk:
     """The levels that are visited.
 
@@ -124,6 +128,7 @@ class Walk:
 
 
 @dataclass(frozen=True, kw_only=True)
+@finite
 class Together:
     """The log-likelihoods of several classifiers, weighted and added.
 
@@ -135,6 +140,7 @@ class Together:
 
 
 @dataclass(frozen=True, kw_only=True)
+@finite
 class HandOver:
     """The first of two classifiers at high noise, the second at low noise (EluCD, Table 2).
 
@@ -146,6 +152,7 @@ class HandOver:
 
 
 @dataclass(frozen=True, kw_only=True)
+@finite
 class Scale:
     """How strong the guidance is.
 
@@ -154,10 +161,6 @@ class Scale:
     """
 
     value: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not math.isfinite(self.value):
-            raise InputError(f"scale.value: {self.value} given; allowed: any finite number")
 
 
 AXES: dict[str, dict[str, type]] = {
@@ -277,20 +280,9 @@ def normal(axis: str, section: object) -> list[dict[str, Any]]:
     for key, field in fields.items():
         value = given.get(key, default_of(field))
         full[key] = typed(f"{axis}.{key}", value, hints[key])
-        _check_finite(f"{axis}.{key}", full[key], default_of(field))
+        if not isinstance(full[key], Mapping):  # a scheduler's settings are compared with its own defaults
+            check_finite(f"{axis}.{key}", full[key], default_of(field))
     return [full]
-
-
-def _check_finite(name: str, value: object, default: object) -> None:
-    """Refuses numbers that are not finite; a limit may be infinite where its default is, as there is no limit then."""
-    if isinstance(value, Mapping):
-        for key, each in value.items():
-            _check_finite(f"{name}.{key}", each, each if isinstance(each, float) and math.isinf(each) else None)
-    elif isinstance(value, tuple | list):
-        for each in value:
-            _check_finite(name, each, None)
-    elif isinstance(value, float) and not math.isfinite(value) and value != default:
-        raise InputError(f"{name} must be a finite number, got {value}")
 
 
 def plain(axis: str, section: object) -> dict[str, Any] | list[dict[str, Any]]:

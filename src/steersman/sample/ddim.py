@@ -14,11 +14,13 @@ from steersman.errors import InputError
 from steersman.guidance.step import Step, reverse_variance
 from steersman.sample.sampler import Draw, Move, Predict, Sampler, randomly
 from steersman.schedule import broadcast
+from steersman.typed import finite
 
 __all__ = ["DDIM"]
 
 
 @dataclass(frozen=True, kw_only=True)
+@finite
 class DDIM(Sampler):
     """The implicit sampler.
 

@@ -9,11 +9,13 @@ from torch import Tensor
 from steersman.errors import unknown
 from steersman.guidance.step import FixedVariance, Step, posterior_mean
 from steersman.sample.sampler import Draw, Move, Predict, randomly
+from steersman.typed import finite
 
 __all__ = ["DDPM"]
 
 
 @dataclass(frozen=True, kw_only=True)
+@finite
 class DDPM:
     """The ancestral sampler.
 

@@ -13,6 +13,7 @@ Runge-Kutta. Guides act at each, as at the stages of `Heun`; those that enter th
 """
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -30,6 +31,7 @@ from steersman.rows import each_tensor, send
 from steersman.sample.sampler import Draw, Move, Predict
 from steersman.schedule import CLEAN, Level, Schedule, Spacing, broadcast
 from steersman.schedulers import FAMILIES, Family, solver_levels
+from steersman.typed import check_finite
 
 __all__ = ["KNOWN", "DiffusersSampler"]
 
@@ -120,6 +122,7 @@ class DiffusersSampler:
         for setting in settings:
             if setting not in known.settings:
                 raise unknown(f"setting of {name}", setting, known.settings or ("none",))
+            check_finite(setting, settings[setting], inspect.signature(scheduler.step).parameters[setting].default)
         config = scheduler.config
         self.kind = config.get("prediction_type", "flow_prediction")
         if self.kind not in known.kinds:

@@ -19,11 +19,13 @@ from steersman.errors import InputError
 from steersman.guidance.step import Step, transition
 from steersman.sample.sampler import Draw, Move, Predict, Sampler
 from steersman.schedule import Level, broadcast
+from steersman.typed import finite
 
 __all__ = ["Heun"]
 
 
 @dataclass(frozen=True, kw_only=True)
+@finite
 class Heun(Sampler):
     """EDM's second-order sampler, two evaluations a step; deterministic without churn.
 

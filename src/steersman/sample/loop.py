@@ -38,6 +38,7 @@ from steersman.sample.noise import GivenNoise, Noise, SeededNoise
 from steersman.sample.particles import Particles, Swarm
 from steersman.sample.sampler import Draw, Sampler, levels_of
 from steersman.schedule import Level, Schedule, Spacing, broadcast
+from steersman.typed import finite
 
 __all__ = ["Callback", "Recurrence", "Report", "sample"]
 
@@ -62,6 +63,7 @@ Callback = Callable[[Report], None]
 
 
 @dataclass(frozen=True, kw_only=True)
+@finite
 class Recurrence:
     """Each step done several times, with noise added back in between.
 

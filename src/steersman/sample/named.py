@@ -21,7 +21,7 @@ from steersman.sample.diffusers import KNOWN, DiffusersSampler
 from steersman.sample.sampler import Draw, Move, Predict, Sampler
 from steersman.schedule import EDM, VP, Flow, Level, Schedule, Spacing
 from steersman.schedulers import FAMILIES, Family
-from steersman.typed import typed
+from steersman.typed import check_finite, typed
 
 __all__ = ["NamedScheduler"]
 
@@ -192,6 +192,7 @@ def _checked(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in settings.items():
         if key not in known:
             raise unknown(f"setting of {name}", key, known or ("none",), most=len(known))
+        check_finite(f"sampler.settings.{key}", value, known[key].default)
         is_default = value == known[key].default
         checked[key] = value if is_default else typed(f"sampler.settings.{key}", value, hints[key])
     return checked

@@ -37,6 +37,7 @@ from steersman.errors import InputError, unknown
 from steersman.guidance.guide import Guide
 from steersman.rows import send, total
 from steersman.schedule import Level
+from steersman.typed import finite
 
 __all__ = ["Particles", "Swarm"]
 
@@ -47,6 +48,7 @@ WORST = -1e12  # the log-weight of a candidate without a finite likelihood; fini
 
 
 @dataclass(frozen=True, kw_only=True)
+@finite
 class Particles:
     """Several candidates an image, weighed and resampled along the way.
 

@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
+from steersman.errors import InputError
 from steersman.guidance.injection import Estimate
 from steersman.guidance.step import FixedVariance, Step
 from steersman.schedule import Level, Schedule, Spacing
@@ -101,7 +102,13 @@ def levels_of(
     low: float = 0.0,
     high: float = math.inf,
 ) -> tuple[Level, ...]:
-    """Returns the levels of a sampler's walk: its own where it brings some, else the schedule's."""
+    """Returns the levels of a sampler's walk: its own where it brings some, else the schedule's.
+
+    Raises:
+        InputError: The range is none, or the sampler or the schedule refuses it.
+    """
+    if not 0 <= low < high:
+        raise InputError(f"low and high must be such that 0 <= low < high, got {low} and {high}")
     if isinstance(sampler, OwnLevels):
         return sampler.levels(schedule, steps, spacing, low, high)
     return schedule.levels(steps, spacing, low, high)

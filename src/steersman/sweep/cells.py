@@ -23,6 +23,7 @@ from steersman.recipes.axes import AXES
 from steersman.recipes.schema import ALSO
 from steersman.report.figures import in_a_line
 from steersman.run import Run
+from steersman.typed import finite
 
 __all__ = ["CASE", "NAME", "RECIPE", "Cell", "Sweep", "varied"]
 
@@ -90,6 +91,7 @@ class Cell:
 
 
 @dataclass(frozen=True, kw_only=True)
+@finite
 class Sweep:
     """Runs that differ in what is varied, and what they are measured against.
 

@@ -32,6 +32,7 @@ from steersman.metrics.accuracy import accuracy
 from steersman.schedule import VP, broadcast
 from steersman.train.augment import flipped, shifted
 from steersman.train.loop import Batch, Training, fit, recalibrate, seconds_spent
+from steersman.typed import finite
 from steersman.zoo.load import read_network
 
 __all__ = ["ClassificationLoss", "augmentation", "noisy", "train_classifier"]
@@ -42,6 +43,7 @@ TIMES = (0.1, 0.25, 0.5, 0.75, 0.9)
 
 
 @dataclass(frozen=True, kw_only=True)
+@finite
 class ClassificationLoss:
     """The cross entropy of a batch.
 

@@ -46,6 +46,7 @@ from steersman.sample import DDIM, Heun, sample
 from steersman.schedule import EDM, VP, broadcast
 from steersman.train.augment import flipped
 from steersman.train.loop import Batch, Training, fit
+from steersman.typed import finite
 
 PREVIEW = 16  # images in a picture of samples, without labels and with
 MEASURED = 512  # images that the deviation of the data is measured on
@@ -182,6 +183,7 @@ def _check_dropout(dropout: float) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+@finite
 class DenoisingLoss:
     """The denoising loss of a batch.
 
@@ -223,6 +225,7 @@ class DenoisingLoss:
 
 
 @dataclass(frozen=True, kw_only=True)
+@finite
 class EDMLoss:
     """EDM's loss of a batch.
 

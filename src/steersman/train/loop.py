@@ -29,6 +29,7 @@ from steersman.checkpoint import check_archive
 from steersman.errors import InputError, unknown
 from steersman.files import replacing
 from steersman.stop import Stop, Stopped
+from steersman.typed import finite
 
 __all__ = ["Batch", "Loss", "Training", "fit", "recalibrate", "seconds_spent"]
 
@@ -42,6 +43,7 @@ CHOICES = {
 
 
 @dataclass(frozen=True, kw_only=True)
+@finite
 class Training:
     """How to train.
 

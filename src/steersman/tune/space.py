@@ -20,6 +20,7 @@ from steersman.errors import InputError
 from steersman.report.figures import in_a_line
 from steersman.sweep import varied
 from steersman.sweep.cells import CASE, NAME
+from steersman.typed import finite
 
 __all__ = ["ANY", "Choosing", "Range", "Space", "check", "chosen", "options", "placed", "space_of"]
 
@@ -33,6 +34,7 @@ Space = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
+@finite
 class Range:
     """Numbers from one to another, both of them included.
 

@@ -12,6 +12,7 @@ from typing import Any
 from steersman.errors import InputError
 from steersman.metrics.resample import Figure
 from steersman.report.figures import in_a_line, with_interval
+from steersman.typed import finite
 
 __all__ = ["LARGER", "Bounds", "Trial", "choose", "objectives"]
 
@@ -71,6 +72,7 @@ class Trial:
 
 
 @dataclass(frozen=True, kw_only=True)
+@finite
 class Bounds:
     """What the chosen trial must keep to, None for no bound.
 

@@ -39,6 +39,7 @@ from steersman.tune.price import Prices
 from steersman.tune.search import Proposal, Search
 from steersman.tune.space import Space, check, options, placed
 from steersman.tune.trials import LARGER, Bounds, Trial, objectives
+from steersman.typed import finite
 
 __all__ = ["Tune", "Tuning"]
 
@@ -47,6 +48,7 @@ REFUSED = 100  # proposals in a row that cannot be drawn, after which none is ex
 
 
 @dataclass(frozen=True, kw_only=True)
+@finite
 class Tune:
     """What is searched, for which networks and targets.
 
