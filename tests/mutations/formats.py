@@ -20,6 +20,7 @@ from steersman.classifiers import load_classifier
 from steersman.data import pictures
 from steersman.denoisers import load_denoiser
 from steersman.files import read_image
+from steersman.generate import status
 from steersman.generate.record import Record, write_image
 from steersman.generate.shards import joined, write_shard
 from steersman.metrics.images import read_images
@@ -284,7 +285,7 @@ def idx(folder: Path, packed: bool) -> Format:
 
 def report(folder: Path) -> Format:
     """What a run's folder says of it, of which a page is made."""
-    record = Run(targets=("baseball",), num=2).record()
+    record = Run(targets=("baseball",), num=2).record() | {"drawn": {"targets": ["baseball"], "digest": "0"}}
     (folder / "run.yaml").write_text(yaml.safe_dump(record))
     figures = {"accuracy": {"guide": 1.0, "judge": 0.5}, "probability": {"guide": 0.9, "judge": 0.4}}
     figures |= {"similarity": {"guide": None, "judge": None}, "images": 2, "seconds": 1.5, "images_per_second": 1.3}
@@ -294,7 +295,11 @@ def report(folder: Path) -> Format:
     (folder / "evaluation.json").write_text(json.dumps({"figures": held, "reference": "x", "features": "y"}))
     for seed in range(2):
         Image.new("RGB", (8, 8)).save(folder / f"{seed:06d}.png")
-    return Format(files=sorted(folder.iterdir()), load=lambda: page_of(folder))
+
+    def load() -> object:
+        return page_of(folder), status(folder), len(read_images(folder))
+
+    return Format(files=sorted(folder.iterdir()), load=load)
 
 
 FORMATS: dict[str, Callable[[Path, object, Path], Format]] = {
