@@ -59,6 +59,11 @@ def test_what_the_user_names_is_run(call, tmp_path):
     assert read_run(tmp_path / "run.yaml", trusted=[CODE]).classifiers == (CODE,)
 
 
+def test_trust_without_a_file_is_not_dropped(call):
+    code, _, said = call("sample", "--target", "baseball", "--trust", CODE)
+    assert (code, said.count("\n")) == (2, 1) and "trust must be given with --from" in said
+
+
 @pytest.mark.parametrize("network", ["classifiers", "judge"])
 def test_a_folder_of_samples(network, call, pixels, tmp_path):
     write(tmp_path / "samples", pixels(3))

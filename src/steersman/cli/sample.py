@@ -55,6 +55,7 @@ def sample(
 ) -> None:
     """Draw images, steered by a classifier; the same command again draws what is missing."""
     from steersman.cli.sampling import carry_out, default_folder, tell
+    from steersman.errors import InputError
     from steersman.generate import Share
     from steersman.recipes import load_recipe
     from steersman.run import Run, read_run, weights
@@ -69,6 +70,10 @@ def sample(
         run = replace(run, device=share.device(run.device))
         out = out or from_.parent
     else:
+        if trust:
+            raise InputError(
+                "trust must be given with --from, whose file may name code; code given by an option is trusted"
+            )
         settings = options.fields(
             target=target,
             classifier=classifier,
