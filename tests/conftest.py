@@ -18,6 +18,18 @@ from steersman.mixture import Mixture
 torch.set_num_threads(1)
 
 
+def pytest_addoption(parser):
+    parser.addoption("--typed", action="store_true", help="check the types of each call in every case of every test")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Checks the types of each call in the first case of a test alone: they take more time than what is tested."""
+    case = getattr(item, "callspec", None)
+    first = case is None or not any(case.indices.values())
+    jaxtyping.config.update("jaxtyping_disable", not (first or item.config.getoption("typed")))
+
+
 def spread(first, second, angle):
     """A covariance with these variances along axes turned by an angle."""
     turn = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]], dtype=torch.float64)

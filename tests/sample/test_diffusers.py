@@ -226,7 +226,7 @@ def distance(x, y):
 
 
 @pytest.mark.parametrize(("make", "config", "bound"), CHOICES)
-@pytest.mark.parametrize("steps", [1, STEPS, 16])
+@pytest.mark.parametrize("steps", [1, STEPS, pytest.param(16, marks=pytest.mark.long)])
 def test_is_diffusers_own_loop(make, config, bound, steps, on, monkeypatch):
     scheduler = made(make, config)
     if steps == 1 and make is PNDMScheduler and not config["skip_prk_steps"]:

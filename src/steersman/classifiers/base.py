@@ -48,7 +48,8 @@ class Classifier(nn.Module):
         multilabel: Whether σ(f_i) is the probability of ``names[i]``, whatever the other labels are.
         told_level: Whether the network was trained on noisy images and is told their level.
         schedule: The noise that it was trained on; None where that is the denoiser's own.
-        smoothed: How many activations of the network are softened ones; for the reader only.
+        softplus: The sharpness β of the Softplus that stand for its ReLUs, where `smooth` has put them there.
+        smoothed: How many they are; for the reader only.
 
     Attributes:
         block: How many images the network sees at a time, None for the whole batch (`steersman.blocks`).
@@ -71,6 +72,7 @@ class Classifier(nn.Module):
         multilabel: bool = False,
         told_level: bool = False,
         schedule: Schedule | None = None,
+        softplus: float | None = None,
         smoothed: int = 0,
     ) -> None:
         super().__init__()
@@ -81,7 +83,7 @@ class Classifier(nn.Module):
         self.multilabel = multilabel
         self.told_level = told_level
         self.schedule = schedule
-        self.smoothed = smoothed
+        self.softplus, self.smoothed = softplus, smoothed
         if not self.names and not self.open_vocabulary:
             raise InputError("a classifier needs the names of its classes, got none")
         if binary and multilabel:
@@ -234,6 +236,7 @@ class Classifier(nn.Module):
             multilabel=self.multilabel,
             told_level=self.told_level,
             schedule=self.schedule,
+            softplus=beta,
             smoothed=count,
         )
         if count == 0 and not (isinstance(network, SoftCalls) and smooth._calls_relu(network)):

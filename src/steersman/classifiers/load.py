@@ -1,6 +1,7 @@
 """A classifier from one line of text: ``SOURCE:NAME``, or a folder."""
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +21,7 @@ from steersman.classifiers.transformers import load_transformers
 from steersman.errors import InputError, about, notice, unknown
 from steersman.files import read_json
 
-__all__ = ["SOURCES", "load_classifier"]
+__all__ = ["SOURCES", "load_classifier", "prepared"]
 
 
 def load_classifier(
@@ -59,25 +60,64 @@ def load_classifier(
         InputError: The spec, its name or a setting cannot be used; or, unless ``adapt``, there is no ReLU to smooth or
             the network takes no other size than its own.
     """
-    if preprocess not in ("own", "raw"):
-        raise unknown("preprocess", preprocess, ("own", "raw"))
     if not dtype.is_floating_point:
         raise InputError(f"a classifier's dtype must be floating, got {dtype}")
+    classifier, stated = _loaded(spec)
+    settings = {"softplus": softplus, "preprocess": preprocess, "size": size, "adapt": adapt}
+    return prepared(classifier, name=stated.spec, size_is_stated=stated.size is not None, **settings).to(device, dtype)
+
+
+def prepared(
+    classifier: Classifier,
+    *,
+    softplus: float | None = None,
+    preprocess: Literal["own", "raw"] = "own",
+    size: int | None = None,
+    adapt: bool = False,
+    name: str | None = None,
+    size_is_stated: bool = False,
+) -> Classifier:
+    """Returns a classifier with other input and smoothing, and the same weights; the one given stays as it is.
+
+    What it has already is not done again.
+
+    Args:
+        classifier: The classifier.
+        softplus: As in `load_classifier`, like the three that follow.
+        preprocess: How the image is prepared.
+        size: The side in pixels that the image is resized to.
+        adapt: Whether smoothing and size follow what the network is, rather than are refused.
+        name: What the messages call it; its network's class by default.
+        size_is_stated: Whether the user stated the network's size, so that a recipe leaves it.
+
+    Raises:
+        InputError: A setting is out of range or cannot be followed, or the classifier is smoothed otherwise already.
+    """
+    if preprocess not in ("own", "raw"):
+        raise unknown("preprocess", preprocess, ("own", "raw"))
     if size is not None and size < 1:
         raise InputError(f"size must be at least 1 pixel, got {size}")
-    classifier, stated = _loaded(spec)
+    given, classifier, name = classifier, copy(classifier), name or type(classifier.network).__name__
     if preprocess == "raw":
-        _feed_raw(classifier, stated, adapt=adapt)
+        _feed_raw(classifier, name, adapt=adapt)
     if size is not None:
-        _resize(classifier, stated, size, adapt=adapt)
-    if softplus is not None:
-        try:
-            classifier = classifier.smooth(softplus)
-        except NoReLU as error:
-            if not adapt:
-                raise
-            notice(f"{error}; it guides without smoothing")
-    return classifier.to(device, dtype)
+        _resize(classifier, name, size, adapt=adapt, is_stated=size_is_stated)
+    if classifier.preprocess == given.preprocess:
+        classifier = given
+    if softplus is None or softplus == classifier.softplus:
+        return classifier
+    if classifier.softplus is not None:
+        raise InputError(
+            f"smoothing: softplus {softplus:g} was asked for, but the classifier {name!r} is smoothed by softplus "
+            f"{classifier.softplus:g} already; give the one that is not"
+        )
+    try:
+        return classifier.smooth(softplus)
+    except NoReLU as error:
+        if not adapt:
+            raise
+        notice(f"{error}; it guides without smoothing")
+    return classifier
 
 
 def _loaded(spec: str) -> tuple[Classifier, Stated]:
@@ -94,7 +134,7 @@ def _loaded(spec: str) -> tuple[Classifier, Stated]:
     return stated.applied(_load_folder(folder, stated)), stated
 
 
-def _feed_raw(classifier: Classifier, stated: Stated, *, adapt: bool) -> None:
+def _feed_raw(classifier: Classifier, name: str, *, adapt: bool) -> None:
     """Feeds a network the sample as it is; for a recipe, one that takes its own size alone is fed at that size."""
     own = classifier.preprocess
     classifier.preprocess = replace(RAW, channels=own.channels)
@@ -103,24 +143,22 @@ def _feed_raw(classifier: Classifier, stated: Stated, *, adapt: bool) -> None:
         and own.size is not None
         and not any(classifier.takes_size(side) for side in (own.size // 2, 2 * own.size))
     ):
-        notice(f"the classifier {stated.spec!r} takes squares of {own.size} pixels alone: images are resized to that")
+        notice(f"the classifier {name!r} takes squares of {own.size} pixels alone: images are resized to that")
         classifier.preprocess = classifier.preprocess.resized(own.size)
 
 
-def _resize(classifier: Classifier, stated: Stated, size: int, *, adapt: bool) -> None:
+def _resize(classifier: Classifier, name: str, size: int, *, adapt: bool, is_stated: bool) -> None:
     """Has images resized to a size; where that is a recipe's, not against what is known of the network."""
     own = classifier.preprocess.size
-    if size == own or (adapt and own is not None and size > own):
-        return
-    if adapt and stated.size is not None:
+    if size == own or (adapt and (is_stated or (own is not None and size > own))):
         return
     if classifier.takes_size(size):
         classifier.preprocess = classifier.preprocess.resized(size)
         return
     takes = "the image's own size" if own is None else f"squares of {own} pixels"
     if not adapt:
-        raise InputError(f"size: the classifier {stated.spec!r} must be shown {takes}, got size {size}")
-    notice(f"the classifier {stated.spec!r} does not take images of {size} pixels: it is shown {takes}")
+        raise InputError(f"size: the classifier {name!r} must be shown {takes}, got size {size}")
+    notice(f"the classifier {name!r} does not take images of {size} pixels: it is shown {takes}")
 
 
 def _load_adm(name: str, stated: Stated) -> Classifier:

@@ -8,7 +8,7 @@ folder; it alone is imported, and runs as any program does.
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 
@@ -19,7 +19,7 @@ from steersman.classifiers.preprocess import RAW
 from steersman.classifiers.stated import NOTHING, Stated
 from steersman.errors import InputError, one_line, unknown
 
-__all__ = ["load_module", "make"]
+__all__ = ["imported", "load_module", "make"]
 
 
 def load_module(name: str, stated: Stated = NOTHING) -> Classifier:
@@ -56,23 +56,38 @@ def make(name: str, kind: str = "classifier") -> object:
     Raises:
         InputError: The module or the function is not there, or fails.
     """
-    module, _, factory = name.partition(":")
-    if not factory.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
-        raise InputError(f"{kind}: 'module:{name}' given; allowed: module:PACKAGE.NAME:FACTORY")
+    factory = imported(name, kind)
+    with _current_folder():
+        try:
+            return factory()
+        except InputError:
+            raise
+        except Exception as error:  # it is the user's own code, which may fail in any way
+            raise InputError(f"{kind}: {name.replace(':', '.')}() failed ({one_line(error)})") from error
+
+
+def imported(name: str, kind: str) -> Callable[..., object]:
+    """Returns a function or class by its name.
+
+    Args:
+        name: ``PACKAGE.NAME:FUNCTION``.
+        kind: What it is for, for the messages.
+
+    Raises:
+        InputError: The module or what is wanted of it is not there.
+    """
+    module, _, function = name.partition(":")
+    if not function.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
+        raise InputError(f"{kind} must be given as module:PACKAGE.NAME:FUNCTION, got 'module:{name}'")
     with _current_folder():
         try:
             found = import_module(module)
         except Exception as error:  # it is the user's own code, which may fail in any way
             raise InputError(f"{kind}: module {module!r} cannot be imported ({one_line(error)})") from error
-        if not hasattr(found, factory):
-            offered = [name for name, value in vars(found).items() if callable(value) and not name.startswith("_")]
-            raise unknown(f"function of module {module!r}", factory, offered)
-        try:
-            return getattr(found, factory)()
-        except InputError:
-            raise
-        except Exception as error:
-            raise InputError(f"{kind}: {module}.{factory}() failed ({one_line(error)})") from error
+    if not callable(getattr(found, function, None)):
+        offered = [name for name, value in vars(found).items() if callable(value) and not name.startswith("_")]
+        raise unknown(f"function of module {module!r}", function, offered)
+    return getattr(found, function)
 
 
 @contextmanager

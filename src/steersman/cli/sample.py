@@ -95,7 +95,7 @@ def sample(
             format=format,
         )
         changes = options.changes(set_, sampler=sampler, steps=steps, scale=scale)
-        run = Run(**settings, recipe=load_recipe(recipe, changes))
+        run = Run(**settings, recipe=load_recipe(recipe, changes, trusted=trust or ()))
     carry_out(run, out or default_folder(run, overwrite=overwrite), share=share, gif=gif, overwrite=overwrite)
 
 

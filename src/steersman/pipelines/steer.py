@@ -9,12 +9,15 @@ also needs to know how the pipeline comes from one step to the next (`steersman.
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
+from steersman.classifiers import Classifier
 from steersman.errors import InputError
 from steersman.guidance.guide import Guide
 from steersman.guidance.targets import Target
 from steersman.pipelines.walk import Walk
+from steersman.recipes import Recipe, load_recipe
 from steersman.sample.loop import Recurrence
 from steersman.sample.particles import Particles
 
@@ -24,9 +27,12 @@ __all__ = ["steer"]
 @contextmanager
 def steer(
     pipe: Any,  # noqa: ANN401
-    guide: Guide | Sequence[Guide],
+    guide: Guide | Sequence[Guide] | None = None,
     target: Target | Iterable[Target] | None = None,
     *,
+    classifier: str | Path | Classifier | None = None,
+    recipe: str | Path | Recipe = "default",
+    scale: float | None = None,
     recurrence: Recurrence | None = None,
     particles: Particles | None = None,
     frames: Sequence[int] | None = None,
@@ -59,9 +65,13 @@ def steer(
 
     Args:
         pipe: The pipeline; its scheduler is chosen before.
-        guide: The guide, or several; what `Recipe.guides` returns brings the recipe's recurrence and particles.
+        guide: The guide, or several; what `Recipe.bind` returns brings the recipe's recurrence and particles. Without
+            one, the recipe is bound to the classifier.
         target: The class to steer to, as index or as a name that the guide's classifier knows: one for all images, or
             one each, in the order in which the pipeline returns them.
+        classifier: What steers, where no guide is given: what `steersman.load_classifier` takes, or a `Classifier`.
+        recipe: The method that it steers by: what `steersman.load_recipe` takes.
+        scale: The guidance scale, in place of the recipe's.
         recurrence: How often steps are repeated, in place of the recipe's.
         particles: How many candidates an image has and which of them go on, in place of the recipe's.
         frames: Which frames of a video the classifier sees, negative numbers from the end; all by default.
@@ -75,6 +85,10 @@ def steer(
     Warns:
         UserWarning: No step was guided.
     """
+    if (guide is None) == (classifier is None):
+        raise InputError(f"steer needs a guide or a classifier, got {'neither' if guide is None else 'both'}")
+    if guide is None:
+        guide = load_recipe(recipe, scale=scale).bind(classifier, device=str(getattr(pipe, "_execution_device", "cpu")))
     walk = Walk(
         pipe,
         (guide,) if isinstance(guide, Guide) else tuple(guide),

@@ -1,3 +1,3 @@
-from steersman.recipes.schema import Recipe, load_recipe, recipe_names
+from steersman.recipes.schema import Guides, Recipe, load_recipe, recipe_names
 
-__all__ = ["Recipe", "load_recipe", "recipe_names"]
+__all__ = ["Guides", "Recipe", "load_recipe", "recipe_names"]

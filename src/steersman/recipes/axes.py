@@ -7,15 +7,18 @@ setting. The settings are the fields of the option's dataclass, so there is one 
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
+from steersman.classifiers.module import imported
 from steersman.errors import InputError, unknown
 from steersman.guidance import average, injection, loss, objective, stabilizer, strength, view
 from steersman.guidance.guide import Route
 from steersman.sample import DDIM, DDPM, DPMpp, Heun, NamedScheduler, Particles, Recurrence
 from steersman.schedule import Spacing
+from steersman.trust import CODE
 from steersman.typed import check_finite, finite, typed
 
 __all__ = [
@@ -29,8 +32,10 @@ __all__ = [
     "default_of",
     "describe",
     "normal",
+    "option_of",
     "options",
     "plain",
+    "register",
     "settings_of",
 ]
 
@@ -231,6 +236,79 @@ FIXED = ("classifier", "objective")
 assert set(get_args(Route)) == set(AXES["route"])
 
 
+PROTOCOLS: dict[str, tuple[str, ...]] = {
+    "objective": ("__call__",),
+    "view": ("__call__", "needs_denoiser"),
+    "stabilizer": ("init", "update"),
+    "strength": ("__call__", "active", "needs_denoiser"),
+    "injection": ("defined", "moment"),
+    "sampler": ("init", "step", "noisy", "fixed"),
+}
+"""Axes that take options of one's own, and what such a class must have."""
+
+Option = TypeVar("Option", bound=type)
+
+
+def register(axis: str, name: str) -> Callable[[Option], Option]:
+    """Makes a class an option of an axis, valid from then on in this process: in Python, YAML and ``--set``.
+
+    The class is a frozen dataclass, whose fields are the option's settings, each with a default. An objective that is
+    built around the classifier has a field ``classifier``, which is no setting. On the command line, where nothing of
+    yours has been imported, ``module:PACKAGE.NAME:CLASS`` stands for the name, and nothing needs to be registered.
+
+    Args:
+        axis: ``objective``, ``view``, ``stabilizer``, ``strength``, ``injection`` or ``sampler``.
+        name: What recipes call it.
+
+    Raises:
+        InputError: An axis that takes none, a name that is taken, or a class that is no such option.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> import steersman as sm
+        >>> @sm.register("stabilizer", "sign")
+        ... @dataclass(frozen=True)
+        ... class Sign:
+        ...     "The sign of each value of the gradient."
+        ...
+        ...     def init(self, x):
+        ...         return ()
+        ...
+        ...     def update(self, g, state):
+        ...         return g.sign(), state
+        >>> sm.load_recipe("nrcg", {"stabilizer": "sign"}).resolved()["stabilizer"]
+        {'kind': 'sign'}
+    """
+    if axis not in PROTOCOLS:
+        raise unknown("axis that takes options of one's own", axis, PROTOCOLS)
+    if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
+        raise InputError(f"name of an option must be of small letters, digits and '-', got {name!r}")
+
+    def added(option: Option) -> Option:
+        _check_option(axis, option)
+        known = AXES[axis].get(name)
+        # A cell of a notebook that is run again defines its class anew.
+        if known is not None and (known.__module__, known.__qualname__) != (option.__module__, option.__qualname__):
+            raise InputError(f"{axis} {name!r} is {known.__module__}.{known.__qualname__} already; choose another name")
+        AXES[axis][name] = option
+        return option
+
+    return added
+
+
+def _check_option(axis: str, option: type) -> None:
+    """Refuses what cannot be an option of an axis."""
+    called = getattr(option, "__name__", str(option))
+    if not isinstance(option, type) or not dataclasses.is_dataclass(option):
+        raise InputError(f"{axis} {called} must be a dataclass, such as @dataclass(frozen=True)")
+    has = {name for each in option.__mro__ if each is not object for name in vars(each)}
+    if missing := [each for each in PROTOCOLS[axis] if each not in has]:
+        raise InputError(f"{axis} {called} must have {', '.join(PROTOCOLS[axis])}, lacks {', '.join(missing)}")
+    for name, field in settings_of(option).items():
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise InputError(f"{axis} {called}: the setting {name} must have a default")
+
+
 def options(axis: str) -> dict[str, type]:
     """Returns an axis's options by name.
 
@@ -240,6 +318,22 @@ def options(axis: str) -> dict[str, type]:
     if axis not in AXES:
         raise unknown("axis", axis, AXES)
     return AXES[axis]
+
+
+def option_of(axis: str, kind: str) -> type:
+    """Returns an option by its name, or a user's own by ``module:PACKAGE.NAME:CLASS``.
+
+    Raises:
+        InputError: There is no such option, or it is none.
+    """
+    known = options(axis)
+    if kind.startswith(CODE) and axis in PROTOCOLS:
+        option: Any = imported(kind.removeprefix(CODE), axis)
+        _check_option(axis, option)
+        return option
+    if kind not in known:
+        raise unknown(axis, kind, known)
+    return known[kind]
 
 
 def settings_of(kind: type) -> dict[str, dataclasses.Field]:
@@ -270,9 +364,8 @@ def normal(axis: str, section: object) -> list[dict[str, Any]]:
     bare = "kind" if len(known) > 1 else next(iter(settings_of(known[default])))
     given = dict(section) if isinstance(section, Mapping) else {bare: section}
     kind = str(given.pop("kind", default))
-    if kind not in known:
-        raise unknown(axis, kind, known)
-    hints, fields = get_type_hints(known[kind]), settings_of(known[kind])
+    option = option_of(axis, kind)
+    hints, fields = get_type_hints(option), settings_of(option)
     for key in given:
         if key not in fields:
             raise unknown(f"setting of {axis} {kind!r}", key, ["kind", *fields] if len(known) > 1 else fields)
@@ -292,7 +385,7 @@ def plain(axis: str, section: object) -> dict[str, Any] | list[dict[str, Any]]:
     """
     full = normal(axis, section)
     for each in full:
-        if (filled := getattr(options(axis)[each["kind"]], "filled", None)) is not None:
+        if (filled := getattr(option_of(axis, each["kind"]), "filled", None)) is not None:
             each |= filled(**{key: value for key, value in each.items() if key != "kind"})
     if len(AXES[axis]) == 1:
         full[0].pop("kind")
@@ -312,7 +405,7 @@ def build(axis: str, section: object, **fixed: object) -> Any:  # noqa: ANN401
     """
     parts = []
     for full in normal(axis, section):
-        kind = options(axis)[full.pop("kind")]
+        kind = option_of(axis, full.pop("kind"))
         wanted = {field.name for field in dataclasses.fields(kind)}
         parts.append(kind(**full, **{name: part for name, part in fixed.items() if name in wanted}))
     return parts[0] if len(parts) == 1 else LISTS[axis](tuple(parts))

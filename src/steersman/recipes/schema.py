@@ -8,11 +8,11 @@ The settings describe one guide; under ``also`` there may stand further ones, ea
 the first.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
@@ -27,7 +27,10 @@ from steersman.schedule import Level
 from steersman.trust import refuse_code
 from steersman.typed import filled_in
 
-__all__ = ["ALSO", "Recipe", "load_recipe", "recipe_names"]
+if TYPE_CHECKING:
+    from steersman.classifiers import Classifier
+
+__all__ = ["ALSO", "Guides", "Recipe", "load_recipe", "recipe_names"]
 
 BUNDLED = Path(str(resources.files("steersman.recipes")))
 AVERAGES = ("augment", "montecarlo")
@@ -38,16 +41,25 @@ OWN = ("objective", "loss", "smoothing", *PARTS, "route", "scale")
 
 
 class Guides(list[Guide]):
-    """A recipe's guides, with what else it says of a step, for whoever brings the sampler.
+    """A recipe's guides, bound to their classifier, with all else that the recipe says.
 
     Args:
-        recurrence: How often steps are repeated.
-        particles: How many candidates an image has, and which of them go on.
+        recipe: The recipe.
+        classifier: The classifier whose vocabulary the targets are of, prepared as the recipe says.
+
+    Attributes:
+        sampler: How the recipe steps.
+        sampling: The recipe's other settings of sampling, as `steersman.sample.sample` takes them.
+        recurrence: How often it repeats steps.
+        particles: How many particles an image has, and which of them go on.
     """
 
-    def __init__(self, *, recurrence: Recurrence, particles: Particles) -> None:
+    def __init__(self, recipe: "Recipe", classifier: Logits) -> None:
         super().__init__()
-        self.recurrence, self.particles = recurrence, particles
+        self.recipe, self.classifier = recipe, classifier
+        self.sampler, self.sampling = recipe.sampler(), recipe.walk()
+        self.recurrence: Recurrence = self.sampling["recurrence"]
+        self.particles: Particles = self.sampling["particles"]
 
 
 class Recipe(BaseModel):
@@ -157,13 +169,44 @@ class Recipe(BaseModel):
     def _smoothing(self) -> list[dict[str, Any]]:
         return normal("smoothing", self.settings.get("smoothing", {}))
 
+    def bind(
+        self, classifier: "str | Path | Classifier", *others: "str | Path | Classifier", device: str | None = None
+    ) -> Guides:
+        """Returns the recipe's guides for a classifier, prepared as the recipe says: its input, size and smoothing.
+
+        Args:
+            classifier: The classifier that steers, as `steersman.classifiers.load_classifier` takes it, or the object.
+                The object stays as it is; its weights are shared.
+            others: Further classifiers that steer with it, likewise; a target means the class of its name there.
+            device: Where classifiers that are loaded here lie; the CPU by default.
+
+        Raises:
+            InputError: A classifier that cannot be loaded, that the recipe does not suit, or that is none, such as a
+                network whose input is not stated.
+        """
+        first, *further = (self._prepared(each, device) for each in (classifier, *others))
+        return self.guides(first, *((each, _shared(first, each)) for each in further))
+
+    def _prepared(self, classifier: "str | Path | Classifier", device: str | None) -> "Classifier":
+        from steersman.classifiers import Classifier, load_classifier, prepared
+
+        settings = self.classifier_settings()
+        if isinstance(classifier, str | Path):
+            return load_classifier(str(classifier), device=device or "cpu", **settings)
+        if isinstance(classifier, Classifier):
+            return prepared(classifier, **settings)
+        raise InputError(
+            "classifier must be a text such as 'timm:resnet50', a folder, or a steersman.Classifier, got "
+            f"{type(classifier).__name__}; wrap a network as Classifier(network, preprocess=..., names=...)"
+        )
+
     def guides(
         self,
         classifier: Logits,
         *others: tuple[Logits, Mapping[int, int]],
         blend: Sequence[tuple[float, Sequence[int]]] = (),
     ) -> "Guides":
-        """Returns the guides, for classifiers loaded with `classifier_settings`.
+        """Returns the guides, for classifiers that are prepared as `classifier_settings` says; `bind` prepares them.
 
         Args:
             classifier: The one whose vocabulary the targets are of.
@@ -174,7 +217,7 @@ class Recipe(BaseModel):
         Raises:
             InputError: Several classifiers do not suit the recipe's way to combine them.
         """
-        guides = Guides(recurrence=self._build("recurrence"), particles=self._build("particles"))
+        guides = Guides(self, classifier)
         for place, each in enumerate(self._each(), -1):
             with _of_guide(place):
                 guides.append(each._guide(classifier, *others, blend=blend))
@@ -248,6 +291,12 @@ class Recipe(BaseModel):
         return vars(walk) | chosen
 
 
+def _shared(classifier: "Classifier", other: "Classifier") -> dict[int, int]:
+    """Returns the index in another classifier of each class that both know."""
+    found = ((index, other.find(classifier.title(index))) for index in range(len(classifier.names)))
+    return {index: there for index, there in found if there is not None}
+
+
 def _no_classifier(image: Tensor, level: Level | None = None) -> Tensor:
     """Stands where a classifier will, while a recipe is checked."""
     raise AssertionError("a recipe is checked without its classifier")
@@ -304,21 +353,36 @@ def recipe_names(*, variants: bool = True) -> list[str]:
     return names
 
 
-def load_recipe(name: str, changes: Iterable[str] = ()) -> Recipe:
+def load_recipe(
+    name: str | Path | Recipe,
+    changes: Iterable[str] | Mapping[str, object] = (),
+    *,
+    scale: float | None = None,
+    trusted: Collection[str] = (),
+) -> Recipe:
     """Returns a recipe, checked.
 
     Args:
-        name: ``NAME``, ``NAME/VARIANT``, or a path to a YAML file.
-        changes: Settings to change, each ``axis.option=value`` with a YAML value.
+        name: ``NAME``, ``NAME/VARIANT``, a path to a YAML file, or a recipe.
+        changes: Settings to change, each ``axis.option=value`` with a YAML value, or a mapping from ``axis.option`` to
+            the value.
+        scale: The guidance scale, in place of the recipe's.
+        trusted: The code that a file may name (`steersman.trust`), such as ``module:mine:Sign``.
 
     Raises:
         InputError: No such recipe, a file that is none, an unknown key or a value out of range.
     """
+    changes = dict(changes) if isinstance(changes, Mapping) else _assignments(changes)
+    if scale is not None:
+        changes["scale"] = scale
+    if isinstance(name, Recipe):
+        return name.changed(changes).check()
+    name = str(name)
     bundled, _, variant = name.partition("/")
     file = BUNDLED / f"{bundled}.yaml"
     if name.endswith((".yaml", ".yml")):
         with about("recipe", name):
-            recipe = _parse(name, read_text(Path(name))).check()
+            recipe = _parse(name, read_text(Path(name)), trusted).check()
     elif "." not in bundled and file.is_file():
         recipe = _parse(bundled, read_text(file))
         if variant and variant not in recipe.variants:
@@ -327,13 +391,13 @@ def load_recipe(name: str, changes: Iterable[str] = ()) -> Recipe:
             recipe = recipe.changed(recipe.variants[variant], name)
     else:
         raise unknown("recipe", name, recipe_names())
-    return recipe.changed(_assignments(changes), recipe.name).check()
+    return recipe.changed(changes, recipe.name).check()
 
 
-def _parse(name: str, text: str) -> Recipe:
+def _parse(name: str, text: str, trusted: Collection[str] = ()) -> Recipe:
     content = parse_yaml(text)
     if isinstance(content, dict):
-        refuse_code([content.get("settings"), content.get("variants")], name, ())
+        refuse_code([content.get("settings"), content.get("variants")], name, trusted)
         content = {"name": Path(name).stem, **content}
     return filled_in(Recipe, content, "recipe", name)
 

@@ -1,0 +1,113 @@
+"""`steersman.api.sample`: images by one call, from texts, paths or objects."""
+
+import numpy as np
+import pytest
+import torch
+
+from steersman.api import sample
+from steersman.classifiers import load_classifier
+from steersman.denoisers import load_denoiser
+from steersman.errors import InputError
+from steersman.recipes import load_recipe
+from steersman.sample import sample as sample_batch
+
+FEW = {"steps": 2, "progress": False}
+GUIDED = {"classifier": "zoo:mnist-lenet", "recipe": "nrcg", **FEW}
+
+
+def test_it_is_the_loop_with_a_bound_recipe():
+    denoiser = load_denoiser("zoo:mnist")
+    guides = load_recipe("nrcg", {"walk.steps": 2}).bind("zoo:mnist-lenet")
+    samples = sample_batch(denoiser, guides.sampler, guides=guides, target=7, seeds=[3, 5], **guides.sampling)
+    result = sample("zoo:mnist", target="7", seeds=[3, 5], **GUIDED)
+    torch.testing.assert_close(result.tensor, samples.clamp(-1, 1), rtol=0, atol=1e-5)
+    assert (result.seeds, result.dropped) == ((3, 5), (0, 0))
+    pixels = np.asarray(result.images[1])
+    assert np.abs(pixels - (result.tensor[1, 0].numpy() + 1) * 127.5).max() <= 0.5 + 1e-4
+
+
+@pytest.mark.parametrize("target", [7, ["7", 7]], ids=repr)
+def test_a_target_is_a_name_or_an_index(target):
+    expected = sample("zoo:mnist", target="7", seeds=2, **GUIDED)
+    assert torch.equal(sample("zoo:mnist", target=target, seeds=2, **GUIDED).tensor, expected.tensor)
+
+
+def test_parts_are_texts_or_objects_alike():
+    denoiser, classifier = load_denoiser("zoo:mnist"), load_classifier("zoo:mnist-lenet")
+    expected = sample("zoo:mnist", target="7", seeds=1, scale=3, **GUIDED).tensor
+    objects = {"classifier": classifier, "recipe": load_recipe("nrcg"), "scale": 3, **FEW}
+    assert torch.equal(sample(denoiser, target=7, seeds=1, **objects).tensor, expected)
+    bound = load_recipe("nrcg", {"walk.steps": 2}, scale=3).bind(classifier)
+    assert torch.equal(sample(denoiser, target=7, seeds=1, recipe=bound, progress=False).tensor, expected)
+
+
+def test_targets_and_labels_follow_their_images_through_batches():
+    settings = {"target": ["7", "3", "1"], "seeds": 3, "condition": {"label": ["7", "3", 1]}}
+    whole = sample("zoo:mnist", **settings, **GUIDED).tensor
+    parts = sample("zoo:mnist", batch_size=2, **settings, **GUIDED).tensor
+    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-4)
+    alone = sample("zoo:mnist", target="1", seeds=[2], condition={"label": 1}, **GUIDED).tensor
+    torch.testing.assert_close(alone, whole[2:], rtol=0, atol=1e-4)
+
+
+def test_without_a_classifier_nothing_guides():
+    plain = sample("zoo:mnist", seeds=2, **FEW).tensor
+    assert not torch.equal(plain, sample("zoo:mnist", target="7", seeds=2, **GUIDED).tensor)
+
+
+def test_a_callback_sees_each_step_of_each_batch():
+    reports = []
+    sample("zoo:mnist", target="7", seeds=3, batch_size=2, callback=reports.append, **GUIDED)
+    assert [(each.step.index, len(each.x0)) for each in reports] == [(0, 2), (1, 2), (0, 1), (1, 1)]
+    (push,) = reports[0].pushes
+    assert push.gradient.shape == push.value.shape == (2, 1, 28, 28)
+    assert push.log_likelihood.shape == (2,)
+
+
+def test_memory_that_holds_one_image_is_enough(monkeypatch):
+    denoiser, sizes = load_denoiser("zoo:mnist"), []
+    forward = denoiser.network.forward
+
+    def limited(x, *args, **kwargs):
+        sizes.append(len(x))
+        if len(x) > 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return forward(x, *args, **kwargs)
+
+    monkeypatch.setattr(denoiser.network, "forward", limited)
+    assert len(sample(denoiser, seeds=3, batch_size=3, **FEW).tensor) == 3
+    assert sizes[:2] == [3, 1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"target": "7"}, "target needs a classifier that steers to it, got target '7' and no classifier"),
+        ({"classifier": "zoo:mnist-lenet"}, "target: none given"),
+        ({"classifier": "zoo:mnist-lenet", "target": "seven of nine"}, "unknown class 'seven of nine'"),
+        ({"classifier": "zoo:mnist-lenet", "target": 10}, "class index must be 0 to 9, got 10"),
+        (
+            {"classifier": "zoo:mnist-lenet", "target": [1, 2]},
+            "target must be one, or one for each of the 4 images, got 2",
+        ),
+        ({"seeds": []}, "seeds must hold at least one seed, got none"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"condition": {"label": 10}}, "label index must be 0 to 9, got 10"),
+        ({"condition": {"label": [1, 2, 3]}}, "label must be one, or one for each of the 4 images, got 3"),
+        ({"condition": {"lable": 1}}, "unknown condition 'lable'"),
+        ({"recipe": "nrgc"}, "unknown recipe 'nrgc'; did you mean 'nrcg'"),
+    ],
+)
+def test_bad_input_is_one_line(changes, said):
+    with pytest.raises(InputError, match=said) as error:
+        sample("zoo:mnist", **{**FEW, **changes})
+    assert "\n" not in str(error.value)
+
+
+def test_samples_that_are_no_images_are_tensors():
+    result = sample("zoo:mnist", seeds=1, **FEW)
+    series = type(result)(tensor=result.tensor[:, 0], seeds=(0,), dropped=(0,))
+    with pytest.raises(
+        InputError, match=r"images must have 1 or 3 channels and two sides, got samples of shape \(28, 28"
+    ):
+        _ = series.images
