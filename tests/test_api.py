@@ -26,8 +26,8 @@ def test_it_is_the_loop_with_a_bound_recipe():
     assert np.abs(pixels - (result.tensor[1, 0].numpy() + 1) * 127.5).max() <= 0.5 + 1e-4
 
 
-@pytest.mark.parametrize("target", [7, ["7", 7]], ids=repr)
-def test_a_target_is_a_name_or_an_index(target):
+@pytest.mark.parametrize("target", [np.int64(7), ["7", torch.tensor(7)], np.array([7, 7])], ids=repr)
+def test_a_target_is_a_name_or_any_integer(target):
     expected = sample("zoo:mnist", target="7", seeds=2, **GUIDED)
     assert torch.equal(sample("zoo:mnist", target=target, seeds=2, **GUIDED).tensor, expected.tensor)
 
@@ -83,7 +83,10 @@ def test_memory_that_holds_one_image_is_enough(monkeypatch):
     ("changes", "said"),
     [
         ({"target": "7"}, "target needs a classifier that steers to it, got target '7' and no classifier"),
-        ({"classifier": "zoo:mnist-lenet"}, "target: none given"),
+        (
+            {"classifier": "zoo:mnist-lenet"},
+            "target must be a class for all images, or one for each, as there are guides; got none",
+        ),
         ({"classifier": "zoo:mnist-lenet", "target": "seven of nine"}, "unknown class 'seven of nine'"),
         ({"classifier": "zoo:mnist-lenet", "target": 10}, "class index must be 0 to 9, got 10"),
         (

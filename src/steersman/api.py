@@ -18,7 +18,7 @@ from steersman.errors import InputError, notice
 from steersman.files import in_8_bits
 from steersman.guidance.targets import Target, resolved
 from steersman.memory import is_out_of_memory
-from steersman.names import resolve
+from steersman.names import each_class, resolve
 from steersman.precision import ieee
 from steersman.recipes import Guides, Recipe, load_recipe
 from steersman.sample import Callback, Report
@@ -208,11 +208,10 @@ def _conditions(given: Mapping[str, Any], denoiser: Denoiser, count: int) -> dic
     label = conditions.get("label")
     if label is None or not denoiser.classes:
         return conditions
-    single = isinstance(label, str) or getattr(label, "ndim", None) == 0 or isinstance(label, int)
-    labels = [label] if single else list(label)
+    labels = each_class(label, "label")
     if len(labels) not in (1, count):
         raise InputError(f"label must be one, or one for each of the {count} images, got {len(labels)}")
-    indices = [resolve(each if isinstance(each, str) else int(each), denoiser.classes, "label") for each in labels]
+    indices = [resolve(each, denoiser.classes, "label") for each in labels]
     conditions["label"] = torch.tensor(indices).expand(count)
     return conditions
 
