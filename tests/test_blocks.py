@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from steersman.blocks import in_blocks
+from steersman.blocks import in_blocks, without_filling
 
 
 def test_a_network_sees_blocks_of_one_size_the_last_one_filled_up():
@@ -38,3 +38,19 @@ def test_output_and_gradient_are_the_same_to_the_bit_whatever_the_batch(count):
     images = torch.randn(16, 3, 8, 8)
     for part, whole in zip(answers(images[:count].clone()), answers(images.clone()), strict=True):
         assert (part == whole[:count]).all()
+
+
+def test_a_network_can_tell_how_many_rows_only_fill_up_a_block():
+    seen = []
+
+    def network(image):
+        doubled = torch.cat([image, image])  # as for classifier-free guidance
+        seen.append((len(doubled), without_filling(len(doubled))))
+        return image
+
+    in_blocks(network, 3, torch.zeros(5, 1))
+    in_blocks(network, None, torch.zeros(5, 1))
+    assert seen == [(6, 6), (6, 4), (10, 10)]
+    with pytest.raises(ZeroDivisionError):
+        in_blocks(lambda image: 1 / 0, 3, torch.zeros(1, 1))
+    assert without_filling(7) == 7

@@ -5,14 +5,17 @@ gradient is normalised, and turns with the last digit of the image that it is ta
 whatever its batch, a network sees blocks of one fixed size, the last one filled up.
 """
 
+import threading
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-__all__ = ["block_size", "in_blocks"]
+__all__ = ["block_size", "in_blocks", "without_filling"]
 
 ON_A_CPU = 4  # images, where more at a time are no faster
+
+_block = threading.local()
 
 
 def block_size(device: str, batch_size: int) -> int:
@@ -34,5 +37,16 @@ def in_blocks(network: Callable[..., Tensor], size: int | None, *inputs: Tensor)
     missing = -count % size
     if missing:
         inputs = tuple(torch.cat([each, each[-1:].expand(missing, *each.shape[1:])]) for each in inputs)
-    outputs = [network(*block) for block in zip(*(each.split(size) for each in inputs), strict=True)]
+    outputs = []
+    for place, block in enumerate(zip(*(each.split(size) for each in inputs), strict=True)):
+        _block.share = min(count - place * size, size) / size
+        try:
+            outputs.append(network(*block))
+        finally:
+            _block.share = 1.0
     return (torch.cat(outputs) if len(outputs) > 1 else outputs[0])[:count]
+
+
+def without_filling(rows: int) -> int:
+    """Returns how many rows of an input are not there to fill up a block; asked inside a network, as it runs."""
+    return round(rows * getattr(_block, "share", 1.0))

@@ -2,16 +2,17 @@
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from steersman.blocks import without_filling
 from steersman.rows import rms
 from steersman.sample import Report
 
-__all__ = ["Watch", "counting", "metered"]
+__all__ = ["Watch", "counting", "evaluations", "metered"]
 
 
 class Watch:
@@ -58,7 +59,7 @@ def metered(networks: Iterable[nn.Module]) -> None:
 
 @contextmanager
 def counting() -> Iterator[Counter[nn.Module]]:
-    """Yields how many images each metered network is asked about by this thread, with those that fill up a block."""
+    """Yields how many images each metered network is asked about by this thread; what fills up a block is none."""
     _inside.counts = counts = Counter[nn.Module]()
     try:
         yield counts
@@ -68,4 +69,20 @@ def counting() -> Iterator[Counter[nn.Module]]:
 
 def _add(network: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     if (counts := getattr(_inside, "counts", None)) is not None:
-        counts[network] += len(inputs[0])
+        counts[network] += without_filling(len(inputs[0]))
+
+
+def evaluations(
+    counts: Counter[nn.Module], networks: Mapping[str, Iterable[nn.Module]], images: int
+) -> dict[str, float]:
+    """Returns the cost of an image: how many evaluations of each network it needed.
+
+    An evaluation is a network's output for one input. An image needs one for each of its particles, two where
+    classifier-free guidance asks with and without the label, and none for what only fills up a block.
+
+    Args:
+        counts: What was counted.
+        networks: The networks by what they are to the run; those of one name are added up.
+        images: How many images they were counted for.
+    """
+    return {name: sum(counts[each] for each in group) / images for name, group in networks.items()}

@@ -14,6 +14,8 @@ def test_the_table_and_the_file_say_the_same(denoiser, tmp_path, call):
     assert f"ratio {found['ratio']:.3f}" in said
     assert "at 400 steps" in said
     assert found["run"]["checkpoint"] is True
+    assert found["evaluations"] == {"denoiser": 2, "classifier": 1}
+    assert "an image needs 2 evaluations of the denoiser and 1 evaluations of the classifier" in said
     assert (found["steps"], found["calls"]) == (2, 3)  # the last step is not guided
 
 

@@ -44,6 +44,19 @@ def test_calls_and_passes_back_are_those_of_the_recipe(counted, recipe, evaluati
     assert (cost.evaluations["classifier"], cost.passes["classifier"]) == (evaluations[1], passes[1])
 
 
+@pytest.mark.parametrize(("num", "changes"), [(5, ()), (1, ("particles={count: 3, low: 0}",))])
+def test_the_cost_is_the_same_wherever_it_is_reported(networks, denoiser, tmp_path, num, changes):
+    """In ``metrics.json`` and so in a sweep, and in a tune; whatever the batch, and what fills it up."""
+    recipe = load_recipe("nrcg", ("walk.steps=2", "strength=constant", "input.size=null", *changes))
+    settings = {"denoiser": denoiser, "classifiers": ("zoo:sportballs-mobilenet",), "judge": None}
+    run = Run(targets=("baseball",), num=num, recipe=recipe, label="baseball", cfg_scale=1.5, **settings)
+    session = Session(run, networks)
+    found = session.generate(tmp_path / "run").metrics["network_evaluations"]
+    count = 3 if changes else 1
+    assert found == {"denoiser": 2 * count * 2, "classifier": 2 * count + (3 if changes else 0)}
+    assert Prices(tmp_path / "prices.json").of(session).evaluations == found
+
+
 def test_unguided_an_image_costs_the_denoisers_evaluations(counted):
     cost = counted("nrcg", guided=False)
     assert cost.value == STEPS and cost.passes == {"denoiser": 0, "classifier": 0}

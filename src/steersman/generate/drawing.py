@@ -31,7 +31,7 @@ from steersman.precision import ieee
 from steersman.sample import Callback, Report
 from steersman.session import Session
 from steersman.stop import Stopped
-from steersman.watch import Watch, counting
+from steersman.watch import Watch, counting, evaluations
 
 __all__ = ["Unfinished", "generate"]
 
@@ -200,7 +200,6 @@ def _drawn(
     with counting() as counts:
         samples = session.samples(jobs, [watch, *callbacks])
         images = session.denoiser.decode(samples)
-    evaluations = {name: sum(map(counts.__getitem__, each)) / len(jobs) for name, each in session.counted.items()}
     whole = images.isfinite().flatten(1).all(1).tolist()
     images = images.clamp(-1, 1)
     errors = session.noise_errors(samples, jobs)
@@ -219,7 +218,7 @@ def _drawn(
             dropped=dropped[row],
             moved=moved[row] if whole[row] else None,
             noise_error=errors[row] if whole[row] else None,
-            evaluations=evaluations,
+            evaluations=evaluations(counts, session.counted, len(jobs)),
             seconds=0.0,
             lost=not whole[row],
         )

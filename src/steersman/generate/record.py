@@ -40,7 +40,7 @@ class Record:
         moved: How far guidance moved it in all, as a root mean square over its values, in the units of a sample (of
             pixels, the range is [-1, 1]), whatever the injection; None where no guide was active.
         noise_error: The error of the denoiser's noise prediction on it (`steersman.realism`); None where it was lost.
-        evaluations: How often each network was asked for it, with what filled up the last block.
+        evaluations: How many evaluations of each network it needed (`steersman.watch.evaluations`).
         seconds: Its share of the time that its process took.
         lost: Whether it became non-finite itself; then there are no pixels, and nothing is said of it.
     """

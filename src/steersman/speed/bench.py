@@ -7,7 +7,7 @@ both; the ratio is the median of the pairs' own. The ratio of processor seconds,
 else the machine does; on an accelerator it is of the host's work alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from statistics import median
@@ -21,6 +21,7 @@ from steersman.session import Session
 from steersman.speed.calls import Calls
 from steersman.speed.clock import timed
 from steersman.speed.memory import peak_memory
+from steersman.watch import counting, evaluations
 
 __all__ = ["Figures", "bench"]
 
@@ -32,6 +33,7 @@ class Figures:
     Attributes:
         steps: How many it took.
         calls: How often networks were called, with a block of images each.
+        evaluations: How many evaluations of each network an image needed (`steersman.watch.evaluations`).
         floor: Seconds of the calls alone, the median.
         ours: Seconds of the walk, likewise.
         ratio: The median of what ours was over its floor.
@@ -45,6 +47,7 @@ class Figures:
 
     steps: int
     calls: int
+    evaluations: Mapping[str, float]
     floor: float
     ours: float
     ratio: float
@@ -81,7 +84,7 @@ def bench(
     run = session.run
     jobs = [(target, seed) for target in session.targets for seed in range(run.seed, run.seed + run.num)][: run.at_once]
     calls, walked = Calls(), int(run.recipe.walk()["steps"])
-    with calls.of(session.networks):
+    with calls.of(session.networks), counting() as counts:
         session.draw(jobs)
     bare, walk, pairs = calls.play, partial(session.draw, jobs), []
     for place in range(repeats):
@@ -94,6 +97,7 @@ def bench(
     figures = Figures(
         steps=walked,
         calls=calls.count(),
+        evaluations=evaluations(counts, session.counted, len(jobs)),
         floor=floor,
         ours=ours,
         ratio=median(ratios),

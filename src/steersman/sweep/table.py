@@ -3,7 +3,8 @@
     sweep.csv    what is varied; each figure with the ends of its interval; network evaluations an image; seconds
     sweep.md     the same, rounded, without the figures that no cell has
 
-Cost is the number of network evaluations an image took, of the denoiser and of the guide together.
+Cost is the number of network evaluations that an image needed, of the denoiser and of the guide together
+(`steersman.watch.evaluations`).
 """
 
 from collections.abc import Mapping, Sequence
