@@ -97,7 +97,7 @@ class Session:
         settings |= {"dtype": DTYPES[lies.dtype], "layout": lies.layout, **run.recipe.classifier_settings()}
         self.classifiers = [loaded.classifier(spec, **settings) for spec in run.classifiers]
         self.guide, *self.others = self.classifiers
-        self._fit(run.at_once)
+        self.fit(run.at_once)
         self.counted = {
             "denoiser": {self.denoiser.network},
             "classifier": {each.network for each in self.classifiers},
@@ -343,14 +343,14 @@ class Session:
                     f"device: the memory of {self.run.device} does not hold one image; allowed: a larger one, "
                     "another dtype, or a recipe whose route is direct"
                 )
-            self._fit(size // 2)
+            self.fit(size // 2)
             if size == self.run.at_once:
                 tell(
                     f"The memory of {self.run.device} does not hold a batch of {size}: it is halved until it does. "
                     "A smaller --batch-size does so from the start."
                 )
 
-    def _fit(self, batch_size: int) -> None:
+    def fit(self, batch_size: int) -> None:
         """Draws that many images at once from now on."""
         self.at_once = batch_size
         for part, networks in (("denoiser", [self.denoiser]), ("classifier", self.classifiers)):

@@ -6,6 +6,7 @@ import sys
 from functools import partial
 
 import pytest
+import torch
 
 from analysis.tiny import Tiny, network
 from steersman.analysis.parts import Parts
@@ -252,3 +253,37 @@ def test_bad_input_is_one_line_and_nothing_is_written(command, changes, told, ca
     code, _, err = call(command, *COMMANDS.get(command, []), *changes, "--out", tmp_path / "out")
     assert code == 2 and told in err and err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["accuracy", "gradients"])
+def test_a_batch_that_memory_does_not_hold_is_halved(command, call, monkeypatch, tmp_path):
+    four = [command, *COMMANDS[command], "--batch-size", 4, "--out"]
+    assert call(*four, tmp_path / "whole")[0] == 0
+    own, seen = Tiny.__call__, []
+
+    def full(self, x_t, *args, **kwargs):
+        seen.append(len(x_t))
+        if len(x_t) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return own(self, x_t, *args, **kwargs)
+
+    monkeypatch.setattr(Tiny, "__call__", full)
+    code, _, error = call(*four, tmp_path / "halved")
+    assert code == 0, error
+    assert "the device's memory does not hold 4 images at a time: 2 are taken from now on" in error
+    assert sum(size > 2 for size in seen) == 1
+    for name in FILES[command]:
+        if name.endswith(".csv"):
+            for ours, theirs in zip(*(rows(tmp_path / each / name) for each in ("whole", "halved")), strict=True):
+                for cell, other in zip(ours, theirs, strict=True):
+                    assert cell == other or float(cell) == pytest.approx(float(other), rel=1e-4, abs=1e-6)
+
+
+def test_a_memory_that_does_not_hold_one_image_is_one_line(call, monkeypatch, tmp_path):
+    def full(self, x_t, *args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Tiny, "__call__", full)
+    code, _, error = call("accuracy", *COMMANDS["accuracy"], "--out", tmp_path / "out")
+    assert code == 2 and error.count("\n") == 1 and "use a smaller --batch-size" in error
+    assert not (tmp_path / "out").exists()

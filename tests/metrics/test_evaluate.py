@@ -285,3 +285,32 @@ def test_adms_numbers_are_the_guides(lit, pixels, quarters):
     settings = {"features": quarters, "figures": ("cfid",), "resamples": 0}
     found = evaluate(samples, reference, target="light", guide=lights(), **settings)
     assert found["cfid"] == evaluate(samples, reference, target="1", **settings)["cfid"]
+
+
+FULL = (torch.OutOfMemoryError("no more"), RuntimeError("DefaultCPUAllocator: can't allocate memory"))
+
+
+@pytest.mark.parametrize("error", FULL, ids=["cuda", "cpu"])
+def test_a_batch_that_memory_does_not_hold_is_halved(lit, quarters, error, recwarn):
+    class Small(Brightness):
+        def forward(self, images):
+            sizes.append(len(images))
+            if len(images) > 3:
+                raise error
+            return super().forward(images)
+
+    def embed(images):
+        sizes.append(len(images))
+        if len(images) > 3:
+            raise error
+        return quarters.embed(images)
+
+    sizes = []
+    samples, told = read_images(lit / "lit"), []
+    settings = {"reference": read_images(lit / "one"), "resamples": 2}
+    whole = evaluate(samples, features=quarters, judge=lights(), **settings)
+    full = Classifier(Small(), preprocess=RAW, names=("dark", "light"))
+    few = Extractor(name=quarters.name, embed=embed)
+    assert evaluate(samples, features=few, judge=full, batch_size=8, on_images=told.append, **settings) == whole
+    assert told == [8, 2] * 3 and max(sizes) == 8
+    assert "does not hold 8 images at a time: 2 are taken" in str(recwarn[0].message)

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from steersman.data import SportBalls, load_data
@@ -276,3 +277,17 @@ def test_a_side_that_is_none_or_that_the_widths_do_not_halve_is_refused():
         unet(28, 3, (8, 8, 8, 8, 8))
     with pytest.raises(InputError, match="attention must be 0 to 2, the number of widths, got 3"):
         unet(30, 3, attention=3)
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("no more"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_a_batch_that_memory_does_not_hold_is_one_line(call, mnist, tmp_path, monkeypatch, error):
+    def full(*_):
+        raise error
+
+    monkeypatch.setattr(Accelerator, "backward", full)
+    options = "--widths 8,8 --images 8 --batch-size 4 --resolution 16".split()
+    code, _, said = call("train", "denoiser", "--out", tmp_path / "out", "--data", mnist, *options)
+    assert code == 2 and "Traceback" not in said
+    assert "does not hold the batch" in (last := said.splitlines()[-1]) and "use a smaller --batch-size" in last

@@ -24,6 +24,7 @@ from steersman.blocks import in_blocks
 from steersman.classifiers.preprocess import Preprocess, in_channels
 from steersman.classifiers.smoothing import NoReLU, SoftCalls, activations, soften
 from steersman.errors import InputError, one_line
+from steersman.memory import is_out_of_memory
 from steersman.names import resolve
 from steersman.precision import loss_scaled
 from steersman.schedule import Level, Schedule, broadcast, times
@@ -153,7 +154,9 @@ class Classifier(nn.Module):
         try:
             with torch.no_grad():
                 self._output(*inputs)
-        except Exception:  # of a network's own code, which may fail in any way
+        except Exception as error:  # of a network's own code, which may fail in any way
+            if is_out_of_memory(error):
+                raise
             return False
         return True
 
@@ -168,9 +171,11 @@ class Classifier(nn.Module):
         """Returns what the network makes of its input."""
         try:
             return self.network(shown, *told)
-        except (InputError, torch.OutOfMemoryError):
+        except InputError:
             raise
         except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
+            if is_out_of_memory(error):
+                raise
             size = " x ".join(map(str, shown.shape[1:]))
             name = self._kind
             raise InputError(f"classifier: {name} does not take an input of {size} ({one_line(error)})") from error

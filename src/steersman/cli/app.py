@@ -55,7 +55,11 @@ def main() -> None:
 
         if not is_out_of_memory(error):
             raise
-        _fail(f"the device's memory does not hold the batch ({one_line(error)}); try a smaller --batch-size", 2)
+        _fail(
+            f"the device's memory does not hold the batch ({one_line(error)}); use a smaller --batch-size, or a device "
+            "with more memory",
+            2,
+        )
 
 
 def _fail(message: str, code: int) -> None:

@@ -34,13 +34,12 @@ def time_it(run: Run, *, steps: int, repeats: int, out: Path | None) -> None:
     console.print(table)
     spread = f"{figures.least:.3f} to {figures.most:.3f} in {repeats}; {figures.ratio_cpu:.3f} of processor seconds"
     console.print(f"ratio {figures.ratio:.3f} ({spread})", highlight=False)
-    console.print(f"{figures.steps} steps of {run.at_once} images", highlight=False)
+    console.print(f"{figures.steps} steps of {figures.images} images", highlight=False)
     needed = " and ".join(f"{count:g} evaluations of the {name}" for name, count in figures.evaluations.items())
     console.print(f"an image needs {needed}", highlight=False)
     console.print(f"{figures.images_per_second:.3g} images a second at {steps} steps", highlight=False)
     for part in ("denoiser", "classifier"):
-        lies = run.placement(part)
-        console.print(f"{part}: {lies.dtype}, {lies.layout}, {lies.block} images at a time", highlight=False)
+        console.print(f"{part}: {run.placement(part)}", highlight=False, soft_wrap=True)
     if out is not None:
         with writing_to(out):
             out.parent.mkdir(parents=True, exist_ok=True)

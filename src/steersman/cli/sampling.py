@@ -73,6 +73,8 @@ def carry_out(run: Run, out: Path, *, share: Share, gif: bool = False, overwrite
     console = Console(quiet=not share.first)
     with console.status("loading the networks"):
         session = Session(run if overwrite else as_begun(run, out, wait=not share.first))
+    for part in session.run.placed:
+        console.print(f"{part}: {session.run.placement(part)}", highlight=False, soft_wrap=True)
     frames = Frames(count=ANIMATED, decode=session.denoiser.decode) if gif and share.first else None
     with progress_bar(console) as progress, Stop(launched=share.count > 1, quiet=not share.first) as stop:
         task = progress.add_task("images", total=run.num * len(session.targets))

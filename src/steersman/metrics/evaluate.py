@@ -23,6 +23,7 @@ from torch import Tensor
 
 from steersman.classifiers import Classifier, TextClassifier
 from steersman.errors import InputError, unknown
+from steersman.memory import halving
 from steersman.metrics.extractors import Extractor
 from steersman.metrics.features import device_of
 from steersman.metrics.frechet import frechet, moments
@@ -190,12 +191,22 @@ class _Known:
         if self.network is None or not self.indices or self.targets is None:
             return []
         places = [place for place, target in enumerate(self.targets) if target in self.indices]
-        device, said = device_of(self.network), []
+        indices = [self.indices[self.targets[place]] for place in places]
+        said, size = [], batch_size
         for images in samples.some(places).batches(batch_size):
-            chosen = [self.indices[self.targets[place]] for place in places[len(said) : len(said) + len(images)]]
-            said += judged(self.network, images.to(device), chosen)
+            chosen = indices[len(said) : len(said) + len(images)]
+            more, size = halving(partial(_judged, self.network, images, chosen), min(size, len(images)))
+            said += more
             on_images(len(images))
         return said
+
+
+def _judged(network: Classifier, images: Float[Tensor, "B 3 H W"], targets: Sequence[int], size: int) -> list[Verdict]:
+    """Returns what a network says of images, so many at a time."""
+    device, said = device_of(network), []
+    for some in images.split(size):
+        said += judged(network, some.to(device), targets[len(said) : len(said) + len(some)])
+    return said
 
 
 def _lacking(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from steersman.classifiers.base import Classifier
 from steersman.errors import InputError
+from steersman.memory import halving
 from steersman.precision import ieee
 
 __all__ = ["device_of", "features", "mean_pairwise_distance"]
@@ -30,7 +31,11 @@ def features(classifier: Classifier, images: Float[Tensor, "B C H W"], batch_siz
         batch_size: How many go through the network at once.
     """
     device = device_of(classifier)
-    return torch.cat([classifier.features(batch.to(device)).cpu() for batch in images.split(batch_size)])
+
+    def found(size: int) -> Float[Tensor, "B D"]:
+        return torch.cat([classifier.features(batch.to(device)).cpu() for batch in images.split(size)])
+
+    return halving(found, min(batch_size, len(images)))[0]
 
 
 def mean_pairwise_distance(features: Float[Tensor, "B D"]) -> float:

@@ -19,11 +19,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from steersman.errors import InputError, unknown
 from steersman.files import names_in_npz, read_npz, replacing
+from steersman.memory import halving
 from steersman.metrics.extractors import INCEPTION, Extractor
 from steersman.metrics.frechet import Moments, moments, moments_of_covariance
 from steersman.metrics.images import ImageSet, moments_in, read_images
@@ -108,9 +109,14 @@ def measured(
     Raises:
         InputError: An image cannot be read, or a feature is not finite.
     """
-    rows, digests = [], []
+    rows, digests, size = [], [], batch_size
     for pixels in images.pixels(batch_size):
-        rows.append(extractor.embed(pixels / 127.5 - 1))
+
+        def embedded(size: int, pixels: UInt8[Tensor, "B 3 H W"] = pixels) -> Float[Tensor, "B D"]:
+            return torch.cat([extractor.embed(each / 127.5 - 1) for each in pixels.split(size)])
+
+        found, size = halving(embedded, min(size, len(pixels)))
+        rows.append(found)
         digests += [hashlib.blake2b(image.numpy().tobytes()).digest() for image in pixels.contiguous()]
         on_images(len(pixels))
     named = images.labels or ("",) * len(digests)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from steersman.memory import halving
 from steersman.precision import ieee
 from steersman.run import Run
 from steersman.session import Session
@@ -32,6 +33,7 @@ class Figures:
 
     Attributes:
         steps: How many it took.
+        images: How many images the batch has: fewer than were asked for where the memory does not hold them.
         calls: How often networks were called, with a block of images each.
         evaluations: How many evaluations of each network an image needed (`steersman.watch.evaluations`).
         floor: Seconds of the calls alone, the median.
@@ -46,6 +48,7 @@ class Figures:
     """
 
     steps: int
+    images: int
     calls: int
     evaluations: Mapping[str, float]
     floor: float
@@ -83,9 +86,18 @@ def bench(
     session = Session(run, rehearse=False)
     run = session.run
     jobs = [(target, seed) for target in session.targets for seed in range(run.seed, run.seed + run.num)][: run.at_once]
-    calls, walked = Calls(), int(run.recipe.walk()["steps"])
-    with calls.of(session.networks), counting() as counts:
-        session.draw(jobs)
+    walked = int(run.recipe.walk()["steps"])
+
+    def heard(size: int) -> tuple[Calls, Mapping[str, float]]:
+        if size < len(jobs):
+            session.fit(size)
+        calls = Calls()
+        with calls.of(session.networks), counting() as counts:
+            session.draw(jobs[:size])
+        return calls, evaluations(counts, session.counted, size)
+
+    (calls, needed), size = halving(heard, len(jobs))
+    jobs = jobs[:size]
     bare, walk, pairs = calls.play, partial(session.draw, jobs), []
     for place in range(repeats):
         order = (bare, walk) if place % 2 == 0 else (walk, bare)
@@ -96,8 +108,9 @@ def bench(
     ratios, of_cpu = ([second[by] / first[by] for first, second in pairs] for by in (0, 1))
     figures = Figures(
         steps=walked,
+        images=size,
         calls=calls.count(),
-        evaluations=evaluations(counts, session.counted, len(jobs)),
+        evaluations=needed,
         floor=floor,
         ours=ours,
         ratio=median(ratios),

@@ -61,7 +61,7 @@ def accuracy(
             on_step=on_step,
         )
 
-    carry_out(console, parts, scope.batch_size, len(levels), measure)
+    carry_out(console, parts, scope, [denoiser, *classifiers.values()], len(levels), measure)
     x, title, log_x = axis(denoiser.schedule, levels)
     curves = share_curves(parts.read(), x)
     write_curves(out / "accuracy", curves, x=title, y="accuracy", log_x=log_x)

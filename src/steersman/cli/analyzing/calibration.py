@@ -98,7 +98,7 @@ def calibration(
             steps=steps,
         )
 
-    carry_out(console, parts, scope.batch_size, steps, measure)
+    carry_out(console, parts, scope, [denoiser, *classifiers.values()], steps, measure)
     values, visited = parts.read(), [levels[place] for place in at]
     for each in turns:
         values |= in_turn(values, each, visited)

@@ -78,7 +78,7 @@ def gradients(
             found |= {(name, *key): value for key, value in of_guide.items()}
         return found
 
-    carry_out(console, parts, scope.batch_size, len(recipes) * walk["steps"], measure)
+    carry_out(console, parts, scope, [denoiser, classifier], len(recipes) * walk["steps"], measure)
     measured = parts.read()
     x, title, log_x = axis(denoiser.schedule, levels[:-1])
     curves = mean_curves({(name,): measured[name, NORM] for name in recipes}, x)

@@ -1,6 +1,6 @@
 """What several analyses are told: the networks, which levels to visit, and where to run."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,7 +74,7 @@ class Scope:
         """Returns the denoiser, in blocks of one size."""
         check_device(self.device)
         denoiser = load_denoiser(self.denoiser, device=self.device)
-        denoiser.block = self._block
+        self.fit([denoiser], self.batch_size)
         return denoiser
 
     def load_classifiers(self, **settings: Any) -> dict[str, Classifier]:  # noqa: ANN401
@@ -85,12 +85,14 @@ class Scope:
             found[name] = load_classifier(spec, device=self.device, **settings)
             if isinstance(found[name].preprocess, Unstated):
                 raise found[name].preprocess.refusal()
-            found[name].block = self._block
+        self.fit(found.values(), self.batch_size)
         return found
 
-    @property
-    def _block(self) -> int:
-        return block_size(self.device, self.batch_size)
+    def fit(self, parts: Iterable[Any], size: int) -> None:
+        """Has denoiser and classifiers see blocks of one size, for batches of a size that is at most the batch size."""
+        block = block_size(self.device, size)
+        for each in parts:
+            each.block = block if size == self.batch_size else min(block, size)
 
     def places(self, levels: Sequence[Level]) -> list[int]:
         """Returns the places of the levels to visit among all."""

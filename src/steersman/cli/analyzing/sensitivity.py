@@ -87,7 +87,7 @@ def sensitivity(
             on_step=on_step,
         )
 
-    carry_out(console, parts, scope.batch_size, len(pairs), measure)
+    carry_out(console, parts, scope, [denoiser, *classifiers.values()], len(pairs), measure)
     x, title, log_x = axis(denoiser.schedule, [level for level, _ in pairs])
     measured = parts.read()
     plain = {key[1:]: of_images for key, of_images in measured.items() if key[0] == LOGITS}

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -9,7 +10,9 @@ from rich.table import Table
 from torch import Tensor
 
 from steersman.analysis.parts import Key, Parts
+from steersman.cli.analyzing.scope import Scope
 from steersman.cli.progress import progress_bar
+from steersman.memory import halving
 from steersman.report.curves import Curve
 
 __all__ = ["Measure", "carry_out", "print_curves"]
@@ -23,17 +26,38 @@ Measure = Callable[[list[int], Callable[[], None]], Mapping[Key, Tensor]]
 def carry_out(
     console: Console,
     parts: Parts,
-    batch_size: int,
+    scope: Scope,
+    networks: Sequence[Any],
     steps: int,
     measure: Measure,
 ) -> None:
-    """Measures what is still to be measured, with a progress bar, and writes each part."""
-    todo = parts.todo(batch_size)
+    """Measures what is still to be measured, with a progress bar, and writes each part.
+
+    Where the memory does not hold a batch, smaller ones are taken: the figures are each image's own.
+
+    Args:
+        console: Where the progress is shown.
+        parts: The parts.
+        scope: The batch size, and where the networks run.
+        networks: The denoiser and the classifiers that are measured.
+        steps: How often the measurement of a batch calls back.
+        measure: Measures a batch.
+    """
+    size = scope.batch_size
+    todo = parts.todo(size)
     with progress_bar(console) as progress:
         left = sum(map(len, todo))
         task = progress.add_task(f"{left} of {parts.count} images", total=left * steps)
+
+        def measured(places: list[int], size: int) -> list[tuple[list[int], Mapping[Key, Tensor]]]:
+            scope.fit(networks, size)
+            some = [places[first : first + size] for first in range(0, len(places), size)]
+            return [(each, measure(each, partial(progress.advance, task, len(each)))) for each in some]
+
         for places in todo:
-            parts.write(places, measure(places, partial(progress.advance, task, len(places))))
+            found, size = halving(partial(measured, places), size)
+            for each, values in found:
+                parts.write(each, values)
 
 
 def print_curves(
