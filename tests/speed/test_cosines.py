@@ -161,15 +161,10 @@ def test_cosines_are_recorded_and_told(spec, faster, call, tmp_path):
     assert code == 0, error
 
 
-@pytest.mark.long
-def test_the_bundled_classifier_of_imagenet_stays_in_float32(faster):
-    settings = {"targets": ("baseball",), "num": 2, "judge": None, "dtype": "auto"}
-    recipe = load_recipe("elucd-ddpm", ["smoothing=none"])
-    (found,) = (
-        Session(Run(**settings, classifiers=(each,), recipe=recipe), rehearse=False).run.placed["classifier"]
-        for each in ("imagenet:efficientnet-lite0",)
-    )
-    assert found.dtype == "float32" and found.cosines["bfloat16"] < 0.9
+def test_the_bundled_classifier_of_imagenet_stays_in_float32(faster, spec):
+    settings = {"classifiers": ("imagenet:efficientnet-lite0",), "num": 1}
+    found = placed(run(spec, **settings))["classifier"]
+    assert found.dtype == "float32" and 0 < found.cosines["bfloat16"] < 0.98
 
 
 CUDA, CPU = torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")
