@@ -74,8 +74,8 @@ class Run:
         cfg_scale: The classifier-free scale; 1 for the conditional model alone.
         batch_size: Images at a time; by default 4 on a CPU, where several batches are drawn side by side, else 16.
         device: Where the networks run; its number is no setting, since equal devices draw equal images.
-        dtype: In what: float32, bfloat16, float16; auto, what a short measurement finds fastest among the types in which
-            the networks agree with float32; or auto-float32, the same without a change of type.
+        dtype: In what: float32, bfloat16, float16; auto, what a short measurement finds fastest among the types that
+            agree with float32; or auto-float32, the same without a change of type.
         placed: What it found, for ``denoiser`` and ``classifier``, and how far the types agree.
         checkpoint: Whether the denoiser computes its blocks again for a gradient, and keeps less.
         compile: Whether ``torch.compile`` compiles denoiser and classifiers.
