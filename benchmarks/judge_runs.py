@@ -19,7 +19,7 @@ from torchvision.io import decode_image
 
 from steersman.classifiers import Classifier, load_classifier
 from steersman.data import SportBalls
-from steersman.metrics import correct, features, frechet_distance, mean_pairwise_distance, wilson
+from steersman.metrics import classifier_features, correct, frechet_distance, mean_pairwise_distance, wilson
 from steersman.run import read_run
 
 JUDGES = ("zoo:sportballs-judge", "zoo:sportballs-judge2")
@@ -55,7 +55,7 @@ def main() -> None:
         for name in targets or read_run(run / "run.yaml").targets:
             images, label = read(run / name if targets else run), judges[0].resolve(name)
             seen, first, second = (
-                features(judges[0], each)
+                classifier_features(judges[0], each)
                 for each in (images, real(label, len(images), 99), real(label, len(images), 98))
             )
             table.add_row(

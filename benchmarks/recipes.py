@@ -23,7 +23,7 @@ from torchvision.io import decode_image
 
 from steersman.classifiers import Classifier, load_classifier
 from steersman.data import SportBalls
-from steersman.metrics import correct, features, frechet_distance, wilson
+from steersman.metrics import classifier_features, correct, frechet_distance, wilson
 from steersman.recipes import Recipe, load_recipe
 from steersman.run import Run
 from steersman.session import Session
@@ -160,7 +160,7 @@ def network(spec: str) -> Classifier:
 def real(spec: str, seed: int) -> tuple[Float[Tensor, "64 D"], ...]:
     """Returns a network's features of 64 real images of each class."""
     balls, labels = SportBalls.preset("large", num=400, seed=seed).batch(range(400))
-    return tuple(features(network(spec), balls[labels == label][:64]) for label in range(4))
+    return tuple(classifier_features(network(spec), balls[labels == label][:64]) for label in range(4))
 
 
 def floor(spec: str) -> float:
@@ -185,7 +185,7 @@ def row(out: Path, name: str) -> list[str] | None:
             agreed += int(correct(second(images), wanted).sum())
         count += len(images)
         for spec, found in distances.items():
-            found.append(frechet_distance(features(network(spec), images), real(spec, 99)[label]))
+            found.append(frechet_distance(classifier_features(network(spec), images), real(spec, 99)[label]))
     lost = len(metrics["lost"])
     count += lost
     low, high = wilson(right, count)

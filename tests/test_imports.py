@@ -56,6 +56,13 @@ def test_imports_and_has_what_it_offers(name):
     assert len(set(offered)) == len(offered)
 
 
+@pytest.mark.parametrize("name", MODULES)
+def test_nothing_shares_its_name_with_a_module(name):
+    """So that ``import steersman.metrics.features as features`` gives the module, whatever its package offers."""
+    module, (package, _, own) = importlib.import_module(name), name.rpartition(".")
+    assert not package or getattr(importlib.import_module(package), own) is module
+
+
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_room_offers_what_it_reexports(room):
     offered = getattr(importlib.import_module(f"steersman.{room}"), "__all__", [])

@@ -7,7 +7,7 @@ import torch
 
 from steersman.errors import InputError
 from steersman.metrics import accuracy, correct, target_probability, wilson
-from steersman.metrics.accuracy import confidence
+from steersman.metrics.classification import confidence
 
 
 def test_counts_the_images_with_their_target():

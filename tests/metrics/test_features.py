@@ -5,7 +5,7 @@ import torch
 
 from steersman.classifiers import RAW, Classifier
 from steersman.errors import InputError
-from steersman.metrics import features, mean_pairwise_distance
+from steersman.metrics import classifier_features, mean_pairwise_distance
 
 
 def test_mean_pairwise_distance():
@@ -22,7 +22,7 @@ def test_features_do_not_depend_on_the_batch():
     images = torch.rand(7, 3, 2, 2) * 2 - 1
     expected = network[:3](images)
     assert expected.shape == (7, 5)
-    torch.testing.assert_close(features(judge, images, batch_size=3), expected)
+    torch.testing.assert_close(classifier_features(judge, images, batch_size=3), expected)
 
 
 def test_refusals():

@@ -6,7 +6,7 @@ from PIL import Image
 
 from steersman.errors import InputError
 from steersman.report import grid, sheet
-from steersman.report.grid import GAP, pixels
+from steersman.report.sheets import GAP, pixels
 
 
 def flat(*values: float, side: int = 6) -> torch.Tensor:

@@ -9,7 +9,7 @@ import yaml
 from steersman.errors import InputError
 from steersman.recipes import recipe_names
 from steersman.reproduce import Work, load_reproduction, needs, reproduction_names
-from steersman.reproduce.needs import RATE
+from steersman.reproduce.requirements import RATE
 from steersman.reproduce.schema import filled
 
 ROOMS = {"models": Path("models"), "data": Path("data")}

@@ -50,7 +50,7 @@ def test_settings_of_ones_own_are_left_alone(monkeypatch: pytest.MonkeyPatch, na
 
 def test_the_command_line_asks_for_it(monkeypatch: pytest.MonkeyPatch):
     asked: list[bool] = []
-    monkeypatch.setattr(import_module("steersman.cli.app"), "keep_freed", lambda: asked.append(True))
+    monkeypatch.setattr(import_module("steersman.cli.root"), "keep_freed", lambda: asked.append(True))
     monkeypatch.setattr(sys, "argv", ["steersman", "recipes", "list"])
     with pytest.raises(SystemExit):
         main()

@@ -27,7 +27,7 @@ from steersman.denoise import Conditioned, Denoiser, Prediction
 from steersman.errors import InputError
 from steersman.guidance.objective import Logits
 from steersman.guidance.view import View
-from steersman.metrics.accuracy import confidence, correct
+from steersman.metrics.classification import confidence, correct
 from steersman.precision import ieee
 from steersman.sample import Report, Sampler, sample
 from steersman.schedule import Level

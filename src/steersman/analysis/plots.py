@@ -11,10 +11,10 @@ from torch import Tensor
 
 from steersman.files import replacing
 from steersman.metrics.calibration import Reliability
-from steersman.report.animation import heat
 from steersman.report.curves import COLOURS, LINE, write_figure
-from steersman.report.grid import GAP, sheet
+from steersman.report.frames import heat
 from steersman.report.scatter import MARKS
+from steersman.report.sheets import GAP, sheet
 
 if TYPE_CHECKING:
     from matplotlib.lines import Line2D

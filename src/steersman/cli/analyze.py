@@ -58,7 +58,8 @@ def accuracy(
     device: options.Device = "cpu",
 ) -> None:
     """Accuracy against noise, on x_t and on x0_hat."""
-    from steersman.cli.analyzing import Scope, accuracy
+    from steersman.cli.analyzing.accuracy import accuracy
+    from steersman.cli.analyzing.scope import Scope
 
     accuracy(
         Scope(
@@ -117,7 +118,8 @@ def sensitivity(
     device: options.Device = "cpu",
 ) -> None:
     """Sensitivity of logits and of gradients from one time to the next."""
-    from steersman.cli.analyzing import Scope, sensitivity
+    from steersman.cli.analyzing.scope import Scope
+    from steersman.cli.analyzing.sensitivity import sensitivity
 
     sensitivity(
         Scope(
@@ -179,7 +181,8 @@ def calibration(
     device: options.Device = "cpu",
 ) -> None:
     """Calibration error at each step of the reverse process."""
-    from steersman.cli.analyzing import Scope, calibration
+    from steersman.cli.analyzing.calibration import calibration
+    from steersman.cli.analyzing.scope import Scope
 
     calibration(
         Scope(
@@ -226,7 +229,7 @@ def agree(
     ] = None,
 ) -> None:
     """Whether the better calibrated guides better: rank correlation of calibration error and the samples' figures."""
-    from steersman.cli.analyzing import agree
+    from steersman.cli.analyzing.agreement import agree
 
     agree(calibration, sweep, out, figures=figure, where=where or (), best=best or ())
 
@@ -239,7 +242,7 @@ def directions(
     side: Annotated[int, typer.Option(help="Arrows along an edge.")] = 17,
 ) -> None:
     """Joint, marginal and conditional directions on a Gaussian mixture."""
-    from steersman.cli.analyzing import directions
+    from steersman.cli.analyzing.directions import directions
 
     directions(out, target=target, times=times, side=side)
 
@@ -266,7 +269,8 @@ def gradients(
     device: options.Device = "cpu",
 ) -> None:
     """Intermediate images with the classifier's gradient beside them, and its norm over time."""
-    from steersman.cli.analyzing import Scope, gradients
+    from steersman.cli.analyzing.gradients import gradients
+    from steersman.cli.analyzing.scope import Scope
 
     if times is None and every is None and count is None:
         count = 8

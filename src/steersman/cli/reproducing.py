@@ -14,7 +14,7 @@ from steersman.errors import InputError
 from steersman.metrics.evaluate import Figure
 from steersman.report.figures import with_interval
 from steersman.reproduce import Needs, Reproduction, Work, load_reproduction, needs, reproduction_names
-from steersman.reproduce.needs import CARD, RATE
+from steersman.reproduce.requirements import CARD, RATE
 from steersman.run import check_device
 from steersman.stop import Stop
 

@@ -1,6 +1,6 @@
 from steersman.generate.drawing import Unfinished, generate
 from steersman.generate.share import Share
-from steersman.generate.status import Status, status
+from steersman.generate.state import Status, status
 from steersman.generate.store import Store
 from steersman.generate.summary import Summary
 

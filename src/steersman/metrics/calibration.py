@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from steersman.errors import InputError
-from steersman.metrics.accuracy import confidence, correct
+from steersman.metrics.classification import confidence, correct
 
 __all__ = ["BINS", "Reliability", "binned", "errors", "reliability"]
 

@@ -12,7 +12,7 @@ from steersman.errors import InputError
 from steersman.memory import halving
 from steersman.precision import ieee
 
-__all__ = ["device_of", "features", "mean_pairwise_distance"]
+__all__ = ["classifier_features", "device_of", "mean_pairwise_distance"]
 
 
 def device_of(network: nn.Module) -> torch.device:
@@ -22,7 +22,9 @@ def device_of(network: nn.Module) -> torch.device:
 
 @torch.no_grad()
 @ieee()
-def features(classifier: Classifier, images: Float[Tensor, "B C H W"], batch_size: int = 64) -> Float[Tensor, "B D"]:
+def classifier_features(
+    classifier: Classifier, images: Float[Tensor, "B C H W"], batch_size: int = 64
+) -> Float[Tensor, "B D"]:
     """Returns what the classifier's last layer sees of each image, on the CPU.
 
     Args:

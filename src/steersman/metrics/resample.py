@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from steersman.metrics.accuracy import wilson
+from steersman.metrics.classification import wilson
 
 __all__ = ["RESAMPLES", "Figure", "mean_of", "resampled", "resampled_together", "share"]
 

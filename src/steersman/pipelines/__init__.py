@@ -1,3 +1,3 @@
-from steersman.pipelines.steer import steer
+from steersman.pipelines.entry import steer
 
 __all__ = ["steer"]

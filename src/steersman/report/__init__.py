@@ -1,4 +1,4 @@
-from steersman.report.animation import Frames, animation, heat
-from steersman.report.grid import grid, sheet
+from steersman.report.frames import Frames, animation, heat
+from steersman.report.sheets import grid, sheet
 
 __all__ = ["Frames", "animation", "grid", "heat", "sheet"]

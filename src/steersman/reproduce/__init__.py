@@ -1,4 +1,4 @@
-from steersman.reproduce.needs import Needs, needs
+from steersman.reproduce.requirements import Needs, needs
 from steersman.reproduce.schema import Reproduction, load_reproduction, reproduction_names
 from steersman.reproduce.work import Work
 

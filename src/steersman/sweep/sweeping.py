@@ -20,7 +20,7 @@ import yaml
 
 from steersman.errors import InputError
 from steersman.files import parse_yaml, read_json, replacing, writing_to
-from steersman.report.grid import grid
+from steersman.report.sheets import grid
 from steersman.run import check_folder, other_settings
 from steersman.session import Networks, Session
 from steersman.speed.auto import for_all

@@ -28,7 +28,7 @@ from steersman.data.pictures import Pictures
 from steersman.data.sportballs import SportBalls
 from steersman.errors import InputError, notice
 from steersman.files import replacing, write_json
-from steersman.metrics.accuracy import accuracy
+from steersman.metrics.classification import accuracy
 from steersman.schedule import VP, broadcast
 from steersman.train.augment import flipped, shifted
 from steersman.train.loop import Batch, Training, fit, recalibrate, seconds_spent

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from steersman.errors import InputError, unknown
 from steersman.files import replacing
-from steersman.report.grid import sheet
+from steersman.report.sheets import sheet
 from steersman.sample.loop import Report
 
 __all__ = ["Frames", "animation", "heat"]
