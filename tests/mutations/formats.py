@@ -16,6 +16,8 @@ from torch import Tensor
 from denoisers.adm_reference import Reference
 from denoisers.test_dit_file import random_tensors
 from denoisers.test_edm_file import TINY, EDMPrecond, saved
+from steersman.analysis.agreement import read_cells, read_errors
+from steersman.analysis.parts import Parts
 from steersman.classifiers import load_classifier
 from steersman.data import pictures
 from steersman.denoisers import load_denoiser
@@ -24,12 +26,18 @@ from steersman.generate import status
 from steersman.generate.record import Record, write_image
 from steersman.generate.shards import joined, write_shard
 from steersman.metrics.images import read_images
+from steersman.metrics.resample import Figure
 from steersman.metrics.statistics import read_reference
 from steersman.recipes import load_recipe
 from steersman.report.folders import page_of
 from steersman.reproduce import load_reproduction
 from steersman.run import Run, read_run
 from steersman.schedule import VP
+from steersman.tune.price import Prices
+from steersman.tune.search import Search
+from steersman.tune.space import Range
+from steersman.tune.trials import LARGER, Trial, objectives
+from steersman.tune.tuning import begun
 from steersman.zoo import read_network
 
 __all__ = ["FORMATS", "Format"]
@@ -302,6 +310,52 @@ def report(folder: Path) -> Format:
     return Format(files=sorted(folder.iterdir()), load=load)
 
 
+def analysis(folder: Path) -> Format:
+    """What is kept of an analysis that goes on."""
+    settings = {"analysis": "accuracy", "num": 4}
+    for images in ([0, 1], [2, 3]):
+        Parts(folder, settings, 4).write(images, {("a", "b"): torch.ones(2, 3)})
+    (folder / "integral.csv").write_text("name,integral calibration error\na,0.5\nb,0.25\n")
+
+    def load() -> list[Tensor]:
+        parts = Parts(folder, settings, 4)
+        assert page_of(folder) and read_errors(folder) is not None
+        return [torch.from_numpy(each) for each in (parts.read() if not parts.todo(2) else {}).values()]
+
+    return Format(files=sorted(path for path in folder.rglob("*") if path.is_file()), load=load, show=lambda held: held)
+
+
+def sweep(folder: Path) -> Format:
+    """What a finished sweep says."""
+    content = {"varied": {"scale": [1, 2]}, "reference": "x", "shared": {"num": 2, "recipe": {"name": "mine"}}}
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(content))
+    rows = "scale,accuracy/judge,accuracy/judge low,accuracy/judge high,lost\n1,0.5,0.25,0.75,0\n2,0.75,0.5,1,0\n"
+    (folder / "sweep.csv").write_text(rows)
+    larger = {"accuracy/judge": True}
+    return Format(files=sorted(folder.iterdir()), load=lambda: (page_of(folder), read_cells(folder, larger=larger)))
+
+
+def tune(folder: Path) -> Format:
+    """What a tune goes on with."""
+    space = {"scale": Range(low=1.0, high=4.0, whole=False)}
+    content = {"space": {"scale": "1.0..4.0"}, "recipes": ["nrcg"], "shared": {"num": 2}}
+    (folder / "tune.yaml").write_text(yaml.safe_dump(content))
+    (folder / "tune.csv").write_text("trial,settings,cost,pareto,refused\n0,scale=1,3,yes,\n1,scale=9,4,,too far\n")
+    (folder / "prices.json").write_text(json.dumps({"a": 0.5, "b": 1.5}))
+    search = Search(space, file=folder / "study.log", larger=LARGER)
+    for _ in range(3):
+        proposal = search.ask()
+        trial = Trial(
+            number=proposal.number, settings=proposal.values, cost=2.0, accuracy=Figure(0.5), distance=Figure(3.0)
+        )
+        search.tell(objectives(trial), trial.row())
+
+    def load() -> object:
+        return page_of(folder), Prices(folder / "prices.json"), begun(space, folder / "study.log", [], 0)
+
+    return Format(files=sorted(path for path in folder.iterdir() if path.suffix != ".lock"), load=load)
+
+
 FORMATS: dict[str, Callable[[Path, object, Path], Format]] = {
     "unet folder": lambda folder, dit, source: unet_folder(folder),
     "dit folder": lambda folder, dit, source: dit_folder(folder, dit),
@@ -340,5 +394,8 @@ FORMATS: dict[str, Callable[[Path, object, Path], Format]] = {
     "idx": lambda folder, dit, source: idx(folder, packed=False),
     "idx packed": lambda folder, dit, source: idx(folder, packed=True),
     "report": lambda folder, dit, source: report(folder),
+    "analysis": lambda folder, dit, source: analysis(folder),
+    "sweep": lambda folder, dit, source: sweep(folder),
+    "tune": lambda folder, dit, source: tune(folder),
 }
 """By name: from an empty folder, a tiny DiT pipeline and the folder of a tiny CLIP to the format in that folder."""

@@ -110,7 +110,10 @@ def _revalued(content: bytes, chance: Random) -> bytes:
     """With another value in place of one of JSON, of YAML, or of a safetensors' header; or without one."""
     if _is_text(content):
         kind = json if content.lstrip()[:1] in (b"{", b"[") else yaml
-        return _with_another(content, kind, chance)
+        lines = content.splitlines() if kind is json and content.count(b"\n{") else [content]  # JSON, one a line
+        place = chance.randrange(len(lines))
+        lines[place] = _with_another(lines[place], kind, chance)
+        return b"\n".join(lines) + b"\n" * (len(lines) > 1)
     length = int.from_bytes(content[:8], "little")
     header = content[8 : 8 + length]
     if not header.startswith(b"{"):

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from steersman.errors import InputError, unknown
+from steersman.errors import InputError, about, unknown
 from steersman.files import read_csv
 from steersman.metrics.resample import Figure
 from steersman.report.scatter import Pair
@@ -47,14 +47,16 @@ def read_errors(folder: Path) -> dict[str, Figure]:
     Raises:
         InputError: It holds none.
     """
-    header, rows = _read("calibration", folder / "integral.csv")
+    path = folder / "integral.csv"
+    header, rows = _read("calibration", path)
     for column in (NAME, ERROR):
         if column not in header:
             raise InputError(
-                f"calibration: {str(folder / 'integral.csv')!r} has no column {column!r}; allowed: a folder of "
-                "steersman analyze calibration"
+                f"calibration: {str(path)!r} has no column {column!r}; allowed: a folder of steersman analyze "
+                "calibration"
             )
-    return {row[NAME]: _figure(row, ERROR) for row in rows}
+    with about("calibration", path):
+        return {row[NAME]: _figure(row, ERROR) for row in rows}
 
 
 def read_cells(
@@ -87,10 +89,11 @@ def read_cells(
     for row in kept:
         called = ", ".join(row[key] for key in varied if key not in where and key not in best)
         groups.setdefault(called, []).append(row)
-    return [
-        Cell(name=called, figures={name: _best(group, name, larger[name]) for name in given if name in larger})
-        for called, group in groups.items()
-    ]
+    with about("sweep", folder / "sweep.csv"):
+        return [
+            Cell(name=called, figures={name: _best(group, name, larger[name]) for name in given if name in larger})
+            for called, group in groups.items()
+        ]
 
 
 def pairs(errors: Mapping[str, Figure], cells: Sequence[Cell], figure: str) -> list[Pair]:
@@ -133,4 +136,6 @@ def _figure(row: Mapping[str, str], name: str) -> Figure:
 
 def _read(kind: str, path: Path) -> tuple[list[str], list[dict[str, str]]]:
     header, *rows = read_csv(path, kind)
+    if not rows:
+        raise InputError(f"{kind}: {str(path)!r} must have a row below its header, got none")
     return header, [dict(zip(header, row, strict=True)) for row in rows]

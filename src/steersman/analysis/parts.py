@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from steersman.errors import InputError
+from steersman.errors import InputError, about, shown
 from steersman.files import read_json, read_npz, replacing, write_json, writing_to
 
 __all__ = ["Key", "Parts"]
@@ -83,8 +83,20 @@ class Parts:
         found = []
         for path in sorted(self.folder.glob("*-*.npz")):
             if not path.name.startswith("."):
-                found.append(read_npz(path, "out"))
+                with about("out", path):
+                    found.append(_part(read_npz(path, "out")))
         return found
+
+
+def _part(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns the arrays of a part, of which each leads with the same images."""
+    images = arrays.get(IMAGES)
+    if images is None or images.ndim != 1 or images.dtype.kind != "i":
+        raise InputError(f"it must hold the numbers of images as {IMAGES}")
+    for name, array in arrays.items():
+        if array.shape[:1] != images.shape or (name != IMAGES and not isinstance(json.loads(name), list)):
+            raise InputError(f"it must hold an array of {len(images)} images as {shown(name)}")
+    return arrays
 
 
 def _same(out: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -54,9 +54,9 @@ def page_of(folder: Path) -> Page:
         if (folder / name).is_file():
             try:
                 return described(folder)
-            except (AttributeError, KeyError, TypeError, ValueError) as error:
-                if isinstance(error, InputError):
-                    raise
+            except InputError:
+                raise
+            except Exception as error:  # what records of another form hold may fail anywhere
                 raise InputError(
                     f"report: {str(folder)!r} holds records of another form ({one_line(error)}); allowed: those of "
                     "a run, a sweep, a tune or an analysis"

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from steersman.errors import about
 from steersman.files import read_json, write_json
 from steersman.metrics.evaluate import DISTANCES, FIGURES, Figure, evaluate
 from steersman.metrics.extractors import Extractor, load_extractor
@@ -26,6 +27,7 @@ from steersman.reproduce.schema import Reproduction, filled
 from steersman.run import Run, check_folder
 from steersman.session import Networks, Session
 from steersman.stop import Stop
+from steersman.typed import typed
 
 __all__ = ["Work"]
 
@@ -128,7 +130,7 @@ class Work:
         networks = Networks()
         for place, (folder, run) in enumerate(self.missing.items()):
             Session(run, networks, rehearse=place == 0).generate(folder, on_images=on_images, stop=stop)
-        return [name for folder in self.runs for name in read_json(folder / "metrics.json")["lost"]]
+        return [name for folder in self.runs for name in _lost(folder / "metrics.json")]
 
     def measure(self, *, on_images: Callable[[int], object] = lambda count: None) -> dict[str, Figure]:
         """Returns the figures of the images that are drawn, and writes them beside the published ones.
@@ -155,6 +157,12 @@ class Work:
         }
         write_json(self.out / "evaluation.json", content)
         return found
+
+
+def _lost(path: Path) -> list[str]:
+    """Returns the names of a run's images that became non-finite, as its figures say."""
+    with about("reproduce", path):
+        return typed("lost", read_json(path)["lost"], list[str])
 
 
 def _joined(sets: Sequence[ImageSet]) -> ImageSet:

@@ -18,6 +18,7 @@ from steersman.metrics.images import ImageSet, read_images
 from steersman.metrics.statistics import Statistics, measured, read_reference
 from steersman.session import Session
 from steersman.sweep.cells import Sweep
+from steersman.typed import typed
 
 __all__ = ["Measure"]
 
@@ -90,7 +91,7 @@ class Measure:
             held = read_json(folder / "evaluation.json")
             if any(held[key] != value for key, value in self._asked().items()):
                 return None
-            return {name: Figure(**held["figures"][name]) for name in self.sweep.figures}
+            return {name: typed(name, held["figures"][name], Figure) for name in self.sweep.figures}
         except (InputError, TypeError, KeyError, AttributeError):
             return None
 

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel
 
-from steersman.errors import InputError
+from steersman.errors import InputError, about
 from steersman.files import parse_yaml, read_json, replacing, writing_to
 from steersman.report.sheets import grid
 from steersman.run import check_folder, other_settings
@@ -29,10 +30,24 @@ from steersman.sweep.cells import Cell, Sweep
 from steersman.sweep.measure import Measure
 from steersman.sweep.plots import write_fronts, write_plots
 from steersman.sweep.table import Row, fronts, write_table
+from steersman.typed import typed
 
 __all__ = ["Sweeping"]
 
 SHOWN = 8  # images of each cell in the grid
+
+
+class _NoiseError(BaseModel):
+    broken: list[str]
+
+
+class _Metrics(BaseModel):
+    """What a sweep shows of a run's ``metrics.json``."""
+
+    network_evaluations: dict[str, float]
+    seconds: float
+    lost: list[str]
+    noise_error: _NoiseError | None
 
 
 class Sweeping:
@@ -138,15 +153,16 @@ class Sweeping:
 
     def _row(self, cell: Cell) -> Row:
         folder = self.folder(cell)
-        metrics = read_json(folder / "metrics.json", "sweep")
+        with about("sweep", folder / "metrics.json"):
+            metrics = typed("", read_json(folder / "metrics.json", "sweep"), _Metrics)
         return Row(
             name=cell.name,
             values=cell.values,
             figures=self.known[cell.name] or self.measure(self.sessions[cell.name], folder),
-            evaluations=metrics["network_evaluations"],
-            seconds=metrics["seconds"],
-            lost=metrics["lost"],
-            broken=(metrics["noise_error"] or {"broken": []})["broken"],
+            evaluations=metrics.network_evaluations,
+            seconds=metrics.seconds,
+            lost=metrics.lost,
+            broken=metrics.noise_error.broken if metrics.noise_error else [],
         )
 
     def _about(self) -> str:

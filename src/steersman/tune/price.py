@@ -15,11 +15,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from steersman.errors import about
 from steersman.files import read_json, write_json
 from steersman.report.figures import in_a_line
 from steersman.session import Session
 from steersman.speed.calls import Call, Calls
 from steersman.speed.clock import timed
+from steersman.typed import typed
 
 __all__ = ["Cost", "Prices"]
 
@@ -52,7 +54,7 @@ class Prices:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self.known: dict[str, float] = read_json(file, "prices") if file.exists() else {}
+        self.known: dict[str, float] = _known(file) if file.exists() else {}
 
     def of(self, session: Session) -> Cost:
         """Returns what an image of a session costs; one is drawn.
@@ -135,3 +137,9 @@ def _summed(counts: Mapping[str, int]) -> dict[str, int]:
     """Returns the counts with those of all classifiers together."""
     found = {name: count for name, count in counts.items() if name in (DENOISER, DECODER)}
     return found | {CLASSIFIER: sum(count for name, count in counts.items() if name not in found)}
+
+
+def _known(file: Path) -> dict[str, float]:
+    """Returns the times that a file holds."""
+    with about("tune", file):
+        return typed("", read_json(file), dict[str, float])

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from steersman.files import read_bytes
 from steersman.tune.space import Range, Space, chosen
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def _study(file: Path, larger: Sequence[bool]) -> "tuple[BaseStorage, Study]":
 def mend(file: Path) -> None:
     """Takes away what a process that was killed left in a journal: its lock, and half a line."""
     file.with_name(f"{file.name}.lock").unlink(missing_ok=True)
-    if file.exists() and not (content := file.read_bytes()).endswith(b"\n"):
+    if file.exists() and not (content := read_bytes(file)).endswith(b"\n"):
         with file.open("r+b") as journal:
             journal.truncate(content.rfind(b"\n") + 1)
 

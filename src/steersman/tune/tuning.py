@@ -13,7 +13,7 @@ earlier one had.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from steersman.errors import InputError
+from steersman.errors import InputError, about
 from steersman.files import replacing, writing_to
 from steersman.generate.lock import locked
 from steersman.metrics.extractors import DEFAULT
@@ -151,8 +151,7 @@ class Tuning:
                 with replacing(self.out / "tune.yaml") as path:
                     path.write_text(yaml.safe_dump(self.record, sort_keys=False), encoding="utf-8")
                 self.prices, journal = Prices(self.out / "prices.json"), self.out / "study.log"
-                self.search = Search(self.space, file=journal, larger=LARGER, points=self.points, seed=self.tune.seed)
-            self.trials = [Trial.of(row) for row in self.search.rows()]
+                self.search, self.trials = begun(self.space, journal, self.points, self.tune.seed)
             yield self.trials
 
     def _check(self, session: Session) -> None:
@@ -293,3 +292,20 @@ def _images_of(run: Run) -> str:
     """Returns all that the images depend on, in one text; a recipe's name is no part of it."""
     record = run.record()
     return repr(record | {"recipe": record["recipe"]["settings"]})
+
+
+def begun(space: Space, journal: Path, points: Sequence[Mapping[str, Any]], seed: int) -> tuple[Search, list[Trial]]:
+    """Returns the search that a journal holds, and its finished trials; a new one where there is no journal.
+
+    Args:
+        space: What is searched.
+        journal: The file.
+        points: What is tried first.
+        seed: Of the proposals.
+
+    Raises:
+        InputError: The journal is damaged.
+    """
+    with about("tune", journal):
+        search = Search(space, file=journal, larger=LARGER, points=points, seed=seed)
+        return search, [Trial.of(row) for row in search.rows()]
