@@ -60,7 +60,8 @@ def test_a_callback_sees_each_step_of_each_batch():
     sample("zoo:mnist", target="7", seeds=3, batch_size=2, callback=reports.append, **GUIDED)
     assert [(each.step.index, len(each.x0)) for each in reports] == [(0, 2), (1, 2), (0, 1), (1, 1)]
     (push,) = reports[0].pushes
-    assert push.gradient.shape == push.value.shape == (2, 1, 28, 28)
+    assert push.gradient.shape == push.stabilized.shape == push.value.shape == (2, 1, 28, 28)
+    torch.testing.assert_close(push.stabilized, 0.01 * push.gradient)  # the first step of nrCG's EMA of 0.99
     assert push.log_likelihood.shape == (2,)
 
 

@@ -258,7 +258,7 @@ def test_how_far_images_were_moved_counts_the_last_steps_repeats():
     for index, repeat, size in ((0, 0, 1.0), (0, 1, 2.0), (1, 0, 3.0), (1, 1, 4.0)):
         x = torch.full((2, 3, 4, 4), size)
         step = Step(index, 2, repeat, 0, CLEAN, CLEAN, torch.zeros(()), torch.zeros(()))
-        watch(Report(step, x, x, (Push(7 * x, x, x[:, 0, 0, 0], torch.tensor([True, False]), x), None)))
+        watch(Report(step, x, x, (Push(7 * x, x, x, x[:, 0, 0, 0], torch.tensor([True, False]), x), None)))
     assert watch.moved(2) == [10.0, 10.0]
     assert watch.drops(2) == [0, 4]
     assert len(seen) == 2

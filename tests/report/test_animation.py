@@ -18,7 +18,7 @@ def report(index: int, count: int, *, active: bool = True) -> Report:
     zero = torch.zeros(())
     step = Step(index, count, 0, 0, level, level, zero, zero)
     image = torch.full((3, 3, 4, 4), index / count)
-    push = Push(image, image + 1, torch.zeros(3), torch.ones(3, dtype=torch.bool), image) if active else None
+    push = Push(image, image + 1, image, torch.zeros(3), torch.ones(3, dtype=torch.bool), image) if active else None
     return Report(step, image - 1, image, (push,))
 
 

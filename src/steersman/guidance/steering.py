@@ -43,6 +43,7 @@ class Push(NamedTuple):
     Attributes:
         value: ``p = s w_t g``, zero where the gradient or what was made of it was not finite.
         gradient: The gradient as it came from the classifier; of several ascents, the first one's.
+        stabilized: What the stabilizer made of it.
         log_likelihood: The objective's value; of several ascents, before the first.
         finite: Whether the image's gradients were finite, and what stabilizer, weight and injection made of them.
         moved: How far the image was moved, in its own units; zero until the update enters the step.
@@ -50,6 +51,7 @@ class Push(NamedTuple):
 
     value: Float[Tensor, "B C H W"]
     gradient: Float[Tensor, "B C H W"]
+    stabilized: Float[Tensor, "B C H W"]
     log_likelihood: Float[Tensor, " B"]
     finite: Bool[Tensor, " B"]
     moved: Float[Tensor, "B C H W"]
@@ -312,7 +314,9 @@ class Steering:
             # An update or a state may overflow although the gradient did not: both are dropped as a gradient is.
             finite = finite & _all_finite((value, after))
             value = torch.where(_lead(finite, g), value, 0)
-        return Push(value, g, log_likelihood, finite, torch.zeros_like(value)), _keep(finite, after, state)
+        return Push(value, g, stable.to(g.dtype), log_likelihood, finite, torch.zeros_like(value)), _keep(
+            finite, after, state
+        )
 
 
 def _lead(mask: Bool[Tensor, " B"], like: Tensor) -> Bool[Tensor, "B ..."]:
