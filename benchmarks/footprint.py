@@ -15,7 +15,7 @@ A storage counts once, however many tensors share it, and as long as one of them
 import argparse
 import gc
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
@@ -46,6 +46,7 @@ CARD, PEAK, SHARE = "RTX 4090", 165.2, 0.4
 """A card, the TFLOP a second that its maker names for bfloat16, and the share of them that is assumed."""
 STEPS = ("unguided", "direct", "through", "through, recomputing")
 
+ALONE = "DiT-XL/2 256"
 REPEATED = 27 * (256 * 1152 + 1152 + 1152**2 + 1152 + 1001 * 1152)
 """Parameters of DiT-XL/2 that diffusers has once a block: the embedding of time and label, of which one serves."""
 
@@ -285,9 +286,10 @@ def measured(route: Route | None) -> tuple[int, int]:
     return peak_memory(lambda: step(denoiser, classifier, route, {})), counted.peak
 
 
-def checks() -> str:
+def checks(pairs: Sequence[Pair]) -> str:
     """Returns what is known of the counts' truth: published figures, and a measurement."""
-    kinds = {pair.denoiser: pair for pair in reversed(PAIRS) if not pair.denoiser.startswith("…")}
+    kinds = {pair.denoiser: pair for pair in reversed(pairs) if not pair.denoiser.startswith("…")}
+    kinds |= {ALONE: next(pair for pair in PAIRS if pair.denoiser == ALONE)}
     millions = {name: measure(pair, torch.bfloat16)[0][0] / 1e6 for name, pair in kinds.items()}
     published = [
         ("ADM 64", "296"),
@@ -302,8 +304,10 @@ def checks() -> str:
         ("Flux dev, 1024", "12,000"),
     ]
     forwards = [("ADM 256", "1,120"), ("ADM 512", "1,983"), ("DiT-XL/2 256", "118.6"), ("DiT-XL/2 512", "524.6")]
-    cells = [[name, "parameters, 10⁶", f"{millions[name]:,.1f}", figure] for name, figure in published]
+    cells = [[name, "parameters, 10⁶", f"{millions[name]:,.1f}", figure] for name, figure in published if name in kinds]
     for name, figure in forwards:
+        if name not in kinds:
+            continue
         flop = measure(kinds[name], torch.bfloat16)[2][0].flop
         cells.append([name, "10⁹ multiply-adds a forward", f"{flop / 2e9:,.1f}", figure])
     peaks = ((route or "unguided", *measured(route)) for route in (None, "direct", "through"))
@@ -311,7 +315,7 @@ def checks() -> str:
     return CHECKS.format(
         published=_markdown(["denoiser", "of it", "counted", "published"], cells),
         repeated=REPEATED / 1e6,
-        alone=millions["DiT-XL/2 256"] - REPEATED / 1e6,
+        alone=millions[ALONE] - REPEATED / 1e6,
         allocated=_markdown(["step", "allocated, MiB", "counted, MiB"], allocated),
     )
 
@@ -323,12 +327,12 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="what is printed")
     parser.add_argument("--write", type=Path, help="the page")
     given = parser.parse_args()
+    chosen = [pair for pair in PAIRS if not given.names or any(name in pair.denoiser for name in given.names)]
     if given.write:
-        tables = {"memory": memory(PAIRS, torch.bfloat16), "arithmetic": arithmetic(PAIRS, torch.bfloat16)}
-        page = PAGE.format(**tables, checks=checks())
+        tables = {"memory": memory(chosen, torch.bfloat16), "arithmetic": arithmetic(chosen, torch.bfloat16)}
+        page = PAGE.format(**tables, checks=checks(chosen))
         given.write.write_text(page, encoding="utf-8")
         return
-    chosen = [pair for pair in PAIRS if not given.names or any(name in pair.denoiser for name in given.names)]
     dtype = getattr(torch, given.dtype)
     print(memory(chosen, dtype), arithmetic(chosen, dtype), sep="\n\n")
 

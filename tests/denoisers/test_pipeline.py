@@ -78,7 +78,7 @@ def theirs(pipe, ours, latents, **call):
         call["use_resolution_binning"] = False
     held = ours.layout.pack(latents)
     settings = {"num_images_per_prompt": len(latents), "num_inference_steps": 3, "output_type": "pt"}
-    return pipe("a ball", latents=held, **settings, **call).images * 2 - 1
+    return pipe(prompt="a ball", latents=held, **settings, **call).images * 2 - 1
 
 
 CALLS = {
@@ -247,5 +247,5 @@ def test_a_distilled_model_has_no_unconditional_row(draw):
     ours = PipelineDenoiser(type(pipe)(**{**pipe.components, "unet": network}, requires_safety_checker=False))
     x_t, level = draw(1, *ours.shape), ours.schedule.at_time(5)
     assert ours(x_t, level, prompt="a").x0_hat.isfinite().all()
-    with pytest.raises(InputError, match="cfg_scale: 2.0 given, but StableDiffusionPipeline has no unconditional"):
+    with pytest.raises(InputError, match="cfg_scale must be 1, as StableDiffusionPipeline has no unconditional"):
         ours(x_t, level, prompt="a", cfg_scale=2.0)

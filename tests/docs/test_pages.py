@@ -2,8 +2,9 @@
 
 What a block does is kept short from outside: sampling takes two steps without recurrence, a run draws two images of a
 target, rendered data sets and trainings have few images. Nothing in a block is changed but the stand-ins below, for
-what would have to be downloaded, for a GPU, for launchers of several processes, and for a table of all recipes, of
-which one is drawn. Two steps make no image that is worth a look; where a command says so by its exit code, it has run.
+what would have to be downloaded, for a GPU, for launchers of several processes, and for tables of all recipes and
+networks, of which one row is made. Two steps make no image that is worth a look; where a command says so by its exit
+code, it has run.
 """
 
 import runpy
@@ -20,7 +21,7 @@ from torch.distributed.run import get_args_parser
 from docs.blocks import PAGES, ROOT, blocks, commands
 from steersman.recipes import load_recipe
 
-ONE_OF_ALL = {"benchmarks/recipes.py": "nrcg/denoised"}
+ONE_OF_ALL = {"benchmarks/recipes.py": ["nrcg/denoised"], "benchmarks/footprint.py": ["DiT-XL/2 256"]}
 BALLS = 400  # images that a table of recipes renders, and reads by their numbers
 INSTALLS = {"python3", ".venv/bin/pip"}  # programs of the installation, which stands in `.ci/run` word for word
 
@@ -150,8 +151,8 @@ def test_every_block_runs(page, call, short, stand_ins, request, monkeypatch, tm
                         assert code == 0 or poor, f"{where}: {error or said}"
                     else:
                         assert words[0] == "python", where
-                        if words[1] in ONE_OF_ALL:
-                            words = [*words[:3], ONE_OF_ALL[words[1]], *words[3:]]
+                        options = next((place for place, each in enumerate(words) if each[:2] == "--"), len(words))
+                        words[options:options] = ONE_OF_ALL.get(words[1], [])
                         monkeypatch.setattr(sys, "argv", words[1:])
                         monkeypatch.syspath_prepend(Path(words[1]).parent)
                         with suppress(SystemExit):

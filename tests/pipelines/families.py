@@ -7,6 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+import steersman
+from steersman.guidance import Ahead, Interval
+from steersman.pipelines.trajectory import Trajectory
+
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
 
@@ -31,6 +35,11 @@ class Family:
     schedulers: tuple
     flow: bool = False
     margin: float = 0.01
+
+    @property
+    def begins(self):
+        """Whether it begins from images."""
+        return "strength" in self.call()
 
 
 def seeded(build):
@@ -531,9 +540,9 @@ def pictures(size=16, channels=3):
     return torch.rand(2, channels, size, size, generator=torch.Generator().manual_seed(6))
 
 
-def begun(call):
+def begun(call, strength=0.7):
     """A call that begins from images: two of three steps are made."""
-    return lambda: {**call(), "image": pictures(), "strength": 0.7}
+    return lambda: {**call(), "image": pictures(), "strength": strength}
 
 
 def masked(call, **more):
@@ -655,7 +664,7 @@ FAMILIES = {
         flow=True,
     ),
     "Flux img2img": Family(
-        lambda: beside(flux, "FluxImg2ImgPipeline"), begun(lambda: of_flux(16)), ("FlowMatchEuler",), flow=True
+        lambda: beside(flux, "FluxImg2ImgPipeline"), begun(lambda: of_flux(16), 0.5), ("FlowMatchEuler",), flow=True
     ),
     "PixArt": Family(
         pixart,
@@ -768,6 +777,26 @@ FAMILIES = {
 }
 
 
+PAIRS = [(name, scheduler) for name, family in FAMILIES.items() for scheduler in family.schedulers]
+QUICK = [  # one of each way to hold samples, and of each way to read a scheduler's levels
+    ("DDPM", "DDPM"),
+    ("DiT", "DDIM"),
+    ("SD", "PNDM"),
+    ("SD", "Euler"),
+    ("SD", "Heun"),
+    ("SD", "UniPC"),
+    ("Flux", "FlowMatchEuler"),
+    ("Wan", "FlowMatchEuler"),
+]
+
+
+def reaching(name, **settings):
+    """Settings of a guide that moves a family's images far enough to be seen."""
+    if FAMILIES[name].flow:  # where alpha nears 0, what moves the noise moves the image by sigma^2 / alpha as far
+        return {"strength": Interval(high=50.0), **settings}
+    return settings
+
+
 def with_scheduler(pipe, name, **settings):
     """The pipeline with another scheduler of the same noise; flow matching stays flow matching."""
     if name == "LMS":
@@ -818,3 +847,27 @@ def draw(pipe, name, steps=3, **more):
     if name == "Kandinsky 2.2" and call["output_type"] == "pt":  # its own are in [-1, 1]
         return images.clamp(-1, 1)
     return images * 2 - 1
+
+
+def asked_again(pipe, name, guide, monkeypatch):
+    """How far a pipeline's network, asked again, is from what the pipeline made of it: relative to the largest value.
+
+    Asked for the sample and time of its own step, and, by the step before's conditions, for those of the next one.
+    """
+    turns, errors, make_step = [], [], Trajectory.make
+
+    def compared(self, own, call, turn):
+        given = call.arguments
+        self.shown = float(self.places[self.calls].held[0])
+        for each in (*turns[-1:], turn):
+            again = each(given["sample"], given["timestep"] if each is not turn else None)
+            errors.append((again - given["model_output"]).abs().max() / given["model_output"].abs().max())
+        turns.append(turn)
+        return make_step(self, own, call, turn)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trajectory, "make", compared)
+        with steersman.steer(pipe, guide(view=Ahead(clip=False), scale=1e-30), target=1):
+            draw(pipe, name)
+    assert len(errors) >= 3
+    return float(max(errors))

@@ -1,19 +1,24 @@
 """Pipelines called in torch.inference_mode(), whose tensors take part in no gradient."""
 
+import itertools
+
 import pytest
 import torch
 
 import steersman
-from pipelines.families import FAMILIES, draw, make
+from pipelines.families import FAMILIES, draw, make, wide
 from steersman.errors import InputError
 from steersman.guidance import Ahead, Denoised
 
+VIEWS = {"denoised": Denoised(clip=False), "ahead": Ahead(clip=False, until=0.1)}
+CASES = list(itertools.product(["SD3", "SD"], ["direct", "through"], VIEWS))
 
-@pytest.mark.parametrize("view", [Denoised(clip=False), Ahead(clip=False, until=0.1)], ids=["denoised", "ahead"])
-@pytest.mark.parametrize("route", ["direct", "through"])
-@pytest.mark.parametrize("name", ["SD3", "SD"])
+
+@pytest.mark.parametrize(
+    ("name", "route", "view"), wide(CASES, [("SD3", "direct", "denoised"), ("SD", "through", "ahead")])
+)
 def test_inference_mode_changes_nothing(name, route, view, guide):
-    pipe, steering = make(name), guide(route=route, view=view)
+    pipe, steering = make(name), guide(route=route, view=VIEWS[view])
     with steersman.steer(pipe, steering, target=1):
         expected = draw(pipe, name)
         with torch.inference_mode():

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import steersman
-from pipelines.families import FAMILIES, draw, embeds, make
+from pipelines.families import FAMILIES, draw, embeds, make, reaching, wide
+from steersman import rows
 from steersman.errors import InputError
 from steersman.guidance import Chain, ClassProbability, Constant, Identity, Interval, Normalise
 from steersman.schedule import CLEAN
@@ -23,6 +24,8 @@ class Seen(Identity):
         return super().update(g, state)
 
 
+HALF = ("bfloat16", "float16")
+NEW = ("Chroma", "FLUX.2", "Qwen-Image", "Z-Image", "Kandinsky 2.2", "Wan", "LTX", "CogVideoX")
 SLOPES = {
     "SD": ("DDIM", {"clip_sample": False, "timestep_spacing": "trailing"}, (2, 4, 8, 8)),
     "SDXL": ("Euler", {"timestep_spacing": "trailing"}, (2, 4, 8, 8)),
@@ -33,7 +36,7 @@ SLOPES = {
 }
 
 
-@pytest.mark.parametrize("name", SLOPES)
+@pytest.mark.parametrize("name", wide(SLOPES, ["SDXL", "FluxCFG"]))
 def test_the_gradient_through_a_pipeline_is_its_slope(name, guide, classifier):
     scheduler, settings, shape = SLOPES[name]
     pipe = make(name, scheduler, **settings).to(torch.float64)
@@ -116,15 +119,25 @@ def test_inference_mode_does_not_matter(guide):
             assert torch.equal(draw(pipe, "SD"), expected)
 
 
-@pytest.mark.parametrize("route", ["direct", "through"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("name", ["SD", "Flux"])
+HALVES = [(name, dtype, route) for name in ("SD", "Flux") for dtype in HALF for route in ("direct", "through")]
+HALVES += [(name, "bfloat16", "through") for name in NEW]
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "route"),
+    wide(HALVES, [("SD", "bfloat16", "direct"), ("Flux", "float16", "through"), ("FLUX.2", "bfloat16", "through")]),
+)
 def test_half_precision_is_steered_in_float32(name, dtype, route, guide, likelihood):
-    pipe = make(name).to(dtype)
-    more = {key: each.to(dtype) if torch.is_tensor(each) else each for key, each in FAMILIES[name].call().items()}
+    pipe, dtype = make(name).to(getattr(torch, dtype)), getattr(torch, dtype)
+    more = {key: rows.each_tensor(each, lambda x: cast(x, dtype)) for key, each in FAMILIES[name].call().items()}
     plain = draw(pipe, name, **more).float()
     seen = Seen()
-    with steersman.steer(pipe, guide(route=route, stabilizer=Chain((Normalise(), seen))), target=1):
+    settings = reaching(name, route=route, stabilizer=Chain((Normalise(), seen)))
+    with steersman.steer(pipe, guide(**settings), target=1):
         steered = draw(pipe, name, **more).float()
     assert {g.dtype for g in seen.gradients} == {torch.float32}
-    assert (likelihood(steered, 1) > likelihood(plain, 1) + 0.01).all()
+    assert (likelihood(steered, 1) > likelihood(plain, 1) + FAMILIES[name].margin).all()
+
+
+def cast(x, dtype):
+    return x.to(dtype) if x.is_floating_point() else x

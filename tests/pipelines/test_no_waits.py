@@ -3,31 +3,24 @@
 import copy
 
 import pytest
-import torch
 
 import steersman
-from pipelines.families import FAMILIES, draw, make
+from pipelines.families import FAMILIES, draw, make, wide
 from steersman.guidance import Ahead, ClassProbability, Denoised
 from steersman.pipelines.trajectory import Trajectory
+from steersman.rows import each_tensor
 
 CASES = ["DDPM", "DiT", "SD", "SDXL", "SD3", "Flux", "FLUX.2", "Z-Image", "Wan"]
 
 
-def sent(value):
-    if isinstance(value, list):
-        return [sent(each) for each in value]
-    return value.to("cuda") if torch.is_tensor(value) else value
+WAYS = {"direct": Denoised(clip=False), "through": Ahead(clip=False, until=0.1)}
 
 
 @pytest.mark.parametrize(
-    ("route", "view"),
-    [("direct", Denoised(clip=False)), ("through", Ahead(clip=False, until=0.1))],
-    ids=["direct", "through-ahead"],
+    ("name", "route"),
+    wide([(name, route) for name in CASES for route in WAYS], [("DDPM", "direct"), ("SD", "through")]),
 )
-@pytest.mark.parametrize("name", CASES)
-def test_no_step_after_the_first_waits_for_the_accelerator(
-    name, route, view, guide, classifier, accelerator, monkeypatch
-):
+def test_no_step_after_the_first_waits_for_the_accelerator(name, route, guide, classifier, accelerator, monkeypatch):
     make_step, waits = Trajectory.make, []
 
     def unwatched(call):
@@ -53,8 +46,8 @@ def test_no_step_after_the_first_waits_for_the_accelerator(
     pipe = copy.deepcopy(make(name))  # other tests share its networks
     pipe.to("cuda")
     objective = ClassProbability(classifier=copy.deepcopy(classifier).to("cuda"))
-    call = {key: sent(value) for key, value in FAMILIES[name].call().items()}
-    with steersman.steer(pipe, guide(objective=objective, route=route, view=view), target=1):
+    call = each_tensor(FAMILIES[name].call(), lambda x: x.to("cuda"))
+    with steersman.steer(pipe, guide(objective=objective, route=route, view=WAYS[route]), target=1):
         draw(pipe, name, **{**call, "output_type": "latent", "generator": None})
     assert len(waits) >= 3
     assert not any(waits[1:])

@@ -1,14 +1,17 @@
 """A pipeline's networks while it is steered: offloaded, frozen, recomputed, and left as they were."""
 
 import contextlib
+import copy
 
 import pytest
 import torch
 from torch import nn
 
 import steersman
-from pipelines.families import draw, make
+from pipelines.families import FAMILIES, draw, make, wide
 from steersman.errors import InputError
+from steersman.guidance import ClassProbability
+from steersman.rows import each_tensor
 
 FUNCTION = "_gradient_checkpointing_func"  # diffusers leaves it there when it stops
 
@@ -27,8 +30,13 @@ def state_of(pipe):
     )
 
 
-@pytest.mark.parametrize("route", ["direct", "through"])
-@pytest.mark.parametrize("name", ["DDPM", "DiT", "SD", "Flux"])
+@pytest.mark.parametrize(
+    ("name", "route"),
+    wide(
+        [(name, route) for name in ("DDPM", "DiT", "SD", "Flux") for route in ("direct", "through")],
+        [("SD", "through"), ("DDPM", "direct")],
+    ),
+)
 def test_the_pipeline_is_left_as_it_was(name, route, guide):
     pipe = make(name)
     draw(pipe, name)
@@ -81,6 +89,41 @@ def test_a_pipeline_whose_models_come_and_go_is_steered_without_its_gradient(gui
         assert (draw(pipe, "SD") - expected).abs().max() < 1e-5
     with pytest.raises(InputError, match="offloaded"), steersman.steer(pipe, guide(route="through"), target=1):
         pass
+
+
+NEW = ("Chroma", "FLUX.2", "Qwen-Image", "Z-Image", "Kandinsky 2.2", "Wan", "LTX", "CogVideoX")
+
+
+@pytest.mark.parametrize("name", wide(["SD", "SDXL", "SD3", "Flux", *NEW], ["FLUX.2"]))
+def test_models_that_come_and_go_on_an_accelerator_are_steered(name, guide, classifier, accelerator):
+    pytest.importorskip("accelerate")
+    objective = ClassProbability(classifier=copy.deepcopy(classifier).to("cuda"))
+    call = {**each_tensor(FAMILIES[name].call(), lambda x: x.to("cuda")), "output_type": "latent", "generator": None}
+    found = []
+    for offloads in (False, True):
+        pipe = copy.deepcopy(make(name))  # other tests share its networks
+        pipe.enable_model_cpu_offload(device="cuda") if offloads else pipe.to("cuda")
+        with steersman.steer(pipe, guide(objective=objective), target=1):
+            found.append(draw(pipe, name, **call).cpu())
+    assert (found[0] - found[1]).abs().max() < 1e-5
+    with (
+        pytest.raises(InputError, match="offloaded"),
+        steersman.steer(pipe, guide(objective=objective, route="through"), target=1),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("name", wide(NEW, ["Z-Image"]))
+def test_a_new_family_whose_weights_are_offloaded_one_by_one_is_steered(name, guide):
+    accelerate = pytest.importorskip("accelerate")
+    pipe = copy.deepcopy(make(name))
+    with steersman.steer(pipe, guide(), target=1):
+        expected = draw(pipe, name, output_type="latent")
+    for module in pipe.components.values():
+        if isinstance(module, nn.Module):
+            accelerate.cpu_offload(module, torch.device("cpu"), offload_buffers=True)
+    with steersman.steer(pipe, guide(), target=1):
+        assert (draw(pipe, name, output_type="latent") - expected).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("how", ["slicing", "tiling"])

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import steersman
-from pipelines.families import FAMILIES, draw, draws, make
+from pipelines.families import FAMILIES, PAIRS, QUICK, draw, draws, make, reaching, wide
 from steersman.classifiers import Classifier
 from steersman.classifiers.preprocess import RAW
 from steersman.errors import InputError
@@ -27,32 +27,41 @@ from steersman.guidance import (
 
 diffusers = pytest.importorskip("diffusers")
 
-PAIRS = [(name, scheduler) for name, family in FAMILIES.items() for scheduler in family.schedulers]
 
-
-@pytest.mark.parametrize(("name", "scheduler"), PAIRS)
+@pytest.mark.parametrize(("name", "scheduler"), wide(PAIRS, QUICK))
 def test_without_a_push_no_bit_changes(name, scheduler, guide):
     idle = [guide(scale=0.0, route="through"), guide(strength=Interval(low=1e6, high=1e7))]
     pipe = make(name, scheduler)
     plain = draw(pipe, name)
-    for each in (*idle, idle):
-        with pytest.warns(UserWarning, match="no step was guided"), steersman.steer(pipe, each, target=1):
-            assert torch.equal(draw(pipe, name), plain)
+    with pytest.warns(UserWarning, match="no step was guided"), steersman.steer(pipe, idle, target=1):
+        assert torch.equal(draw(pipe, name), plain)
 
 
-@pytest.mark.parametrize(
-    ("route", "injection"),
-    [("direct", Mean()), ("direct", DenoisedImage()), ("through", NoisePrediction())],
-    ids=["direct-mean", "direct-denoised", "through-noise"],
-)
-@pytest.mark.parametrize(("name", "scheduler"), PAIRS)
-def test_images_go_where_they_are_steered(name, scheduler, injection, route, guide, likelihood):
+WAYS = {
+    "direct-mean": ("direct", Mean()),
+    "direct-denoised": ("direct", DenoisedImage()),
+    "through-noise": ("through", NoisePrediction()),
+}
+EACH_WAY = [("SD", "PNDM", way) for way in WAYS] + [
+    ("DDPM", "DDPM", "through-noise"),
+    ("DiT", "DDIM", "direct-mean"),
+    ("SD inpaint", "DDIM", "through-noise"),
+    ("SD ControlNet", "DDIM", "through-noise"),
+    ("SDXL Turbo", "EulerAncestral", "direct-denoised"),
+    ("Flux", "FlowMatchEuler", "through-noise"),
+    ("Qwen-Image", "FlowMatchEuler", "direct-denoised"),
+    ("Z-Image", "FlowMatchEuler", "through-noise"),
+    ("LTX", "FlowMatchEuler", "direct-mean"),
+    ("CogVideoX", "CogVideoXDDIM", "direct-denoised"),
+]
+
+
+@pytest.mark.parametrize(("name", "scheduler", "way"), wide([(*pair, way) for pair in PAIRS for way in WAYS], EACH_WAY))
+def test_images_go_where_they_are_steered(name, scheduler, way, guide, likelihood):
     pipe = make(name, scheduler)
     plain = draw(pipe, name)
-    settings = {"route": route, "injection": injection}
-    if FAMILIES[name].flow:  # where alpha nears 0, what moves the noise moves the image by sigma^2 / alpha as far
-        settings["strength"] = Interval(high=50.0)
-    with steersman.steer(pipe, guide(**settings), target="green"):
+    route, injection = WAYS[way]
+    with steersman.steer(pipe, guide(**reaching(name, route=route, injection=injection)), target="green"):
         steered = draw(pipe, name)
     assert steered.isfinite().all()
     assert (likelihood(steered, 1) > likelihood(plain, 1) + FAMILIES[name].margin).all()
@@ -62,12 +71,14 @@ def test_images_go_where_they_are_steered(name, scheduler, injection, route, gui
 ENDING = {"set_alpha_to_one": True, "clip_sample": False}  # the last step leads to x0_hat as it is
 
 
-@pytest.mark.parametrize(
-    ("name", "scheduler"),
-    [(name, family.schedulers[0]) for name, family in FAMILIES.items() if family.flow]
-    + [(name, "DDIM") for name in ("LDM", "DiT", "SD", "SDXL", "PixArt", "Kandinsky 2.2")]
-    + [("CogVideoX", "CogVideoXDDIM")],
-)
+SEEN = [
+    *((name, family.schedulers[0]) for name, family in FAMILIES.items() if family.flow),
+    *((name, "DDIM") for name in ("LDM", "DiT", "SD", "SD ControlNet", "SDXL", "PixArt", "Kandinsky 2.2")),
+    ("CogVideoX", "CogVideoXDDIM"),
+]
+
+
+@pytest.mark.parametrize(("name", "scheduler"), wide(SEEN, [("SD", "DDIM"), ("Flux", "FlowMatchEuler")]))
 def test_the_classifier_sees_what_the_pipeline_draws(name, scheduler, guide, classifier):
     """Where the last step ends at ``x0_hat``, which is decoded here and there."""
 

@@ -36,9 +36,12 @@ LAYOUT = (
     "scheduler/, as diffusers saves them"
 )
 PIPELINES = (
+    "ChromaPipeline",
+    "Flux2Pipeline",
     "FluxPipeline",
     "PixArtAlphaPipeline",
     "PixArtSigmaPipeline",
+    "QwenImagePipeline",
     "SanaPipeline",
     "StableDiffusion3Pipeline",
     "StableDiffusionPipeline",

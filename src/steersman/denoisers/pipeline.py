@@ -20,7 +20,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from steersman.blocks import in_blocks
-from steersman.denoise import Parameterization, Prediction, check_condition, classifier_free_at_once, to_x0
+from steersman.denoise import (
+    Parameterization,
+    Prediction,
+    check_condition,
+    classifier_free,
+    classifier_free_at_once,
+    to_x0,
+)
 from steersman.denoisers import latent
 from steersman.errors import InputError, one_line
 from steersman.pipelines.layout import layout_of
@@ -67,6 +74,8 @@ class PipelineDenoiser:
         self.vae = latent.frozen(pipe.vae)
         self.takes = inspect.signature(type(pipe).__call__).parameters
         self.scale = "true_cfg_scale" if "true_cfg_scale" in self.takes else "guidance_scale"
+        told_scale = self.network.config.get("guidance_embeds", "timestep_guidance_channels" in self.network.config)
+        self.distilled = bool(told_scale) and self.scale == "guidance_scale"  # which is no classifier-free scale then
         self.told: dict[tuple[str, str | None, bool], Told] = {}
         self.hearing = threading.Lock()
         plain = self._told("", None, guided=False)
@@ -128,10 +137,12 @@ class PipelineDenoiser:
         conditional = torch.full((len(x_t),), told.conditional, device=x_t.device)
         if not guided:
             return self._predict(x_t, level, conditional, told)
+        if told.apart is not None:
+            prediction = self._predict(x_t, level, conditional, told)
+            return classifier_free(prediction, self._predict(x_t, level, conditional, told.apart).x0_hat, cfg_scale)
         if told.unconditional is None:
             raise InputError(
-                f"cfg_scale: {cfg_scale} given, but {type(self.pipe).__name__} has no unconditional model here; "
-                "allowed: 1"
+                f"cfg_scale must be 1, as {type(self.pipe).__name__} has no unconditional model here, got {cfg_scale}"
             )
         rows = torch.cat([conditional, torch.full_like(conditional, told.unconditional)])
         return classifier_free_at_once(partial(self._predict, rows=rows, told=told), x_t, level, cfg_scale)
@@ -171,7 +182,9 @@ class PipelineDenoiser:
             return self.told[key]
 
     def _hear(self, prompt: str, negative_prompt: str | None, guided: bool) -> Told:
-        call: dict[str, Any] = {"prompt": prompt, self.scale: GUIDED if guided else 1.0}
+        call: dict[str, Any] = {"prompt": prompt}
+        if not self.distilled:
+            call[self.scale] = GUIDED if guided else 1.0
         if guided and negative_prompt is None and self.scale == "true_cfg_scale":
             negative_prompt = ""  # without one such a pipeline has no unconditional row
         if negative_prompt is not None:

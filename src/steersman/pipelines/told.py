@@ -32,6 +32,8 @@ class Told(NamedTuple):
         mu: How far the pipeline moves its scheduler's levels for the image's size, where it does.
         conditional: Which row is of the prompt.
         unconditional: Which is not, where there is one.
+        apart: What the network is told of the row without the prompt, where it fits no batch with the other, as with
+            texts of other lengths.
     """
 
     values: Mapping[str, Any]
@@ -40,6 +42,7 @@ class Told(NamedTuple):
     mu: float | None
     conditional: int
     unconditional: int | None
+    apart: "Told | None" = None
 
     def rows(self, rows: Int[Tensor, " N"]) -> dict[str, Any]:
         """Returns the values for a batch of these rows."""
@@ -93,15 +96,20 @@ def hear(pipe: Any, part: str, **call: Any) -> Told:  # noqa: ANN401
     samples, times = ([each.pop(key) for each in calls] for key in (first, "timestep"))
     rows = [len(each) for each in samples]
     if rows not in ([1], [2], [1, 1]):
-        raise InputError(f"pipe: {type(pipe).__name__} given, which tells its network {rows} rows; allowed: one or two")
-    return Told(
-        values=calls[0] if len(calls) == 1 else _stacked(*calls),
+        raise InputError(f"pipe must tell its network one row or two of a prompt, got {rows} of {type(pipe).__name__}")
+    told = Told(
+        values=calls[0],
         sample=samples[0][:1],
         pace=float(times[0].reshape(-1)[0]) / float(scheduler.timesteps[0]),
         mu=moved[-1],
         conditional=1 if rows == [2] else 0,
-        unconditional={1: None, 2: 0}[rows[0]] if len(rows) == 1 else 1,
+        unconditional=0 if rows == [2] else None,
     )
+    if len(calls) == 1:
+        return told
+    if _fit(*calls):
+        return told._replace(values=_stacked(*calls), unconditional=1)
+    return told._replace(apart=told._replace(values=calls[1]))
 
 
 class _Left(Exception):
@@ -126,6 +134,15 @@ def _listener(network: Any) -> tuple[Any, list[dict[str, Any]]]:  # noqa: ANN401
 
 def _leads(value: Any, rows: int) -> bool:  # noqa: ANN401
     return isinstance(value, Tensor) and value.ndim > 0 and len(value) == rows
+
+
+def _fit(one: Any, other: Any) -> bool:  # noqa: ANN401
+    """Whether the values of two calls of one row each make a batch of two."""
+    if isinstance(one, Mapping):
+        return one.keys() == other.keys() and all(_fit(each, other[key]) for key, each in one.items())
+    if isinstance(one, Tensor):
+        return isinstance(other, Tensor) and one.shape == other.shape
+    return one is other or one == other
 
 
 def _stacked(one: Any, other: Any) -> Any:  # noqa: ANN401
