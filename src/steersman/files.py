@@ -19,7 +19,7 @@ import zipfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -487,7 +487,7 @@ def read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray
         return array
 
 
-def read_array_header(file: io.BufferedIOBase) -> tuple[tuple[int, ...], bool, np.dtype]:
+def read_array_header(file: IO[bytes] | io.BufferedIOBase) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Returns shape, order and type of an array in NumPy's format, and leaves the file where its values begin.
 
     Raises:

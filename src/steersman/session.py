@@ -390,14 +390,14 @@ class Session:
 
         if stop is None:
             return generate(self, out, **settings)
+        again = "the same command goes on"
         try:
             with stop:
                 summary = generate(self, out, stop=lambda: bool(stop), **settings)
-            said = f"the images in {str(out)!r} are whole"
         except Unfinished as unfinished:
             if not stop:
                 raise
-            said = f"{unfinished} in {str(out)!r}"
+            raise Stopped(f"stopped; {unfinished} in {str(out)!r}; {again}", stop.code or 1) from unfinished
         if stop:
-            raise Stopped(f"stopped; {said}; the same command goes on", stop.code or 1)
+            raise Stopped(f"stopped; the images in {str(out)!r} are whole; {again}", stop.code or 1)
         return summary

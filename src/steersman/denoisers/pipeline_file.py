@@ -20,6 +20,7 @@ from steersman.denoisers.latent import cast
 from steersman.denoisers.pipeline import PipelineDenoiser
 from steersman.denoisers.pipeline_folder import diffusers_quiet, image_size, network_of, part_kinds, without
 from steersman.errors import InputError, about
+from steersman.files import regular, regular_below
 from steersman.hub import load_pretrained, quiet
 from steersman.meta import no_larger_than, weights_size
 
@@ -51,10 +52,12 @@ def load_file(
     if "variant" in options:
         raise InputError(f"denoiser: {path} is one file, which has no variant; leave variant out")
     size = image_size(options)
-    with about("denoiser", path), safe_open(path, framework="pt") as file:
+    with about("denoiser", path), safe_open(regular(path), framework="pt") as file:
         names = frozenset(file.keys())
     with quiet(str(path), kind="denoiser"), diffusers_quiet() as diffusers:
         config = _config(path, options.get("config"), diffusers)
+        with about("denoiser", config):
+            regular_below(config)
         index = read_index(config)
         if (name := index.get("_class_name")) not in PIPELINES:
             raise InputError(
