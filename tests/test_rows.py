@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from cases import few
 from steersman.classifiers import RAW, Classifier, Preprocess, TextClassifier
 from steersman.denoise import Prediction
 from steersman.guidance import (
@@ -211,14 +212,12 @@ SAMPLERS = ["ddpm", {"kind": "ddim", "eta": 0.5}, "heun", "dpmpp"] + [
 ]
 
 
-@pytest.mark.parametrize(
-    "recipe",
-    [*recipe_names(variants=False), *(("nrcg", sampler) for sampler in SAMPLERS)],
-    ids=lambda each: str(each),
-)
-def test_an_image_is_the_same_to_the_bit_whatever_its_batch_by_every_recipe_and_sampler(recipe):
+CHOICES = [*((name, None) for name in recipe_names(variants=False)), *(("nrcg", sampler) for sampler in SAMPLERS)]
+
+
+@pytest.mark.parametrize(("name", "sampler"), few(CHOICES, 8))
+def test_an_image_is_the_same_to_the_bit_whatever_its_batch_by_every_recipe_and_sampler(name, sampler):
     """What networks make of a batch is left out: here one is elementwise, the other sees one image at a time."""
-    name, sampler = (recipe, None) if isinstance(recipe, str) else recipe
     chosen = load_recipe(name, ["walk.steps=3"])
     changes = {"walk.steps": 3, "recurrence.times": min(chosen.resolved()["recurrence"]["times"], 2)}
     changes |= {"sampler": sampler, "recurrence.times": 1, "stabilizer": "normalise"} if sampler else {}

@@ -13,10 +13,11 @@ from steersman.session import Session
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("recipe", ["default", "fk-steering"])
+@pytest.mark.parametrize("recipe", [pytest.param("default", marks=pytest.mark.long), "fk-steering"])
 def test_a_run_is_drawn_judged_and_shown(recipe, denoiser, call, accelerator, tmp_path):
     for device in ("cpu", "cuda"):
-        settings = ["--recipe", recipe, "--steps", 3, "--num", 2, "--batch-size", 2, "--dtype", "float32", "--device"]
+        settings = ["--recipe", recipe, "--steps", 3, "--num", 2, "--batch-size", 2, "--dtype", "float32"]
+        settings += ["--classifier", "zoo:sportballs-mobilenet", "--device"]
         out = tmp_path / device
         code, _, said = call("sample", "--denoiser", denoiser, "--target", "baseball", *settings, device, "--out", out)
         assert code == 0, said
@@ -31,8 +32,8 @@ def test_a_run_is_drawn_judged_and_shown(recipe, denoiser, call, accelerator, tm
 
 
 def test_callbacks_wait_for_nothing(denoiser, accelerator, tmp_path):
-    run = Run(denoiser=denoiser, targets=("baseball",), device="cuda:0", batch_size=2)
-    session = Session(run, rehearse=False)
+    guide = ("zoo:sportballs-mobilenet",)
+    session = Session(Run(denoiser=denoiser, classifiers=guide, targets=("baseball",), device="cuda:0", batch_size=2))
     frames, steps = Frames(count=2, decode=session.denoiser.decode), Steps(accelerator)
     session.samples([(session.targets[0], seed) for seed in (0, 1)], [frames, steps], steps=3)
     assert steps.waits == [] and len(frames.images) == len(steps.marks)

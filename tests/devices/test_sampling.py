@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from accelerator import Accelerator, Steps
-from recipes.test_recipes import FORMATS, NAME, TOLD, classifier, pixels
+from cases import few
+from recipes.test_recipes import FORMATS, TOLD, classifier, pixels
 from sample.test_diffusers import CASES, SETTINGS, made
 from steersman.classifiers import RAW, TextClassifier
 from steersman.denoise import Prediction, to_x0
@@ -89,7 +90,7 @@ for each in recipe_names():
     STRUCTURES.setdefault(tuple(kind.partition(",")[0].partition("}")[0] for kind in kinds), each)
 
 
-@pytest.mark.parametrize("name", STRUCTURES.values(), **NAME)
+@pytest.mark.parametrize("name", few(list(STRUCTURES.values()), 4))
 def test_every_recipe(name, model, compare):
     """Of recipes that choose the same on every axis, the first."""
     build, condition = FORMATS.get(name.split("/")[0], (pixels, {}))

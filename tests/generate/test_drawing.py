@@ -63,7 +63,7 @@ def shared(session, out, count):
     return generate(session, out, share=Share(count=count))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.long)])
 def test_processes_batches_and_restarts_give_the_same_images(dtype, session, pixels, tmp_path):
     given = {"num": 9, "dtype": dtype}
     generate(session(**given, batch_size=7), tmp_path / "7")
@@ -361,7 +361,7 @@ def test_an_error_of_one_batch_ends_the_others(session, tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*.png"))
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(100, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [2, pytest.param(100, marks=pytest.mark.long)])
 def test_kills_at_random_moments(kills, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
     sys.modules.pop("kills", None)

@@ -8,6 +8,7 @@ import torch
 from diffusers import DDPMScheduler
 from PIL import Image
 
+from cases import few
 from steersman.advice import advice
 from steersman.errors import InputError
 from steersman.guidance import Push, Step
@@ -75,6 +76,7 @@ def test_images_do_not_depend_on_the_batch(denoiser, tmp_path, batch_size):
     assert max(abs(whole[name] - parts[name]).max() for name in whole) <= 1
 
 
+@pytest.mark.long
 def test_a_guided_image_is_the_same_to_the_bit_whatever_its_batch():
     """With the bundled networks; over all of the default's steps, a difference in the last digit becomes visible."""
     recipe = load_recipe("default", ["walk.steps=3", "particles.count=2", "particles.high=100", "strength=deviation"])
@@ -100,7 +102,7 @@ def test_unguided_images_are_the_same_for_every_target(denoiser, tmp_path):
     assert all((first[name] == second[name]).all() for name in first)
 
 
-@pytest.mark.parametrize("name", recipe_names(variants=False))
+@pytest.mark.parametrize("name", few(recipe_names(variants=False), 4))
 def test_every_recipe_draws(denoiser, tmp_path, name):
     recipe = load_recipe(name, ["walk.steps=3", "input.size=64"])
     told = {"label": "baseball", "cfg_scale": 1.5} if name == "elucd-dit" else {}
