@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -219,6 +220,25 @@ def test_an_image_that_goes_away_while_others_are_drawn_is_drawn_again(session, 
 
     generate(session(), out, on_images=remove)
     assert removed and same(pixels(out), pixels(tmp_path / "whole"))
+
+
+def test_a_runs_file_and_folder_that_go_away_while_it_is_drawn_are_written_again(
+    session, pixels, tmp_path, monkeypatch
+):
+    generate(session(num=2), tmp_path / "whole")
+    write, written = Store.write, []
+
+    def followed(self, place, *content):
+        write(self, place, *content)
+        if not written:
+            shutil.rmtree(tmp_path / "run")
+        written.append(place)
+
+    monkeypatch.setattr(Store, "write", followed)
+    generate(session(num=2), tmp_path / "run")
+    assert same(pixels(tmp_path / "run"), pixels(tmp_path / "whole"))
+    assert len(written) == 3
+    assert read_run(tmp_path / "run" / "run.yaml") == read_run(tmp_path / "whole" / "run.yaml")
 
 
 def test_images_that_go_away_again_and_again_are_told_of(session, tmp_path, monkeypatch):

@@ -119,6 +119,8 @@ def generate(
             records = store.records(range(len(store)))
             if len(records) < len(store):
                 raise Unfinished(len(records), len(store), sum(place not in records for place in own))
+            if not (out / "run.yaml").exists():  # it went away meanwhile
+                store.claim(session.run)
             store.close()
             return summarize(store, session.run, records, session.unguided_errors)
 
