@@ -24,6 +24,7 @@ from steersman.denoisers import load_denoiser
 from steersman.errors import InputError
 from steersman.guidance import Guide
 from steersman.guidance.step import Step, reverse_variance
+from steersman.guidance.strength import compares
 from steersman.memory import is_out_of_memory
 from steersman.names import elsewhere, resolve
 from steersman.precision import ieee
@@ -214,7 +215,8 @@ class Session:
                 raise InputError(
                     "negative-prompt: given at cfg-scale 1, which asks for the prompt alone; allowed: another cfg-scale"
                 )
-            return texts | {"cfg_scale": run.cfg_scale}
+            asks = {"unconditional": True} if any(compares(guide.strength) for guide in self.guides) else {}
+            return texts | {"cfg_scale": run.cfg_scale} | asks
         if texts:
             said = next(iter(texts)).replace("_", "-")
             raise InputError(f"{said}: given, but the denoiser is told no text; allowed: none")

@@ -74,5 +74,5 @@ def test_a_distilled_scale_is_no_classifier_free_one():
     ours = PipelineDenoiser(pipe, size=(16, 24))
     (given,) = {float(each.values["guidance"][0]) for each in ours.told.values()}
     assert given == 4.0  # the pipeline's own default
-    with pytest.raises(InputError, match="cfg_scale must be 1, as Flux2Pipeline has no unconditional model"):
+    with pytest.raises(InputError, match="as Flux2Pipeline has no unconditional model"):
         ours(torch.randn(1, *ours.shape), ours.schedule.levels(3)[1], prompt="a ball", cfg_scale=2.0)

@@ -247,5 +247,5 @@ def test_a_distilled_model_has_no_unconditional_row(draw):
     ours = PipelineDenoiser(type(pipe)(**{**pipe.components, "unet": network}, requires_safety_checker=False))
     x_t, level = draw(1, *ours.shape), ours.schedule.at_time(5)
     assert ours(x_t, level, prompt="a").x0_hat.isfinite().all()
-    with pytest.raises(InputError, match="cfg_scale must be 1, as StableDiffusionPipeline has no unconditional"):
+    with pytest.raises(InputError, match="as StableDiffusionPipeline has no unconditional"):
         ours(x_t, level, prompt="a", cfg_scale=2.0)

@@ -231,3 +231,18 @@ def test_a_label_by_its_number_or_any_of_its_names(label, number, dit_folder, tm
 def test_there_is_nothing_to_convert(spec, call, folder):
     code, said = call("convert", folder if spec == "folder" else spec, "out")
     assert (code, said.count("\n")) == (2, 1) and "which diffusers loads as it is" in said
+
+
+def test_a_recipe_that_compares_with_no_prompt_asks_for_it_at_a_scale_of_1_too(folder, tmp_path, call):
+    """The prediction is the prompt's alone, as without the recipe."""
+    settings = ["--target", "baseball", "--recipe", "elucd-dit", "--classifier", "zoo:sportballs-mobilenet"]
+    shared = ["--prompt", "a ball", "--num", 1, "--steps", 2, "--judge", "none", "--dtype", "float32"]
+    code, error = call("sample", "--denoiser", folder, *settings, *shared, "--out", tmp_path / "out")
+    assert code in (0, 1), error  # two steps of random weights make no image that is worth a look
+    assert (tmp_path / "out" / "metrics.json").is_file()
+    denoiser = load_denoiser(str(folder))
+    x_t, level = torch.randn(1, *denoiser.shape), denoiser.schedule.levels(3)[1]
+    plain = denoiser(x_t, level, prompt="a ball")
+    both = denoiser(x_t, level, prompt="a ball", unconditional=True)
+    assert plain.unconditional is None and (both.x0_hat - plain.x0_hat).abs().max() < 1e-5
+    assert (both.unconditional - both.x0_hat).abs().max() > 1e-3

@@ -1,6 +1,6 @@
 """Every code block of README and docs runs as it stands there, page by page from top to bottom, in one folder.
 
-What a block does is kept short from outside: sampling takes two steps without recurrence, a run draws two images of a
+What a block does is kept short from outside: sampling takes two steps without recurrence, a run draws few images of a
 target, rendered data sets and trainings have few images. Nothing in a block is changed but the stand-ins below, for
 what would have to be downloaded, for a GPU, for launchers of several processes, and for tables of all recipes and
 networks, of which one row is made. Two steps make no image that is worth a look; where a command says so by its exit
@@ -22,7 +22,7 @@ from docs.blocks import PAGES, ROOT, blocks, commands
 from steersman.recipes import load_recipe
 
 ONE_OF_ALL = {"benchmarks/recipes.py": ["nrcg/denoised"], "benchmarks/footprint.py": ["DiT-XL/2 256"]}
-BALLS = 400  # images that a table of recipes renders, and reads by their numbers
+LAZY = (400, 2**62)  # data sets of which few images are rendered, by their numbers
 INSTALLS = {"python3", ".venv/bin/pip"}  # programs of the installation, which stands in `.ci/run` word for word
 
 
@@ -32,19 +32,21 @@ def short(monkeypatch):
     import steersman.data.load
     import steersman.data.sportballs
     import steersman.metrics.evaluate
+    import steersman.metrics.images
     import steersman.run
     import steersman.train.loop
     from steersman.recipes import Recipe
 
     walk, made, balls = Recipe.walk, steersman.run.Run.__post_init__, steersman.data.sportballs.SportBalls.preset
-    trained = steersman.train.loop.Training.__post_init__
+    trained, drawn = steersman.train.loop.Training.__post_init__, steersman.metrics.images._rendered
 
     def walked(self):
         settings = walk(self)
         return settings | {"steps": min(settings["steps"], 2), "recurrence": None}
 
     def run(self):
-        object.__setattr__(self, "num", min(self.num, 2))  # of which a distance can be taken
+        count = 2 if "all" in self.targets else 4  # of which a distance can be taken
+        object.__setattr__(self, "num", min(self.num, count))
         object.__setattr__(self, "device", "cpu")  # stands in for a GPU
         object.__setattr__(self, "dtype", "float32")  # nothing is measured
         made(self)
@@ -53,10 +55,14 @@ def short(monkeypatch):
         object.__setattr__(self, "images", min(self.images, self.batch_size))
         trained(self)
 
+    def rendered(spec, kind, num=24, **settings):
+        return drawn(spec, kind, min(num, 24), **settings)
+
     def preset(name, *, num, **settings):
-        return balls(name, num=num if num == BALLS else min(num, 24), **settings)
+        return balls(name, num=num if num in LAZY else min(num, 24), **settings)
 
     monkeypatch.setattr(Recipe, "walk", walked)
+    monkeypatch.setattr(steersman.metrics.images, "_rendered", rendered)
     monkeypatch.setattr(steersman.run.Run, "__post_init__", run)
     monkeypatch.setattr(steersman.train.loop.Training, "__post_init__", training)
     monkeypatch.setattr(steersman.data.sportballs.SportBalls, "preset", preset)

@@ -38,7 +38,7 @@ from steersman.typed import check_finite
 
 __all__ = ["PipelineDenoiser"]
 
-KNOWN = ("prompt", "negative_prompt", "cfg_scale")
+KNOWN = ("prompt", "negative_prompt", "cfg_scale", "unconditional")
 KEPT = 16  # prompts whose encodings are kept
 GUIDED = 2.0  # any scale at which a pipeline tells both rows
 
@@ -109,6 +109,7 @@ class PipelineDenoiser:
         prompt: str | None = None,
         negative_prompt: str | None = None,
         cfg_scale: float = 1.0,
+        unconditional: bool = False,
         label: Int[Tensor, " B"] | None = None,
         **_others: Any,  # noqa: ANN401
     ) -> Prediction:
@@ -120,6 +121,8 @@ class PipelineDenoiser:
             prompt: What all images show; may be empty.
             negative_prompt: What they do not show; None for what the pipeline takes then.
             cfg_scale: The classifier-free scale ``W``; at 1 only the prompt is asked for.
+            unconditional: Whether the prediction without the prompt is asked for too, at a scale of 1 as well, for
+                strengths that compare with it.
             label: None; there are no labels.
 
         Raises:
@@ -130,7 +133,7 @@ class PipelineDenoiser:
         check_condition(label, 1, _others, classes=(), unconditional=True, known=KNOWN)
         if prompt is None:
             raise InputError("prompt: none given; allowed: a text, which may be empty")
-        guided = cfg_scale != 1
+        guided = cfg_scale != 1 or unconditional
         if negative_prompt is not None and not guided:
             raise InputError(f"negative_prompt: {negative_prompt!r} given with cfg_scale 1; allowed: another cfg_scale")
         told = self._told(prompt, negative_prompt, guided=guided)
@@ -142,7 +145,8 @@ class PipelineDenoiser:
             return classifier_free(prediction, self._predict(x_t, level, conditional, told.apart).x0_hat, cfg_scale)
         if told.unconditional is None:
             raise InputError(
-                f"cfg_scale must be 1, as {type(self.pipe).__name__} has no unconditional model here, got {cfg_scale}"
+                f"cfg_scale must be 1 and no strength difference, as {type(self.pipe).__name__} has no unconditional "
+                f"model here, got {cfg_scale}"
             )
         rows = torch.cat([conditional, torch.full_like(conditional, told.unconditional)])
         return classifier_free_at_once(partial(self._predict, rows=rows, told=told), x_t, level, cfg_scale)

@@ -373,6 +373,11 @@ def _positive(size: Float[Tensor, "B 1 1 1"]) -> Float[Tensor, "B 1 1 1"]:
     return torch.where(size > 0, size, 1)
 
 
+def compares(strength: Strength) -> bool:
+    """Whether a strength needs the prediction without label or prompt beside the one with it."""
+    return isinstance(strength, Difference) or any(map(compares, getattr(strength, "factors", ())))
+
+
 @dataclass(frozen=True)
 @finite
 class Product:
