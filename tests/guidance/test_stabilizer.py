@@ -154,7 +154,7 @@ def test_states_lead_with_the_batch(stabilizer):
         (Adam, {"beta2": 2.0}, "stabilizer.beta2: 2.0 given"),
         (Adam, {"eps": 0.0}, "stabilizer.eps: 0.0 given; allowed: above 0"),
         (Clip, {"norm": 0.0}, "stabilizer.norm: 0.0 given; allowed: above 0"),
-        (Clip, {"norm": float("nan")}, "norm must be a finite number, got nan"),
+        (Clip, {"norm": float("nan")}, "Clip.norm must be a finite number, got nan"),
         (Normalise, {"by": "nrom"}, "unknown stabilizer.by 'nrom'; did you mean 'norm'"),
     ],
 )

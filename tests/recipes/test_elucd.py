@@ -56,7 +56,7 @@ def run(denoiser, draws, made):
     settings = made.classifier_settings()
     assert settings["preprocess"] == "raw" and settings["size"] is None
     guide = Classifier(Louder(), preprocess=RAW, names="abcde").smooth(settings["softplus"])
-    walk = {"target": TARGET, "seeds": range(2), "noise": draws, "dtype": F64, **made.walk()}
+    walk = {"target": TARGET, "seeds": range(2), "noise": iter(draws), "dtype": F64, **made.walk()}
     return sample(denoiser, made.sampler(), guides=made.guides(guide), **walk)
 
 

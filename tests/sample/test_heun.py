@@ -46,7 +46,9 @@ def test_a_walk_is_edms_algorithm(mixture, draw, schedule, steps, churn):
     sampler = Heun(**dict(zip(("churn", "low", "high", "noise"), churn, strict=True)))
     settings = {"seeds": range(4), "steps": steps, "spacing": "karras", "clip": False, "dtype": F64}
     # float64's rounding, divided by the first level's alpha of 5e-5; two steps from there end at 1e4
-    torch.testing.assert_close(sample(mixture, sampler, noise=draws, **settings), expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        sample(mixture, sampler, noise=iter(draws), **settings), expected, rtol=1e-10, atol=1e-10
+    )
 
 
 @pytest.mark.parametrize("steps", [5, 20])
@@ -169,7 +171,7 @@ def distance(mixture, sampler, steps):
         draws[1 + index // 2, 3 + index, index % 2] = 1
     condition = {"label": torch.full((1 + count,), 2)}
     settings = {"seeds": range(1 + count), "steps": steps, "clip": False, "dtype": F64, "condition": condition}
-    x = sample(mixture, sampler, noise=draws, **settings)[:, :, 0, 0]
+    x = sample(mixture, sampler, noise=iter(draws), **settings)[:, :, 0, 0]
     ended = (x[1:] - x[0]).T @ (x[1:] - x[0])
     mean, exact = law(mixture, levels[-1])
     cross = root(root(exact) @ ended @ root(exact))
@@ -195,7 +197,7 @@ def churned_statistics(mixture, sampler):
     x0 = mixture.sample(count, generator)
     draws = [torch.randn(count, 2, 1, 1, generator=generator, dtype=F64) for _ in range(1 + steps)]
     draws[0] = (high.alpha * x0 + high.sigma * draws[0]) / mixture.schedule.start(high)
-    x = sample(mixture, sampler, seeds=range(count), steps=steps, clip=False, noise=draws, dtype=F64)
+    x = sample(mixture, sampler, seeds=range(count), steps=steps, clip=False, noise=iter(draws), dtype=F64)
     means, weights = low.alpha * mixture.means, mixture.weights
     second = low.alpha**2 * mixture.covariances + low.sigma**2 * torch.eye(2, dtype=F64)
     second = torch.einsum("k,kij->ij", weights, second + means[:, :, None] * means[:, None])
@@ -295,7 +297,7 @@ def test_an_image_depends_on_its_seed_and_target_alone(mixture, guide):
     ("settings", "message"),
     [
         ({"churn": -1.0}, "sampler.churn: -1.0 given; allowed: 0 and more"),
-        ({"churn": math.nan}, "sampler.churn: nan given"),
+        ({"churn": math.nan}, "Heun.churn must be a finite number, got nan"),
         ({"low": 2.0, "high": 1.0}, "sampler.low, high: 2.0, 1.0 given; allowed: 0 <= low <= high"),
         ({"noise": 0.0}, "sampler.noise: 0.0 given; allowed: above 0"),
     ],

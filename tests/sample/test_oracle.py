@@ -75,7 +75,7 @@ def walk(mixture, sampler, steps, noise, **settings):
         seeds=range(count),
         steps=steps,
         clip=False,
-        noise=noise,
+        noise=iter(noise),
         dtype=F64,
         **{"target": CLASS} | settings,
     )

@@ -130,7 +130,9 @@ def sample(
         recurrence: How often steps are repeated.
         particles: How many candidates an image has, and which of them go on.
         condition: What else the denoiser is told, such as ``cfg_scale`` and ``label``: one for all images, or one each.
-        noise: Draws to use instead of the seeds': the start, then each step's in order.
+        noise: Draws to use instead of the seeds': the start, then each step's in order; a list of as many as are used,
+            or an iterator that may have more. Each has a row for each candidate of each image; where candidates are
+            drawn, it is a number from 0 to 1 an image.
         device: Where the samples live; the denoiser's own device.
         dtype: The samples' type, float32 or float64, whatever the networks run in.
         callbacks: Called after each step.
@@ -162,12 +164,9 @@ def sample(
     for each in (denoiser, steering):
         each.take(swarm.rows)
     levels = levels_of(sampler, denoiser.schedule, steps, spacing, low, high)
-    draws: Noise = (
-        SeededNoise(seeds, denoiser.shape, device, dtype) if noise is None else GivenNoise(noise, device, dtype)
-    )
+    given = None if noise is None else GivenNoise(noise, len(seeds), denoiser.shape, device, dtype)
+    draws: Noise = given or SeededNoise(seeds, denoiser.shape, device, dtype)
     x = draws("start", swarm.count) * denoiser.schedule.start(levels[0])
-    if x.shape != (wanted := (len(swarm.rows), *denoiser.shape)):
-        raise InputError(f"noise: draws of shape {tuple(x.shape)} given; allowed: {wanted}")
     state, unguided = sampler.init(x), sampler.init(x)
     predictor = _Predictor(denoiser, steering, sampler, clip, keeps, peak=torch.zeros((), dtype=dtype))
     for index, (level, next) in enumerate(pairwise(levels)):
@@ -191,6 +190,8 @@ def sample(
             x = _renoise(x_s, level, next, partial(draws, "renoise", swarm.count)) if repeat + 1 < again else x_s
     if swarm.weighs(levels[-1], steps):
         x = x[swarm.choose(steering.log_likelihood(x, Prediction(x), levels[-1]), levels[-1], draws.uniform())]
+    if given is not None:
+        given.finish()
     return x
 
 

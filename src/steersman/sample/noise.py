@@ -89,36 +89,66 @@ class GivenNoise:
     """Draws from outside, in the order in which they are used: the start first.
 
     Args:
-        draws: Tensors (B, C, H, W), with as many rows as there are candidates in all; (B,) from 0 to 1 where
-            candidates are drawn.
+        draws: A list of tensors, or an iterator over them: (N, C, H, W), with a row for each candidate of each image;
+            (B,) from 0 to 1 where candidates are drawn.
+        images: How many images there are.
+        shape: A sample's shape (C, H, W).
         device: Where they go.
         dtype: Their type.
     """
 
-    def __init__(self, draws: Iterable[Tensor], device: torch.device | str, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        draws: Iterable[Tensor],
+        images: int,
+        shape: tuple[int, ...],
+        device: torch.device | str,
+        dtype: torch.dtype,
+    ) -> None:
         self.draws: Iterator[Tensor] = iter(draws)
-        self.device, self.dtype = device, dtype
+        self.counted = self.draws is not draws
+        self.images, self.shape, self.device, self.dtype = images, tuple(shape), device, dtype
+        self.used = 0
 
     def __call__(self, purpose: Purpose, candidates: int = 1) -> Float[Tensor, "N C H W"]:
         """Returns the next draw, whatever it is for.
 
         Raises:
-            InputError: There is none left.
+            InputError: There is none left, or it has another shape.
         """
-        return send(self._next(purpose).to(self.dtype), self.device)
+        return send(self._next(purpose, (self.images * candidates, *self.shape)).to(self.dtype), self.device)
 
     def uniform(self) -> Float[Tensor, " B"]:
         """Returns the next draw, one number an image.
 
         Raises:
-            InputError: There is none left.
+            InputError: There is none left, it has another shape, or it is not between 0 and 1.
         """
-        return self._next("choice")
+        draw = self._next("choice", (self.images,))
+        if draw.device.type == "cpu" and not bool(((draw >= 0) & (draw <= 1)).all()):
+            raise InputError(f"noise: draw {self.used}, for the choice, must be numbers from 0 to 1")
+        return draw
 
-    def _next(self, purpose: str) -> Tensor:
-        try:
-            return next(self.draws)
-        except StopIteration:
+    def finish(self) -> None:
+        """Refuses draws that nothing has used; what is left in an iterator is for whoever goes on with it.
+
+        Raises:
+            InputError: There are some.
+        """
+        if self.counted and next(self.draws, None) is not None:
+            raise InputError(f"noise must have the {self.used} draws that these settings use, got more")
+
+    def _next(self, purpose: str, shape: tuple[int, ...]) -> Tensor:
+        draw = next(self.draws, None)
+        if draw is None:
             raise InputError(
-                f"noise: no draw left for the {purpose}; allowed: the start and one for each random step"
-            ) from None
+                f"noise must have a draw for the start and for each random step, got {self.used}: no draw left for the "
+                f"{purpose}"
+            )
+        self.used += 1
+        if not isinstance(draw, Tensor) or not draw.is_floating_point() or draw.shape != shape:
+            got = f"{draw.dtype} of shape {tuple(draw.shape)}" if isinstance(draw, Tensor) else type(draw).__name__
+            raise InputError(
+                f"noise: draw {self.used}, for the {purpose}, must be a tensor of floats of shape {shape}, got {got}"
+            )
+        return draw
