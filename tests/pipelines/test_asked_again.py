@@ -64,9 +64,9 @@ def test_recurrence_is_our_own(scheduler, guide):
         images = draw(pipe, "DDIM" if scheduler == "DDIM" else "DDPM", 4, **call)
     sampler = DDIM() if scheduler == "DDIM" else DDPM()
     drawn = noise(draws(), 20)
-    expected = sample(ours(), sampler, guides=[steering], noise=drawn, recurrence=recurrence, **PLAIN)
+    expected = sample(ours(), sampler, guides=[steering], noise=iter(drawn), recurrence=recurrence, **PLAIN)
     assert (expected.clamp(-1, 1) - images).abs().max() < 1e-5
-    plain = sample(ours(), sampler, guides=[steering], noise=drawn, **PLAIN)
+    plain = sample(ours(), sampler, guides=[steering], noise=iter(drawn), **PLAIN)
     assert (plain.clamp(-1, 1) - images).abs().max() > 0.05
 
 
@@ -80,7 +80,7 @@ def test_particles_are_our_own(low, scale, guide):
     generators = draws()
     start = torch.stack(noise(generators, count), dim=1).flatten(0, 1)
     uniform = [torch.cat([torch.rand(1, generator=each, dtype=torch.float64) for each in generators]) for _ in range(5)]
-    expected = sample(ours(), DDIM(), guides=[steering], noise=[start, *uniform], particles=particles, **PLAIN)
+    expected = sample(ours(), DDIM(), guides=[steering], noise=iter([start, *uniform]), particles=particles, **PLAIN)
     assert (expected.clamp(-1, 1) - images).abs().max() < 1e-5
 
 

@@ -87,7 +87,7 @@ def test_ddpm_is_our_own(variance, injection, route, guide):
         steps=5,
         spacing="leading",
         clip=False,
-        noise=noise(5),
+        noise=iter(noise(5)),
     )
     assert (expected.clamp(-1, 1) - images).abs().max() < 1e-5
     assert (expected.clamp(-1, 1) - draw(pipe, "DDPM", 5)).abs().max() > 0.05
@@ -99,7 +99,14 @@ def test_ddpm_that_clips_is_our_own(guide):
     with steersman.steer(pipe, steering, target=0):
         images = draw(pipe, "DDPM", 5)
     expected = sample(
-        ours(unet2d()), DDPM(), guides=[steering], target=0, seeds=[0, 1], steps=5, spacing="leading", noise=noise(5)
+        ours(unet2d()),
+        DDPM(),
+        guides=[steering],
+        target=0,
+        seeds=[0, 1],
+        steps=5,
+        spacing="leading",
+        noise=iter(noise(5)),
     )
     assert (expected.clamp(-1, 1) - images).abs().max() < 1e-5
 
@@ -225,7 +232,7 @@ def test_a_corrector_does_not_undo_a_push(predict_x0, injection, guide):
         seeds=[0, 1],
         steps=6,
         clip=False,
-        noise=noise(0),
+        noise=iter(noise(0)),
     )
     assert (expected.clamp(-1, 1) - images).abs().max() < 1e-3  # float32, over a first alpha of 0.6
     assert (expected.clamp(-1, 1) - draw(pipe, "DDPM", 6)).abs().max() > 0.05

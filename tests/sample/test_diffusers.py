@@ -216,9 +216,10 @@ class Loop:
         return z
 
 
-def ours(mixture, sampler, **changes):
+def ours(mixture, sampler, noise=None, **changes):
+    """Ours, with as many of the draws as are used."""
     settings = {"seeds": SEEDS, "steps": STEPS, "clip": False, "dtype": F64}
-    return sample(mixture, sampler, **settings | changes)
+    return sample(mixture, sampler, noise=noise and iter(noise), **settings | changes)
 
 
 def distance(x, y):

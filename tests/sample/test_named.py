@@ -114,7 +114,7 @@ def test_is_diffusers_own_pipeline(name, monkeypatch):
     generator.manual_seed(3)
     draws = [torch.randn(1, 3, 8, 8, generator=generator) for _ in range(9)]
     ours = DiffusersDenoiser(network, schedule=from_diffusers(scheduler.config), parameterization="v_prediction")
-    x = sample(ours, NamedScheduler(scheduler=name), steps=8, clip=False, noise=draws)
+    x = sample(ours, NamedScheduler(scheduler=name), steps=8, clip=False, noise=iter(draws))
     # Where alpha is 5e-5, epsilon, in which the scheduler is told, is an x0 that is 2e4 times as large: 2^-24 of that.
     assert distance(x.clamp(-1, 1), theirs.permute(0, 3, 1, 2)) < 2e-3
     assert 0.1 < float(x.std()) < 2
