@@ -150,7 +150,7 @@ def test_changed_settings_are_named(session, run, tmp_path):
 
 
 @pytest.mark.parametrize("format", ["png", "npz", "webdataset"])
-@pytest.mark.parametrize("targets", [("baseball",), ("baseball", "volleyball")])
+@pytest.mark.parametrize("targets", [("baseball",), pytest.param(("baseball", "volleyball"), marks=pytest.mark.long)])
 def test_a_run_grows(format, targets, session, tmp_path):
     """Its images are kept, also where the file that they are packed in is another one afterwards."""
     settings = {"format": format, "targets": targets}
@@ -169,7 +169,7 @@ def test_a_run_grows(format, targets, session, tmp_path):
         generate(session(num=2, **settings), tmp_path / "a")
 
 
-@pytest.mark.parametrize("format", ["npz", "webdataset"])
+@pytest.mark.parametrize("format", ["npz", pytest.param("webdataset", marks=pytest.mark.long)])
 @pytest.mark.parametrize("step", ["unpack", "replacing", "unlink"])
 def test_a_run_that_is_killed_while_it_grows_loses_nothing(step, format, session, tmp_path, monkeypatch):
     generate(session(num=3, format=format), tmp_path)

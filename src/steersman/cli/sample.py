@@ -70,9 +70,10 @@ def sample(
         run = replace(run, device=share.device(run.device))
         out = out or from_.parent
     else:
-        if trust:
+        if trust and not recipe.endswith((".yaml", ".yml")):
             raise InputError(
-                "trust must be given with --from, whose file may name code; code given by an option is trusted"
+                "trust must be given with --from or a --recipe of one's own, whose file may name code; code given by "
+                "an option is trusted"
             )
         settings = options.fields(
             target=target,
