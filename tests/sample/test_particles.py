@@ -149,6 +149,9 @@ def test_when_candidates_are_weighed():
     assert [swarm.weighs(at(ratio), index) for index, ratio in enumerate([6.0, 5.0, 4.0, 3.0, 2.0, 0.9])] == [
         False, False, True, False, True, True,
     ]  # fmt: skip
+    assert swarm.weighs(at(5.0), 2) and swarm.weighs(at(1.0), 1)  # both ends included
+    assert swarm.choose(torch.tensor([0.0, 1.0]), at(1.0), torch.tensor([0.5], dtype=F64)).tolist() == [1]
+    assert swarm.count == 1
     assert not Swarm(Particles(), 1, "cpu").weighs(at(1.0), 0)
 
 
