@@ -198,8 +198,8 @@ def _guides(
     recipe = load_recipe(recipe, changes, scale=scale)
     if classifier is None:
         return recipe
-    several = isinstance(classifier, Sequence) and not isinstance(classifier, str)
-    return recipe.bind(*(classifier if several else [classifier]), device=str(device))
+    given = [classifier] if isinstance(classifier, str | Path | Classifier) else classifier
+    return recipe.bind(*given, device=str(device))
 
 
 def _conditions(given: Mapping[str, Any], denoiser: Denoiser, count: int) -> dict[str, Any]:

@@ -109,4 +109,5 @@ class ADMUNet(UNet2DModel):
 
 def _wider(conv: nn.Conv2d, inputs: int = 1, outputs: int = 1) -> nn.Conv2d:
     """Returns a new convolution like another, with so many times the channels."""
-    return nn.Conv2d(conv.in_channels * inputs, conv.out_channels * outputs, conv.kernel_size, padding=conv.padding)
+    side, around = conv.kernel_size[0], conv.padding[0]
+    return nn.Conv2d(conv.in_channels * inputs, conv.out_channels * outputs, side, padding=around)

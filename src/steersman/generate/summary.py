@@ -39,8 +39,9 @@ class Summary:
         """Whether guidance left no image that is like those which the denoiser draws without it."""
         found = self.metrics["noise_error"]
         left = self.metrics["images"] - len(self.lost)
-        known = found is not None and found["unguided"] is not None and found["unguided"] < USELESS
-        return left == 0 or (known and len(found["broken"]) == left)
+        if left == 0 or found is None:
+            return left == 0
+        return found["unguided"] is not None and found["unguided"] < USELESS and len(found["broken"]) == left
 
 
 def summarize(

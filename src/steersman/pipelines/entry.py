@@ -85,9 +85,11 @@ def steer(
     Warns:
         UserWarning: No step was guided.
     """
-    if (guide is None) == (classifier is None):
-        raise InputError(f"steer needs a guide or a classifier, got {'neither' if guide is None else 'both'}")
+    if guide is not None and classifier is not None:
+        raise InputError("steer needs a guide or a classifier, got both")
     if guide is None:
+        if classifier is None:
+            raise InputError("steer needs a guide or a classifier, got neither")
         guide = load_recipe(recipe, scale=scale).bind(classifier, device=str(getattr(pipe, "_execution_device", "cpu")))
     walk = Walk(
         pipe,

@@ -320,19 +320,19 @@ class _OnTheHost(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401
         """Returns what the function would have, or a draw."""
-        kwargs = dict(kwargs or {})
+        named: dict[str, Any] = dict(kwargs or {})
         if func in (torch.randn, torch.randn_like):
             self.noise = self.draw()
-            return self.noise.to(dtype=args[0].dtype if func is torch.randn_like else kwargs.get("dtype"))
+            return self.noise.to(dtype=args[0].dtype if func is torch.randn_like else named.get("dtype"))
         devices: list[torch.device] = []
-        each_tensor((args, kwargs), lambda x: devices.append(x.device) or x)
+        each_tensor((args, named), lambda x: devices.append(x.device) or x)
         elsewhere = next((device for device in devices if device.type != "cpu"), None)
         if elsewhere is None:
             args = tuple("cpu" if isinstance(each, torch.device) else each for each in args)
-            kwargs |= {"device": "cpu"} if "device" in kwargs else {}
+            named |= {"device": "cpu"} if "device" in named else {}
         else:
-            args, kwargs = each_tensor((args, kwargs), lambda x: send(x, elsewhere) if x.ndim else x)
-        return func(*args, **kwargs)
+            args, named = each_tensor((args, named), lambda x: send(x, elsewhere) if x.ndim else x)
+        return func(*args, **named)
 
 
 def _history(scheduler: Scheduler) -> tuple[tuple[str, Any], ...]:
