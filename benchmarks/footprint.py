@@ -33,7 +33,7 @@ from steersman.classifiers import Classifier, load_classifier
 from steersman.denoise import Denoiser
 from steersman.denoisers import load_denoiser
 from steersman.guidance import Constant, Denoised, Guide, Noisy, Route, TargetLogit
-from steersman.sample import DDIM, sample
+from steersman.sampling import DDIM, sample
 from steersman.speed.memory import peak_memory
 
 aten = torch.ops.aten

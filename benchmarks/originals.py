@@ -41,7 +41,7 @@ from steersman.denoisers import load_denoiser
 from steersman.guidance import Step
 from steersman.recipes import load_recipe
 from steersman.run import Run
-from steersman.sample import sample
+from steersman.sampling import sample
 from steersman.schedule import VP
 from steersman.session import Session
 from steersman.speed.allocator import keep_freed

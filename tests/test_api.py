@@ -9,7 +9,7 @@ from steersman.classifiers import load_classifier
 from steersman.denoisers import load_denoiser
 from steersman.errors import InputError
 from steersman.recipes import load_recipe
-from steersman.sample import sample as sample_batch
+from steersman.sampling import sample as sample_batch
 
 FEW = {"steps": 2, "progress": False}
 GUIDED = {"classifier": "zoo:mnist-lenet", "recipe": "nrcg", **FEW}

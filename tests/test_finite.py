@@ -12,7 +12,7 @@ from steersman.errors import InputError
 from steersman.guidance import Chain, Constant, Ema, Guide, Product, Sum, Switch, TargetLogit, Toward
 from steersman.recipes.axes import AXES, FIXED
 from steersman.run import Run
-from steersman.sample import DDIM, DiffusersSampler, Heun, Particles, Recurrence, levels_of, sample
+from steersman.sampling import DDIM, DiffusersSampler, Heun, Particles, Recurrence, levels_of, sample
 from steersman.schedule import EDM, VP, Flow
 from steersman.train.classifier import ClassificationLoss
 from steersman.train.denoiser import DenoisingLoss, EDMLoss

@@ -82,7 +82,7 @@ def test_what_one_module_takes_from_another_is_offered():
 
 def test_nothing_heavy_is_imported_before_it_is_used():
     code = (
-        "import sys, steersman, steersman.mixture, steersman.guidance, steersman.sample\n"
+        "import sys, steersman, steersman.mixture, steersman.guidance, steersman.sampling\n"
         f"print(*[name for name in {HEAVY} if name in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from steersman.precision import ieee
-from steersman.sample import DDIM, sample
+from steersman.sampling import DDIM, sample
 
 NEWER = hasattr(torch.backends.cuda.matmul, "fp32_precision")
 

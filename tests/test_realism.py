@@ -8,7 +8,7 @@ import torch
 from steersman.denoise import Prediction
 from steersman.denoisers import load_denoiser
 from steersman.realism import limit, noise_error
-from steersman.sample import DDIM, sample
+from steersman.sampling import DDIM, sample
 from steersman.schedule import VP, broadcast
 
 

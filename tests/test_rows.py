@@ -24,7 +24,7 @@ from steersman.guidance import (
 )
 from steersman.recipes import load_recipe, recipe_names
 from steersman.rows import cosine, logsumexp, norm, rms, total
-from steersman.sample import sample
+from steersman.sampling import sample
 from steersman.schedule import VP
 
 WIDE = 3 * 112 * 112  # values of a row, more than a CPU leaves to one thread

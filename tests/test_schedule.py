@@ -15,7 +15,7 @@ from diffusers import (
 from steersman.denoise import eps_from_x0, output_for, to_x0
 from steersman.errors import InputError
 from steersman.guidance.step import posterior_mean, reverse_variance, transition
-from steersman.sample import DDIM, DDPM, DPMpp, Heun, Recurrence, sample
+from steersman.sampling import DDIM, DDPM, DPMpp, Heun, Recurrence, sample
 from steersman.schedule import CLEAN, EDM, VP, Flow, broadcast, from_diffusers
 
 F64 = torch.float64

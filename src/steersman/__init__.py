@@ -1,17 +1,26 @@
-"""Steer any diffusion model with any classifier, without training either."""
+"""Steer any diffusion model with any classifier, without training either.
 
-from typing import TYPE_CHECKING, Any
+    >>> import steersman as sm
+    >>> result = sm.sample(
+    ...     "zoo:mnist", classifier="zoo:mnist-lenet", target="7", recipe="nrcg", steps=2, seeds=2, progress=False
+    ... )
+    >>> len(result.images)
+    2
 
-if TYPE_CHECKING:
-    from steersman.pipelines import steer
+What is offered stands in ``__init__.pyi``, and is imported when it is first asked for; the package alone is light.
+"""
 
-__all__ = ["steer"]
+from typing import Any
+
+import lazy_loader
+
+_attached, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401
-    """Imports what is offered when it is first asked for: the package itself loads without torch."""
-    if name == "steer":
-        from steersman.pipelines import steer
+    """Returns what is offered under a name."""
+    if name == "__version__":
+        from importlib.metadata import version
 
-        return steer
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return version("steersman")
+    return _attached(name)

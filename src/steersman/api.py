@@ -21,8 +21,8 @@ from steersman.memory import is_out_of_memory
 from steersman.names import each_class, resolve
 from steersman.precision import ieee
 from steersman.recipes import Guides, Recipe, load_recipe
-from steersman.sample import Callback, Report
-from steersman.sample import sample as sample_batch
+from steersman.sampling import Callback, Report
+from steersman.sampling import sample as sample_batch
 
 __all__ = ["Result", "sample"]
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from steersman.denoise import Denoiser
 from steersman.precision import ieee
 from steersman.rows import rms
-from steersman.sample.noise import SeededNoise
+from steersman.sampling.noise import SeededNoise
 from steersman.schedule import broadcast
 
 __all__ = ["CLEAR", "USELESS", "limit", "noise_error"]

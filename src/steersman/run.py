@@ -16,7 +16,7 @@ from steersman.blocks import block_size
 from steersman.errors import InputError, about, unknown
 from steersman.files import read_yaml
 from steersman.recipes import Recipe, load_recipe
-from steersman.sample.noise import SEEDS
+from steersman.sampling.noise import SEEDS
 from steersman.speed.placement import AUTO, DTYPES, Placement
 from steersman.typed import filled_in, finite, typed
 

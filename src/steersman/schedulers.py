@@ -7,7 +7,7 @@
     edm         z = x_0 + s eps, EDM's own, c = 1                                  EDMEuler, EDMDPMSolverMultistep
     flow        z = (1 - s) x_0 + s eps, flow matching, c = 1                      FlowMatchEuler, FlowMatchHeun
 
-A sampler (`steersman.sample.diffusers`) and a pipeline's guides (`steersman.pipelines`) each know some of them.
+A sampler (`steersman.sampling.diffusers`) and a pipeline's guides (`steersman.pipelines`) each know some of them.
 """
 
 from collections.abc import Mapping

@@ -30,7 +30,7 @@ from steersman.names import elsewhere, resolve
 from steersman.precision import ieee
 from steersman.realism import noise_error
 from steersman.run import TARGET, Run
-from steersman.sample import Callback, Report, levels_of, sample
+from steersman.sampling import Callback, Report, levels_of, sample
 from steersman.schedule import CLEAN, Level
 from steersman.speed.placement import DTYPES, prepare
 from steersman.stop import Stop, Stopped

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from steersman.blocks import without_filling
 from steersman.rows import rms
-from steersman.sample import Report
+from steersman.sampling import Report
 
 __all__ = ["Watch", "counting", "evaluations", "metered"]
 

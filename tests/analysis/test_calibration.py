@@ -10,7 +10,7 @@ from steersman.analysis.calibration import CONFIDENCE, CORRECT, Turns, in_turn, 
 from steersman.analysis.figures import apart, diagrams, error_curves, filled_bins, found_errors, names
 from steersman.errors import InputError
 from steersman.guidance import Denoised, Noisy
-from steersman.sample import DDPM, Heun
+from steersman.sampling import DDPM, Heun
 
 COUNT, STEPS = 600, 20
 TIMES = [float(time) for time in range(STEPS, 0, -1)]

@@ -6,7 +6,7 @@ import torch
 from steersman.analysis.gradients import GRADIENT, IMAGE, NORM, followed
 from steersman.errors import InputError
 from steersman.guidance import ClassProbability, Denoised, Guide
-from steersman.sample import DDPM, Recurrence
+from steersman.sampling import DDPM, Recurrence
 from steersman.schedule import CLEAN
 
 

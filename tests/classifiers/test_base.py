@@ -7,7 +7,7 @@ from torch import nn
 from steersman.classifiers import RAW, Classifier, Preprocess
 from steersman.errors import InputError
 from steersman.guidance import ClassProbability, Constant, Guide, NoisePrediction, Noisy
-from steersman.sample import DDIM, sample
+from steersman.sampling import DDIM, sample
 from steersman.schedule import EDM, VP, Flow, Level
 
 NAMES = ("tench, Tinca tinca", "crane", "baseball", "missile", "projectile, missile", "crane")

@@ -10,7 +10,7 @@ from torch import nn
 from steersman.denoisers import EDMDenoiser
 from steersman.errors import InputError
 from steersman.guidance import ClassProbability, Guide, Noisy
-from steersman.sample import DDIM, Heun, sample
+from steersman.sampling import DDIM, Heun, sample
 from steersman.schedule import EDM, Level
 
 F64 = torch.float64

@@ -17,7 +17,7 @@ from torch.nn import functional as F  # noqa: N812
 from steersman.denoisers import EDMDenoiser, load_denoiser
 from steersman.denoisers.save import save_folder
 from steersman.errors import InputError
-from steersman.sample import DDIM, sample
+from steersman.sampling import DDIM, sample
 from steersman.schedule import EDM
 
 

@@ -17,7 +17,7 @@ from steersman.guidance import ClassProbability, Guide, Noisy
 from steersman.recipes import load_recipe
 from steersman.report import Frames
 from steersman.run import Run
-from steersman.sample import DDIM, DDPM, sample
+from steersman.sampling import DDIM, DDPM, sample
 from steersman.schedule import VP
 from steersman.session import Session
 

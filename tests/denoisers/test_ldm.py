@@ -11,7 +11,7 @@ from steersman.denoisers import load_denoiser
 from steersman.denoisers.save import save_folder
 from steersman.errors import InputError
 from steersman.guidance import Constant, Denoised, Guide, Normalise
-from steersman.sample import DDIM, DiffusersSampler, sample
+from steersman.sampling import DDIM, DiffusersSampler, sample
 from steersman.train.denoiser import unet
 
 F64 = torch.float64

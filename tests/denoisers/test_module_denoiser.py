@@ -9,7 +9,7 @@ import torch
 from steersman.denoise import Prediction, eps_from_x0, output_for
 from steersman.denoisers import NetworkDenoiser, load_denoiser
 from steersman.errors import InputError
-from steersman.sample import DDIM, sample
+from steersman.sampling import DDIM, sample
 from steersman.schedule import EDM, VP
 
 OWN = '''

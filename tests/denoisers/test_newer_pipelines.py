@@ -13,7 +13,7 @@ from pipelines import families
 from steersman.denoisers.folder import PIPELINES
 from steersman.denoisers.pipeline import PipelineDenoiser
 from steersman.errors import InputError
-from steersman.sample import sample
+from steersman.sampling import sample
 
 
 def told(prompt):

@@ -14,8 +14,8 @@ from steersman.denoisers import load_denoiser
 from steersman.denoisers.pipeline import PipelineDenoiser
 from steersman.errors import InputError
 from steersman.guidance import ClassProbability, Constant, Denoised, Guide, Normalise
-from steersman.sample import DDIM, sample
-from steersman.sample.particles import Particles
+from steersman.sampling import DDIM, sample
+from steersman.sampling.particles import Particles
 from steersman.schedule import CLEAN, Flow, Level
 
 W = 2.5

@@ -6,7 +6,7 @@ import torch
 
 from steersman.denoisers import load_denoiser
 from steersman.errors import InputError
-from steersman.sample import DiffusersSampler, sample
+from steersman.sampling import DiffusersSampler, sample
 from steersman.train.denoiser import unet
 
 BETAS = torch.linspace(0.02, 0.2, 60).tolist()

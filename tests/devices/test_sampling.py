@@ -16,7 +16,7 @@ from steersman.denoise import Prediction, to_x0
 from steersman.errors import InputError
 from steersman.guidance import ClassProbability, Constant, DenoisedImage, Ema, Guide, Sum, TargetLogit, Translated
 from steersman.recipes import load_recipe, recipe_names
-from steersman.sample import DDIM, DDPM, DiffusersSampler, DPMpp, Heun, Particles, Recurrence, sample
+from steersman.sampling import DDIM, DDPM, DiffusersSampler, DPMpp, Heun, Particles, Recurrence, sample
 from steersman.schedule import EDM, VP, from_diffusers, times
 from steersman.verdicts import judged
 

@@ -14,7 +14,7 @@ from steersman.errors import InputError
 from steersman.guidance import Push, Step
 from steersman.recipes import load_recipe, recipe_names
 from steersman.run import Run, check_device, read_run
-from steersman.sample import Report
+from steersman.sampling import Report
 from steersman.schedule import CLEAN
 from steersman.session import Session
 from steersman.train.denoiser import unet

@@ -17,7 +17,7 @@ from steersman.guidance import (
 )
 from steersman.guidance.combine import check_targets
 from steersman.mixture import Mixture
-from steersman.sample import DDIM, DDPM, sample
+from steersman.sampling import DDIM, DDPM, sample
 from steersman.schedule import VP
 
 F64 = torch.float64

@@ -26,7 +26,7 @@ from steersman.guidance import (
     Steering,
     Variance,
 )
-from steersman.sample import DDPM, sample
+from steersman.sampling import DDPM, sample
 from steersman.schedule import VP
 
 F64 = torch.float64

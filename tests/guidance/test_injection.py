@@ -27,7 +27,7 @@ from steersman.guidance import (
     Taper,
 )
 from steersman.guidance.step import posterior_mean, reverse_variance, transition
-from steersman.sample import DDIM, DDPM, DiffusersSampler, DPMpp, Heun, sample
+from steersman.sampling import DDIM, DDPM, DiffusersSampler, DPMpp, Heun, sample
 from steersman.schedule import VP, Level
 
 F64 = torch.float64

@@ -20,7 +20,7 @@ from steersman.guidance import (
 )
 from steersman.mixture import Mixture
 from steersman.rows import rms
-from steersman.sample import DDIM, DDPM, DPMpp, Recurrence, sample
+from steersman.sampling import DDIM, DDPM, DPMpp, Recurrence, sample
 from steersman.watch import Watch
 
 F64 = torch.float64

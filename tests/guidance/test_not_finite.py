@@ -8,7 +8,7 @@ import torch
 from steersman.errors import InputError
 from steersman.guidance import Adam, Constant, DenoisedImage, Guide, Mean, NoisePrediction, Polyak, Sample, Spherical
 from steersman.recipes import load_recipe
-from steersman.sample import DDIM, DDPM, Heun, sample
+from steersman.sampling import DDIM, DDPM, Heun, sample
 
 
 @dataclass(frozen=True)

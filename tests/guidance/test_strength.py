@@ -29,7 +29,7 @@ from steersman.guidance import (
     Transition,
     Variance,
 )
-from steersman.sample import DDIM, DDPM, Heun, Recurrence, sample
+from steersman.sampling import DDIM, DDPM, Heun, Recurrence, sample
 from steersman.schedule import VP
 
 F64 = torch.float64

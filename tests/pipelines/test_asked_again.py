@@ -9,7 +9,7 @@ from steersman.denoisers import DiffusersDenoiser
 from steersman.errors import InputError
 from steersman.guidance import Ahead, Mean, NoisePrediction, Sample
 from steersman.recipes import load_recipe
-from steersman.sample import DDIM, DDPM, Particles, Recurrence, sample
+from steersman.sampling import DDIM, DDPM, Particles, Recurrence, sample
 from steersman.schedule import VP
 
 diffusers = pytest.importorskip("diffusers")

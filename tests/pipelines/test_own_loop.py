@@ -13,7 +13,7 @@ import steersman
 from pipelines.families import draw, draws, embeds, make
 from steersman.errors import InputError
 from steersman.guidance import Ahead, Denoised, Normalise, Sample
-from steersman.sample import Particles, Recurrence
+from steersman.sampling import Particles, Recurrence
 
 ROUTES = ["direct", "through"]
 

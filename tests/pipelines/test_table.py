@@ -16,7 +16,7 @@ from steersman.denoisers.folder import PIPELINES
 from steersman.errors import InputError
 from steersman.guidance import Mean, NoisePrediction
 from steersman.pipelines.walk import MEMORYLESS
-from steersman.sample import Particles, Recurrence
+from steersman.sampling import Particles, Recurrence
 
 diffusers = pytest.importorskip("diffusers")
 

@@ -25,7 +25,7 @@ from steersman.guidance import (
     Transition,
     Variance,
 )
-from steersman.sample import DDIM, DDPM, DiffusersSampler, sample
+from steersman.sampling import DDIM, DDPM, DiffusersSampler, sample
 from steersman.schedule import VP
 
 diffusers = pytest.importorskip("diffusers")

@@ -11,7 +11,7 @@ from torch.nn import functional
 from steersman.classifiers import RAW, Classifier
 from steersman.denoise import Prediction
 from steersman.recipes import load_recipe
-from steersman.sample import sample
+from steersman.sampling import sample
 from steersman.schedule import VP
 
 F64 = torch.float64

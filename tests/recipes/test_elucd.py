@@ -9,7 +9,7 @@ from torch import nn
 from steersman.classifiers import RAW, Classifier
 from steersman.denoise import Prediction
 from steersman.recipes import load_recipe
-from steersman.sample import sample
+from steersman.sampling import sample
 from steersman.schedule import EDM, VP
 
 F64 = torch.float64

@@ -8,7 +8,7 @@ from steersman.denoise import eps_from_x0
 from steersman.denoisers import load_denoiser
 from steersman.errors import InputError
 from steersman.recipes import load_recipe
-from steersman.sample import sample
+from steersman.sampling import sample
 
 F64 = torch.float64
 LABEL, TARGET, W, S = torch.tensor([0, 2, 1, 0]), [1, 2, 0, 2], 1.5, 0.7

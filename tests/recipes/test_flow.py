@@ -9,7 +9,7 @@ import torch
 
 from steersman.denoisers import load_denoiser
 from steersman.recipes import load_recipe
-from steersman.sample import DDIM, sample
+from steersman.sampling import DDIM, sample
 from steersman.schedule import Flow
 from steersman.train.denoiser import unet
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from steersman.denoise import Prediction, to_x0
 from steersman.recipes import load_recipe, recipe_names
-from steersman.sample import sample
+from steersman.sampling import sample
 from steersman.schedule import VP
 
 F64 = torch.float64

@@ -19,7 +19,7 @@ from steersman.denoisers import DiffusersDenoiser
 from steersman.errors import InputError
 from steersman.recipes import Recipe
 from steersman.recipes.axes import AXES
-from steersman.sample import sample
+from steersman.sampling import sample
 from steersman.schedule import VP
 from steersman.train.denoiser import unet
 

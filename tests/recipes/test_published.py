@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from steersman.recipes import load_recipe
-from steersman.sample import sample
+from steersman.sampling import sample
 from steersman.schedule import VP
 
 F64 = torch.float64

@@ -18,7 +18,7 @@ from torch import nn
 from steersman.classifiers import RAW, Classifier
 from steersman.denoisers import EDMDenoiser, load_denoiser
 from steersman.recipes import load_recipe, recipe_names
-from steersman.sample import sample
+from steersman.sampling import sample
 from steersman.train.denoiser import unet
 
 NAMES = ("a", "b", "c")

@@ -9,7 +9,7 @@ from steersman.errors import InputError
 from steersman.guidance.steering import Push
 from steersman.guidance.step import Step
 from steersman.report import Frames, animation, heat
-from steersman.sample.loop import Report
+from steersman.sampling.loop import Report
 from steersman.schedule import VP
 
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from steersman.sample import sample
+from steersman.sampling import sample
 from steersman.schedule import EDM, VP, Flow
 
 F64 = torch.float64

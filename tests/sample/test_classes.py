@@ -10,7 +10,7 @@ from steersman.classifiers.preprocess import RAW
 from steersman.denoise import Prediction, check_condition
 from steersman.errors import InputError
 from steersman.guidance import ClassProbability, Guide, Sum, TargetLogit, Toward, Translated
-from steersman.sample import DDIM, sample
+from steersman.sampling import DDIM, sample
 from steersman.schedule import VP
 
 

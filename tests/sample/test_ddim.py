@@ -6,7 +6,7 @@ from diffusers import DDIMScheduler
 
 from steersman.errors import InputError
 from steersman.guidance import reverse_variance
-from steersman.sample import DDIM, DDPM, sample
+from steersman.sampling import DDIM, DDPM, sample
 from steersman.schedule import VP
 
 F64 = torch.float64

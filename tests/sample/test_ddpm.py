@@ -12,7 +12,7 @@ from steersman.guidance import (
     posterior_mean,
     reverse_variance,
 )
-from steersman.sample import DDPM, sample
+from steersman.sampling import DDPM, sample
 
 F64 = torch.float64
 

@@ -41,7 +41,7 @@ from steersman.guidance import (
     Spherical,
 )
 from steersman.rows import take
-from steersman.sample import (
+from steersman.sampling import (
     DDIM,
     DDPM,
     DiffusersSampler,

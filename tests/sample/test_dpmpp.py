@@ -6,7 +6,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 
 from steersman.guidance import ClassProbability, Constant, Guide, NoisePrediction, Noisy
-from steersman.sample import DPMpp, Move, Recurrence, sample
+from steersman.sampling import DPMpp, Move, Recurrence, sample
 from steersman.schedule import EDM, VP
 
 F64 = torch.float64

@@ -9,7 +9,7 @@ from diffusers import HeunDiscreteScheduler
 
 from steersman.errors import InputError
 from steersman.guidance import ClassProbability, Constant, Denoised, Guide, Interval, NoisePrediction, Noisy, Variance
-from steersman.sample import Heun, sample
+from steersman.sampling import Heun, sample
 from steersman.schedule import EDM, VP
 
 F64 = torch.float64

@@ -14,7 +14,7 @@ import torch
 
 from cases import few
 from steersman.guidance import ClassProbability, Constant, Denoised, Guide, NoisePrediction, Noisy
-from steersman.sample import DDIM, DDPM, DPMpp, Heun, sample
+from steersman.sampling import DDIM, DDPM, DPMpp, Heun, sample
 from steersman.schedule import EDM
 
 F64 = torch.float64

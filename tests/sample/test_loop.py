@@ -16,7 +16,7 @@ from steersman.guidance import (
     Sine,
     reverse_variance,
 )
-from steersman.sample import DDIM, DDPM, Recurrence, SeededNoise, sample
+from steersman.sampling import DDIM, DDPM, Recurrence, SeededNoise, sample
 from steersman.schedule import VP
 
 F64 = torch.float64

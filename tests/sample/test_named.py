@@ -8,8 +8,8 @@ import torch
 from steersman.denoisers import DiffusersDenoiser
 from steersman.errors import InputError
 from steersman.guidance import ClassProbability, Ema, Guide, Noisy
-from steersman.sample import DiffusersSampler, NamedScheduler, Particles, Recurrence, sample
-from steersman.sample.diffusers import KNOWN
+from steersman.sampling import DiffusersSampler, NamedScheduler, Particles, Recurrence, sample
+from steersman.sampling.diffusers import KNOWN
 from steersman.schedule import EDM, VP, Flow, from_diffusers
 from steersman.schedulers import FAMILIES
 from steersman.train.denoiser import unet

@@ -3,7 +3,7 @@ import torch
 
 from steersman.errors import InputError
 from steersman.guidance import ClassProbability, Guide, Noisy
-from steersman.sample import DDIM, DDPM, GivenNoise, Particles, SeededNoise, sample
+from steersman.sampling import DDIM, DDPM, GivenNoise, Particles, SeededNoise, sample
 
 F64 = torch.float64
 SHAPE = (3, 4, 4)

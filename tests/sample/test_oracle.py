@@ -25,7 +25,7 @@ from steersman.guidance import (
     Variance,
     reverse_variance,
 )
-from steersman.sample import DDIM, DDPM, sample
+from steersman.sampling import DDIM, DDPM, sample
 
 F64 = torch.float64
 CLASS = 2

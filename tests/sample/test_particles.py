@@ -29,8 +29,8 @@ from steersman.guidance import (
     posterior_mean,
     reverse_variance,
 )
-from steersman.sample import DDIM, DDPM, DiffusersSampler, DPMpp, Heun, Particles, Recurrence, loop, sample
-from steersman.sample.particles import WORST, Swarm
+from steersman.sampling import DDIM, DDPM, DiffusersSampler, DPMpp, Heun, Particles, Recurrence, loop, sample
+from steersman.sampling.particles import WORST, Swarm
 from steersman.schedule import CLEAN, VP, Level
 
 F64 = torch.float64

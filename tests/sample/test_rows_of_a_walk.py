@@ -27,9 +27,9 @@ from steersman.guidance import (
     Sine,
     Variance,
 )
-from steersman.sample import DDIM, DDPM, DiffusersSampler, DPMpp, Heun, Particles, Recurrence, loop, sample
-from steersman.sample.noise import SeededNoise
-from steersman.sample.particles import Swarm
+from steersman.sampling import DDIM, DDPM, DiffusersSampler, DPMpp, Heun, Particles, Recurrence, loop, sample
+from steersman.sampling.noise import SeededNoise
+from steersman.sampling.particles import Swarm
 
 F64 = torch.float64
 ORDERS = {2: [2, 0, 3, 1, 5, 4], 4: [5, 4, 0, 1, 3, 2]}

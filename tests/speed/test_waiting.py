@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from steersman.classifiers import Classifier, Preprocess
 from steersman.denoisers import DiffusersDenoiser
 from steersman.recipes import load_recipe
-from steersman.sample import sample
+from steersman.sampling import sample
 from steersman.schedule import VP
 from steersman.train.denoiser import unet
 

@@ -12,7 +12,7 @@ from steersman.data import SportBalls, load_data
 from steersman.data.folder import write_folder
 from steersman.denoisers import load_denoiser
 from steersman.errors import InputError
-from steersman.sample import DDIM, DDPM, Heun, sample
+from steersman.sampling import DDIM, DDPM, Heun, sample
 from steersman.schedule import VP
 from steersman.train.denoiser import Architecture, DenoisingLoss, EDMLoss, train_denoiser, unet
 from steersman.train.loop import Batch, Training

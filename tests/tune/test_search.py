@@ -7,7 +7,7 @@ import torch
 
 from steersman.mixture import Mixture
 from steersman.recipes import load_recipe
-from steersman.sample import sample
+from steersman.sampling import sample
 from steersman.tune.search import Search
 from steersman.tune.space import ANY
 

@@ -12,7 +12,7 @@ from steersman.data.pictures import SOURCES
 from steersman.data.sportballs import SportBalls
 from steersman.denoisers import load_denoiser
 from steersman.errors import InputError
-from steersman.sample import Heun, sample
+from steersman.sampling import Heun, sample
 from steersman.zoo import folder, load_network, names, read_network
 
 

@@ -29,7 +29,7 @@ from steersman.guidance.objective import Logits
 from steersman.guidance.view import View
 from steersman.metrics.classification import confidence, correct
 from steersman.precision import ieee
-from steersman.sample import Report, Sampler, sample
+from steersman.sampling import Report, Sampler, sample
 from steersman.schedule import Level
 
 __all__ = ["CONFIDENCE", "CORRECT", "Turns", "in_turn", "integral", "trusted"]
@@ -84,7 +84,7 @@ def trusted(
         condition: What the denoiser is told, such as ``label``.
         device: Where the samples live.
         on_step: Called after each step.
-        walk: What else `steersman.sample.sample` takes: ``steps``, ``spacing`` and others.
+        walk: What else `steersman.sampling.sample` takes: ``steps``, ``spacing`` and others.
 
     Returns:
         By (`CONFIDENCE` or `CORRECT`, what names the classifier, view, temperature).

@@ -16,7 +16,7 @@ from steersman.denoise import Denoiser
 from steersman.errors import InputError
 from steersman.guidance.guide import Guide
 from steersman.rows import norm
-from steersman.sample import Callback, Report, Sampler, sample
+from steersman.sampling import Callback, Report, Sampler, sample
 
 __all__ = ["GRADIENT", "IMAGE", "NORM", "followed"]
 
@@ -48,7 +48,7 @@ def followed(
         condition: What the denoiser is told.
         device: Where the samples live.
         callbacks: Called after each step.
-        walk: What else `steersman.sample.sample` takes.
+        walk: What else `steersman.sampling.sample` takes.
 
     Returns:
         ``(NORM,)``: (B, T), not a number where the guide rested; ``(IMAGE,)``: ``x0_hat`` as the step used it, decoded,

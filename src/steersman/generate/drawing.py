@@ -28,7 +28,7 @@ from steersman.generate.share import Share
 from steersman.generate.store import Store
 from steersman.generate.summary import Summary, summarize
 from steersman.precision import ieee
-from steersman.sample import Callback, Report
+from steersman.sampling import Callback, Report
 from steersman.session import Session
 from steersman.stop import Stopped
 from steersman.watch import Watch, counting, evaluations

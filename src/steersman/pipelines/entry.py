@@ -18,8 +18,8 @@ from steersman.guidance.guide import Guide
 from steersman.guidance.targets import Target
 from steersman.pipelines.walk import Walk
 from steersman.recipes import Recipe, load_recipe
-from steersman.sample.loop import Recurrence
-from steersman.sample.particles import Particles
+from steersman.sampling.loop import Recurrence
+from steersman.sampling.particles import Particles
 
 __all__ = ["steer"]
 

@@ -44,8 +44,8 @@ from steersman.pipelines.recording import Turn
 from steersman.pipelines.samples import Asked
 from steersman.precision import loss_scaled
 from steersman.rows import send, take
-from steersman.sample.loop import Recurrence
-from steersman.sample.particles import Particles, Swarm
+from steersman.sampling.loop import Recurrence
+from steersman.sampling.particles import Particles, Swarm
 from steersman.schedule import CLEAN, Level, Schedule, broadcast
 from steersman.schedulers import FAMILIES
 

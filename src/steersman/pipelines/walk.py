@@ -24,8 +24,8 @@ from steersman.pipelines.parts import Parts, exact, frozen, recomputed
 from steersman.pipelines.recording import Recording, Turn
 from steersman.pipelines.samples import over_frames
 from steersman.pipelines.trajectory import Plan, Trajectory
-from steersman.sample.loop import Recurrence
-from steersman.sample.particles import Particles
+from steersman.sampling.loop import Recurrence
+from steersman.sampling.particles import Particles
 from steersman.schedule import VP, Flow, Schedule
 from steersman.schedulers import FAMILIES
 

@@ -16,7 +16,7 @@ from steersman.classifiers.module import imported
 from steersman.errors import InputError, unknown
 from steersman.guidance import average, injection, loss, objective, stabilizer, strength, view
 from steersman.guidance.guide import Route
-from steersman.sample import DDIM, DDPM, DPMpp, Heun, NamedScheduler, Particles, Recurrence
+from steersman.sampling import DDIM, DDPM, DPMpp, Heun, NamedScheduler, Particles, Recurrence
 from steersman.schedule import Spacing
 from steersman.trust import CODE
 from steersman.typed import check_finite, finite, typed

@@ -22,7 +22,7 @@ from steersman.files import parse_yaml, read_text
 from steersman.guidance import Guide, Noisy, Sum, Switch, Toward, Translated
 from steersman.guidance.objective import Logits, Objective
 from steersman.recipes.axes import AXES, HandOver, Unchanged, build, normal, plain
-from steersman.sample import Particles, Recurrence, Sampler
+from steersman.sampling import Particles, Recurrence, Sampler
 from steersman.schedule import Level
 from steersman.trust import refuse_code
 from steersman.typed import filled_in
@@ -49,7 +49,7 @@ class Guides(list[Guide]):
 
     Attributes:
         sampler: How the recipe steps.
-        sampling: The recipe's other settings of sampling, as `steersman.sample.sample` takes them.
+        sampling: The recipe's other settings of sampling, as `steersman.sampling.sample` takes them.
         recurrence: How often it repeats steps.
         particles: How many particles an image has, and which of them go on.
     """
@@ -285,7 +285,7 @@ class Recipe(BaseModel):
         return self._build("sampler")
 
     def walk(self) -> dict[str, Any]:
-        """Returns how the levels are walked, as `steersman.sample.sample` takes it."""
+        """Returns how the levels are walked, as `steersman.sampling.sample` takes it."""
         walk = self._build("walk")
         chosen = {axis: self._build(axis) for axis in ("recurrence", "particles")}
         return vars(walk) | chosen

@@ -18,7 +18,7 @@ from torch import Tensor
 from steersman.errors import InputError, unknown
 from steersman.files import replacing
 from steersman.report.sheets import sheet
-from steersman.sample.loop import Report
+from steersman.sampling.loop import Report
 
 __all__ = ["Frames", "animation", "heat"]
 
@@ -26,7 +26,7 @@ View = Literal["x0", "x"]
 
 
 class Frames:
-    """A callback of `steersman.sample.sample` that keeps the images and the gradients of its walk.
+    """A callback of `steersman.sampling.sample` that keeps the images and the gradients of its walk.
 
     Args:
         view: What to show: ``x0``, the denoised image that the step used, or ``x``, the sample after the step.

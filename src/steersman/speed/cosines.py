@@ -26,8 +26,8 @@ from steersman.guidance.decoded import after_decoding
 from steersman.guidance.guide import Guide
 from steersman.guidance.step import Step
 from steersman.memory import halving, is_out_of_memory
-from steersman.sample import Report
-from steersman.sample.noise import SeededNoise
+from steersman.sampling import Report
+from steersman.sampling.noise import SeededNoise
 from steersman.session import Session, Target
 
 __all__ = ["Given"]

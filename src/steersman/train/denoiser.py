@@ -42,7 +42,7 @@ from steersman.denoisers.save import scheduler_of
 from steersman.errors import InputError, unknown
 from steersman.files import replacing_in, write_json
 from steersman.report import grid
-from steersman.sample import DDIM, Heun, sample
+from steersman.sampling import DDIM, Heun, sample
 from steersman.schedule import EDM, VP, broadcast
 from steersman.train.augment import flipped
 from steersman.train.loop import Batch, Training, fit

@@ -27,7 +27,7 @@ from steersman.recipes.axes import build
 from steersman.report.curves import write_curves, write_rows
 from steersman.report.figures import with_interval
 from steersman.report.tables import markdown
-from steersman.sample import levels_of
+from steersman.sampling import levels_of
 from steersman.schedule import Level, Schedule
 
 __all__ = ["calibration"]

@@ -20,7 +20,7 @@ from steersman.denoise import Denoiser
 from steersman.errors import InputError, unknown
 from steersman.recipes import load_recipe
 from steersman.report.curves import write_curves
-from steersman.sample import levels_of
+from steersman.sampling import levels_of
 
 __all__ = ["gradients"]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from steersman.errors import InputError
 from steersman.guidance.step import Step, reverse_variance
-from steersman.sample.sampler import Draw, Move, Predict, Sampler, randomly
+from steersman.sampling.sampler import Draw, Move, Predict, Sampler, randomly
 from steersman.schedule import broadcast
 from steersman.typed import finite
 

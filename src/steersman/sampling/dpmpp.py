@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steersman.guidance.step import Step
-from steersman.sample.sampler import Draw, Move, Predict, Sampler
+from steersman.sampling.sampler import Draw, Move, Predict, Sampler
 from steersman.schedule import broadcast
 
 __all__ = ["DPMpp"]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from steersman.errors import InputError
 from steersman.guidance.step import Step, transition
-from steersman.sample.sampler import Draw, Move, Predict, Sampler
+from steersman.sampling.sampler import Draw, Move, Predict, Sampler
 from steersman.schedule import Level, broadcast
 from steersman.typed import finite
 

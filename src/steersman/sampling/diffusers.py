@@ -28,7 +28,7 @@ from steersman.errors import InputError, unknown
 from steersman.guidance.injection import Estimate
 from steersman.guidance.step import FixedVariance, Step
 from steersman.rows import each_tensor, send
-from steersman.sample.sampler import Draw, Move, Predict
+from steersman.sampling.sampler import Draw, Move, Predict
 from steersman.schedule import CLEAN, Level, Schedule, Spacing, broadcast
 from steersman.schedulers import FAMILIES, Family, solver_levels
 from steersman.typed import check_finite

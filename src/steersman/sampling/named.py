@@ -17,8 +17,8 @@ from torch import Tensor
 
 from steersman.errors import InputError, unknown
 from steersman.guidance.step import FixedVariance, Step
-from steersman.sample.diffusers import KNOWN, DiffusersSampler
-from steersman.sample.sampler import Draw, Move, Predict, Sampler
+from steersman.sampling.diffusers import KNOWN, DiffusersSampler
+from steersman.sampling.sampler import Draw, Move, Predict, Sampler
 from steersman.schedule import EDM, VP, Flow, Level, Schedule, Spacing
 from steersman.schedulers import FAMILIES, Family
 from steersman.typed import check_finite, typed

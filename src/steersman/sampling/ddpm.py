@@ -8,7 +8,7 @@ from torch import Tensor
 
 from steersman.errors import unknown
 from steersman.guidance.step import FixedVariance, Step, posterior_mean
-from steersman.sample.sampler import Draw, Move, Predict, randomly
+from steersman.sampling.sampler import Draw, Move, Predict, randomly
 from steersman.typed import finite
 
 __all__ = ["DDPM"]

@@ -34,9 +34,9 @@ from steersman.guidance.targets import Target, resolved
 from steersman.names import each_class, resolve
 from steersman.precision import ieee
 from steersman.rows import take
-from steersman.sample.noise import GivenNoise, Noise, SeededNoise
-from steersman.sample.particles import Particles, Swarm
-from steersman.sample.sampler import Draw, Sampler, levels_of
+from steersman.sampling.noise import GivenNoise, Noise, SeededNoise
+from steersman.sampling.particles import Particles, Swarm
+from steersman.sampling.sampler import Draw, Sampler, levels_of
 from steersman.schedule import Level, Schedule, Spacing, broadcast
 from steersman.typed import finite
 
