@@ -35,13 +35,13 @@ def test_figures_and_statistics(call, tmp_path):
 
 BAD = [
     (["nowhere", "--reference", BALLS], "got 'nowhere'"),
-    (["empty", "--reference", BALLS], "'empty' holds no images"),
+    (["empty", "--reference", BALLS], "'empty' must hold at least 1 image"),
     (["set", "--reference", "nowhere.npz"], "got 'nowhere.npz'"),
     (["set", "--judge", "none"], "reference: none given"),
     (["set", "--figures", "fid"], "reference: none given, but fid needs one"),
     (["set", "--figures", "fdi"], "unknown figure 'fdi'; did you mean 'fid'"),
     (["set", "--reference", "set", "--features", "inceptoin"], "unknown features 'inceptoin'"),
-    (["set", "--reference", BALLS], "images of 64 by 64 pixels given, samples are 8 by 8"),
+    (["set", "--reference", BALLS], "must have the size of the samples, 8 by 8 pixels, got 64 by 64"),
     (["set", "--resamples", "-1"], "resamples: -1 given; allowed: 0 and more"),
     (["set", "--device", "cuda:99"], "device: 'cuda:99' given"),
     (["set", "--figures", "clip_score"], "clip_score cannot be given: neither guide nor judge compares"),

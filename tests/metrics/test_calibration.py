@@ -70,7 +70,7 @@ def test_agrees_with_torchmetrics(bins, draw):
 
 
 def test_refusals():
-    with pytest.raises(InputError, match="0 images"):
+    with pytest.raises(InputError, match="needs at least 1 image, got 0"):
         reliability(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64))
-    with pytest.raises(InputError, match="bins: 0 given"):
+    with pytest.raises(InputError, match="bins must be at least 1, got 0"):
         reliability(torch.zeros(1, 3), torch.zeros(1, dtype=torch.int64), bins=0)

@@ -252,11 +252,11 @@ def test_clip_score_is_torchmetrics(clip, pixels, quarters, tmp_path):
 @pytest.mark.parametrize(
     ("samples", "reference", "figure", "message"),
     [
-        (1, 5, "fid", "fid: 1 samples given; allowed: 2 and more"),
-        (3, 9, "recall", "recall: 3 samples given; allowed: 4 and more"),
-        (9, 3, "precision", "precision: 3 images of the reference given; allowed: 4 and more"),
-        (9, 5, "coverage", "coverage: 5 images of the reference given; allowed: 6 and more"),
-        (9, 1, "kid", "kid: 1 images of the reference given; allowed: 2 and more"),
+        (1, 5, "fid", "fid needs at least 2 samples, got 1; give more, or"),
+        (3, 9, "recall", "recall needs at least 4 samples, got 3"),
+        (9, 3, "precision", "precision needs at least 4 images of the reference, got 3"),
+        (9, 5, "coverage", "coverage needs at least 6 images of the reference, got 5"),
+        (9, 1, "kid", "kid needs at least 2 images of the reference, got 1"),
     ],
 )
 def test_too_few_images(samples, reference, figure, message, pixels, quarters, tmp_path):
@@ -268,10 +268,10 @@ def test_too_few_images(samples, reference, figure, message, pixels, quarters, t
 def test_what_cannot_be_compared(lit, pixels, quarters):
     samples = read_images(lit / "one")
     other = measured(samples, Extractor(name="other", embed=quarters.embed))
-    with pytest.raises(InputError, match="'quarters' .12. given, but .* has those of 'other'"):
+    with pytest.raises(InputError, match="samples' are 'quarters' .12 columns. and those of .* are 'other'"):
         evaluate(samples, other, features=quarters)
     large = read_images(write(lit / "large", pixels(9, side=16)))
-    with pytest.raises(InputError, match="images of 16 by 16 pixels given, samples are 8 by 8"):
+    with pytest.raises(InputError, match="must have the size of the samples, 8 by 8 pixels, got 16 by 16"):
         evaluate(samples, large, features=quarters)
     with pytest.raises(InputError, match="unknown figure 'fdi'"):
         evaluate(samples, None, features=quarters, figures=("fdi",))

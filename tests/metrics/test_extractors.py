@@ -133,9 +133,11 @@ def test_ones_own_network_and_classifier(module, images):
 
 
 def test_ones_own_that_are_no_features(module, images):
-    with pytest.raises(InputError, match=r"maps 3 images to \(3, 3, 2, 2\); allowed: \(3, D\)"):
+    with pytest.raises(InputError, match=r"must map 3 images to the shape \(3, D\), got \(3, 3, 2, 2\)"):
         load_extractor(f"{module}:maps").embed(images)
-    with pytest.raises(InputError, match="made a builtin_function_or_method"):
+    with pytest.raises(
+        InputError, match="must return a classifier or a torch.nn.Module, got builtin_function_or_method"
+    ):
         load_extractor(f"{module}:function")
     with pytest.raises(InputError, match="unknown features 'inceptoin'; did you mean 'inception'"):
         load_extractor("inceptoin")

@@ -69,7 +69,7 @@ def test_of_a_covariance_as_of_the_images(count, draw):
 
 
 def test_refusals():
-    with pytest.raises(InputError, match="1 rows"):
+    with pytest.raises(InputError, match="features must have at least 2 rows, got 1"):
         frechet_distance(torch.zeros(2, 3), torch.zeros(1, 3))
-    with pytest.raises(InputError, match="3 and 4 wide"):
+    with pytest.raises(InputError, match="same network, got sets with 3 and 4 columns"):
         frechet_distance(torch.zeros(2, 3), torch.zeros(2, 4))

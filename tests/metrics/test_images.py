@@ -124,13 +124,13 @@ def damaged(pixels, tmp_path, kind):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("empty", "holds no images"),
+        ("empty", "must hold at least 1 image"),
         ("no image", "x.png' cannot be used; it must be an image: PNG, JPEG"),
-        ("sizes", "000002.png' is 12 by 12 pixels, 000000.png 8 by 8; allowed: one size"),
-        ("mixed", "holds images and folders of images"),
+        ("sizes", "000002.png' has 12 by 12 pixels and 000000.png has 8 by 8; resize them with"),
+        ("mixed", "must hold either images or a folder of images for each class"),
         ("pickled", "set.npz' cannot be used; its array 'arr_0.npy' claims object"),
-        ("other array", r"arr_0 \(2, 3, 8, 8\) float32; allowed: arr_0 of \(N, H, W, 3\) in uint8"),
-        ("labels", r"labels of \(3,\); allowed: arr_1 of \(2,\)"),
+        ("other array", r"must hold arr_0 of shape \(N, H, W, 3\) in uint8, got arr_0 \(2, 3, 8, 8\) float32"),
+        ("labels", r"must have the shape \(2,\), got \(3,\)"),
         ("no archive", "set.npz' cannot be read"),
     ],
 )
@@ -153,7 +153,7 @@ def test_a_truncated_image(pixels, tmp_path):
     [
         ("nowhere", "images must be a folder"),
         ("sportballs:golf", "unknown preset or class of sportballs 'golf'"),
-        ("sportballs?num=0", "num=0; allowed: 1 and more"),
+        ("sportballs?num=0", "num must be a whole number of at least 1, got '0'"),
         ("sportballs?nmu=3", "unknown option of 'sportballs.nmu=3' 'nmu'"),
     ],
 )
@@ -163,7 +163,7 @@ def test_specs_that_are_refused(spec, message):
 
 
 def test_without_labels_there_is_no_class(pixels, tmp_path):
-    with pytest.raises(InputError, match="has no labels"):
+    with pytest.raises(InputError, match="from a set with labels, but .* has none"):
         read_images(write(tmp_path, pixels(1))).of("cat")
 
 

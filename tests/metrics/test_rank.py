@@ -68,9 +68,9 @@ def test_the_interval_is_as_wide_as_other_settings_are_spread(draw):
 
 
 def test_refusals():
-    with pytest.raises(InputError, match="2 and 3 values given"):
+    with pytest.raises(InputError, match="same length, at least 2, got 2 and 3 values"):
         correlation([1, 2], [1, 2, 3])
-    with pytest.raises(InputError, match="1 and 1 values given"):
+    with pytest.raises(InputError, match="got 1 and 1 values"):
         by_chance([1], [1])
     with pytest.raises(InputError, match="not finite"):
         correlation([1, float("nan")], [1, 2])

@@ -56,7 +56,7 @@ def test_2048_features_without_an_extractor_are_inceptions(tmp_path):
     np.savez(tmp_path / "edm.npz", mu=np.zeros(2048), sigma=np.zeros((2048, 2048)))
     assert read_statistics(tmp_path / "edm.npz").extractor == "inception"
     np.savez(tmp_path / "other.npz", mu=np.zeros(12), sigma=np.eye(12))
-    with pytest.raises(InputError, match="says no extractor, and 12 features are not Inception's"):
+    with pytest.raises(InputError, match="must name its extractor or have the 2048 features of Inception, it has 12"):
         read_statistics(tmp_path / "other.npz")
 
 
@@ -76,20 +76,20 @@ def test_order_and_batch_size_do_not_matter(pixels, quarters, tmp_path):
 
 def test_features_that_are_not_finite_are_refused(sets):
     nothing = Extractor(name="nothing", embed=lambda images: images.flatten(1) / 0)
-    with pytest.raises(InputError, match="'nothing' gives values that are not finite"):
+    with pytest.raises(InputError, match="features must be finite, but 'nothing' returned values that are not"):
         measured(sets[0], nothing)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"mean": np.zeros(3)}, "holds mean; allowed: images as arr_0, or mu and sigma"),
-        ({"mu": np.zeros(3), "sigma": np.eye(4)}, r"mu of \(3,\), sigma of \(4, 4\)"),
-        ({"mu": np.full(3, np.nan), "sigma": np.eye(3)}, "is not finite"),
+        ({"mean": np.zeros(3)}, "must hold images as arr_0, or mu and sigma; it holds mean"),
+        ({"mu": np.zeros(3), "sigma": np.eye(4)}, r"must have the shapes \(D,\) and \(D, D\), got \(3,\) and \(4, 4\)"),
+        ({"mu": np.full(3, np.nan), "sigma": np.eye(3)}, "must be finite, but some values are not"),
         ({"mu": np.zeros(3), "sigma": np.eye(3), "extractor": np.array("x"), "features": np.eye(2)}, r"\(2, 2\)"),
         (
             {"mu": np.zeros(2), "sigma": np.eye(2), "extractor": np.array("x"), "labels": np.array(["a"])},
-            r"labels of \(1,\); allowed: one a row",
+            r"must be one for each row of features, got shape \(1,\)",
         ),
     ],
 )

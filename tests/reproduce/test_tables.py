@@ -94,7 +94,7 @@ REFUSED = [
     ({"changes": {"walk.step": 3}}, "unknown setting of walk"),
     ({"published": {"guided": {"fdi": 1.0}}}, "unknown figure 'fdi'"),
     ({"published": {"steered": {"fid": 1.0}}}, "published.steered"),
-    ({"reference": None}, "reference: none given, but fid needs one"),
+    ({"reference": None}, "reference must be given, as fid needs one"),
     ({"num": 0}, "num must be greater than 0, got 0"),
     ({"classifiers": []}, "classifiers"),
     ({"tflop": {"denoiser": 1.0}}, "tflop.guide is missing"),

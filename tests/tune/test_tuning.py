@@ -116,7 +116,7 @@ REFUSED = [
     ({"base": {"targets": ("zebra",)}}, "unknown class 'zebra'"),
     ({"recipes": ("nrgc",)}, "unknown recipe 'nrgc'"),
     ({"reference": "nowhere"}, "got 'nowhere'"),
-    ({"reference": "sportballs?num=40"}, "reference: images of 64 by 64 pixels given, samples are 16 by 16"),
+    ({"reference": "sportballs?num=40"}, "must have the size of the samples, 16 by 16 pixels, got 64 by 64"),
 ]
 
 

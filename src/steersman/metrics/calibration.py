@@ -82,9 +82,9 @@ def binned(confidence: Float[Tensor, "B"], right: Bool[Tensor, "B"], bins: int =
         InputError: There are no images, or no bins.
     """
     if not len(confidence):
-        raise InputError("calibration: 0 images given; allowed: 1 and more")
+        raise InputError("the calibration error needs at least 1 image, got 0")
     if bins < 1:
-        raise InputError(f"bins: {bins} given; allowed: 1 and more")
+        raise InputError(f"bins must be at least 1, got {bins}")
     confidence, right = confidence.cpu().double(), right.cpu().double()
     place = _places(confidence, bins)
     count, sure, true = (

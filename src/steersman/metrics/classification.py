@@ -42,7 +42,7 @@ def accuracy(logits: Float[Tensor, "B K"], target: Int[Tensor, "B"], *, multilab
         InputError: There are no images.
     """
     if not len(logits):
-        raise InputError("accuracy: 0 images given; allowed: 1 and more")
+        raise InputError("accuracy needs at least 1 image, got 0")
     return correct(logits, target, multilabel=multilabel).float().mean().item()
 
 
@@ -76,9 +76,9 @@ def wilson(successes: int, count: int, confidence: float = 0.95) -> tuple[float,
         InputError: A number is out of its range.
     """
     if not 0 <= successes <= count or count < 1:
-        raise InputError(f"wilson: {successes} of {count} given; allowed: 0 to n of n, n 1 and more")
+        raise InputError(f"wilson needs 0 to n successes of n, with n at least 1, got {successes} of {count}")
     if not 0 < confidence < 1:
-        raise InputError(f"confidence: {confidence} given; allowed: between 0 and 1")
+        raise InputError(f"confidence must be between 0 and 1, got {confidence}")
     z2 = NormalDist().inv_cdf((1 + confidence) / 2) ** 2
     centre = successes + z2 / 2
     spread = math.sqrt(z2 * (successes * (count - successes) / count + z2 / 4))

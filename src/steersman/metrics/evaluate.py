@@ -135,8 +135,8 @@ def evaluate(
         )
         if real.extractor != held.extractor or real.width != held.width:
             raise InputError(
-                f"features: {held.extractor!r} ({held.width}) given, but {real.spec!r} has those of "
-                f"{real.extractor!r} ({real.width}); allowed: the same"
+                f"features must be those of the reference, but the samples' are {held.extractor!r} "
+                f"({held.width} columns) and those of {real.spec!r} are {real.extractor!r} ({real.width} columns)"
             )
         found |= _compared(held, real, targets, guide, wanted, draw)
     return found
@@ -276,8 +276,8 @@ def _check(samples: ImageSet, reference: ImageSet | Statistics, wanted: Sequence
     if reference.side is not None and reference.side != samples.side:
         (height, width), (other_height, other_width) = samples.side, reference.side
         raise InputError(
-            f"reference: images of {other_height} by {other_width} pixels given, samples are {height} by {width}; "
-            "allowed: one size, or FOLDER?resolution=64"
+            f"reference images must have the size of the samples, {width} by {height} pixels, got {other_width} by "
+            f"{other_height}; resize them with FOLDER?resolution=64"
         )
 
 
@@ -287,7 +287,7 @@ def _count(held: ImageSet | Statistics) -> int:
 
 def _enough(figure: str, count: int, least: int, what: str) -> None:
     if count < least:
-        raise InputError(f"{figure}: {count} {what} given; allowed: {least} and more, or other figures")
+        raise InputError(f"{figure} needs at least {least} {what}, got {count}; give more, or ask for other figures")
 
 
 def _compared(

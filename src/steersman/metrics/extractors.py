@@ -91,14 +91,16 @@ def _module(name: str, device: torch.device | str) -> tuple[str, Embed]:
         return spec, _penultimate(load_module(name), device)
     if not isinstance(made, nn.Module):
         kind = type(made).__name__
-        raise InputError(f"features: {spec!r} made a {kind}; allowed: a classifier, or a network of torch's")
+        raise InputError(f"features: {spec!r} must return a classifier or a torch.nn.Module, got {kind}")
     network = made.to(device).eval()
 
     def embed(images: Tensor) -> Tensor:
         found = network(images)
         if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(images):
             shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise InputError(f"features: {spec!r} maps {len(images)} images to {shape}; allowed: ({len(images)}, D)")
+            raise InputError(
+                f"features: {spec!r} must map {len(images)} images to the shape ({len(images)}, D), got {shape}"
+            )
         return found
 
     return spec, embed
@@ -138,7 +140,7 @@ def _dinov2(name: str, device: torch.device | str) -> tuple[str, Embed]:
     def read(place: str, **where: bool) -> tuple[Any, Any]:
         kind = transformers.AutoConfig.from_pretrained(place, **where).model_type
         if not kind.startswith("dinov2"):
-            raise InputError(f"features: {spec!r} is of the type {kind}; allowed: dinov2")
+            raise InputError(f"features: {spec!r} must be a model of the type dinov2, got {kind}")
         processor = transformers.AutoImageProcessor.from_pretrained(place, **where)
         model, info = transformers.AutoModel.from_pretrained(
             place, use_safetensors=True, output_loading_info=True, **where

@@ -50,7 +50,7 @@ def mean_pairwise_distance(features: Float[Tensor, "B D"]) -> float:
         InputError: There are fewer than two rows.
     """
     if len(features) < 2:
-        raise InputError(f"features: {len(features)} rows given; allowed: 2 and more")
+        raise InputError(f"features must have at least 2 rows, got {len(features)}")
     features = features.cpu().double()
     count = len(features)
     exact = "donot_use_mm_for_euclid_dist"  # the product formula loses half the digits of small distances

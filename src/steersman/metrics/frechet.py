@@ -41,7 +41,7 @@ def moments(features: Float[Tensor, "B D"]) -> Moments:
         InputError: There are fewer than two rows.
     """
     if len(features) < 2:
-        raise InputError(f"features: {len(features)} rows given; allowed: 2 and more")
+        raise InputError(f"features must have at least 2 rows, got {len(features)}")
     features = features.cpu().double()
     mean = features.mean(0)
     return Moments(mean, torch.linalg.qr(features - mean, mode="r").R / (len(features) - 1) ** 0.5)
@@ -72,6 +72,7 @@ def frechet_distance(features_a: Float[Tensor, "A D1"], features_b: Float[Tensor
     """
     if features_a.shape[1] != features_b.shape[1]:
         raise InputError(
-            f"features: {features_a.shape[1]} and {features_b.shape[1]} wide; allowed: two sets of the same network"
+            "features must be two sets of the same network, got sets with "
+            f"{features_a.shape[1]} and {features_b.shape[1]} columns"
         )
     return frechet(moments(features_a), moments(features_b))

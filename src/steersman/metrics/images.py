@@ -99,7 +99,7 @@ class ImageSet:
             InputError: There is none of that name, or the images have no labels.
         """
         if self.labels is None:
-            raise InputError(f"class: {name!r} given, but {self.spec!r} has no labels; allowed: a set with labels")
+            raise InputError(f"class {name!r} can only be chosen from a set with labels, but {self.spec!r} has none")
         meant = same_class([name], self.classes)
         chosen = [place for place, label in enumerate(self.labels) if label in meant]
         if not chosen:
@@ -144,7 +144,8 @@ def read_images(spec: str | Path) -> ImageSet:
 
 def _number(spec: str, key: str, value: str) -> int:
     if not value.isdecimal() or (key != "seed" and int(value) == 0):
-        raise InputError(f"images: {spec!r} has {key}={value}; allowed: {0 if key == 'seed' else 1} and more")
+        least = 0 if key == "seed" else 1
+        raise InputError(f"images: {key} must be a whole number of at least {least}, got {value!r} in {spec!r}")
     return int(value)
 
 
@@ -200,10 +201,10 @@ def _folder(spec: str, folder: Path, resolution: int | None) -> ImageSet:
     below = {path: files for path, files in below.items() if files}
     if own and below:
         raise InputError(
-            f"images: {spec!r} holds images and folders of images; allowed: images, or a folder of them a class"
+            f"images: {spec!r} must hold either images or a folder of images for each class, but it holds both"
         )
     if not own and not below:
-        raise InputError(f"images: {spec!r} holds no images; allowed: {', '.join(SUFFIXES)}")
+        raise InputError(f"images: {spec!r} must hold at least 1 image ({', '.join(SUFFIXES)}), but it holds none")
     titles = _targets(folder)
     labels = tuple(titles.get(path.name, path.name) for path, files in below.items() for _ in files)
     if own and len(titles) == 1:
@@ -214,8 +215,8 @@ def _folder(spec: str, folder: Path, resolution: int | None) -> ImageSet:
     if other:
         (width, height), (first_width, first_height) = sizes[other], sizes[files[0]]
         raise InputError(
-            f"images: {str(other)!r} is {width} by {height} pixels, {files[0].name} {first_width} by {first_height}; "
-            "allowed: one size, or FOLDER?resolution=64"
+            f"images must all have the same size, but {str(other)!r} has {width} by {height} pixels and "
+            f"{files[0].name} has {first_width} by {first_height}; resize them with FOLDER?resolution=64"
         )
     return ImageSet(
         spec=spec,
@@ -237,7 +238,7 @@ def _packed(spec: str, shards: Sequence[Path], resolution: int | None) -> ImageS
         owners += [(path, place) for place in range(len(held))]
         labels += [record.target for record in held]
     if not owners:
-        raise InputError(f"images: {spec!r} holds no images; allowed: 1 and more")
+        raise InputError(f"images: {spec!r} must hold at least 1 image, but it holds none")
 
     def one(path: Path, place: int) -> UInt8[Tensor, "3 H W"]:
         with about("images", path):
@@ -294,11 +295,13 @@ def _batch(spec: str) -> ImageSet:
     images, numbers = held.get("arr_0"), held.get("arr_1")
     if images is None or images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
         has = ", ".join(f"{key} {each.shape} {each.dtype}" for key, each in held.items())
-        raise InputError(f"images: {spec!r} holds {has or 'nothing'}; allowed: arr_0 of (N, H, W, 3) in uint8")
+        raise InputError(f"images: {spec!r} must hold arr_0 of shape (N, H, W, 3) in uint8, got {has or 'no arrays'}")
     if not len(images):
-        raise InputError(f"images: {spec!r} holds no images; allowed: 1 and more")
+        raise InputError(f"images: {spec!r} must hold at least 1 image, but it holds none")
     if numbers is not None and numbers.shape != (len(images),):
-        raise InputError(f"images: {spec!r} has labels of {numbers.shape}; allowed: arr_1 of ({len(images)},)")
+        raise InputError(
+            f"images: labels (arr_1) in {spec!r} must have the shape ({len(images)},), got {numbers.shape}"
+        )
     return ImageSet(
         spec=spec,
         indices=range(len(images)),
@@ -323,8 +326,9 @@ def moments_in(held: Mapping[str, np.ndarray], spec: str) -> tuple[Float[Tensor,
         return None
     if mean.ndim != 1 or covariance.shape != (*mean.shape, *mean.shape):
         raise InputError(
-            f"statistics: {spec!r} has mu of {mean.shape}, sigma of {covariance.shape}; allowed: D, D by D"
+            f"statistics: mu and sigma in {spec!r} must have the shapes (D,) and (D, D), got {mean.shape} and "
+            f"{covariance.shape}"
         )
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
-        raise InputError(f"statistics: {spec!r} is not finite; allowed: finite values")
+        raise InputError(f"statistics: mu and sigma in {spec!r} must be finite, but some values are not")
     return torch.from_numpy(mean), torch.from_numpy(covariance)

@@ -103,9 +103,11 @@ def by_chance(x: Sequence[float], y: Sequence[float], *, drawn: int = DRAWN, see
 def _pair(x: Sequence[float], y: Sequence[float]) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
     first, second = (torch.tensor(each, dtype=torch.float64) for each in (list(x), list(y)))
     if len(first) != len(second) or len(first) < 2:
-        raise InputError(f"correlation: {len(first)} and {len(second)} values given; allowed: as many, 2 and more")
+        raise InputError(
+            f"correlation needs two lists of the same length, at least 2, got {len(first)} and {len(second)} values"
+        )
     if not (first.isfinite().all() and second.isfinite().all()):
-        raise InputError("correlation: values that are not finite given; allowed: numbers")
+        raise InputError("correlation needs finite values, but some are not finite")
     return first, second
 
 

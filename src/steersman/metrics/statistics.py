@@ -81,7 +81,7 @@ class Statistics:
             InputError: There is none of that name, or no labels or features are known.
         """
         if self.labels is None or self.features is None:
-            raise InputError(f"class: {name!r} given, but {self.spec!r} has no labels; allowed: a set with labels")
+            raise InputError(f"class {name!r} can only be chosen from a set with labels, but {self.spec!r} has none")
         meant = same_class([name], classes := dict.fromkeys(self.labels))
         chosen = [place for place, label in enumerate(self.labels) if label in meant]
         if not chosen:
@@ -123,7 +123,7 @@ def measured(
     order = sorted(range(len(digests)), key=lambda place: (digests[place], named[place]))
     features = torch.cat(rows)[order]
     if not features.isfinite().all():
-        raise InputError(f"features: {extractor.name!r} gives values that are not finite; allowed: finite ones")
+        raise InputError(f"features must be finite, but {extractor.name!r} returned values that are not")
     labels = images.labels and tuple(images.labels[place] for place in order)
     return Statistics(
         spec=images.spec,
@@ -157,7 +157,7 @@ def write_statistics(path: Path, statistics: Statistics) -> None:
             np.savez(file, **content)  # pyright: ignore[reportArgumentType]
     except OSError as error:
         raise InputError(
-            f"statistics: {str(path)!r} cannot be written ({error.strerror}); allowed: a writable file"
+            f"statistics: {str(path)!r} cannot be written ({error.strerror}); give a file that can be written"
         ) from error
 
 
@@ -171,19 +171,22 @@ def read_statistics(path: str | Path) -> Statistics:
     found = moments_in(held, spec)
     if found is None:
         raise InputError(
-            f"statistics: {spec!r} holds {', '.join(held) or 'nothing'}; allowed: images as arr_0, or mu and sigma"
+            f"statistics: {spec!r} must hold images as arr_0, or mu and sigma; it holds "
+            f"{', '.join(held) or 'no arrays'}"
         )
     width = len(found[0])
     extractor = str(held["extractor"]) if "extractor" in held else INCEPTION if width == WIDTH else None
     if extractor is None:
         raise InputError(
-            f"statistics: {spec!r} says no extractor, and {width} features are not Inception's; allowed: 2048"
+            f"statistics: {spec!r} must name its extractor or have the {WIDTH} features of Inception, it has {width}"
         )
     features, labels = held.get("features"), held.get("labels")
     if features is not None and (features.ndim != 2 or features.shape[1] != width):
-        raise InputError(f"statistics: {spec!r} has features of {features.shape}; allowed: N by {width}")
+        raise InputError(f"statistics: features in {spec!r} must have the shape (N, {width}), got {features.shape}")
     if labels is not None and (features is None or labels.shape != (len(features),)):
-        raise InputError(f"statistics: {spec!r} has labels of {labels.shape}; allowed: one a row of features")
+        raise InputError(
+            f"statistics: labels in {spec!r} must be one for each row of features, got shape {labels.shape}"
+        )
     return Statistics(
         spec=spec,
         extractor=extractor,

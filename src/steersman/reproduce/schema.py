@@ -125,7 +125,7 @@ class Reproduction(_Part):
             if figure not in FIGURES:
                 raise unknown("figure", figure, FIGURES)
             if figure in DISTANCES and self.reference is None:
-                raise InputError(f"reference: none given, but {figure} needs one")
+                raise InputError(f"reference must be given, as {figure} needs one")
         return self
 
     def load_recipe(self, steps: int | None = None) -> Recipe:
