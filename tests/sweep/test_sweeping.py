@@ -154,7 +154,7 @@ def test_a_folder_of_another_sweep_is_left_alone(done, denoiser):
         sweep(denoiser, *TWO, base={"seed": 1}),
         sweep(denoiser, *TWO, reference="sportballs?num=17&resolution=16"),
     ):
-        with pytest.raises(InputError, match="holds a sweep with other settings; allowed: an empty folder"):
+        with pytest.raises(InputError, match="holds a sweep with other settings; use another folder"):
             Sweeping(other, done)
     assert sorted(path.name for path in done.rglob("*")) == before
 
@@ -179,12 +179,16 @@ REFUSED = [
     (
         ["scale=1,2"],
         {"reference": "sportballs?num=16"},
-        "reference: images of 64 by 64 pixels given, samples are 16 by 16",
+        "must have the size of the samples, 16 by 16 pixels, got 64 by 64",
     ),
     (["scale=1,2"], {"reference": "nowhere"}, "got 'nowhere'"),
     (["scale=1,2"], {"features": "nothing"}, "unknown features 'nothing'"),
     (["scale=1,2"], {"figures": ("fid", "fdi")}, "unknown figure 'fdi'; did you mean 'fid'"),
-    (["scale=1,2"], {"reference": "sportballs?num=16&resolution=16"}, "cfid: 1 images of 'baseball' in the reference"),
+    (
+        ["scale=1,2"],
+        {"reference": "sportballs?num=16&resolution=16"},
+        "cfid needs at least 2 images of 'baseball' in the reference, got 1",
+    ),
     (["scale=1,2"], {"base": {"targets": ("zebra",)}}, "cell scale=1: "),
     (["label=baseball,cricket"], {}, "cell label=cricket: unknown label 'cricket'"),
 ]

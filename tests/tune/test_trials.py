@@ -20,7 +20,7 @@ TRIALS = [
     trial(2, 13, 10.0, 30.0),  # 81.3%
     trial(3, 12, 12.0, 20.0),  # 75%
     trial(4, 16, 25.0, 120.0),
-    Trial(number=5, settings={}, reason="walk.steps: 0 given"),
+    Trial(number=5, settings={}, reason="walk.steps must be at least 1, got 0"),
 ]
 
 
@@ -48,10 +48,10 @@ def test_it_is_the_cheapest_within_the_bounds_or_the_nearest_within_a_budget(bou
     [
         (
             {"accuracy": 0.9, "budget": 50},
-            "budget: 50 given, .*: trial 0, accuracy 100.0%, distance 20, cost 100",
+            "budget 50 and the other bounds; the nearest is trial 0, accuracy 100.0%, distance 20, cost 100",
         ),
-        ({"budget": 10}, "budget: 10 given, .* nearest: trial 3"),
-        ({"accuracy": 0.8, "distance": 5}, "distance: 5 given, .* nearest: trial 2"),
+        ({"budget": 10}, "budget 10 and .* nearest is trial 3"),
+        ({"accuracy": 0.8, "distance": 5}, "distance 5 and .* nearest is trial 2"),
     ],
 )
 def test_where_none_keeps_to_the_bounds_the_nearest_is_named(bounds, told):
@@ -60,13 +60,13 @@ def test_where_none_keeps_to_the_bounds_the_nearest_is_named(bounds, told):
 
 
 def test_where_none_was_drawn_there_is_nothing_to_take():
-    with pytest.raises(InputError, match="trials: none could be drawn"):
+    with pytest.raises(InputError, match="none of the trials could be drawn"):
         choose(TRIALS[-1:], Bounds())
 
 
 @pytest.mark.parametrize("bad", [{"accuracy": 0.0}, {"accuracy": 1.1}, {"distance": 0.0}, {"budget": -1.0}])
 def test_bounds_that_bind_nothing_or_all_are_refused(bad):
-    with pytest.raises(InputError, match=f"{next(iter(bad))}: .* given; allowed"):
+    with pytest.raises(InputError, match=f"{next(iter(bad))} must be above 0.*, got {next(iter(bad.values()))}"):
         Bounds(**bad)
 
 

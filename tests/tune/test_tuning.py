@@ -92,7 +92,9 @@ def test_what_cannot_be_drawn_is_refused_with_its_reason_and_does_not_count(deno
 
 def test_beyond_the_budget_nothing_is_drawn(denoiser, tmp_path, monkeypatch):
     monkeypatch.setattr("steersman.tune.tuning.REFUSED", 3)
-    with pytest.raises(InputError, match="3 proposals in a row cannot be drawn; the last: budget: an image costs"):
+    with pytest.raises(
+        InputError, match="3 proposals in a row cannot be drawn; the last: an image must cost at most budget, 1, got"
+    ):
         worked(tune(denoiser, "walk.steps=3..4"), tmp_path, 1, bounds=Bounds(budget=1))
     assert not (tmp_path / "trials").exists()
 
@@ -110,9 +112,9 @@ def test_settings_that_were_drawn_before_are_not_drawn_again(denoiser, tmp_path)
 
 
 REFUSED = [
-    ({"space": {"scale": "3..1"}}, "search: 3..1 given"),
-    ({"base": {"judge": None}}, "judge: none given"),
-    ({"base": {"num": 1}}, "num: 1 given; allowed: 2 and more"),
+    ({"space": {"scale": "3..1"}}, "search: a range must be LOW..HIGH with LOW < HIGH, got 3..1"),
+    ({"base": {"judge": None}}, "judge must be given"),
+    ({"base": {"num": 1}}, "num must be at least 2 to measure a distance, got 1"),
     ({"base": {"targets": ("zebra",)}}, "unknown class 'zebra'"),
     ({"recipes": ("nrgc",)}, "unknown recipe 'nrgc'"),
     ({"reference": "nowhere"}, "got 'nowhere'"),

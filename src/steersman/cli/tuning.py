@@ -47,7 +47,7 @@ def carry_out(tune: Tune, out: Path, *, trials: int, bounds: Bounds) -> None:
             try:
                 chosen = choose(found, bounds)
             except InputError as error:
-                console.print(f"no recipe is written. {error}", markup=False, soft_wrap=True)
+                console.print(f"no recipe is written: {error}", markup=False, soft_wrap=True)
                 raise typer.Exit(1) from None
             write_recipe(out / "recipe.yaml", chosen, tuning.run_of(chosen.settings), tune.reference)
     console.print(f"taken: {_line(chosen)}", markup=False, highlight=False, soft_wrap=True)

@@ -64,7 +64,7 @@ OTHERS: dict[str, tuple[str, Callable[[object], Any], str]] = {
     "cfg-scale": ("cfg_scale", _number, "a number"),
     "guidance": ("guided", _flag, "true or false"),
 }
-"""What can be varied beside a recipe's settings: the field of `Run`, its value from YAML, and what is allowed."""
+"""What can be varied beside a recipe's settings: the field of `Run`, its value from YAML, and what it must be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,9 +134,11 @@ class Sweep:
         for cell in cells:
             same = records.setdefault(repr(cell.run.record()), cell.name)
             if same != cell.name:
-                raise InputError(f"cells {same} and {cell.name}: the same settings; allowed: each once")
+                raise InputError(f"cells must differ in their settings, but {same} and {cell.name} have the same ones")
         if len({cell.folder for cell in cells}) < len(cells):
-            raise InputError(f"vary: {', '.join(self.varied)} have a value twice; allowed: each once")
+            raise InputError(
+                f"vary: each value may be given only once, but a value of {', '.join(self.varied)} is given twice"
+            )
         return cells
 
     def run(self, chosen: Mapping[str, Any]) -> Run:
@@ -150,11 +152,11 @@ class Sweep:
             if key == RECIPE:
                 name = str(value)
             elif key in OTHERS:
-                field, convert, allowed = OTHERS[key]
+                field, convert, form = OTHERS[key]
                 try:
                     fields[field] = convert(value)
                 except (TypeError, ValueError):
-                    raise InputError(f"{key}: {in_a_line(value)} given; allowed: {allowed}") from None
+                    raise InputError(f"{key} must be {form}, got {in_a_line(value)}") from None
             else:
                 changes[SHORT.get(key, key)] = value
         recipe = load_recipe(name, self.changes)
@@ -174,17 +176,17 @@ def varied(given: Iterable[str]) -> dict[str, list[Any]]:
         try:
             values = parse_yaml(f"[{text}\n]") if equals else None
         except InputError as error:
-            raise InputError(f"vary: {each!r} given; its values are no YAML list inside brackets") from error
+            raise InputError(f"vary: the values must be a YAML list without brackets, got {each!r}") from error
         if not key or not isinstance(values, list) or not values:
-            raise InputError(f"vary: {each!r} given; allowed: axis.option=a,b,c, as in scale=5,10,20")
+            raise InputError(f"vary must be axis.option=a,b,c, as in scale=5,10,20, got {each!r}")
         if key in found:
-            raise InputError(f"vary: {key} given twice; allowed: once, with all its values")
+            raise InputError(f"vary: {key} may be given only once, with all its values")
         for name in {name for value in values for name in _apart({key: value})}:
             if name not in (RECIPE, *OTHERS, *SHORT) and name.partition(".")[0] not in (*AXES, ALSO):
                 raise unknown("setting to vary", name, [CASE, RECIPE, *OTHERS, *SHORT, *AXES, ALSO])
         found[key] = values
     if not found:
-        raise InputError("vary: none given; allowed: axis.option=a,b,c, as in scale=5,10,20")
+        raise InputError("vary must be given at least once, as axis.option=a,b,c, such as scale=5,10,20")
     return found
 
 
@@ -197,7 +199,7 @@ def _apart(values: Mapping[str, Any]) -> dict[str, Any]:
         elif isinstance(value, Mapping):
             single |= {str(name): part for name, part in value.items() if name != NAME}
         else:
-            raise InputError(f"{CASE}: {in_a_line(value)} given; allowed: {{name: NAME, SETTING: VALUE, …}}")
+            raise InputError(f"{CASE} must be {{name: NAME, SETTING: VALUE, …}}, got {in_a_line(value)}")
     return single
 
 

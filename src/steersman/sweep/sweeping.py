@@ -87,7 +87,7 @@ class Sweeping:
     def _check_folder(self) -> None:
         if other_settings(self.out / "sweep.yaml", self.record, "sweep"):
             raise InputError(
-                f"out: {str(self.out)!r} holds a sweep with other settings; allowed: an empty folder, or that sweep"
+                f"out: {str(self.out)!r} holds a sweep with other settings; use another folder, or its settings"
             )
         for cell in self.cells:
             check_folder(self.folder(cell), cell.run)

@@ -53,7 +53,7 @@ class Range:
 
     def __post_init__(self) -> None:
         if not self.low < self.high:
-            raise InputError(f"search: {self.low:g}..{self.high:g} given; allowed: LOW..HIGH with LOW < HIGH")
+            raise InputError(f"search: a range must be LOW..HIGH with LOW < HIGH, got {self.low:g}..{self.high:g}")
 
     @property
     def by_decades(self) -> bool:
@@ -116,7 +116,7 @@ def chosen(space: Space, choosing: Choosing) -> dict[str, Any]:
         elif isinstance(value, Mapping):
             values |= {name: part for name, part in value.items() if name != NAME}
         else:
-            raise InputError(f"{CASE}: {in_a_line(value)} given; allowed: {{name: NAME, SETTING: VALUE, …}}")
+            raise InputError(f"{CASE} must be {{name: NAME, SETTING: VALUE, …}}, got {in_a_line(value)}")
     return values
 
 
@@ -212,10 +212,11 @@ def _options(pattern: object) -> dict[str, Any] | None:
     if isinstance(given, Mapping):
         return {str(name): option for name, option in given.items()}
     if not isinstance(given, list) or not given:
-        raise InputError(f"search: {in_a_line(pattern)} given; allowed: {{any: [A, B, …]}} or {{any: {{NAME: A, …}}}}")
+        form = "{any: [A, B, …]} or {any: {NAME: A, …}}"
+        raise InputError(f"search: a choice must be {form}, got {in_a_line(pattern)}")
     names = [str(each[NAME]) if isinstance(each, Mapping) and NAME in each else in_a_line(each) for each in given]
     if len(set(names)) < len(names):
-        raise InputError(f"search: {', '.join(names)} given; allowed: each once")
+        raise InputError(f"search: each value of a choice may be given only once, got {', '.join(names)}")
     return dict(zip(names, given, strict=True))
 
 

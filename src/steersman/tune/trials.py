@@ -91,10 +91,10 @@ class Bounds:
 
     def __post_init__(self) -> None:
         if self.accuracy is not None and not 0 < self.accuracy <= 1:
-            raise InputError(f"accuracy: {self.accuracy} given; allowed: above 0, to 1")
+            raise InputError(f"accuracy must be above 0 and at most 1, got {self.accuracy}")
         for name, value in (("distance", self.distance), ("budget", self.budget)):
             if value is not None and not value > 0:
-                raise InputError(f"{name}: {value} given; allowed: above 0")
+                raise InputError(f"{name} must be above 0, got {value}")
 
 
 def choose(trials: Iterable[Trial], bounds: Bounds) -> Trial:
@@ -105,7 +105,7 @@ def choose(trials: Iterable[Trial], bounds: Bounds) -> Trial:
     """
     drawn = [trial for trial in trials if trial.drawn]
     if not drawn:
-        raise InputError("trials: none could be drawn; allowed: a space in which some can")
+        raise InputError("none of the trials could be drawn; search a space in which some can")
     least = bounds.accuracy
     if bounds == Bounds():
         surest = max(drawn, key=lambda trial: (_accuracy(trial), -_cost(trial)))
@@ -121,9 +121,7 @@ def choose(trials: Iterable[Trial], bounds: Bounds) -> Trial:
         kept = [trial for trial in drawn if value(trial) <= sign * limit]
         if not kept:
             best = min(drawn, key=value)
-            raise InputError(
-                f"{name}: {limit:g} given, and no trial keeps to it with the others; nearest: {_said(best)}"
-            )
+            raise InputError(f"no trial keeps to {name} {limit:g} and the other bounds; the nearest is {_said(best)}")
         drawn = kept
     nearest = bounds.budget is not None and bounds.distance is None
     order = (_distance, _cost) if nearest else (_cost, _distance)

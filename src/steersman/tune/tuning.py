@@ -83,7 +83,7 @@ class Tune:
         if self.space is None:
             return around([load_recipe(name, self.changes) for name in dict.fromkeys(self.recipes)])
         if "denoiser" in self.space:
-            raise InputError("search: denoiser given; allowed: all but it, in whose evaluations a cost is measured")
+            raise InputError("search: denoiser cannot be searched, as costs are measured in its evaluations")
         check(self.space)
         return self.space
 
@@ -158,15 +158,15 @@ class Tuning:
         """Refuses what cannot be judged or compared."""
         judge, wanted = session.judge, session.targets
         if judge is None:
-            raise InputError("judge: none given; allowed: a network that says whether an image shows its target")
+            raise InputError("judge must be given: a network that says whether an image shows its target")
         if lacking := [target.name for target in wanted if target.judge is None]:
-            raise InputError(f"judge: {session.run.judge!r} given, which does not know {', '.join(lacking)}")
+            raise InputError(f"judge must know each target, but {session.run.judge!r} lacks {', '.join(lacking)}")
         if session.run.num < 2:
-            raise InputError(f"num: {session.run.num} given; allowed: 2 and more, for a distance")
+            raise InputError(f"num must be at least 2 to measure a distance, got {session.run.num}")
         if self.measure.rehearse(session)[DISTANCE].value is None:
             names = ", ".join(target.name for target in wanted)
             raise InputError(
-                f"reference: {self.tune.reference!r} given, which has no classes; allowed: one with {names}"
+                f"reference must have images of the classes {names}, but {self.tune.reference!r} has no classes"
             )
 
     def _record(self, run: Run) -> dict[str, Any]:
@@ -189,8 +189,8 @@ class Tuning:
         other = other_settings(self.out / "tune.yaml", self.record, "tune")
         if other:
             raise InputError(
-                f"out: {str(self.out)!r} holds a tune with other settings ({', '.join(other)}); allowed: an empty "
-                "folder, or that tune"
+                f"out: {str(self.out)!r} holds a tune with other settings ({', '.join(other)}); use another folder, "
+                "or its settings"
             )
 
     @property
@@ -258,7 +258,8 @@ class Tuning:
             return replace(found, reason=str(error))
         found = replace(found, cost=cost.value, evaluations=cost.evaluations, passes=cost.passes)
         if self.bounds.budget is not None and cost.value > self.bounds.budget:
-            return replace(found, reason=f"budget: an image costs {cost.value:g}; allowed: {self.bounds.budget:g}")
+            limit = self.bounds.budget
+            return replace(found, reason=f"an image must cost at most budget, {limit:g}, got {cost.value:g}")
         on_run(proposal, run.num * len(session.targets))
         session.generate(self.folder(found.number), on_images=on_images, stop=stop)
         return self._measured(found, session)
@@ -269,7 +270,7 @@ class Tuning:
         figures = self.measure(session, folder)
         right, distance, images = figures[ACCURACY].value, figures[DISTANCE], self.measure.images(folder)
         if right is None or distance.value is None or images is None:
-            return replace(trial, reason="images: too few of them are finite; allowed: two of each target")
+            return replace(trial, reason="fewer than two images of a target are finite")
         asked = session.run.num * len(session.targets)
         return replace(trial, accuracy=share(round(right * len(images)), asked), distance=distance)
 
