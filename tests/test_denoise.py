@@ -99,7 +99,7 @@ def test_without_noise_the_sample_is_the_image(kind, at, pair):
 def test_without_noise_there_is_none_to_tell_of(pair):
     x0, _ = pair
     for at in (CLEAN[0], level([1.0, 1.0, 1.0], [0.5, 0.0, 0.5])):
-        with pytest.raises(InputError, match="level.sigma: .* given; allowed: above 0"):
+        with pytest.raises(InputError, match="level.sigma must be above 0, .*got"):
             eps_from_x0(x0, x0, at)
 
 
@@ -154,10 +154,14 @@ def test_refuses_a_parameterization(pair, unchecked):
     ("told", "kind", "message"),
     [
         ({"lable": 1}, {}, "unknown condition 'lable'; did you mean 'label'"),
-        ({"cfg_scale": 2.0}, {}, "cfg_scale: 2.0 given without a label"),
-        ({"label": 0}, {"classes": ()}, "trained without labels; allowed: none"),
-        ({}, {"unconditional": False}, "no unconditional model; allowed: cat, dog"),
-        ({"label": 0, "cfg_scale": 2.0}, {"unconditional": False}, "no unconditional model; allowed: 1"),
+        ({"cfg_scale": 2.0}, {}, "cfg_scale must be 1 without a label, got 2.0"),
+        ({"label": 0}, {"classes": ()}, "label must be left out, as the denoiser was trained without labels"),
+        ({}, {"unconditional": False}, "no unconditional model, got none; known: cat, dog"),
+        (
+            {"label": 0, "cfg_scale": 2.0},
+            {"unconditional": False},
+            "cfg_scale must be 1, as .* no unconditional model, got 2.0",
+        ),
     ],
 )
 def test_a_condition_that_cannot_be_followed_is_refused(told, kind, message):

@@ -143,13 +143,15 @@ def check_condition(
         raise unknown("condition", next(iter(others)), known)
     check_finite("cfg_scale", cfg_scale)
     if label is None and cfg_scale != 1:
-        raise InputError(f"cfg_scale: {cfg_scale} given without a label; allowed: 1, or a label too")
+        raise InputError(f"cfg_scale must be 1 without a label, got {cfg_scale}; give a label too")
     if not classes and label is not None:
-        raise InputError("label: given, but the denoiser was trained without labels; allowed: none")
+        raise InputError("label must be left out, as the denoiser was trained without labels, got one")
     if classes and label is None and not unconditional:
-        raise InputError(f"label: none given; the denoiser has no unconditional model; allowed: {', '.join(classes)}")
+        raise InputError(
+            f"label must be given, as the denoiser has no unconditional model, got none; known: {', '.join(classes)}"
+        )
     if cfg_scale != 1 and not unconditional:
-        raise InputError(f"cfg_scale: {cfg_scale} given, but the denoiser has no unconditional model; allowed: 1")
+        raise InputError(f"cfg_scale must be 1, as the denoiser has no unconditional model, got {cfg_scale}")
 
 
 def classifier_free(
@@ -173,7 +175,7 @@ def classifier_free(
     x0_hat = unconditional + scale * (given - unconditional)
     if channels is not None:
         if not 1 <= channels <= given.shape[1]:
-            raise InputError(f"cfg_channels: {channels} given; allowed: 1 to {given.shape[1]}, or None for all")
+            raise InputError(f"cfg_channels must be between 1 and {given.shape[1]}, or None for all, got {channels}")
         x0_hat = torch.cat([x0_hat[:, :channels], given[:, channels:]], dim=1)
     return conditional._replace(x0_hat=x0_hat, unconditional=unconditional)
 
@@ -209,7 +211,7 @@ def eps_from_x0(
         InputError: There is no noise.
     """
     if not (level.sigma > 0).all():
-        raise InputError(f"level.sigma: {level.sigma.tolist()} given; allowed: above 0, as eps needs noise")
+        raise InputError(f"level.sigma must be above 0, as eps needs noise, got {level.sigma.tolist()}")
     return (x_t - broadcast(level.alpha, x_t) * x0) / broadcast(level.sigma, x_t)
 
 

@@ -46,7 +46,7 @@ class Mixture:
 
     def __post_init__(self) -> None:
         if not bool((self.weights > 0).all()) or abs(float(self.weights.sum()) - 1) > 1e-6:
-            raise InputError(f"weights: {self.weights.tolist()} given; allowed: above 0, summing to 1")
+            raise InputError(f"weights must be above 0 and sum to 1, got {self.weights.tolist()}")
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -180,7 +180,7 @@ class VP:
             return cls.from_betas(torch.as_tensor(betas, dtype=torch.float64))
         if "beta_schedule" not in config:
             given = config.get("_class_name", "a configuration without betas")
-            raise InputError(f"schedule: {given} given; allowed: a scheduler with a beta_schedule or trained_betas")
+            raise InputError(f"schedule must be a scheduler with a beta_schedule or trained_betas, got {given}")
         match config["beta_schedule"]:
             case "linear":
                 return cls.linear(count, first, last)
@@ -243,9 +243,13 @@ class VP:
         count = len(self.alpha_bar)
         first, last = self.at_ratio(high), self.at_ratio(low)
         if spacing in ("leading", "trailing") and (low > 0 or high < math.inf):
-            raise InputError(f"walk.low, high: {low}, {high} given with {spacing}; allowed: 0, inf")
+            raise InputError(
+                f"walk.low and walk.high must be 0 and inf with the spacing {spacing}, got {low} and {high}"
+            )
         if not 1 <= steps <= count:
-            raise InputError(f"steps: {steps} given; allowed: 1 to {count}, the times that the model was trained on")
+            raise InputError(
+                f"steps must be between 1 and {count}, the number of times that the model was trained on, got {steps}"
+            )
         match spacing:
             case "linspace":
                 times = torch.linspace(float(first.time), float(last.time), steps, dtype=torch.float64).round()
@@ -281,7 +285,10 @@ class EDM:
 
     def __post_init__(self) -> None:
         if not 0 < self.low < self.high < math.inf:
-            raise InputError(f"schedule.low, high: {self.low}, {self.high} given; allowed: 0 < low < high")
+            raise InputError(
+                "schedule.low and schedule.high must be finite and satisfy 0 < low < high, got "
+                f"{self.low} and {self.high}"
+            )
 
     def start(self, level: Level) -> float:
         """Returns its ``sigma``, as EDM starts."""
@@ -311,7 +318,7 @@ class EDM:
             InputError: Fewer than one step, or a spacing that needs discrete times.
         """
         if steps < 1:
-            raise InputError(f"steps: {steps} given; allowed: 1 and more")
+            raise InputError(f"steps must be at least 1, got {steps}")
         low, high = (min(max(ratio, self.low), self.high) for ratio in (low, high))
         match spacing:
             case "linspace" | "logsnr":
@@ -347,11 +354,14 @@ class Flow:
 
     def __post_init__(self) -> None:
         if not (0 < self.shift < math.inf and self.count >= 1):
-            raise InputError(f"schedule.shift, count: {self.shift}, {self.count} given; allowed: above 0, 1 and more")
+            raise InputError(
+                "schedule.shift must be above 0 and finite, and schedule.count at least 1, got "
+                f"{self.shift} and {self.count}"
+            )
         if not self._ratio(self._last) < self.high < math.inf:
             raise InputError(
-                f"schedule.high: {self.high} given; allowed: above {self._ratio(self._last):.3g}, the last level's "
-                "sigma / alpha, and below infinity"
+                f"schedule.high must be finite and above {self._ratio(self._last):.3g}, the last level's sigma / "
+                f"alpha, got {self.high}"
             )
 
     @classmethod
@@ -369,13 +379,11 @@ class Flow:
         """
         if not _flows(config):
             given = config.get("_class_name", "a configuration without a class")
-            raise InputError(
-                f"schedule: {given} given; allowed: a flow-matching scheduler, or one with use_flow_sigmas"
-            )
+            raise InputError(f"schedule must be a flow-matching scheduler, or one with use_flow_sigmas, got {given}")
         dynamic = bool(config.get("use_dynamic_shifting"))
         for key in ("invert_sigmas", *(("shift_terminal",) if mu is not None else ("use_dynamic_shifting",))):
             if config.get(key):
-                raise InputError(f"schedule: {key} given; allowed: flow matching with a shift of its own")
+                raise InputError(f"schedule must be flow matching with a shift of its own, got a scheduler with {key}")
         shift = config.get("flow_shift" if config.get("use_flow_sigmas") else "shift", 1.0)
         if dynamic and mu is not None:
             shift = mu if config.get("time_shift_type") == "linear" else math.exp(mu)
@@ -425,9 +433,11 @@ class Flow:
             InputError: Fewer than one step, or a spacing that needs discrete times.
         """
         if steps < 1:
-            raise InputError(f"steps: {steps} given; allowed: 1 and more")
+            raise InputError(f"steps must be at least 1, got {steps}")
         if spacing == "trailing" and (low > 0 or high < math.inf):
-            raise InputError(f"walk.low, high: {low}, {high} given with {spacing}; allowed: 0, inf")
+            raise InputError(
+                f"walk.low and walk.high must be 0 and inf with the spacing {spacing}, got {low} and {high}"
+            )
         low = min(max(low, self._ratio(self._last)), self.high)
         match spacing:
             case "linspace":
@@ -450,7 +460,7 @@ def _count(config: Mapping[str, Any]) -> int:
     """Returns T, of which there is a number each."""
     count = int(config.get("num_train_timesteps", 1000))
     if not 1 <= count <= MOST:
-        raise InputError(f"schedule.num_train_timesteps: {count} given; allowed: 1 to {MOST}")
+        raise InputError(f"schedule.num_train_timesteps must be between 1 and {MOST}, got {count}")
     return count
 
 

@@ -11,7 +11,10 @@ BAD = [
     (["--target", "baseball", "--set", "walk.steps=many"], "walk.steps must be a valid integer, got 'many'"),
     (["--target", "baseball", "--num", "-1"], "num must be 1 to 10000000, got -1"),
     (["--target", "baseball", "--seed", "-1"], "seed must be 0 to 1073741808, got -1"),
-    (["--target", "baseball", "--steps", "2000"], "steps: 2000 given; allowed: 1 to 1000"),
+    (
+        ["--target", "baseball", "--steps", "2000"],
+        "steps must be between 1 and 1000, the number of times that the model was trained on, got 2000",
+    ),
     (["--target", "baseball", "--device", "cuda"], "device: 'cuda' given, which this machine does not have"),
     (["--target", "baseball", "--device", "toaster"], "device: 'toaster' given"),
     (["--target", "baseball", "--dtype", "float8"], "unknown dtype 'float8'"),

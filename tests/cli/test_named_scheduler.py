@@ -51,7 +51,7 @@ def test_a_run_by_a_named_scheduler_is_recorded_in_full_and_repeats(command, tmp
         ("{kind: diffusers, scheduler: DDIM, settings: {eat: 1}}", "unknown setting of DDIMScheduler 'eat'"),
         (
             "{kind: diffusers, scheduler: EDMEuler}",
-            "EDMEulerScheduler given, which the denoiser's schedule, VP, is not",
+            "sampler.scheduler must be for the denoiser's schedule, VP, got EDMEulerScheduler; use ",
         ),
     ],
 )

@@ -88,14 +88,14 @@ def test_classifier_free_guidance(denoiser, draw, channels):
 
 @pytest.mark.parametrize("channels", [0, 5])
 def test_channels_that_there_are_not_are_refused(denoiser, draw, channels):
-    with pytest.raises(InputError, match=f"cfg_channels: {channels} given; allowed: 1 to 4"):
+    with pytest.raises(InputError, match=f"cfg_channels must be between 1 and 4, or None for all, got {channels}"):
         denoiser(draw(3, 4, 8, 8), denoiser.schedule.at_time(9), label=LABEL, cfg_scale=2.0, cfg_channels=channels)
 
 
 @pytest.mark.parametrize(
     ("condition", "message"),
     [
-        ({"cfg_scale": 2.0}, "cfg_scale: 2.0 given without a label"),
+        ({"cfg_scale": 2.0}, "cfg_scale must be 1 without a label, got 2.0"),
         ({"lable": LABEL}, "unknown condition 'lable'; did you mean 'label'"),
     ],
 )

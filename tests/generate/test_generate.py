@@ -185,20 +185,24 @@ def test_a_folder_with_another_run_is_left_alone(denoiser, tmp_path):
 
 
 REFUSED = [
-    ({"strength": "difference"}, {}, "strength: difference given, but the denoiser was not asked without its label"),
+    ({"strength": "difference"}, {}, "strength difference needs the prediction without the label too"),
     (
         {"strength": ["difference", {"kind": "interval", "high": 0.1}]},
         {"label": "baseball"},
-        "strength: difference given, but the denoiser was not asked without its label",
+        "strength difference needs the prediction without the label too",
     ),
-    ({"injection": "spherical", "sampler": "dpmpp"}, {}, "injection: spherical turns the noise"),
-    ({"particles": {"count": 2, "corrected": True}, "sampler": "ddim"}, {}, "particles.corrected: true given"),
+    ({"injection": "spherical", "sampler": "dpmpp"}, {}, "injection must not be spherical"),
+    ({"particles": {"count": 2, "corrected": True}, "sampler": "ddim"}, {}, "particles.corrected must be false"),
     (
         {"injection": "spherical", "walk": {"steps": 3}, "sampler": {"kind": "diffusers", "scheduler": "DDIM"}},
         {},
-        "injection: spherical turns the noise",
+        "injection must not be spherical",
     ),
-    ({"recurrence": 2, "walk": {"steps": 8}, "sampler": {"kind": "diffusers", "scheduler": "PNDM"}}, {}, "recurrence:"),
+    (
+        {"recurrence": 2, "walk": {"steps": 8}, "sampler": {"kind": "diffusers", "scheduler": "PNDM"}},
+        {},
+        "recurrence must be off with PNDMScheduler",
+    ),
 ]
 
 

@@ -146,11 +146,11 @@ def test_an_image_does_not_depend_on_its_neighbours(exact, draw):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (lambda exact: Sum([]), "objective.terms: none given; allowed: one and more"),
+        (lambda exact: Sum([]), "objective.terms must hold at least one, got none"),
         (lambda exact: Sum([(float("nan"), exact)]), "Sum.terms must be a finite number, got nan"),
-        (lambda exact: Switch(above=exact, below=exact, at=-1.0), "objective.at: -1.0 given; allowed: 0 and more"),
+        (lambda exact: Switch(above=exact, below=exact, at=-1.0), "objective.at must be at least 0, got -1.0"),
         (lambda exact: Switch(above=exact, below=exact, at=float("nan")), "Switch.at must be a finite number, got nan"),
-        (lambda exact: Toward(objective=exact, target=-1), "objective.target: -1 given; allowed: 0 and more"),
+        (lambda exact: Toward(objective=exact, target=-1), "objective.target must be at least 0, got -1"),
     ],
 )
 def test_refuses_settings(exact, wrong, message):

@@ -339,7 +339,7 @@ def test_gradients_are_taken_only_inside_the_interval(mixture, clean):
 @pytest.mark.parametrize("route", ["direct", "through"])
 def test_an_objective_without_a_gradient_is_refused(mixture, route):
     guide = Guide(objective=lambda image, target, level: (image > 0).sum((1, 2, 3)).double(), route=route)
-    with pytest.raises(InputError, match="objective: one without a gradient given; allowed: one that is diff"):
+    with pytest.raises(InputError, match="objective must be differentiable, got one without a gradient"):
         sample(mixture, DDPM(), guides=[guide], target=0, steps=2, dtype=F64)
 
 
@@ -432,11 +432,11 @@ def test_a_guided_view_stands_where_the_guides_before_it_moved_the_image(mixture
     ids=lambda settings: next(iter(settings)),
 )
 def test_only_a_denoised_image_that_is_moved_directly_ascends_again(clean, settings):
-    with pytest.raises(InputError, match="route.ascents: 2 given; allowed: 1, or more on the route direct"):
+    with pytest.raises(InputError, match="route.ascents must be 1 unless the route is direct, .*, got 2"):
         denoised(clean, ascents=2, **settings)
     assert denoised(clean, **settings).ascents == 1
 
 
 def test_there_is_at_least_one_ascent(clean):
-    with pytest.raises(InputError, match="route.ascents: 0 given; allowed: 1 and more"):
+    with pytest.raises(InputError, match="route.ascents must be at least 1, got 0"):
         denoised(clean, ascents=0)

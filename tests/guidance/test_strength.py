@@ -339,9 +339,13 @@ def test_every_counts_steps_not_repeats():
 @pytest.mark.parametrize(
     ("strength", "settings", "message"),
     [
-        (Interval, {"low": 2.0, "high": 1.0}, "strength.low, high: 2.0, 1.0 given; allowed: 0 <= low <= high"),
-        (Interval, {"low": -1.0}, "strength.low, high: -1.0, inf given"),
-        (Every, {"k": 0}, "strength.k: 0 given; allowed: 1 and more"),
+        (
+            Interval,
+            {"low": 2.0, "high": 1.0},
+            "strength.low and strength.high must satisfy 0 <= low <= high, got 2.0 and 1.0",
+        ),
+        (Interval, {"low": -1.0}, "strength.low and strength.high must satisfy 0 <= low <= high, got -1.0 and inf"),
+        (Every, {"k": 0}, "strength.k must be at least 1, got 0"),
     ],
 )
 def test_refuses_settings(strength, settings, message):

@@ -54,7 +54,11 @@ def rewrite(path, **settings):
         ("unet", {"sample_size": [4, 0]}, "sample_size"),
         ("unet", {"sample_size": 3}, "Sizes of tensors must match"),
         ("unet", {"num_class_embeds": 4}, "class_embedding.weight"),
-        ("scheduler", {"num_train_timesteps": 10**9}, "num_train_timesteps: 1000000000 given; allowed: 1 to 1000000"),
+        (
+            "scheduler",
+            {"num_train_timesteps": 10**9},
+            "num_train_timesteps must be between 1 and 1000000, got 1000000000",
+        ),
         ("scheduler", {"trained_betas": [[0.1]]}, "schedule.alpha_bar"),
         ("scheduler", {"trained_betas": [0.1, -0.1]}, "schedule.alpha_bar"),
         ("scheduler", {"trained_betas": [0.1, float("nan")]}, "schedule.alpha_bar"),

@@ -111,20 +111,22 @@ def refused(settings):
     noiseless = {"heun", "dpmpp"} | ({"ddim"} if not settings["sampler"].get("eta") else set())
     ascends = settings["route"].get("ascents", 1) > 1
     if ascends and (settings["injection"]["kind"] != "denoised" or settings["view"]["kind"] in ("noisy", "rescaled")):
-        return "route.ascents: 2 given; allowed: 1, or more on the route direct"
+        return "route.ascents must be 1 unless the route is direct"
     noiseless |= {"diffusers"} if "scheduler" not in settings["sampler"] else set()
     sampler, injection = settings["sampler"]["kind"], settings["injection"]["kind"]
     corrected = settings["particles"].get("corrected", False)
     lacks_noise = []
     if sampler in noiseless:
-        lacks_noise += ["injection: spherical turns the noise that a step ends with"] * (injection == "spherical")
-        lacks_noise += ["particles.corrected: true given, but this sampler's steps end without"] * corrected
+        lacks_noise += ["injection must not be spherical with a sampler whose steps end without noise"] * (
+            injection == "spherical"
+        )
+        lacks_noise += ["particles.corrected must be false with a sampler whose steps end without noise"] * corrected
     if lacks_noise and sampler != "diffusers":
         return lacks_noise[0]
     if corrected and injection in ("sample", "spherical"):
-        return "particles.corrected: true given with a push of the "
+        return "particles.corrected must be false with a guidance update of the "
     if sampler == "diffusers" and "spacing" in settings["walk"]:
-        return "walk.spacing, low, high"
+        return "walk.spacing, walk.low and walk.high"
     return lacks_noise[0] if lacks_noise else None
 
 

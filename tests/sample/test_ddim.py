@@ -88,5 +88,5 @@ def test_eta_zero_follows_the_ode_to_first_order(mixture, draw):
 
 @pytest.mark.parametrize("eta", [-0.1, 1.1, float("nan")])
 def test_refuses_eta(eta):
-    with pytest.raises(InputError, match=f"sampler.eta: {eta} given; allowed: 0 to 1"):
+    with pytest.raises(InputError, match=f"eta must be (between 0 and 1|a finite number), got {eta}"):
         DDIM(eta=eta)

@@ -296,10 +296,10 @@ def test_an_image_depends_on_its_seed_and_target_alone(mixture, guide):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"churn": -1.0}, "sampler.churn: -1.0 given; allowed: 0 and more"),
+        ({"churn": -1.0}, "sampler.churn must be at least 0, got -1.0"),
         ({"churn": math.nan}, "Heun.churn must be a finite number, got nan"),
-        ({"low": 2.0, "high": 1.0}, "sampler.low, high: 2.0, 1.0 given; allowed: 0 <= low <= high"),
-        ({"noise": 0.0}, "sampler.noise: 0.0 given; allowed: above 0"),
+        ({"low": 2.0, "high": 1.0}, "sampler.low and sampler.high must satisfy 0 <= low <= high, got 2.0 and 1.0"),
+        ({"noise": 0.0}, "sampler.noise must be above 0 and finite, got 0.0"),
     ],
 )
 def test_refuses_its_settings(settings, message):

@@ -158,11 +158,11 @@ def test_when_candidates_are_weighed():
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"count": 0}, "particles.count, every: 0, 1 given; allowed: 1 and more"),
-        ({"every": 0}, "particles.count, every: 1, 0 given"),
-        ({"low": -1.0}, "particles.low, high: -1.0, inf given; allowed: 0 and more"),
-        ({"temperature": 0.0}, "particles.temperature: 0.0 given; allowed: above 0"),
-        ({"fraction": 1.5}, "particles.fraction: 1.5 given; allowed: 0 to 1"),
+        ({"count": 0}, "particles.count and particles.every must be at least 1, got 0 and 1"),
+        ({"every": 0}, "particles.count and particles.every must be at least 1, got 1 and 0"),
+        ({"low": -1.0}, "particles.low and particles.high must be at least 0, got -1.0 and inf"),
+        ({"temperature": 0.0}, "particles.temperature must be above 0 and finite, got 0.0"),
+        ({"fraction": 1.5}, "particles.fraction must be between 0 and 1, got 1.5"),
         ({"potential": "mean"}, "unknown particles.potential 'mean'"),
         ({"choice": "worst"}, "unknown particles.choice 'worst'"),
     ],
@@ -284,7 +284,7 @@ def test_conditions_go_with_their_images(mixture, weigher):
 
 
 def test_refuses_particles_that_nothing_weighs(mixture):
-    with pytest.raises(InputError, match="particles.count: 3 given, but there is no guide to weigh them; allowed: 1"):
+    with pytest.raises(InputError, match="particles.count must be 1 without a guide that weighs them, got 3"):
         walk(mixture, DDPM(), [], Particles(count=3))
 
 
@@ -425,7 +425,9 @@ BETAS = {"beta_start": 1e-4, "beta_end": 0.02}
 )
 def test_refuses_to_correct_steps_without_noise(mixture, objective, sampler):
     mixture = replace(mixture, schedule=VP.linear())
-    with pytest.raises(InputError, match="particles.corrected: true given, but this sampler's steps end without"):
+    with pytest.raises(
+        InputError, match="particles.corrected must be false with a sampler whose steps end without noise"
+    ):
         walk(mixture, sampler, [pushing(objective)], Particles(count=2, corrected=True))
 
 
@@ -434,7 +436,9 @@ def test_refuses_to_correct_a_sampler_of_two_evaluations(mixture, objective):
         replace(mixture, schedule=VP.linear()),
         DiffusersSampler(KDPM2AncestralDiscreteScheduler(**BETAS)),
     )
-    with pytest.raises(InputError, match="particles.corrected: .* asks the denoiser more than once a step"):
+    with pytest.raises(
+        InputError, match="particles.corrected must be false .* evaluates the denoiser more than once a step"
+    ):
         walk(mixture, sampler, [pushing(objective)], Particles(count=2, corrected=True))
 
 
@@ -442,7 +446,9 @@ def test_refuses_to_correct_a_sampler_of_two_evaluations(mixture, objective):
 def test_refuses_to_correct_other_pushes_before_the_walk(mixture, objective, injection):
     denoiser, particles = Counting(mixture), Particles(count=2, corrected=True)
     guide = pushing(objective, injection=injection)
-    with pytest.raises(InputError, match="particles.corrected: true given with a push of the .*; allowed: the inject"):
+    with pytest.raises(
+        InputError, match="particles.corrected must be false with a guidance update of the .*; use the injec"
+    ):
         walk(denoiser, DDPM(), [guide], particles)
     assert denoiser.asked == []
     walk(denoiser, DDPM(), [replace(guide, scale=0.0)], particles)  # what does not push only weighs

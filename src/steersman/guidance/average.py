@@ -49,11 +49,11 @@ class Augmented:
 
     def __post_init__(self) -> None:
         if self.copies < 1:
-            raise InputError(f"smoothing.copies: {self.copies} given; allowed: 1 and more")
+            raise InputError(f"smoothing.copies must be at least 1, got {self.copies}")
         if not (0 <= self.zoom < 1 and 0 <= self.shift <= 1 and 0 <= self.turn <= 180):
             raise InputError(
-                f"smoothing.zoom, shift, turn: {self.zoom}, {self.shift}, {self.turn} given; "
-                "allowed: 0 to below 1, 0 to 1, 0 to 180"
+                "smoothing.zoom must be at least 0 and below 1, smoothing.shift between 0 and 1 and smoothing.turn "
+                f"between 0 and 180, got {self.zoom}, {self.shift} and {self.turn}"
             )
 
     def __call__(self, image: Float[Tensor, "B C H W"], target: Int[Tensor, " B"], level: Level) -> Float[Tensor, " B"]:
@@ -92,7 +92,8 @@ class MonteCarlo:
     def __post_init__(self) -> None:
         if self.copies < 1 or self.radius < 0:
             raise InputError(
-                f"smoothing.copies, radius: {self.copies}, {self.radius} given; allowed: 1 and more, 0 and more"
+                "smoothing.copies must be at least 1 and smoothing.radius at least 0, got "
+                f"{self.copies} and {self.radius}"
             )
 
     def __call__(self, image: Float[Tensor, "B C H W"], target: Int[Tensor, " B"], level: Level) -> Float[Tensor, " B"]:

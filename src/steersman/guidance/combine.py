@@ -39,7 +39,7 @@ class Sum:
 
     def __post_init__(self) -> None:
         if not self.terms:
-            raise InputError("objective.terms: none given; allowed: one and more")
+            raise InputError("objective.terms must hold at least one, got none")
 
     def __call__(self, image: Float[Tensor, "B C H W"], target: Int[Tensor, " B"], level: Level) -> Float[Tensor, " B"]:
         """Returns the sum."""
@@ -63,7 +63,7 @@ class Switch:
 
     def __post_init__(self) -> None:
         if not self.at >= 0:
-            raise InputError(f"objective.at: {self.at} given; allowed: 0 and more")
+            raise InputError(f"objective.at must be at least 0, got {self.at}")
 
     def __call__(self, image: Float[Tensor, "B C H W"], target: Int[Tensor, " B"], level: Level) -> Float[Tensor, " B"]:
         """Returns the value of the one whose level it is."""
@@ -86,7 +86,7 @@ class Toward:
 
     def __post_init__(self) -> None:
         if self.target < 0:
-            raise InputError(f"objective.target: {self.target} given; allowed: 0 and more")
+            raise InputError(f"objective.target must be at least 0, got {self.target}")
 
     def __call__(self, image: Float[Tensor, "B C H W"], target: Int[Tensor, " B"], level: Level) -> Float[Tensor, " B"]:
         """Returns the log-likelihood of the one class."""

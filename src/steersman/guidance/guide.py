@@ -60,12 +60,12 @@ class Guide:
         if self.route not in get_args(Route):
             raise unknown("route", self.route, get_args(Route))
         if self.ascents < 1:
-            raise InputError(f"route.ascents: {self.ascents} given; allowed: 1 and more")
+            raise InputError(f"route.ascents must be at least 1, got {self.ascents}")
         again = self.route == "direct" and self.view.needs_denoiser and isinstance(self.injection, DenoisedImage)
         if self.ascents > 1 and not again:
             raise InputError(
-                f"route.ascents: {self.ascents} given; allowed: 1, or more on the route direct with a view of the "
-                "denoised image and the injection denoised"
+                "route.ascents must be 1 unless the route is direct, the view is of the denoised image and the "
+                f"injection is denoised, got {self.ascents}"
             )
 
     @property
@@ -121,8 +121,8 @@ class Guide:
         log_likelihood = self.objective(denoiser.decode(view), target, step.level)
         if not log_likelihood.requires_grad:
             raise InputError(
-                "objective: one without a gradient given; allowed: one that is differentiable, or scale 0, so that it "
-                "only weighs particles"
+                "objective must be differentiable, got one without a gradient; set scale 0 if it is only to weigh "
+                "particles"
             )
         leaf = view if self.route == "direct" else x_t
         (g,) = torch.autograd.grad(log_likelihood.sum(), leaf, retain_graph=retain_graph)

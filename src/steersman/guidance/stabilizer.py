@@ -221,9 +221,9 @@ def _grown(beta: float, n: Float[Tensor, "B 1 1 1"]) -> Float[Tensor, "B 1 1 1"]
 
 def _fraction(name: str, value: float) -> None:
     if not 0 <= value < 1:
-        raise InputError(f"{name}: {value} given; allowed: 0 to below 1")
+        raise InputError(f"{name} must be at least 0 and below 1, got {value}")
 
 
 def _positive(name: str, value: float) -> None:
     if not value > 0:
-        raise InputError(f"{name}: {value} given; allowed: above 0")
+        raise InputError(f"{name} must be above 0, got {value}")

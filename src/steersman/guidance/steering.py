@@ -184,8 +184,8 @@ class Steering:
         """
         if noisy is False and any(guide.injection.moment == "deviation" for guide in self.guides):
             raise InputError(
-                "injection: spherical turns the noise that a step ends with, but this sampler's steps end without; "
-                "allowed: a sampler with noise, such as ddpm, or ddim with eta above 0"
+                "injection must not be spherical with a sampler whose steps end without noise, which spherical turns; "
+                "use a sampler with noise, such as ddpm, or ddim with eta above 0"
             )
 
     def deviation(

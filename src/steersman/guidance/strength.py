@@ -205,7 +205,9 @@ class Interval:
 
     def __post_init__(self) -> None:
         if not 0 <= self.low <= self.high:
-            raise InputError(f"strength.low, high: {self.low}, {self.high} given; allowed: 0 <= low <= high")
+            raise InputError(
+                f"strength.low and strength.high must satisfy 0 <= low <= high, got {self.low} and {self.high}"
+            )
 
     def active(self, step: Step) -> bool:
         """Whether the level lies inside."""
@@ -232,7 +234,7 @@ class Every:
 
     def __post_init__(self) -> None:
         if self.k < 1:
-            raise InputError(f"strength.k: {self.k} given; allowed: 1 and more")
+            raise InputError(f"strength.k must be at least 1, got {self.k}")
 
     def active(self, step: Step) -> bool:
         """Whether it is this step's turn."""
@@ -344,8 +346,8 @@ class Difference(_Always):
         assert prediction is not None, "the loop asks the denoiser first"
         if prediction.unconditional is None:
             raise InputError(
-                "strength: difference given, but the denoiser was not asked without its label too; allowed: a denoiser "
-                "with labels and a null label, given a label and a classifier-free scale other than 1"
+                "strength difference needs the prediction without the label too, which the denoiser did not make; use "
+                "a denoiser with labels and a null label, and give a label and a classifier-free scale other than 1"
             )
         alpha, sigma = broadcast(step.level.alpha, x_t), broadcast(step.level.sigma, x_t)
         return alpha / sigma**2 * norm(prediction.x0_hat - prediction.unconditional) / _positive(norm(g))
@@ -391,7 +393,7 @@ class Product:
 
     def __post_init__(self) -> None:
         if not self.factors:
-            raise InputError("strength.factors: none given; allowed: one and more")
+            raise InputError("strength.factors must hold at least one, got none")
 
     @property
     def needs_denoiser(self) -> bool:

@@ -98,7 +98,7 @@ class Ahead:
     def __post_init__(self) -> None:
         if self.evaluations < 1 or not self.until > 0:
             raise InputError(
-                f"view.evaluations, until: {self.evaluations}, {self.until} given; allowed: 1 and more, above 0"
+                f"view.evaluations must be at least 1 and view.until above 0, got {self.evaluations} and {self.until}"
             )
 
     def __call__(

@@ -32,7 +32,7 @@ class DDIM(Sampler):
 
     def __post_init__(self) -> None:
         if not 0 <= self.eta <= 1:
-            raise InputError(f"sampler.eta: {self.eta} given; allowed: 0 to 1")
+            raise InputError(f"sampler.eta must be between 0 and 1, got {self.eta}")
 
     @property
     def noisy(self) -> bool:

@@ -156,8 +156,8 @@ class DiffusersSampler:
         """
         if spacing != "linspace" or low > 0 or high != float("inf"):
             raise InputError(
-                f"walk.spacing, low, high: {spacing}, {low}, {high} given; allowed: linspace, 0, inf, "
-                "as a diffusers scheduler has timesteps of its own"
+                "walk.spacing, walk.low and walk.high must be linspace, 0 and inf, as a diffusers scheduler has its "
+                f"own timesteps, got {spacing}, {low} and {high}"
             )
         walk = self._walk(steps)
         for place in walk.places[:-1]:
@@ -209,19 +209,21 @@ class DiffusersSampler:
         name = type(self.scheduler).__name__
         most = len(self.scheduler.alphas_cumprod) if hasattr(self.scheduler, "alphas_cumprod") else None
         if steps < 1 or (most and steps > most):
-            raise InputError(f"steps: {steps} given; allowed: 1 {f'to {most}' if most else 'and more'}")
+            raise InputError(f"steps must be {f'between 1 and {most}' if most else 'at least 1'}, got {steps}")
         scheduler = copy.deepcopy(self.scheduler)
         try:
             scheduler.set_timesteps(steps)
         except (ValueError, IndexError, RuntimeError) as error:
-            raise InputError(f"steps: {steps} given; {name} allows none such ({str(error).splitlines()[0]})") from error
+            raise InputError(
+                f"steps must be a number that {name} can do, got {steps} ({str(error).splitlines()[0]})"
+            ) from error
         if hasattr(scheduler, "is_scale_input_called"):
             scheduler.is_scale_input_called = True  # the loop has scaled it
         sizes = _sizes(scheduler, steps)
         if sum(sizes) != len(scheduler.timesteps):
             raise InputError(
-                f"steps: {steps} given, for which {name} has {len(scheduler.timesteps)} timesteps instead of "
-                f"{sum(sizes)}; allowed: a number that its configuration can do"
+                f"steps must be a number that the configuration of {name} can do, got {steps}, for which it has "
+                f"{len(scheduler.timesteps)} timesteps instead of {sum(sizes)}"
             )
         starts = tuple(sum(sizes[:each]) for each in range(steps + 1))
         return _Walk(scheduler, _places(scheduler, self.family), starts)
@@ -230,7 +232,10 @@ class DiffusersSampler:
         """Returns the scheduler before a step, without a history."""
         name = type(self.scheduler).__name__
         if (step.index or step.repeat) and not self.known.anew:
-            raise InputError(f"recurrence: given, but {name} cannot repeat a step without its history; allowed: none")
+            raise InputError(
+                f"recurrence must be off with {name}, which cannot repeat a step without its history; set "
+                "recurrence.times=1"
+            )
         walk = self._walk(step.count)
         if hasattr(walk.scheduler, "set_begin_index"):
             walk.scheduler.set_begin_index(walk.starts[step.index])
@@ -391,16 +396,21 @@ def _check(config: Mapping[str, Any]) -> None:
     """Refuses configurations that need to be told more than an estimate, or that diffusers itself gets wrong."""
     if config.get("variance_type") not in (None, "fixed_small", "fixed_small_log", "fixed_large"):
         raise InputError(
-            f"variance_type: {config['variance_type']} given; allowed: fixed_small, fixed_small_log, fixed_large; "
-            "a learned variance is the sampler DDPM's"
+            "variance_type must be fixed_small, fixed_small_log or fixed_large, got "
+            f"{config['variance_type']}; for a learned variance use the sampler ddpm"
         )
     if config.get("prediction_type") == "flow_prediction" and not config.get("use_flow_sigmas"):
-        raise InputError("prediction_type: flow_prediction given without use_flow_sigmas; allowed: both")
+        raise InputError(
+            "use_flow_sigmas must be true with the prediction_type flow_prediction, got a scheduler without"
+        )
     if config.get("predict_x0") is False and config.get("final_sigmas_type") == "zero":
-        raise InputError("predict_x0: False given, which ends in nothing at sigma = 0; allowed: with sigma_min at last")
+        raise InputError(
+            "final_sigmas_type must be sigma_min where predict_x0 is False, as that update has no value at sigma = 0, "
+            "got zero"
+        )
     for key in ("use_dynamic_shifting", "invert_sigmas"):
         if config.get(key):
-            raise InputError(f"{key}: given; allowed: a scheduler without it")
+            raise InputError(f"{key} must be false, got {config[key]!r}; use a scheduler without it")
 
 
 def _check_level(name: str, level: Level, schedule: Schedule) -> None:
@@ -415,6 +425,6 @@ def _check_level(name: str, level: Level, schedule: Schedule) -> None:
     if not (near and abs(float(theirs.time - level.time)) <= 1):
         ours, theirs = (", ".join(f"{float(each):.4g}" for each in given) for given in (level, theirs))
         raise InputError(
-            f"scheduler: {name} given, with alpha, sigma, time = {ours}, where the denoiser's schedule has {theirs}; "
-            "allowed: one configured as the denoiser's own"
+            f"scheduler must be configured as the denoiser's own, got {name} with alpha, sigma, time = {ours}, where "
+            f"the denoiser's schedule has {theirs}"
         )

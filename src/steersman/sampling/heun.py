@@ -43,11 +43,13 @@ class Heun(Sampler):
 
     def __post_init__(self) -> None:
         if not self.churn >= 0:
-            raise InputError(f"sampler.churn: {self.churn} given; allowed: 0 and more")
+            raise InputError(f"sampler.churn must be at least 0, got {self.churn}")
         if not 0 <= self.low <= self.high:
-            raise InputError(f"sampler.low, high: {self.low}, {self.high} given; allowed: 0 <= low <= high")
+            raise InputError(
+                f"sampler.low and sampler.high must satisfy 0 <= low <= high, got {self.low} and {self.high}"
+            )
         if not 0 < self.noise < math.inf:
-            raise InputError(f"sampler.noise: {self.noise} given; allowed: above 0")
+            raise InputError(f"sampler.noise must be above 0 and finite, got {self.noise}")
 
     @property
     def noisy(self) -> bool:

@@ -79,9 +79,11 @@ class Recurrence:
 
     def __post_init__(self) -> None:
         if self.times < 1:
-            raise InputError(f"recurrence.times: {self.times} given; allowed: 1 and more")
+            raise InputError(f"recurrence.times must be at least 1, got {self.times}")
         if not 0 <= self.low <= self.high:
-            raise InputError(f"recurrence.low, high: {self.low}, {self.high} given; allowed: 0 <= low <= high")
+            raise InputError(
+                f"recurrence.low and recurrence.high must satisfy 0 <= low <= high, got {self.low} and {self.high}"
+            )
 
     def at(self, level: Level) -> int:
         """Returns how often the step from a level is done."""
@@ -145,15 +147,15 @@ def sample(
             guides that the sampler or the particles cannot follow, or settings out of range.
     """
     if not seeds:
-        raise InputError("seeds: none given; allowed: one an image")
+        raise InputError("seeds must hold one seed for each image, got none")
     if keeps not in get_args(Kept):
         raise unknown("keeps", keeps, get_args(Kept))
     if dtype not in (torch.float32, torch.float64):
-        raise InputError(f"dtype: {dtype} given; allowed: torch.float32, torch.float64")
+        raise InputError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
     if dtype == torch.float64 and torch.device(device).type == "mps":
         raise InputError("dtype must be torch.float32 on mps, which has no float64, got torch.float64")
     if (particles := particles or Particles()).count > 1 and not guides:
-        raise InputError(f"particles.count: {particles.count} given, but there is no guide to weigh them; allowed: 1")
+        raise InputError(f"particles.count must be 1 without a guide that weighs them, got {particles.count}")
     denoiser = Conditioned(denoiser, _condition(condition or {}, len(seeds), denoiser.classes, device))
     if denoiser.latent:
         guides, clip = tuple(map(after_decoding, guides)), False
@@ -290,8 +292,8 @@ class _Unguided:
     def __call__(self, x_t: Float[Tensor, "B C H W"], level: Level, stage: int = 0) -> Estimate:
         if stage:
             raise InputError(
-                "particles.corrected: true given, but this sampler asks the denoiser more than once a step; allowed: "
-                "one that asks once, such as ddpm"
+                "particles.corrected must be false with a sampler that evaluates the denoiser more than once a step, "
+                "got true; use a sampler that evaluates it once, such as ddpm"
             )
         return self.predictor.unguided
 

@@ -84,10 +84,10 @@ class NamedScheduler(Sampler):
 
         name = _class_name(self.scheduler)
         if not self._serves(schedule):
-            allowed = [each for each in KNOWN if FAMILIES[each] in _SERVED.get(type(schedule), ())]
+            suited = [each.removesuffix(_END) for each in KNOWN if FAMILIES[each] in _SERVED.get(type(schedule), ())]
             raise InputError(
-                f"sampler.scheduler: {name} given, which the denoiser's schedule, {type(schedule).__name__}, is not "
-                f"for; allowed: {', '.join(each.removesuffix(_END) for each in allowed) or 'another sampler'}"
+                f"sampler.scheduler must be for the denoiser's schedule, {type(schedule).__name__}, got {name}; use "
+                f"{', '.join(suited) or 'another sampler'}"
             )
         made = getattr(diffusers, name)
         of_step = {key: value for key, value in self.settings.items() if key in KNOWN[name].settings}

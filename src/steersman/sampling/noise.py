@@ -55,7 +55,7 @@ class SeededNoise:
     ) -> None:
         for seed in seeds:
             if not 0 <= seed < SEEDS:
-                raise InputError(f"seed: {seed} given; allowed: 0 to {SEEDS - 1}")
+                raise InputError(f"seed must be between 0 and {SEEDS - 1}, got {seed}")
         self.seeds, self.shape, self.device, self.dtype = seeds, shape, device, dtype
         self.generators: dict[tuple[str, int], list[torch.Generator]] = {}
 

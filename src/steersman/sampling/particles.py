@@ -78,13 +78,15 @@ class Particles:
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.every < 1:
-            raise InputError(f"particles.count, every: {self.count}, {self.every} given; allowed: 1 and more")
+            raise InputError(
+                f"particles.count and particles.every must be at least 1, got {self.count} and {self.every}"
+            )
         if not (self.low >= 0 and self.high >= 0):
-            raise InputError(f"particles.low, high: {self.low}, {self.high} given; allowed: 0 and more")
+            raise InputError(f"particles.low and particles.high must be at least 0, got {self.low} and {self.high}")
         if not 0 < self.temperature < math.inf:
-            raise InputError(f"particles.temperature: {self.temperature} given; allowed: above 0")
+            raise InputError(f"particles.temperature must be above 0 and finite, got {self.temperature}")
         if not 0 <= self.fraction <= 1:
-            raise InputError(f"particles.fraction: {self.fraction} given; allowed: 0 to 1")
+            raise InputError(f"particles.fraction must be between 0 and 1, got {self.fraction}")
         if self.potential not in get_args(Potential):
             raise unknown("particles.potential", self.potential, get_args(Potential))
         if self.choice not in get_args(Choice):
@@ -147,8 +149,8 @@ class Swarm:
         for guide in guides:
             if guide.scale and guide.injection.moment not in ("estimate", "mean"):
                 raise InputError(
-                    f"particles.corrected: true given with a push of the {guide.injection.moment}; allowed: the "
-                    "injections mean, noise, denoised, which move the mean of a step"
+                    f"particles.corrected must be false with a guidance update of the {guide.injection.moment}, got "
+                    "true; use the injection mean, noise or denoised, which moves the mean of a step"
                 )
 
     def correct(
@@ -219,8 +221,8 @@ class Swarm:
 
 def _noiseless() -> InputError:
     return InputError(
-        "particles.corrected: true given, but this sampler's steps end without the noise by whose density the pushes "
-        "are weighed; allowed: a sampler with noise, such as ddpm, or ddim with eta above 0"
+        "particles.corrected must be false with a sampler whose steps end without noise, by whose density guidance "
+        "updates are weighed, got true; use a sampler with noise, such as ddpm, or ddim with eta above 0"
     )
 
 
