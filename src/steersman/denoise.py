@@ -71,6 +71,15 @@ class Denoiser(Protocol):
         schedule: The noise that it was trained on.
         shape: The shape of one sample, (C, H, W) of an image.
         classes: The names of its labels; empty for a model without.
+
+    Example:
+        >>> import steersman as sm
+        >>> import torch
+        >>> denoiser = sm.load_denoiser("zoo:mnist")
+        >>> isinstance(denoiser, sm.Denoiser)
+        True
+        >>> denoiser(torch.zeros(2, 1, 28, 28), denoiser.schedule.at_ratio(1.0)).x0_hat.shape
+        torch.Size([2, 1, 28, 28])
     """
 
     schedule: Schedule

@@ -19,7 +19,16 @@ _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = GIVEN
 
 
 class InputError(ValueError):
-    """A setting, name or file that cannot be used; the command line prints it and exits with 2."""
+    """A setting, name or file that cannot be used; the command line prints it and exits with 2.
+
+    Example:
+        >>> import steersman as sm
+        >>> try:
+        ...     sm.load_recipe("nrgc")
+        ... except sm.InputError as error:
+        ...     print(error)
+        unknown recipe 'nrgc'; did you mean 'nrcg'...
+    """
 
 
 class Notice(UserWarning):

@@ -113,6 +113,12 @@ class VP:
 
     Raises:
         InputError: It does not fall, or not from below 1 to 0 or above.
+
+    Example:
+        >>> import steersman as sm
+        >>> levels = sm.VP.linear(1000, 1e-4, 0.02).levels(3)
+        >>> [(round(float(level.time)), round(float(level.sigma / level.alpha), 2)) for level in levels]
+        [(999, 157.41), (500, 3.44), (0, 0.01), (0, 0.0)]
     """
 
     alpha_bar: Float[Tensor, " T"]
@@ -278,6 +284,12 @@ class EDM:
 
     Raises:
         InputError: Not ``0 < low < high``.
+
+    Example:
+        >>> import steersman as sm
+        >>> levels = sm.EDM(low=0.002, high=80.0).levels(4, spacing="karras")
+        >>> [round(float(level.sigma), 3) for level in levels]
+        [80.0, 9.723, 0.47, 0.002, 0.0]
     """
 
     low: float = 0.002
@@ -346,6 +358,12 @@ class Flow:
 
     Raises:
         InputError: A shift or count that is not above 0, or a ratio that is not finite.
+
+    Example:
+        >>> import steersman as sm
+        >>> levels = sm.Flow(shift=3.0).levels(4, spacing="trailing")
+        >>> [round(float(level.sigma), 3) for level in levels]
+        [0.999, 0.9, 0.75, 0.5, 0.0]
     """
 
     shift: float = 1.0

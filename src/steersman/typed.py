@@ -2,15 +2,15 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from numbers import Real
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from steersman.errors import InputError, shown, unknown
+from steersman.errors import LONGEST, InputError, shown, unknown
 
-__all__ = ["check_finite", "filled_in", "finite", "typed"]
+__all__ = ["brief", "check_finite", "filled_in", "finite", "typed"]
 
 Made = TypeVar("Made", bound=type)
 Model = TypeVar("Model", bound=BaseModel)
@@ -47,6 +47,26 @@ def check_finite(name: str, value: object, default: object = None) -> None:
             check_finite(name, each)
     elif isinstance(value, Real) and not math.isfinite(value) and value != default:
         raise InputError(f"{name} must be a finite number, got {float(value):g}")
+
+
+def brief(value: object) -> str:
+    """Returns settings in one line: those that differ from their defaults, and of a network its class alone."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return f"{type(value).__name__}({', '.join(_differing(value))})"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(brief, value))}]"
+    said = repr(value)
+    if "\n" in said:
+        return f"{type(value).__name__}(…)"
+    return said if len(said) <= LONGEST else shown(value)
+
+
+def _differing(value: Any) -> Iterator[str]:  # noqa: ANN401
+    for each in dataclasses.fields(value):
+        made = each.default_factory
+        default = each.default if made is dataclasses.MISSING else made()
+        if each.repr and repr(held := getattr(value, each.name)) != repr(default):
+            yield f"{each.name}={brief(held)}"
 
 
 def typed(name: str, value: object, hint: Any, config: ConfigDict | None = None) -> Any:  # noqa: ANN401

@@ -4,8 +4,10 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
+from steersman.denoisers import NetworkDenoiser
 from steersman.guidance.step import Step, posterior_mean, reverse_variance, transition
-from steersman.schedule import CLEAN, VP, Level
+from steersman.sampling import DDPM, sample
+from steersman.schedule import CLEAN, EDM, VP, Level
 
 F64 = torch.float64
 
@@ -112,6 +114,19 @@ def test_clipped_is_small_at_every_other_step_and_in_a_walk_of_one():
 def test_a_step_counts_what_is_left():
     zero = torch.zeros((), dtype=F64)
     assert [Step(i, 4, 0, 0, CLEAN, CLEAN, zero, zero).left for i in range(4)] == [3, 2, 1, 0]
+
+
+@pytest.mark.parametrize("fixed", ["small", "large", "clipped"])
+@pytest.mark.parametrize("schedule", [VP.linear(), EDM()], ids=["VP", "EDM"])
+def test_a_step_made_of_levels_is_the_one_that_sampling_makes(fixed, schedule):
+    class Zero(torch.nn.Module):
+        def forward(self, x_t, time):
+            return torch.zeros_like(x_t)
+
+    reports = []
+    denoiser = NetworkDenoiser(Zero(), schedule=schedule, shape=(1, 2, 2))
+    sample(denoiser, DDPM(fixed=fixed), steps=5, dtype=F64, callbacks=[reports.append])
+    assert [Step.at(schedule.levels(5), index, fixed) for index in range(5)] == [report.step for report in reports]
 
 
 @pytest.mark.parametrize("fixed", ["small", "clipped"])

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from steersman.blocks import in_blocks
 from steersman.classifiers.preprocess import Preprocess, in_channels
 from steersman.classifiers.smoothing import NoReLU, SoftCalls, activations, soften
-from steersman.errors import InputError, one_line
+from steersman.errors import InputError, one_line, shown
 from steersman.memory import is_out_of_memory
 from steersman.names import resolve
 from steersman.precision import loss_scaled
@@ -58,6 +58,16 @@ class Classifier(nn.Module):
 
     Raises:
         InputError: There are no names, a binary network has more than two, or is to be a multi-label one too.
+
+    Example:
+        >>> import steersman as sm
+        >>> import torch
+        >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 2))
+        >>> classifier = sm.Classifier(network, preprocess=sm.Preprocess(size=8), names=["cat", "dog"])
+        >>> classifier
+        Classifier(Sequential, 2 classes: cat, dog)
+        >>> classifier(2 * torch.rand(4, 3, 32, 32) - 1).shape, classifier.resolve("dog")
+        (torch.Size([4, 2]), 1)
     """
 
     block: int | None = None
@@ -95,6 +105,17 @@ class Classifier(nn.Module):
             raise InputError(f"a binary classifier has two names, got {len(self.names)}")
         self.takes = next((each.in_channels for each in network.modules() if isinstance(each, nn.Conv2d)), None)
         self.eval()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._kind}, {self._classes})"
+
+    @property
+    def _classes(self) -> str:
+        """How many classes there are and the first of their names, in at most a line."""
+        kind = "labels" if self.multilabel else "texts" if self.open_vocabulary else "classes"
+        first = [shown(self.title(index)).strip("'\"") for index in range(min(3, len(self.names)))]
+        more = ", …" * (len(self.names) > len(first))
+        return f"{len(self.names)} {kind}" + (f": {', '.join(first)}{more}" if first else "")
 
     def train(self, mode: bool = True) -> "Classifier":
         """Keeps the network in evaluation mode, whatever is asked for: a guide is never trained."""

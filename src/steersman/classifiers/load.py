@@ -59,6 +59,14 @@ def load_classifier(
     Raises:
         InputError: The spec, its name or a setting cannot be used; or, unless ``adapt``, there is no ReLU to smooth or
             the network takes no other size than its own.
+
+    Example:
+        >>> import steersman as sm
+        >>> classifier = sm.load_classifier("zoo:mnist-lenet", device="cpu")
+        >>> classifier.resolve("7"), classifier.preprocess.size
+        (7, 28)
+        >>> sm.load_classifier("zoo:mnist-lenet", softplus=8.0).smoothed
+        3
     """
     if not dtype.is_floating_point:
         raise InputError(f"a classifier's dtype must be floating, got {dtype}")

@@ -56,6 +56,14 @@ class Preprocess:
 
     Raises:
         InputError: A value is outside the range above, or ``mean`` and ``std`` differ in length.
+
+    Example:
+        >>> import steersman as sm
+        >>> import torch
+        >>> preprocess = sm.Preprocess(size=96, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+        >>> shown = preprocess(torch.ones(2, 3, 32, 48))  # white
+        >>> shown.shape, [round(value, 2) for value in shown[0, :, 0, 0].tolist()]
+        (torch.Size([2, 3, 96, 96]), [2.25, 2.43, 2.64])
     """
 
     mean: tuple[float, ...] = (0.5,)

@@ -40,6 +40,17 @@ class TextClassifier(Classifier):
 
     Raises:
         InputError: A text that cannot be encoded.
+
+    Example:
+        >>> import steersman as sm
+        >>> import torch
+        >>> encode = {"left": torch.tensor([1.0, 0.0]), "right": torch.tensor([0.0, 1.0])}.__getitem__
+        >>> settings = {"encode": encode, "sharpness": 10.0, "preprocess": sm.Preprocess()}
+        >>> classifier = sm.TextClassifier(torch.nn.Flatten(), **settings)
+        >>> classifier.resolve("left"), classifier.resolve("right")
+        (0, 1)
+        >>> classifier(torch.tensor([0.6, 0.8]).reshape(1, 1, 1, 2))
+        tensor([[6., 8.]])
     """
 
     open_vocabulary = True

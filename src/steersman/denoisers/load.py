@@ -48,6 +48,12 @@ def load_denoiser(
 
     Raises:
         InputError: No such denoiser, or one that cannot be read.
+
+    Example:
+        >>> import steersman as sm
+        >>> denoiser = sm.load_denoiser("zoo:mnist", device="cpu")
+        >>> denoiser.shape, denoiser.classes[:2]
+        ((1, 28, 28), ('0 - zero', '1 - one'))
     """
     source, separator, name = spec.partition(":")
     if separator and source == "module":

@@ -52,6 +52,16 @@ class NetworkDenoiser:
 
     Raises:
         InputError: An unknown parameterization, a shape or a time scale that is none, or a VAE of other latents.
+
+    Example:
+        >>> import steersman as sm
+        >>> import torch
+        >>> class Network(torch.nn.Module):
+        ...     def forward(self, x_t, time):
+        ...         return 0.1 * x_t
+        >>> denoiser = sm.NetworkDenoiser(Network(), schedule=sm.VP.linear(), shape=(3, 8, 8))
+        >>> sm.sample(denoiser, seeds=2, steps=2, progress=False).tensor.shape
+        torch.Size([2, 3, 8, 8])
     """
 
     block: int | None = None

@@ -33,6 +33,15 @@ class Sum:
 
     Attributes:
         terms: Pairs of weight and objective; where the weight is negative, guidance steers away.
+
+    Example:
+        >>> import steersman as sm
+        >>> import torch
+        >>> one = sm.TargetLogit(classifier=lambda image, level: torch.tensor([[4.0, -1.0]]))
+        >>> two = sm.TargetLogit(classifier=lambda image, level: torch.tensor([[3.0, 5.0]]))
+        >>> objective = sm.Sum([(1.0, one), (-0.5, two)])
+        >>> objective(torch.zeros(1, 3, 8, 8), torch.tensor([0]), sm.VP.linear().at_time(0)).item()
+        2.5
     """
 
     terms: Sequence[tuple[float, Objective]]

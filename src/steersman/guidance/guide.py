@@ -24,7 +24,7 @@ from steersman.guidance.step import Step
 from steersman.guidance.strength import Strength, Variance
 from steersman.guidance.view import Denoised, View
 from steersman.schedule import Level
-from steersman.typed import finite
+from steersman.typed import brief, finite
 
 __all__ = ["Guide", "Route"]
 
@@ -45,6 +45,17 @@ class Guide:
         stabilizer: What is done to the gradient from step to step.
         strength: Its weight over time.
         injection: Where it enters the step.
+
+    Example:
+        >>> import steersman as sm
+        >>> from steersman.sampling import sample
+        >>> objective = sm.ClassProbability(classifier=sm.load_classifier("zoo:mnist-lenet"))
+        >>> guide = sm.Guide(objective=objective, scale=20.0, stabilizer=sm.Ema(beta=0.9))
+        >>> guide
+        Guide(objective=ClassProbability(classifier=Classifier(Sequential, 10 classes: 0 - zero, 1 - one, 2 - two, …)),
+              scale=20.0, stabilizer=Ema(beta=0.9))
+        >>> sample(sm.load_denoiser("zoo:mnist"), sm.DDPM(), guides=[guide], target="7", seeds=[0, 1], steps=2).shape
+        torch.Size([2, 1, 28, 28])
     """
 
     objective: Objective
@@ -55,6 +66,9 @@ class Guide:
     stabilizer: Stabilizer = field(default_factory=Identity)
     strength: Strength = field(default_factory=Variance)
     injection: Injection = field(default_factory=Mean)
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     def __post_init__(self) -> None:
         if self.route not in get_args(Route):

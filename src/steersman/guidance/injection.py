@@ -81,7 +81,16 @@ class Injection(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Sample(Injection):
-    """The sample is moved before the denoiser is asked; a push that needs the denoised image asks it once more."""
+    """The sample is moved before the denoiser is asked; a push that needs the denoised image asks it once more.
+
+    Example:
+        >>> import steersman as sm
+        >>> import torch
+        >>> objective = sm.TargetLogit(classifier=sm.load_classifier("zoo:mnist-lenet"))
+        >>> guide = sm.Guide(objective=objective, injection=sm.Sample())
+        >>> guide.injection.sample(torch.ones(1, 1, 1, 2), 0.5 * torch.ones(1, 1, 1, 2))
+        tensor([[[[1.5000, 1.5000]]]])
+    """
 
     moment: ClassVar[Moment] = "sample"
 
@@ -96,6 +105,15 @@ class NoisePrediction(Injection):
 
     Where there is no signal, ``alpha = 0``, the sample says nothing of the image, so ``p(y | x_t) = p(y)``: the score
     is pushed by zero, the denoised image by 0 / 0. There the guide rests.
+
+    Example:
+        >>> import steersman as sm
+        >>> import torch
+        >>> from steersman.guidance import Estimate
+        >>> estimate = Estimate(x0=torch.zeros(1, 1, 1, 2), eps=torch.ones(1, 1, 1, 2), variance=torch.tensor(0.1))
+        >>> moved = sm.NoisePrediction().estimate(estimate, torch.full((1, 1, 1, 2), 0.1), sm.EDM().at_ratio(2.0))
+        >>> [round(value.mean().item(), 2) for value in (moved.x0, moved.eps)]
+        [0.4, 0.8]
     """
 
     moment: ClassVar[Moment] = "estimate"
@@ -118,6 +136,15 @@ class DenoisedImage(Injection):
     Attributes:
         keeps: What stays: ``noise`` for the noise prediction, or ``sample`` for ``x_t = alpha x0 + sigma eps``. A
             sampler that steps by the denoised image alone, as DDPM, always keeps the sample.
+
+    Example:
+        >>> import steersman as sm
+        >>> import torch
+        >>> from steersman.guidance import Estimate
+        >>> estimate = Estimate(x0=torch.zeros(1, 1, 1, 2), eps=torch.ones(1, 1, 1, 2), variance=torch.tensor(0.1))
+        >>> moved = sm.DenoisedImage().estimate(estimate, torch.full((1, 1, 1, 2), 0.4), sm.EDM().at_ratio(2.0))
+        >>> [round(value.mean().item(), 2) for value in (moved.x0, moved.eps)]
+        [0.4, 1.0]
     """
 
     keeps: Kept = "noise"
@@ -137,7 +164,16 @@ class DenoisedImage(Injection):
 
 @dataclass(frozen=True, kw_only=True)
 class Mean(Injection):
-    """The mean of the reverse step is moved."""
+    """The mean of the reverse step is moved.
+
+    Example:
+        >>> import steersman as sm
+        >>> import torch
+        >>> objective = sm.TargetLogit(classifier=sm.load_classifier("zoo:mnist-lenet"))
+        >>> guide = sm.Guide(objective=objective, strength=sm.Variance(), injection=sm.Mean())
+        >>> guide.injection.mean(torch.ones(1, 1, 1, 2), 0.5 * torch.ones(1, 1, 1, 2))
+        tensor([[[[1.5000, 1.5000]]]])
+    """
 
     moment: ClassVar[Moment] = "mean"
 
@@ -148,7 +184,18 @@ class Mean(Injection):
 
 @dataclass(frozen=True, kw_only=True)
 class Spherical(Injection):
-    """The step's own noise is turned towards the push, on the sphere where noise lies; not without noise (DSG)."""
+    """The step's own noise is turned towards the push, on the sphere where noise lies; not without noise (DSG).
+
+    Example:
+        The noise keeps its length: for two values of variance 0.5, that is 1.
+
+        >>> import steersman as sm
+        >>> import torch
+        >>> noise, update = torch.tensor([1.0, 0.0]).reshape(1, 1, 1, 2), torch.tensor([0.0, 0.5]).reshape(1, 1, 1, 2)
+        >>> turned = sm.Spherical().deviation(noise, update, torch.tensor(0.5))
+        >>> [round(value, 3) for value in turned.flatten().tolist()]
+        [0.707, 0.707]
+    """
 
     moment: ClassVar[Moment] = "deviation"
 

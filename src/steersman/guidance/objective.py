@@ -81,6 +81,14 @@ class ClassProbability:
         classifier: It gives f.
         joint: ``tau1``.
         marginal: ``tau2``; 0 leaves the target's logit alone.
+
+    Example:
+        >>> import steersman as sm
+        >>> import torch
+        >>> objective = sm.ClassProbability(classifier=lambda image, level: torch.tensor([[2.0, 0.0, 0.0]]))
+        >>> image, level = torch.zeros(1, 3, 8, 8), sm.VP.linear().at_time(0)
+        >>> [round(objective(image, torch.tensor([target]), level).exp().item(), 2) for target in range(3)]
+        [0.79, 0.11, 0.11]
     """
 
     classifier: Logits
@@ -110,6 +118,14 @@ class TargetLogit:
 
     Attributes:
         classifier: It gives f.
+
+    Example:
+        >>> import steersman as sm
+        >>> import torch
+        >>> objective = sm.TargetLogit(classifier=lambda image, level: torch.tensor([[4.0, -1.0]]))
+        >>> image, level = torch.zeros(1, 3, 8, 8), sm.VP.linear().at_time(0)
+        >>> [objective(image, torch.tensor([target]), level).item() for target in (0, 1)]
+        [4.0, -1.0]
     """
 
     classifier: Logits
@@ -127,6 +143,14 @@ class BinaryProbability:
 
     Attributes:
         classifier: It gives the one logit, or one a label.
+
+    Example:
+        >>> import steersman as sm
+        >>> import torch
+        >>> objective = sm.BinaryProbability(classifier=lambda image, level: torch.tensor([[2.0]]))
+        >>> image, level = torch.zeros(1, 3, 8, 8), sm.VP.linear().at_time(0)
+        >>> [round(objective(image, torch.tensor([target]), level).exp().item(), 2) for target in (0, 1)]
+        [0.12, 0.88]
     """
 
     classifier: Logits

@@ -65,6 +65,15 @@ class Ema:
 
     Attributes:
         beta: How much of the old average stays, in [0, 1); the paper's are 0.9 and 0.99.
+
+    Example:
+        >>> import steersman as sm
+        >>> import torch
+        >>> ema, g = sm.Ema(beta=0.9), torch.ones(1, 1, 1, 1)
+        >>> first, state = ema.update(g, ema.init(g))
+        >>> second, state = ema.update(g, state)
+        >>> round(first.item(), 2), round(second.item(), 2)
+        (0.1, 0.19)
     """
 
     beta: float = 0.99
@@ -89,6 +98,15 @@ class Momentum:
 
     Attributes:
         beta: How much of the old sum stays, in [0, 1); a steady gradient grows by ``1 / (1 - beta)``.
+
+    Example:
+        >>> import steersman as sm
+        >>> import torch
+        >>> momentum, g = sm.Momentum(beta=0.9), torch.ones(1, 1, 1, 1)
+        >>> first, state = momentum.update(g, momentum.init(g))
+        >>> second, state = momentum.update(g, state)
+        >>> round(first.item(), 2), round(second.item(), 2)
+        (1.0, 1.9)
     """
 
     beta: float = 0.9
@@ -116,6 +134,16 @@ class Adam:
         beta2: The second moment's, in [0, 1).
         eps: What keeps the ratio finite.
         corrected: Whether the averages are freed of their bias towards the start at zero (Kingma & Ba 2015).
+
+    Example:
+        Large and small values of the gradient become equally large.
+
+        >>> import steersman as sm
+        >>> import torch
+        >>> adam, g = sm.Adam(corrected=True), torch.tensor([0.5, -30.0]).reshape(1, 1, 1, 2)
+        >>> used, state = adam.update(g, adam.init(g))
+        >>> [round(value, 2) for value in used.flatten().tolist()]
+        [1.0, -1.0]
     """
 
     beta1: float = 0.9
@@ -148,6 +176,14 @@ class Normalise:
 
     Attributes:
         by: ``norm`` for length 1, ``rms`` for root mean square 1.
+
+    Example:
+        >>> import steersman as sm
+        >>> import torch
+        >>> normalise, g = sm.Normalise(by="norm"), torch.tensor([3.0, 4.0]).reshape(1, 1, 1, 2)
+        >>> used, state = normalise.update(g, normalise.init(g))
+        >>> [round(value, 2) for value in used.flatten().tolist()]
+        [0.6, 0.8]
     """
 
     by: Literal["norm", "rms"] = "norm"
@@ -173,6 +209,14 @@ class Clip:
 
     Attributes:
         norm: That norm, over one sample.
+
+    Example:
+        >>> import steersman as sm
+        >>> import torch
+        >>> clip, g = sm.Clip(norm=2.5), torch.tensor([3.0, 4.0]).reshape(1, 1, 1, 2)
+        >>> used, state = clip.update(g, clip.init(g))
+        >>> [round(value, 2) for value in used.flatten().tolist()]
+        [1.5, 2.0]
     """
 
     norm: float = 1.0
@@ -197,6 +241,16 @@ class Chain:
 
     Attributes:
         links: They, the first to see the gradient first.
+
+    Example:
+        In a recipe it is a list: ``stabilizer: [{kind: normalise}, {kind: ema, beta: 0.5}]``.
+
+        >>> import steersman as sm
+        >>> import torch
+        >>> chain, g = sm.Chain((sm.Normalise(), sm.Ema(beta=0.5))), torch.tensor([3.0, 4.0]).reshape(1, 1, 1, 2)
+        >>> used, state = chain.update(g, chain.init(g))
+        >>> [round(value, 2) for value in used.flatten().tolist()]
+        [0.3, 0.4]
     """
 
     links: Sequence[Stabilizer]

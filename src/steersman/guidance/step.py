@@ -12,8 +12,10 @@ is zero, and so is ``Sigma``; the code of Ho et al. and of ADM clips its logarit
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
+import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
@@ -48,6 +50,20 @@ class Step(NamedTuple):
     variance: Float[Tensor, "..."]
     peak: Float[Tensor, "..."]
     levels: tuple[Level, ...] = ()
+
+    @classmethod
+    def at(cls, levels: Sequence[Level], index: int, fixed: FixedVariance = "small") -> "Step":
+        """Returns a step of a trajectory over some levels, with the fixed reverse variances.
+
+        Args:
+            levels: All levels, the noisiest first; one more than steps.
+            index: The step's index, 0 first.
+            fixed: The variance, as `reverse_variance` takes it.
+        """
+        pairs = pairwise(levels[: index + 2])
+        variances = [reverse_variance(level, next, fixed=fixed, levels=levels) for level, next in pairs]
+        peak = torch.stack(variances).max()
+        return cls(index, len(levels) - 1, 0, 0, levels[index], levels[index + 1], variances[-1], peak, tuple(levels))
 
     @property
     def left(self) -> int:

@@ -113,7 +113,17 @@ class _OfVariance:
 
 @dataclass(frozen=True, kw_only=True)
 class Variance(_OfVariance):
-    """``w_t = Sigma_t``, the reverse variance."""
+    """``w_t = Sigma_t``, the reverse variance.
+
+    Example:
+        >>> import steersman as sm
+        >>> import torch
+        >>> from steersman.guidance import Step
+        >>> levels, x_t = sm.VP.linear().levels(10), torch.ones(1, 3, 8, 8)
+        >>> weights = [sm.Variance()(Step.at(levels, index), x_t, None, x_t) for index in (0, 5, 9)]
+        >>> [round(weight.item(), 3) for weight in weights]
+        [0.88, 0.458, 0.0]
+    """
 
     def __call__(
         self, step: Step, x_t: Float[Tensor, "B C H W"], prediction: Prediction | None, g: Float[Tensor, "B C H W"]
@@ -124,7 +134,17 @@ class Variance(_OfVariance):
 
 @dataclass(frozen=True, kw_only=True)
 class Deviation(_OfVariance):
-    """``w_t = sqrt(Sigma_t)``: with a gradient of unit rms, the scale is the push in units of the step's own noise."""
+    """``w_t = sqrt(Sigma_t)``: with a gradient of unit rms, the scale is the push in units of the step's own noise.
+
+    Example:
+        >>> import steersman as sm
+        >>> import torch
+        >>> from steersman.guidance import Step
+        >>> levels, x_t = sm.VP.linear().levels(10), torch.ones(1, 3, 8, 8)
+        >>> weights = [sm.Deviation()(Step.at(levels, index), x_t, None, x_t) for index in (0, 5, 9)]
+        >>> [round(weight.item(), 3) for weight in weights]
+        [0.938, 0.677, 0.0]
+    """
 
     def __call__(
         self, step: Step, x_t: Float[Tensor, "B C H W"], prediction: Prediction | None, g: Float[Tensor, "B C H W"]
@@ -142,6 +162,15 @@ class Sine(_OfVariance):
         gamma: The added factor; 0.3 in the paper.
         peak: Whose maximum it is: each value's ``own``, or that of the batch's ``first`` value for all of them (EluCD's
             released code), by which an image depends on its neighbours where the variance is learned.
+
+    Example:
+        >>> import steersman as sm
+        >>> import torch
+        >>> from steersman.guidance import Step
+        >>> levels, x_t = sm.VP.linear().levels(10), torch.ones(1, 3, 8, 8)
+        >>> weights = [sm.Sine(gamma=0.3)(Step.at(levels, index), x_t, None, x_t) for index in (0, 5, 9)]
+        >>> [round(weight.item(), 3) for weight in weights]
+        [0.961, 0.709, 0.0]
     """
 
     gamma: float = 0.3
@@ -161,7 +190,14 @@ class Sine(_OfVariance):
 
 @dataclass(frozen=True, kw_only=True)
 class Constant(_Always):
-    """``w_t = 1``."""
+    """``w_t = 1``.
+
+    Example:
+        >>> import steersman as sm
+        >>> guides = sm.load_recipe("nrcg", {"strength": "constant"}, scale=0.1).bind("zoo:mnist-lenet")
+        >>> guides[0].strength, guides[0].scale
+        (Constant(), 0.1)
+    """
 
     def __call__(
         self, step: Step, x_t: Float[Tensor, "B C H W"], prediction: Prediction | None, g: Float[Tensor, "B C H W"]
@@ -177,6 +213,15 @@ class Linear(_Always):
 
     Attributes:
         rising: Whether it rises towards the image.
+
+    Example:
+        >>> import steersman as sm
+        >>> import torch
+        >>> from steersman.guidance import Step
+        >>> levels, x_t = sm.VP.linear().levels(10), torch.ones(1, 3, 8, 8)
+        >>> weights = [sm.Linear()(Step.at(levels, index), x_t, None, x_t) for index in (0, 5, 9)]
+        >>> [round(weight.item(), 3) for weight in weights]
+        [1.0, 0.5, 0.1]
     """
 
     rising: bool = False
@@ -197,6 +242,15 @@ class Interval:
     Attributes:
         low: The smallest noise-to-signal ratio at which it acts.
         high: The largest.
+
+    Example:
+        >>> import steersman as sm
+        >>> from steersman.guidance import Step
+        >>> levels = sm.EDM(low=0.1, high=10.0).levels(5)
+        >>> [round(float(level.sigma), 2) for level in levels]
+        [10.0, 3.16, 1.0, 0.32, 0.1, 0.0]
+        >>> [sm.Interval(low=0.5, high=5.0).active(Step.at(levels, index)) for index in range(5)]
+        [False, True, True, False, False]
     """
 
     low: float = 0.0
@@ -227,6 +281,13 @@ class Every:
 
     Attributes:
         k: The period, in steps.
+
+    Example:
+        >>> import steersman as sm
+        >>> from steersman.guidance import Step
+        >>> levels = sm.VP.linear().levels(6)
+        >>> [sm.Every(k=3).active(Step.at(levels, index)) for index in range(6)]
+        [True, False, False, True, False, False]
     """
 
     k: int = 2
@@ -252,6 +313,15 @@ class Signal:
     """``w_t = alpha_s / alpha_t``, the growth of the signal in a step: it carries a push of ``x_t`` over to ``x_s``.
 
     A step out of pure noise, ``alpha_t = 0``, has no such growth; there it rests.
+
+    Example:
+        >>> import steersman as sm
+        >>> import torch
+        >>> from steersman.guidance import Step
+        >>> levels, x_t = sm.VP.linear().levels(10), torch.ones(1, 3, 8, 8)
+        >>> weights = [sm.Signal()(Step.at(levels, index), x_t, None, x_t) for index in (0, 5, 9)]
+        >>> [round(weight.item(), 3) for weight in weights]
+        [2.884, 1.549, 1.0]
     """
 
     needs_denoiser = False
@@ -276,6 +346,15 @@ class Transition(_Always):
 
     Attributes:
         rising: Whether it is that, or ``beta_t / mean_u beta_u``, which falls.
+
+    Example:
+        >>> import steersman as sm
+        >>> import torch
+        >>> from steersman.guidance import Step
+        >>> levels, x_t = sm.VP.linear().levels(10), torch.ones(1, 3, 8, 8)
+        >>> weights = [sm.Transition()(Step.at(levels, index), x_t, None, x_t) for index in (0, 5, 9)]
+        >>> [round(weight.item(), 3) for weight in weights]
+        [0.264, 0.915, 2.193]
     """
 
     rising: bool = True
@@ -303,6 +382,15 @@ class Taper(_Always):
     Attributes:
         gamma: The sine's factor; 0.3 in the paper.
         floor: The least value of the line; ``1e-5 / s`` in the code, which matters at the end of many steps alone.
+
+    Example:
+        >>> import steersman as sm
+        >>> import torch
+        >>> from steersman.guidance import Step
+        >>> levels, x_t = sm.VP.linear().levels(10), torch.ones(1, 3, 8, 8)
+        >>> weights = [sm.Taper(gamma=0.3)(Step.at(levels, index), x_t, None, x_t) for index in (0, 5, 9)]
+        >>> [round(weight.item(), 3) for weight in weights]
+        [1.0, 0.845, 0.275]
     """
 
     gamma: float = 0.3
@@ -318,7 +406,18 @@ class Taper(_Always):
 
 @dataclass(frozen=True, kw_only=True)
 class Relative(_Always):
-    """``w_t = |score| / |g|``: the scale is the push's length in units of the score's."""
+    """``w_t = |score| / |g|``: the scale is the push's length in units of the score's.
+
+    Example:
+        >>> import steersman as sm
+        >>> import torch
+        >>> from steersman.guidance import Step
+        >>> from steersman.denoise import Prediction
+        >>> step, x_t = Step.at(sm.EDM(low=1.0, high=2.0).levels(2), 0), torch.ones(1, 1, 2, 2)
+        >>> prediction = Prediction(x0_hat=torch.zeros_like(x_t))  # a score of length 0.5
+        >>> [round(sm.Relative()(step, x_t, prediction, g).item(), 3) for g in (x_t, 10 * x_t)]
+        [0.25, 0.025]
+    """
 
     needs_denoiser = True
 
@@ -355,7 +454,18 @@ class Difference(_Always):
 
 @dataclass(frozen=True, kw_only=True)
 class Polyak(_Always):
-    """``w_t = |eps| / |g|^2``, a Polyak step (Shen et al. 2024): the flatter the objective, the longer the push."""
+    """``w_t = |eps| / |g|^2``, a Polyak step (Shen et al. 2024): the flatter the objective, the longer the push.
+
+    Example:
+        >>> import steersman as sm
+        >>> import torch
+        >>> from steersman.guidance import Step
+        >>> from steersman.denoise import Prediction
+        >>> step, x_t = Step.at(sm.EDM(low=1.0, high=2.0).levels(2), 0), torch.ones(1, 1, 2, 2)
+        >>> prediction = Prediction(x0_hat=torch.zeros_like(x_t))  # a noise prediction of length 1
+        >>> [round(sm.Polyak()(step, x_t, prediction, g).item(), 4) for g in (x_t, 10 * x_t)]
+        [0.25, 0.0025]
+    """
 
     needs_denoiser = True
 
@@ -387,6 +497,16 @@ class Product:
 
     Attributes:
         factors: They.
+
+    Example:
+        In a recipe it is a list: ``strength: [deviation, {kind: interval, low: 0.5, high: 5.0}]``.
+
+        >>> import steersman as sm
+        >>> from steersman.guidance import Step
+        >>> levels = sm.EDM(low=0.1, high=10.0).levels(5)
+        >>> weight = sm.Product((sm.Deviation(), sm.Interval(low=0.5, high=5.0)))
+        >>> [weight.active(Step.at(levels, index)) for index in range(5)]
+        [False, True, True, False, False]
     """
 
     factors: Sequence[Strength]

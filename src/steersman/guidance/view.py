@@ -43,7 +43,15 @@ class View(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Noisy:
-    """The noisy image ``x_t``, for classifiers that know noise."""
+    """The noisy image ``x_t``, for classifiers that know noise.
+
+    Example:
+        >>> import steersman as sm
+        >>> objective = sm.TargetLogit(classifier=sm.load_classifier("zoo:mnist-lenet"))
+        >>> guide = sm.Guide(objective=objective, view=sm.Noisy(), route="through")
+        >>> guide.needs_denoiser, guide.differentiates_denoiser
+        (False, False)
+    """
 
     needs_denoiser = False
 
@@ -62,6 +70,13 @@ class Denoised:
     Attributes:
         clip: Whether to clip it to [-1, 1]; the clip is part of what is differentiated.
         guided: Whether it stands where the guides before this one moved it in the step, or where the denoiser put it.
+
+    Example:
+        >>> import steersman as sm
+        >>> objective = sm.TargetLogit(classifier=sm.load_classifier("zoo:mnist-lenet"))
+        >>> guide = sm.Guide(objective=objective, view=sm.Denoised(clip=False), route="through")
+        >>> guide.needs_denoiser, guide.differentiates_denoiser
+        (True, True)
     """
 
     clip: bool = True
@@ -88,6 +103,15 @@ class Ahead:
         evaluations: How many more there are, at each step.
         until: The last one's noise-to-signal ratio ``sigma / alpha``; at less noise than that, the view is `Denoised`.
         clip: Whether to clip the image to [-1, 1]; the clip is part of what is differentiated.
+
+    Example:
+        >>> import steersman as sm
+        >>> import torch
+        >>> denoiser, x_t = sm.load_denoiser("zoo:mnist"), 5.0 * torch.ones(1, 1, 28, 28)
+        >>> prediction = denoiser(x_t, level := denoiser.schedule.at_ratio(5.0))
+        >>> views = (sm.Denoised(), sm.Ahead(evaluations=2))
+        >>> [round(view(x_t, prediction, level, denoiser).std().item(), 1) for view in views]
+        [0.6, 0.7]
     """
 
     evaluations: int = 1
@@ -112,7 +136,16 @@ class Ahead:
 
 @dataclass(frozen=True, kw_only=True)
 class Rescaled:
-    """The noisy image brought back to the range of images, ``x_t / max(1, rms(x_t))`` (EluCD, Algorithm 2)."""
+    """The noisy image brought back to the range of images, ``x_t / max(1, rms(x_t))`` (EluCD, Algorithm 2).
+
+    Example:
+        >>> import steersman as sm
+        >>> import torch
+        >>> denoiser = sm.load_denoiser("zoo:mnist")
+        >>> view = sm.Rescaled()(torch.full((1, 1, 28, 28), 2.5), None, denoiser.schedule.at_ratio(5.0), denoiser)
+        >>> round(view.square().mean().sqrt().item(), 2)
+        1.0
+    """
 
     needs_denoiser = False
 

@@ -84,6 +84,20 @@ def steer(
 
     Warns:
         UserWarning: No step was guided.
+
+    Example:
+        >>> import steersman as sm
+        >>> from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+        >>> from torch import nn
+        >>> blocks = {"down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"], "block_out_channels": [8]}
+        >>> pipe = DDPMPipeline(UNet2DModel(sample_size=8, norm_num_groups=4, **blocks), DDPMScheduler())
+        >>> pipe.set_progress_bar_config(disable=True)
+        >>> network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 2))
+        >>> classifier = sm.Classifier(network, preprocess=sm.Preprocess(size=8), names=["cat", "dog"])
+        >>> with sm.steer(pipe, classifier=classifier, target="dog", recipe="nrcg"):
+        ...     image = pipe(num_inference_steps=2).images[0]
+        >>> image.size
+        (8, 8)
     """
     if guide is not None and classifier is not None:
         raise InputError("steer needs a guide or a classifier, got both")

@@ -74,6 +74,14 @@ class Recipe(BaseModel):
         expected: Published or measured figures that the settings aim at.
         settings: The section of each axis; what is missing has its default.
         variants: Changes of the settings, by name.
+
+    Example:
+        >>> import steersman as sm
+        >>> recipe = sm.load_recipe("nrcg")
+        >>> recipe.settings["stabilizer"]
+        {'kind': 'ema', 'beta': 0.99}
+        >>> recipe.changed({"stabilizer.beta": 0.9}).resolved()["stabilizer"]
+        {'kind': 'ema', 'beta': 0.9}
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -343,7 +351,13 @@ def _changed(axis: str, section: object, option: str, value: object) -> object:
 
 
 def recipe_names(*, variants: bool = True) -> list[str]:
-    """Returns the names of the bundled recipes, ``NAME/VARIANT`` among them if wanted."""
+    """Returns the names of the bundled recipes, ``NAME/VARIANT`` among them if wanted.
+
+    Example:
+        >>> import steersman as sm
+        >>> [name for name in sm.recipe_names() if name.startswith("nrcg")][:3]
+        ['nrcg', 'nrcg/none', 'nrcg/denoised']
+    """
     names = []
     for file in sorted(BUNDLED.iterdir()):
         if file.name.endswith(".yaml"):
@@ -371,6 +385,14 @@ def load_recipe(
 
     Raises:
         InputError: No such recipe, a file that is none, an unknown key or a value out of range.
+
+    Example:
+        >>> import steersman as sm
+        >>> recipe = sm.load_recipe("nrcg", {"stabilizer": "adam", "walk.steps": 25}, scale=5)
+        >>> recipe.resolved()["scale"]
+        {'value': 5.0}
+        >>> recipe.bind("zoo:mnist-lenet")[0].stabilizer
+        Adam(beta1=0.9, beta2=0.999, eps=0.0001, corrected=False)
     """
     changes = dict(changes) if isinstance(changes, Mapping) else _assignments(changes)
     if scale is not None:

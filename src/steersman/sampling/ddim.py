@@ -26,6 +26,15 @@ class DDIM(Sampler):
 
     Attributes:
         eta: The share of DDPM's deviation that is drawn anew, in [0, 1].
+
+    Example:
+        >>> import steersman as sm
+        >>> from steersman.sampling import sample
+        >>> sampler = sm.DDIM(eta=0.5)
+        >>> sampler.noisy, sm.DDIM().noisy
+        (True, False)
+        >>> sample(sm.load_denoiser("zoo:mnist"), sampler, seeds=[0, 1], steps=2).shape
+        torch.Size([2, 1, 28, 28])
     """
 
     eta: float = 0.0

@@ -23,6 +23,12 @@ class DDPM:
         fixed: ``small`` for ``Sigma_t = beta_tilde``, ``large`` for ``beta``; a learned variance goes before either.
             ``clipped`` is ``small``, but into a clean image, where that is zero, it is the step before's, and a learned
             one begins from it (ADM's code). No noise is drawn there, but guides are weighed by it.
+
+    Example:
+        >>> import steersman as sm
+        >>> from steersman.sampling import sample
+        >>> sample(sm.load_denoiser("zoo:mnist"), sm.DDPM(fixed="large"), seeds=[0, 1], steps=2).shape
+        torch.Size([2, 1, 28, 28])
     """
 
     fixed: FixedVariance = "small"

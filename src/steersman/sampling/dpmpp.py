@@ -21,7 +21,14 @@ __all__ = ["DPMpp"]
 
 @dataclass(frozen=True, kw_only=True)
 class DPMpp(Sampler):
-    """The deterministic multistep sampler of second order, one evaluation a step."""
+    """The deterministic multistep sampler of second order, one evaluation a step.
+
+    Example:
+        >>> import steersman as sm
+        >>> from steersman.sampling import sample
+        >>> sample(sm.load_denoiser("zoo:mnist"), sm.DPMpp(), seeds=[0, 1], steps=2, spacing="logsnr").shape
+        torch.Size([2, 1, 28, 28])
+    """
 
     @property
     def noisy(self) -> bool:

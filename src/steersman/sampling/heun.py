@@ -34,6 +34,12 @@ class Heun(Sampler):
         low: ``S_tmin``, the smallest noise-to-signal ratio ``sigma / alpha`` at which noise is added.
         high: ``S_tmax``, the largest.
         noise: ``S_noise``, the deviation of what is added, 1 for as much as the level asks for.
+
+    Example:
+        >>> import steersman as sm
+        >>> from steersman.sampling import sample
+        >>> sample(sm.load_denoiser("zoo:mnist"), sm.Heun(churn=0.5), seeds=[0, 1], steps=2, spacing="karras").shape
+        torch.Size([2, 1, 28, 28])
     """
 
     churn: float = 0.0

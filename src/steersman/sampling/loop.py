@@ -51,6 +51,16 @@ class Report(NamedTuple):
         x: The sample after the step.
         x0: The denoised image that the step used, guided.
         pushes: What each guide did, None where it was not active.
+
+    Example:
+        >>> import steersman as sm
+        >>> reports = []
+        >>> settings = {"recipe": "nrcg", "steps": 2, "seeds": 1, "progress": False, "callback": reports.append}
+        >>> result = sm.sample("zoo:mnist", classifier="zoo:mnist-lenet", target="7", **settings)
+        >>> [(report.step.index, report.x0.shape) for report in reports]
+        [(0, torch.Size([1, 1, 28, 28])), (1, torch.Size([1, 1, 28, 28]))]
+        >>> [push is not None for push in (report.pushes[0] for report in reports)]
+        [True, False]
     """
 
     step: Step
@@ -71,6 +81,12 @@ class Recurrence:
         times: How often, 1 for once.
         low: The smallest noise-to-signal ratio ``sigma / alpha`` at which it repeats.
         high: The largest.
+
+    Example:
+        >>> import steersman as sm
+        >>> recurrence = sm.Recurrence(times=3, low=1.0, high=10.0)
+        >>> [recurrence.at(sm.EDM().at_ratio(ratio)) for ratio in (50.0, 5.0, 0.5)]
+        [1, 3, 1]
     """
 
     times: int = 1

@@ -52,6 +52,13 @@ class NamedScheduler(Sampler):
 
     Raises:
         InputError: An unknown name or setting, or a value that the scheduler refuses.
+
+    Example:
+        >>> import steersman as sm
+        >>> from steersman.sampling import sample
+        >>> sampler = sm.NamedScheduler(scheduler="EDMDPMSolverMultistep", settings={"solver_order": 3})
+        >>> sample(sm.load_denoiser("zoo:mnist"), sampler, seeds=[0, 1], steps=2).shape
+        torch.Size([2, 1, 28, 28])
     """
 
     scheduler: str = "DPMSolverMultistep"

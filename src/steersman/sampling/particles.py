@@ -64,6 +64,14 @@ class Particles:
         fraction: They are drawn anew where the effective sample size is at most this part of the count.
         choice: Which one goes on alone.
         corrected: Whether the weights make up for the guides' pushes.
+
+    Example:
+        >>> import steersman as sm
+        >>> from steersman.sampling import sample
+        >>> denoiser, guides = sm.load_denoiser("zoo:mnist"), sm.load_recipe("nrcg").bind("zoo:mnist-lenet")
+        >>> particles = sm.Particles(count=2, temperature=0.5)
+        >>> sample(denoiser, sm.DDPM(), guides=guides, target="7", seeds=[0], steps=2, particles=particles).shape
+        torch.Size([1, 1, 28, 28])
     """
 
     count: int = 1
