@@ -60,17 +60,17 @@ class Prediction(NamedTuple):
 
 @runtime_checkable
 class Denoiser(Protocol):
-    """A network with what must be known to sample from it; `steersman.denoisers.NetworkDenoiser` makes one of any.
+    """A diffusion model: a protocol, which `steersman.NetworkDenoiser` implements for any network.
 
-    Samples have any shape. Images are in [-1, 1]; samples that are latents are what `decode` turns into such. One of
-    latents has a true ``latent`` beside what follows, so that they are not clipped to the range of images; one that is
-    conditioned on a text, ``prompt``, a true ``prompted``. The command line also needs its ``network``, a
-    `torch.nn.Module`, and ``to(device, dtype)``, which moves it.
+    Samples have any shape. Images are in [-1, 1]; latents are samples that `decode` turns into images. A latent model
+    also has ``latent = True``, so that its samples are not clipped to the range of images, and a model conditioned on
+    a text, ``prompt``, has ``prompted = True``. The command line also needs ``network``, a `torch.nn.Module`, and
+    ``to(device, dtype)``.
 
     Attributes:
-        schedule: The noise that it was trained on.
-        shape: The shape of one sample, (C, H, W) of an image.
-        classes: The names of its labels; empty for a model without.
+        schedule: The noise schedule of its training.
+        shape: The shape of one sample, (C, H, W) for an image.
+        classes: The names of its labels; empty for a model without labels.
 
     Example:
         >>> import steersman as sm

@@ -107,9 +107,9 @@ class VP:
     """A variance-preserving schedule of T discrete times, ``alpha_t = sqrt(alpha_bar_t)``.
 
     Attributes:
-        alpha_bar: The running product of ``1 - beta``, falling, in (0, 1). The last one may be 0 (zero terminal SNR):
-            there is no signal then, so that a network that predicts ``epsilon`` cannot be asked at that level. Kept in
-            float64 on the CPU.
+        alpha_bar: The cumulative product of ``1 - beta``, ``(T,)``, decreasing, in (0, 1). The last value may be 0
+            (zero terminal SNR); a network that predicts ``epsilon`` cannot be evaluated at that level. Kept in float64
+            on the CPU.
 
     Raises:
         InputError: It does not fall, or not from below 1 to 0 or above.
@@ -276,11 +276,11 @@ class VP:
 @dataclass(frozen=True, kw_only=True)
 @finite
 class EDM:
-    """A variance-exploding schedule, ``x_t = x_0 + sigma eps``; networks are told ``ln(sigma) / 4`` (EDM, table 1).
+    """A variance-exploding schedule, ``x_t = x_0 + sigma eps``, with the time ``ln(sigma) / 4`` (EDM, table 1).
 
     Attributes:
-        low: The ``sigma`` of a walk's last level before the clean image.
-        high: The ``sigma`` that it starts from. Levels beyond these two exist as well.
+        low: The smallest ``sigma`` of sampling, at the last level before the clean image.
+        high: The ``sigma`` at which sampling starts. The schedule also has levels beyond these two.
 
     Raises:
         InputError: Not ``0 < low < high``.
@@ -345,16 +345,16 @@ class EDM:
 @dataclass(frozen=True, kw_only=True)
 @finite
 class Flow:
-    """A straight path from image to noise, ``x_t = (1 - sigma) x_0 + sigma eps``; networks are told ``T sigma``.
+    """Flow matching, ``x_t = (1 - sigma) x_0 + sigma eps``, with the time ``T sigma``.
 
-    A walk goes by even steps of u, bent towards the noise (Esser et al. 2024, eq. 23):
-    ``sigma = shift u / (1 + (shift - 1) u)``. At ``sigma = 1`` there is no signal, ``sigma / alpha`` is infinite and
-    what divides by ``alpha`` has no value; there is such a level, but no walk of this schedule's own begins there.
+    Sampling takes even steps of u, shifted towards the noise (Esser et al. 2024, eq. 23):
+    ``sigma = shift u / (1 + (shift - 1) u)``. At ``sigma = 1`` there is no signal, and ``sigma / alpha`` is infinite.
+    The schedule has this level, but its own sampling starts below it.
 
     Attributes:
-        shift: How far levels are moved towards the noise, 1 for not at all.
+        shift: The shift of the levels towards the noise, above 0; 1 for none.
         count: T, the time at ``sigma = 1``.
-        high: The noise-to-signal ratio ``sigma / alpha`` that a walk starts from.
+        high: The noise-to-signal ratio ``sigma / alpha`` at which sampling starts.
 
     Raises:
         InputError: A shift or count that is not above 0, or a ratio that is not finite.

@@ -34,7 +34,7 @@ def load_classifier(
     size: int | None = None,
     adapt: bool = False,
 ) -> Classifier:
-    """Returns a trained classifier, ready to guide or to judge.
+    """Loads a trained classifier, to guide with or to evaluate with.
 
     Args:
         spec: Where the classifier comes from and its name there: ``imagenet:efficientnet-lite0``; ``zoo:NAME`` for a
@@ -45,20 +45,20 @@ def load_classifier(
             ``module:PACKAGE.NAME:FACTORY`` for one's own (`steersman.classifiers.module`). To each, options may be
             added that say how images are prepared, what the classes are called and what the logits mean, as in
             ``?size=32&mean=0.5&std=0.5`` (`steersman.classifiers.stated`).
-        device: Where its weights lie; images must lie there too.
-        dtype: Floating dtype of its weights; logits are of float32 at least.
+        device: The device of its weights and of the images.
+        dtype: Floating dtype of its weights; logits are at least float32.
         softplus: Sharpness β > 0 of the Softplus that replaces every ReLU (EluCD 4.3); None keeps the ReLUs.
-        preprocess: ``own`` feeds the network what it was trained on; ``raw`` the sample as it is, in [-1, 1] (EluCD's
+        preprocess: ``own`` for the preprocessing of its training; ``raw`` for the sample as it is, in [-1, 1] (EluCD's
             released code).
-        size: Height and width in pixels that the image is resized to; None keeps what ``preprocess`` says: the
-            network's own size, or for ``raw`` the sample's.
-        adapt: Whether smoothing and size, as of a recipe for any classifier, follow what this one is: a network without
-            ReLU is left as it was trained, with a notice; one of a fixed size keeps its own, also with ``raw``, with a
-            notice; one of a smaller size than ``size`` keeps that. Otherwise what cannot be done is refused.
+        size: Height and width in pixels that the image is resized to; None for the network's own size, or for ``raw``
+            the sample's.
+        adapt: Whether smoothing and size, as a recipe asks for them, adapt to the network: one without ReLU stays
+            unsmoothed, with a notice; one of a fixed size keeps its size, with a notice; one of a smaller size than
+            ``size`` keeps its size. Without ``adapt``, a setting that does not fit the network is an error.
 
     Raises:
-        InputError: The spec, its name or a setting cannot be used; or, unless ``adapt``, there is no ReLU to smooth or
-            the network takes no other size than its own.
+        InputError: The spec, its name or a setting cannot be used; or, without ``adapt``, there is no ReLU to smooth or
+            the network takes only its own size.
 
     Example:
         >>> import steersman as sm

@@ -32,22 +32,22 @@ HUB = r"\w[\w.-]*/\w[\w.-]*"
 def load_denoiser(
     spec: str, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> NetworkDenoiser | EDMDenoiser | PipelineDenoiser:
-    """Returns a denoiser, its network on a device in a dtype.
+    """Loads a diffusion model.
 
     Args:
-        spec: ``zoo:sportballs``; ``adm:FILE``, ``dit:FILE?vae=FOLDER`` and ``edm:FILE`` for files as their authors
-            released them (`steersman.denoisers.adm`, ``.dit_file``, ``.edm_file``); for one's own
+        spec: ``zoo:sportballs`` or ``zoo:mnist``; ``adm:FILE``, ``dit:FILE?vae=FOLDER`` and ``edm:FILE`` for files as
+            their authors released them (`steersman.denoisers.adm`, ``.dit_file``, ``.edm_file``); for one's own
             ``module:PACKAGE.NAME:FUNCTION`` (`steersman.denoisers.module`); or a folder as
             `DiffusersDenoiser.from_folder` reads it, or with an EDM scheduler `EDMDenoiser.from_folder`. Where a folder
             holds a ``card.json``, the names of the labels are read from its ``classes``. A folder of a text pipeline
             may be followed by options, ``FOLDER?height=512&width=768`` (`steersman.denoisers.pipeline_folder`); in
             place of a folder, ``ORG/NAME`` is one of the hub, and ``FILE.safetensors?config=FOLDER`` a pipeline's
             weights in one file (`steersman.denoisers.pipeline_file`).
-        device: Where the network runs.
-        dtype: In what.
+        device: The device of the network.
+        dtype: The type of its weights.
 
     Raises:
-        InputError: No such denoiser, or one that cannot be read.
+        InputError: There is no such denoiser, or it cannot be read.
 
     Example:
         >>> import steersman as sm

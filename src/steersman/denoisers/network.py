@@ -34,24 +34,24 @@ class NetworkDenoiser:
     Samples enter and leave in float32 or float64, whatever the network runs in.
 
     Args:
-        network: Maps noisy samples (B, ...), their times (B,) and, where it has labels, their labels (B,) to its
-            prediction: a tensor, an object that has it as ``sample``, or a tuple that it is the first of. It is put
+        network: Maps noisy samples (B, ...), their times (B,) and, if it has labels, their labels (B,) to its
+            prediction: a tensor, an object with the prediction as ``sample``, or a tuple that starts with it. It is put
             into evaluation mode, and its weights get no gradients.
-        schedule: The noise that it was trained on, such as ``VP.from_betas(betas)``.
-        shape: The shape of one sample, (C, H, W) of an image. Images are in [-1, 1].
-        parameterization: What it predicts.
+        schedule: The noise schedule of its training, such as ``VP.from_betas(betas)``.
+        shape: The shape of one sample, (C, H, W) for an image. Images are in [-1, 1].
+        parameterization: What the network predicts.
         classes: The names of its labels, without the null label.
-        null: The label of images without one; None where it was not trained with such.
-        time_scale: ``c``: what the schedule's time is multiplied with before the network is told it.
-        time_dtype: In which type it is told the time; an integer type has it rounded.
-        vae: What decodes its samples, where they are latents: diffusers' `AutoencoderKL` or `VQModel`.
+        null: The label that stands for no label; None for a network trained without one.
+        time_scale: ``c``: the factor from the schedule's time to the network's.
+        time_dtype: The type of the time that the network gets; for an integer type the time is rounded.
+        vae: The decoder of its samples if they are latents: diffusers' `AutoencoderKL` or `VQModel`.
 
     Attributes:
         latent: Whether its samples are latents.
-        block: How many images the network sees at a time, None for the whole batch (`steersman.blocks`).
+        block: How many images the network gets at a time, None for the whole batch (`steersman.blocks`).
 
     Raises:
-        InputError: An unknown parameterization, a shape or a time scale that is none, or a VAE of other latents.
+        InputError: An unknown parameterization, an invalid shape or time scale, or a VAE with other channels.
 
     Example:
         >>> import steersman as sm

@@ -32,7 +32,7 @@ class Sum:
     """``sum_k w_k log p_k``, the weighted sum of several objectives.
 
     Attributes:
-        terms: Pairs of weight and objective; where the weight is negative, guidance steers away.
+        terms: Pairs of weight and objective. A negative weight steers away from the target.
 
     Example:
         >>> import steersman as sm

@@ -37,14 +37,19 @@ class Guide:
     """One choice on each axis of the design space.
 
     Attributes:
-        objective: What it makes larger; holds the classifier.
-        scale: ``s``; comparable only among guides with the same route and injection. At 0 it takes no gradient.
-        view: What the classifier sees.
-        route: What the gradient is taken with respect to.
-        ascents: How many gradients a step takes; more than one only of a denoised image that is moved directly.
-        stabilizer: What is done to the gradient from step to step.
-        strength: Its weight over time.
-        injection: Where it enters the step.
+        objective: The log-likelihood that guidance maximises; it holds the classifier.
+        scale: The guidance scale ``s``, comparable only among guides with the same route and injection. At 0 no
+            gradient is taken.
+        view: The classifier input: the noisy, denoised, lookahead or rescaled image.
+        route: ``direct`` for the gradient with respect to the classifier input, which never differentiates the
+            denoiser; ``through`` for the gradient with respect to ``x_t``.
+        ascents: The number of gradients in a step, at least 1. More than one needs the route ``direct``, a classifier
+            input of the denoised image and the injection `DenoisedImage`.
+        stabilizer: How the gradients of successive steps are combined.
+        strength: The guidance weight ``w_t`` over time.
+        injection: Where the guidance update enters the step.
+
+    The repr shows the settings that differ from their defaults.
 
     Example:
         >>> import steersman as sm

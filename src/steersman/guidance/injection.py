@@ -81,7 +81,9 @@ class Injection(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Sample(Injection):
-    """The sample is moved before the denoiser is asked; a push that needs the denoised image asks it once more.
+    """Adds the guidance update to the sample, before the denoiser is evaluated: ``x_t + p``.
+
+    An update that needs the denoised image costs one more evaluation of the denoiser.
 
     Example:
         >>> import steersman as sm
@@ -101,10 +103,10 @@ class Sample(Injection):
 
 @dataclass(frozen=True, kw_only=True)
 class NoisePrediction(Injection):
-    """The noise prediction is moved, and the denoised image with it; not clipped again.
+    """Changes the noise prediction to ``eps - sigma p``, and the denoised image with it, which is not clipped again.
 
-    Where there is no signal, ``alpha = 0``, the sample says nothing of the image, so ``p(y | x_t) = p(y)``: the score
-    is pushed by zero, the denoised image by 0 / 0. There the guide rests.
+    Without signal, ``alpha = 0``, the sample says nothing about the image, so ``p(y | x_t) = p(y)``: the score changes
+    by zero, the denoised image by 0 / 0. The guide is inactive at such a level.
 
     Example:
         >>> import steersman as sm
@@ -131,11 +133,11 @@ class NoisePrediction(Injection):
 @dataclass(frozen=True, kw_only=True)
 @finite
 class DenoisedImage(Injection):
-    """The denoised image is moved.
+    """Adds the guidance update to the denoised image: ``x0_hat + p``.
 
     Attributes:
-        keeps: What stays: ``noise`` for the noise prediction, or ``sample`` for ``x_t = alpha x0 + sigma eps``. A
-            sampler that steps by the denoised image alone, as DDPM, always keeps the sample.
+        keeps: What stays the same: ``noise`` for the noise prediction, or ``sample`` for ``x_t = alpha x0 + sigma
+            eps``. A sampler that uses the denoised image alone, such as DDPM, always keeps the sample.
 
     Example:
         >>> import steersman as sm
@@ -164,7 +166,7 @@ class DenoisedImage(Injection):
 
 @dataclass(frozen=True, kw_only=True)
 class Mean(Injection):
-    """The mean of the reverse step is moved.
+    """Adds the guidance update to the mean of the reverse step: ``mu + p``.
 
     Example:
         >>> import steersman as sm
@@ -184,10 +186,10 @@ class Mean(Injection):
 
 @dataclass(frozen=True, kw_only=True)
 class Spherical(Injection):
-    """The step's own noise is turned towards the push, on the sphere where noise lies; not without noise (DSG).
+    """Rotates the step's noise towards the guidance update and keeps its length (DSG); needs a sampler with noise.
 
     Example:
-        The noise keeps its length: for two values of variance 0.5, that is 1.
+        Two values of variance 0.5 have the length 1 before and after.
 
         >>> import steersman as sm
         >>> import torch

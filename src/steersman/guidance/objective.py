@@ -78,9 +78,9 @@ class ClassProbability:
     """``tau1 f_y - log sum_i exp(tau2 f_i)`` (EluCD eq. 4).
 
     Attributes:
-        classifier: It gives f.
-        joint: ``tau1``.
-        marginal: ``tau2``; 0 leaves the target's logit alone.
+        classifier: The classifier with the logits ``f``.
+        joint: The joint temperature ``tau1``.
+        marginal: The marginal temperature ``tau2``; at 0 only the target's logit counts.
 
     Example:
         >>> import steersman as sm
@@ -114,10 +114,10 @@ class ClassProbability:
 
 @dataclass(frozen=True, kw_only=True)
 class TargetLogit:
-    """``f_y``, or the log-odds where the head is a sigmoid.
+    """The target's logit ``f_y``, or its log-odds for a classifier with a sigmoid.
 
     Attributes:
-        classifier: It gives f.
+        classifier: The classifier with the logits ``f``.
 
     Example:
         >>> import steersman as sm
@@ -142,7 +142,7 @@ class BinaryProbability:
     """``log sigmoid(o)``: for one logit f, ``o = f`` for target 1 and ``-f`` for target 0; for several labels, ``f_y``.
 
     Attributes:
-        classifier: It gives the one logit, or one a label.
+        classifier: The classifier with one logit, or with one logit a label.
 
     Example:
         >>> import steersman as sm

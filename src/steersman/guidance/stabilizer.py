@@ -64,7 +64,7 @@ class Ema:
     """The exponential moving average of the gradients (nrCG eq. 7).
 
     Attributes:
-        beta: How much of the old average stays, in [0, 1); the paper's are 0.9 and 0.99.
+        beta: The weight of the previous average, in [0, 1); 0.9 and 0.99 in the paper.
 
     Example:
         >>> import steersman as sm
@@ -94,10 +94,10 @@ class Ema:
 @dataclass(frozen=True, kw_only=True)
 @finite
 class Momentum:
-    """The heavy ball (Polyak 1964): `Ema` over ``1 - beta``, so that the first gradient is used in full.
+    """Heavy-ball momentum (Polyak 1964): `Ema` divided by ``1 - beta``, so that the first gradient is used in full.
 
     Attributes:
-        beta: How much of the old sum stays, in [0, 1); a steady gradient grows by ``1 / (1 - beta)``.
+        beta: The weight of the previous sum, in [0, 1); a constant gradient grows by ``1 / (1 - beta)``.
 
     Example:
         >>> import steersman as sm
@@ -130,10 +130,10 @@ class Adam:
     """The ratio of the first moment's average to the root of the second's (nrCG eq. 8).
 
     Attributes:
-        beta1: The first moment's decay, in [0, 1).
-        beta2: The second moment's, in [0, 1).
-        eps: What keeps the ratio finite.
-        corrected: Whether the averages are freed of their bias towards the start at zero (Kingma & Ba 2015).
+        beta1: The decay of the first moment, in [0, 1).
+        beta2: The decay of the second moment, in [0, 1).
+        eps: Added to the denominator, above 0.
+        corrected: Whether to correct the bias towards the zero initialisation (Kingma & Ba 2015).
 
     Example:
         Large and small values of the gradient become equally large.
@@ -172,10 +172,10 @@ class Adam:
 @dataclass(frozen=True, kw_only=True)
 @finite
 class Normalise:
-    """The gradient's direction; a zero gradient stays zero.
+    """The gradient scaled to unit length, over one sample; a zero gradient stays zero.
 
     Attributes:
-        by: ``norm`` for length 1, ``rms`` for root mean square 1.
+        by: ``norm`` for an L2 norm of 1, ``rms`` for an rms of 1.
 
     Example:
         >>> import steersman as sm
@@ -205,10 +205,10 @@ class Normalise:
 @dataclass(frozen=True, kw_only=True)
 @finite
 class Clip:
-    """The gradient, shortened to a largest norm.
+    """The gradient clipped to a maximum norm.
 
     Attributes:
-        norm: That norm, over one sample.
+        norm: The maximum L2 norm of one sample's gradient, above 0.
 
     Example:
         >>> import steersman as sm
@@ -240,7 +240,7 @@ class Chain:
     """Stabilizers one after the other.
 
     Attributes:
-        links: They, the first to see the gradient first.
+        links: The stabilizers, in the order in which they are applied.
 
     Example:
         In a recipe it is a list: ``stabilizer: [{kind: normalise}, {kind: ema, beta: 0.5}]``.

@@ -134,7 +134,7 @@ class Variance(_OfVariance):
 
 @dataclass(frozen=True, kw_only=True)
 class Deviation(_OfVariance):
-    """``w_t = sqrt(Sigma_t)``: with a gradient of unit rms, the scale is the push in units of the step's own noise.
+    """``w_t = sqrt(Sigma_t)``: for a gradient of unit rms, the scale is the update in units of the step's noise.
 
     Example:
         >>> import steersman as sm
@@ -159,9 +159,9 @@ class Sine(_OfVariance):
     """``w_t = Sigma_t + gamma sin(pi t / T) max_{u >= t} Sigma_u`` (EluCD eq. 5); zero where ``Sigma_t`` is.
 
     Attributes:
-        gamma: The added factor; 0.3 in the paper.
-        peak: Whose maximum it is: each value's ``own``, or that of the batch's ``first`` value for all of them (EluCD's
-            released code), by which an image depends on its neighbours where the variance is learned.
+        gamma: The factor of the sine; 0.3 in the paper.
+        peak: The maximum that is used: ``own`` for that of each value, ``first`` for that of the first value in the
+            batch (EluCD's released code). With a learned variance, ``first`` makes an image depend on its batch.
 
     Example:
         >>> import steersman as sm
@@ -212,7 +212,7 @@ class Linear(_Always):
     """``w_t = (t + 1) / T``, falling towards the image, or ``1 - t / T``, rising.
 
     Attributes:
-        rising: Whether it rises towards the image.
+        rising: Whether the weight rises towards the image.
 
     Example:
         >>> import steersman as sm
@@ -240,8 +240,8 @@ class Interval:
     """``w_t = 1`` where ``low <= sigma / alpha <= high`` (Kynkäänniemi et al. 2024).
 
     Attributes:
-        low: The smallest noise-to-signal ratio at which it acts.
-        high: The largest.
+        low: Lower limit of the noise-to-signal ratio ``sigma / alpha``, at least 0.
+        high: Upper limit of the ratio.
 
     Example:
         >>> import steersman as sm
@@ -277,10 +277,10 @@ class Interval:
 @dataclass(frozen=True, kw_only=True)
 @finite
 class Every:
-    """``w_t = 1`` at each k-th step, the first included.
+    """``w_t = 1`` at every k-th step, including the first.
 
     Attributes:
-        k: The period, in steps.
+        k: The period in steps, at least 1.
 
     Example:
         >>> import steersman as sm
@@ -310,9 +310,9 @@ class Every:
 
 @dataclass(frozen=True, kw_only=True)
 class Signal:
-    """``w_t = alpha_s / alpha_t``, the growth of the signal in a step: it carries a push of ``x_t`` over to ``x_s``.
+    """``w_t = alpha_s / alpha_t``, the growth of the signal in a step.
 
-    A step out of pure noise, ``alpha_t = 0``, has no such growth; there it rests.
+    It turns an update of ``x_t`` into one of ``x_s``. A step from pure noise, ``alpha_t = 0``, is not guided.
 
     Example:
         >>> import steersman as sm
@@ -340,12 +340,12 @@ class Signal:
 @dataclass(frozen=True, kw_only=True)
 @finite
 class Transition(_Always):
-    """``w_t = a_t / mean_u a_u`` over the walk's steps, ``a = (alpha_t / alpha_s)^2``; its mean is 1 (Ye et al. 2024).
+    """``w_t = a_t / mean_u a_u`` over the steps, ``a = (alpha_t / alpha_s)^2``, with a mean of 1 (TFG, Ye et al. 2024).
 
-    With schedules that keep the variance, ``a_t = 1 - beta_t`` grows towards the image.
+    For variance-preserving schedules ``a_t = 1 - beta_t``, which grows towards the image.
 
     Attributes:
-        rising: Whether it is that, or ``beta_t / mean_u beta_u``, which falls.
+        rising: True for the weight above, False for ``beta_t / mean_u beta_u``, which falls towards the image.
 
     Example:
         >>> import steersman as sm
@@ -377,11 +377,11 @@ class Transition(_Always):
 class Taper(_Always):
     """``w_i = rms(x_t) [max((N+1-i) / (N+1), floor) + gamma sin(pi i / N)]``, i = 0 .. N-1 (EluCD, Algorithm 2, code).
 
-    A falling line and a sine; for a gradient of unit rms, in units of the sample.
+    A falling line plus a sine, for a gradient of unit rms in units of the sample.
 
     Attributes:
-        gamma: The sine's factor; 0.3 in the paper.
-        floor: The least value of the line; ``1e-5 / s`` in the code, which matters at the end of many steps alone.
+        gamma: The factor of the sine; 0.3 in the paper.
+        floor: The minimum of the line; ``1e-5 / s`` in the paper's code, which only matters at the end of many steps.
 
     Example:
         >>> import steersman as sm
@@ -406,7 +406,7 @@ class Taper(_Always):
 
 @dataclass(frozen=True, kw_only=True)
 class Relative(_Always):
-    """``w_t = |score| / |g|``: the scale is the push's length in units of the score's.
+    """``w_t = |score| / |g|``: the scale is the length of the update relative to the score.
 
     Example:
         >>> import steersman as sm
@@ -454,7 +454,7 @@ class Difference(_Always):
 
 @dataclass(frozen=True, kw_only=True)
 class Polyak(_Always):
-    """``w_t = |eps| / |g|^2``, a Polyak step (Shen et al. 2024): the flatter the objective, the longer the push.
+    """``w_t = |eps| / |g|^2``, a Polyak step (Shen et al. 2024): the flatter the objective, the larger the update.
 
     Example:
         >>> import steersman as sm
@@ -493,10 +493,10 @@ def compares(strength: Strength) -> bool:
 @dataclass(frozen=True)
 @finite
 class Product:
-    """The product of several strengths, such as the variance inside an interval.
+    """The product of several guidance weights, such as the variance inside an interval.
 
     Attributes:
-        factors: They.
+        factors: The weights to multiply.
 
     Example:
         In a recipe it is a list: ``strength: [deviation, {kind: interval, low: 0.5, high: 5.0}]``.

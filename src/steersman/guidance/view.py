@@ -43,7 +43,7 @@ class View(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Noisy:
-    """The noisy image ``x_t``, for classifiers that know noise.
+    """The noisy image ``x_t``, for classifiers that were trained on noisy images.
 
     Example:
         >>> import steersman as sm
@@ -68,8 +68,8 @@ class Denoised:
     """The denoised image ``x0_hat`` (EluCD 4.2, nrCG eq. 5).
 
     Attributes:
-        clip: Whether to clip it to [-1, 1]; the clip is part of what is differentiated.
-        guided: Whether it stands where the guides before this one moved it in the step, or where the denoiser put it.
+        clip: Whether to clip it to [-1, 1]; the gradient includes the clip.
+        guided: Whether to include the updates of the guides before this one in the same step.
 
     Example:
         >>> import steersman as sm
@@ -94,15 +94,16 @@ class Denoised:
 @dataclass(frozen=True, kw_only=True)
 @finite
 class Ahead:
-    """The denoised image from further on, by some more evaluations of the denoiser (Pan et al. 2023).
+    """The lookahead input: the denoised image after a few more deterministic steps (Pan et al. 2023).
 
-    At high noise ``x0_hat`` is a blur, the mean of all that ``x_t`` could become, and a classifier has never seen one.
-    A few deterministic steps on, it is one of them, and sharp.
+    At high noise ``x0_hat`` is a blur, the mean of all images that ``x_t`` could become, and no classifier was trained
+    on such an image. After a few deterministic steps it is one of these images, and sharp.
 
     Attributes:
-        evaluations: How many more there are, at each step.
-        until: The last one's noise-to-signal ratio ``sigma / alpha``; at less noise than that, the view is `Denoised`.
-        clip: Whether to clip the image to [-1, 1]; the clip is part of what is differentiated.
+        evaluations: The number of additional evaluations of the denoiser at each step, at least 1.
+        until: The noise-to-signal ratio ``sigma / alpha`` of the last one, above 0. At less noise the classifier input
+            is that of `Denoised`.
+        clip: Whether to clip the image to [-1, 1]; the gradient includes the clip.
 
     Example:
         >>> import steersman as sm

@@ -22,10 +22,10 @@ __all__ = ["DDIM"]
 @dataclass(frozen=True, kw_only=True)
 @finite
 class DDIM(Sampler):
-    """The implicit sampler.
+    """The implicit sampler: deterministic at ``eta = 0``, with DDPM's variance at ``eta = 1``.
 
     Attributes:
-        eta: The share of DDPM's deviation that is drawn anew, in [0, 1].
+        eta: The standard deviation of the step's noise relative to DDPM's, in [0, 1].
 
     Example:
         >>> import steersman as sm

@@ -20,9 +20,10 @@ class DDPM:
     """The ancestral sampler.
 
     Attributes:
-        fixed: ``small`` for ``Sigma_t = beta_tilde``, ``large`` for ``beta``; a learned variance goes before either.
-            ``clipped`` is ``small``, but into a clean image, where that is zero, it is the step before's, and a learned
-            one begins from it (ADM's code). No noise is drawn there, but guides are weighed by it.
+        fixed: The variance: ``small`` for ``Sigma_t = beta_tilde``, ``large`` for ``beta``. A learned variance takes
+            precedence over both. ``clipped`` is ``small``, except in the last step, where ``beta_tilde`` is zero: there
+            it is that of the step before, also as the lower end of a learned variance (ADM's code). No noise is drawn
+            in that step, but it sets the guidance weight.
 
     Example:
         >>> import steersman as sm
@@ -39,7 +40,7 @@ class DDPM:
 
     @property
     def noisy(self) -> bool:
-        """True."""
+        """Whether a step adds noise; always true."""
         return True
 
     def init(self, x: Float[Tensor, "B C H W"]) -> tuple:

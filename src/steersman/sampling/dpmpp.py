@@ -21,7 +21,7 @@ __all__ = ["DPMpp"]
 
 @dataclass(frozen=True, kw_only=True)
 class DPMpp(Sampler):
-    """The deterministic multistep sampler of second order, one evaluation a step.
+    """DPM-Solver++(2M): deterministic, second-order and multistep, with one evaluation of the denoiser a step.
 
     Example:
         >>> import steersman as sm
@@ -32,7 +32,7 @@ class DPMpp(Sampler):
 
     @property
     def noisy(self) -> bool:
-        """False."""
+        """Whether a step adds noise; always false."""
         return False
 
     def init(self, x: Float[Tensor, "B C H W"]) -> tuple:

@@ -30,10 +30,10 @@ class Heun(Sampler):
     """EDM's second-order sampler, two evaluations a step; deterministic without churn.
 
     Attributes:
-        churn: ``S_churn``, the noise added along the whole walk; one draw at each step that adds some.
-        low: ``S_tmin``, the smallest noise-to-signal ratio ``sigma / alpha`` at which noise is added.
-        high: ``S_tmax``, the largest.
-        noise: ``S_noise``, the deviation of what is added, 1 for as much as the level asks for.
+        churn: ``S_churn``, the amount of noise added over all steps, at least 0.
+        low: ``S_tmin``, lower limit of the noise-to-signal ratio ``sigma / alpha`` at which noise is added.
+        high: ``S_tmax``, upper limit of the ratio.
+        noise: ``S_noise``, the standard deviation of the added noise relative to what the level needs, above 0.
 
     Example:
         >>> import steersman as sm

@@ -44,13 +44,13 @@ __all__ = ["Callback", "Recurrence", "Report", "sample"]
 
 
 class Report(NamedTuple):
-    """What a callback is told after each step; of an image with several candidates, the likeliest one's.
+    """The state of sampling after a step, as callbacks receive it; with several particles, that of the likeliest.
 
     Attributes:
-        step: Where in the walk.
+        step: The step: its index, its levels, its variance.
         x: The sample after the step.
-        x0: The denoised image that the step used, guided.
-        pushes: What each guide did, None where it was not active.
+        x0: The denoised image that the step used, with the guidance updates.
+        pushes: The gradient and the update of each guide, None for a guide that was not active.
 
     Example:
         >>> import steersman as sm
@@ -75,12 +75,12 @@ Callback = Callable[[Report], None]
 @dataclass(frozen=True, kw_only=True)
 @finite
 class Recurrence:
-    """Each step done several times, with noise added back in between.
+    """Each step repeated several times, with noise added back in between.
 
     Attributes:
-        times: How often, 1 for once.
-        low: The smallest noise-to-signal ratio ``sigma / alpha`` at which it repeats.
-        high: The largest.
+        times: How often a step is done, at least 1.
+        low: Lower limit of the noise-to-signal ratio ``sigma / alpha`` at which steps are repeated.
+        high: Upper limit of the ratio.
 
     Example:
         >>> import steersman as sm

@@ -46,9 +46,10 @@ class NamedScheduler(Sampler):
     """A diffusers scheduler by its name, made for the denoiser's own schedule.
 
     Attributes:
-        scheduler: The name of its class, which may lack "Scheduler" at its end.
-        settings: Those of the class and of its ``step``, such as ``solver_order`` or ``eta``; the rest are its own
-            defaults. What the denoiser's schedule decides is none of them, nor is clipping, which is the walk's.
+        scheduler: The name of its class, with or without "Scheduler" at the end.
+        settings: Settings of the class and of its ``step``, such as ``solver_order`` or ``eta``; others keep the
+            scheduler's defaults. What follows from the denoiser's schedule cannot be set here, nor can clipping, which
+            is a setting of sampling.
 
     Raises:
         InputError: An unknown name or setting, or a value that the scheduler refuses.

@@ -50,20 +50,20 @@ WORST = -1e12  # the log-weight of a candidate without a finite likelihood; fini
 @dataclass(frozen=True, kw_only=True)
 @finite
 class Particles:
-    """Several candidates an image, weighed and resampled along the way.
+    """Several particles an image, weighted by the guides' log-likelihood and resampled during sampling.
 
-    ``high=0`` resamples nowhere: best of n.
+    With ``high=0`` there is no resampling: best of n.
 
     Attributes:
-        count: How many candidates an image has, 1 for none to choose from.
-        low: The noise-to-signal ratio ``sigma / alpha`` at which one of them goes on alone, 0 for the clean images.
-        high: The largest ratio at which they are weighed.
-        every: Of the steps in between, every k-th weighs.
-        potential: By what the weights grow.
-        temperature: ``1 / lambda``; a small one lets only the likeliest survive.
-        fraction: They are drawn anew where the effective sample size is at most this part of the count.
-        choice: Which one goes on alone.
-        corrected: Whether the weights make up for the guides' pushes.
+        count: The number of particles of an image, at least 1.
+        low: The noise-to-signal ratio ``sigma / alpha`` from which on one particle is kept; 0 for the clean image.
+        high: Upper limit of the ratio at which particles are weighted.
+        every: Particles are weighted at every k-th step between these limits.
+        potential: How the weights grow: ``sum``, ``difference`` or ``max``.
+        temperature: ``1 / lambda``, above 0; at a low temperature only the likeliest particles survive.
+        fraction: Particles are resampled when the effective sample size is at most this fraction of the count.
+        choice: The particle that is kept: the ``likeliest``, or one by ``draw`` with the weights.
+        corrected: Whether the weights correct for the guidance updates (twisted SMC).
 
     Example:
         >>> import steersman as sm
