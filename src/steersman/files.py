@@ -101,12 +101,12 @@ def file_name(text: str) -> str:
 
 
 @contextmanager
-def writing_to(out: Path, allowed: str = "a writable folder") -> Iterator[None]:
+def writing_to(out: Path, wanted: str = "a folder that can be written to") -> Iterator[None]:
     """Turns what the system says of an output that it does not take into one line.
 
     Args:
         out: The folder or file.
-        allowed: What it may be.
+        wanted: What to give instead.
 
     Raises:
         InputError: It cannot be written to.
@@ -114,7 +114,7 @@ def writing_to(out: Path, allowed: str = "a writable folder") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(f"out: {str(out)!r} cannot be written to ({error.strerror}); allowed: {allowed}") from error
+        raise InputError(f"out: {str(out)!r} cannot be written to ({error.strerror}); give {wanted}") from error
 
 
 @contextmanager

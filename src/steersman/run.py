@@ -112,19 +112,19 @@ class Run:
             if not least <= given <= most:
                 raise InputError(f"{name} must be {least} to {most}, got {given}")
         if self.targets and self.blend:
-            raise InputError("target: given with a blend; allowed: one of the two")
+            raise InputError("target and blend must not be given together; give one of the two")
         if not self.targets and not self.blend:
-            raise InputError("target: none given; allowed: names or indices of classes, all, or a blend of classes")
+            raise InputError("target must be given: names or indices of classes, all, or a blend of classes")
         if not self.classifiers:
-            raise InputError("classifier: none given; allowed: one or more")
+            raise InputError("classifier must be given at least once")
         if self.dtype not in (allowed := (*DTYPES, *AUTO)):
             raise unknown("dtype", self.dtype, allowed)
         if self.placed and not self.measured:
-            raise InputError(f"placed: given with dtype {self.dtype}; allowed: {' or '.join(AUTO)}")
+            raise InputError(f"placed can only be given with dtype {' or '.join(AUTO)}, got dtype {self.dtype}")
         if self.format not in FORMATS:
             raise unknown("format", self.format, FORMATS)
         if self.judge in self.classifiers:
-            raise InputError(f"judge: {self.judge!r} given, which is the guide; allowed: another network, or none")
+            raise InputError(f"judge must be another network than the guide, or none, got the guide, {self.judge!r}")
         check_device(self.device)
 
     @property
@@ -174,7 +174,7 @@ def weights(given: Iterable[str]) -> dict[str, float]:
         except ValueError:
             number = math.nan
         if not name or not math.isfinite(number) or name in found:
-            raise InputError(f"blend: {each!r} given; allowed: CLASS=WEIGHT, a class once, as in baseball=1")
+            raise InputError(f"blend must be CLASS=WEIGHT, as in baseball=1, with each class once, got {each!r}")
         found[name] = number
     return found
 
@@ -188,11 +188,11 @@ def check_device(device: str) -> None:
     try:
         kind, number = (asked := torch.device(device)).type, asked.index or 0
     except RuntimeError:
-        raise InputError(f"device: {device!r} given; allowed: cpu, cuda, cuda:0, …, mps") from None
+        raise InputError(f"device must be cpu, cuda, cuda:0, … or mps, got {device!r}") from None
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not available.get(kind, False) or (kind == "cuda" and number >= torch.cuda.device_count()):
         here = ", ".join(name for name, there in available.items() if there)
-        raise InputError(f"device: {device!r} given, which this machine does not have; allowed here: {here}")
+        raise InputError(f"device must be one that this machine has ({here}), got {device!r}")
 
 
 def differences(out: Path, run: Run, *, grows: bool = False) -> str:

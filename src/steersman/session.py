@@ -132,9 +132,11 @@ class Session:
             wanted = tuple(name for name in known if self.guide.find(name) is not None)
             if not wanted:
                 listed = (
-                    f"the guide knows none of {', '.join(known)}" if known else "neither denoiser nor guide lists any"
+                    f"the guide knows none of {', '.join(known)}"
+                    if known
+                    else "neither denoiser nor guide lists classes"
                 )
-                raise InputError(f"target: all given, but {listed}")
+                raise InputError(f"target cannot be all, as {listed}; name a class or give its index")
         indices = dict.fromkeys(self.guide.resolve(target) for target in wanted)
         names = {index: self.guide.title(index) for index in indices}
         return tuple(
@@ -208,24 +210,26 @@ class Session:
         texts = {key: text for key, text in given.items() if text is not None}
         if getattr(self.denoiser, "prompted", False):
             if run.prompt is None:
-                raise InputError("prompt: none given, but the denoiser draws what a text says; allowed: a text")
+                raise InputError("prompt must be given, as the denoiser draws images of a text")
             if run.label is not None:
-                raise InputError(f"label: {run.label!r} given; the denoiser has no labels; allowed: a prompt")
+                raise InputError(
+                    f"label must not be given, as the denoiser has no labels, got {run.label!r}; give a prompt"
+                )
             if run.cfg_scale == 1 and run.negative_prompt is not None:
                 raise InputError(
-                    "negative-prompt: given at cfg-scale 1, which asks for the prompt alone; allowed: another cfg-scale"
+                    "cfg-scale must not be 1 with a negative-prompt, as 1 uses the prompt alone; give another cfg-scale"
                 )
             asks = {"unconditional": True} if any(compares(guide.strength) for guide in self.guides) else {}
             return texts | {"cfg_scale": run.cfg_scale} | asks
         if texts:
             said = next(iter(texts)).replace("_", "-")
-            raise InputError(f"{said}: given, but the denoiser is told no text; allowed: none")
+            raise InputError(f"{said} must not be given, as the denoiser takes no text")
         if run.label is None:
             if run.cfg_scale != 1:
-                raise InputError(f"cfg-scale: {run.cfg_scale} given without a label; allowed: 1, or a label too")
+                raise InputError(f"cfg-scale must be 1 without a label, got {run.cfg_scale}; give a label too")
             return {}
         if not classes:
-            raise InputError(f"label: {run.label!r} given; the denoiser has no labels; allowed: none")
+            raise InputError(f"label must not be given, as the denoiser has no labels, got {run.label!r}")
         return {"label": {each.guide: self._label(each) for each in self.targets}, "cfg_scale": run.cfg_scale}
 
     def _label(self, target: Target) -> int:
@@ -342,7 +346,7 @@ class Session:
                 # What was computed is freed when the error is, so that the next is tried after it
             if size == 1:
                 raise InputError(
-                    f"device: the memory of {self.run.device} does not hold one image; allowed: a larger one, "
+                    f"device: the memory of {self.run.device} does not hold one image; use a device with more memory, "
                     "another dtype, or a recipe whose route is direct"
                 )
             self.fit(size // 2)

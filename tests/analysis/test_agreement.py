@@ -71,13 +71,15 @@ def test_what_is_varied_is_fixed_or_each_settings_best(tmp_path):
     assert list(found()) == ["noisy, 1", "noisy, 2", "denoised, 1", "denoised, 2", "ahead, 2"]
     with pytest.raises(InputError, match="unknown setting that the sweep varies 'beta'; known: view, scale"):
         found(best=["beta"])
-    with pytest.raises(InputError, match="scale=3 given, which no cell has"):
+    with pytest.raises(InputError, match="got scale=3, which no cell has"):
         found(where={"scale": "3"})
 
 
 def test_refusals(calibration, tmp_path):
     errors, cells = read_errors(calibration), sweep(tmp_path / "sweep", cell(1.0, case="a, noisy"), cell(2.0, case="c"))
-    with pytest.raises(InputError, match=r"1 settings have fid .*\| b, denoised, the sweep a, noisy \| c"):
+    with pytest.raises(
+        InputError, match=r"at least 3 settings .* fid .*, got 1; .*\| b, denoised, the sweep a, noisy \| c"
+    ):
         pairs(errors, read_cells(cells, larger=FRONTS), "fid")
     write_rows(calibration / "integral.csv", HEADER[:2], [("a", "noisy")])
     with pytest.raises(InputError, match="has no column 'name'"):

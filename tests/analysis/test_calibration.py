@@ -166,5 +166,5 @@ def test_panels_take_as_many_parts_as_it_takes():
 
 def test_refusals(even, posterior):
     told = {("a",): torch.zeros(1, dtype=torch.int64)}
-    with pytest.raises(InputError, match="temperature: 0 given; allowed: above 0"):
+    with pytest.raises(InputError, match="temperature must be above 0, got 0"):
         trusted(even, DDPM(), {("a",): posterior}, told, [0], views={"v": Noisy()}, temperatures=[0.0], steps=2)

@@ -41,7 +41,7 @@ def test_a_lattice_goes_row_by_row_from_below():
 
 
 def test_refusals(mixture):
-    with pytest.raises(InputError, match="side: 1"):
+    with pytest.raises(InputError, match="side must be at least 2, got 1"):
         lattice(1)
-    with pytest.raises(InputError, match="target: 3 given; allowed: 0 to 2"):
+    with pytest.raises(InputError, match="target must be 0 to 2, got 3"):
         fields(mixture, lattice(2), CLEAN, 3)

@@ -109,21 +109,17 @@ def test_a_denoiser_of_latents_is_measured_on_images(dit_folder):
 
 def test_refusals():
     networks = {"a": network()}
-    with pytest.raises(
-        InputError, match=r"16x16 pixels given, but the denoiser's are 3x8x8; .*sportballs.resolution=8"
-    ):
+    with pytest.raises(InputError, match=r"the denoiser's shape, 3x8x8, got 16x16 pixels; .*sportballs.resolution=8"):
         Forward(TINY, networks, read_images("sportballs?num=2&resolution=16"))
-    with pytest.raises(InputError, match="num: 7 given; allowed: 1 to 6"):
+    with pytest.raises(InputError, match="num must be 1 to 6, .*, got 7"):
         Forward(TINY, networks, read_images(SPEC), num=7)
     with pytest.raises(InputError, match="cube"):
         Forward(TINY, networks, read_images(SPEC), target="cube")
     latent = Tiny()
     latent.latent = True
-    with pytest.raises(InputError, match="one of latents given that encodes no images"):
+    with pytest.raises(InputError, match="must be one of pixels, or of latents with an encoder"):
         Forward(latent, networks, read_images(SPEC))
-    with pytest.raises(
-        InputError, match=r"16x16 pixels given, but the denoiser's are 3x8x8; .*sportballs.resolution=8"
-    ):
+    with pytest.raises(InputError, match=r"the denoiser's shape, 3x8x8, got 16x16 pixels; .*sportballs.resolution=8"):
         Forward(Halved(), networks, read_images("sportballs?num=2&resolution=16"))
 
 
@@ -135,5 +131,5 @@ def test_grey_images_go_to_a_denoiser_of_one_channel_as_they_are(mnist):
     chosen = Forward(tiny, {}, images).chosen
     # the mean of three equal numbers, in float32
     torch.testing.assert_close(batch.images, whole[[chosen[0], chosen[5]], :1], rtol=0, atol=1e-6)
-    with pytest.raises(InputError, match="28x28 pixels given"):
+    with pytest.raises(InputError, match="got 28x28 pixels"):
         Forward(TINY, {}, images)

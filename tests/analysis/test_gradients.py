@@ -42,7 +42,7 @@ def test_recurrence_counts_a_step_once(mixture):
 
 
 def test_refusals(mixture):
-    with pytest.raises(InputError, match="guides: none"):
+    with pytest.raises(InputError, match="guides must have at least 1 guide"):
         walk(mixture, [])
-    with pytest.raises(InputError, match="never pulls"):
+    with pytest.raises(InputError, match="no gradient at any step"):
         walk(mixture, [guide(mixture, 1.0, scale=0.0)])

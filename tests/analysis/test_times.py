@@ -33,11 +33,11 @@ def test_chosen_levels():
 @pytest.mark.parametrize(
     ("choice", "told"),
     [
-        ({"times": [20.0]}, "times: 20 given; allowed: 0 to 19"),
-        ({"times": []}, "times: none"),
-        ({"every": 0}, "every: 0"),
-        ({"count": 21}, "count: 21 given; allowed: 1 to 20"),
-        ({"count": 2, "every": 2}, "allowed: one of"),
+        ({"times": [20.0]}, "times must be 0 to 19, got 20"),
+        ({"times": []}, "times must have at least 1 time"),
+        ({"every": 0}, "every must be at least 1, got 0"),
+        ({"count": 21}, "count must be 1 to 20, got 21"),
+        ({"count": 2, "every": 2}, "give one of --times, --every, --count"),
     ],
 )
 def test_refusals(choice, told):

@@ -179,8 +179,8 @@ def test_whether_the_better_calibrated_guides_better(call, tmp_path):
     assert [row[0] for row in rows(tmp_path / "one" / "correlation.csv")[1:]] == ["fid"]
     for changes, told in (
         (["--figure", "fids"], "unknown figure 'fids'"),
-        (["--figure", "cfid"], "0 settings have cfid"),
-        (["--where", "scale"], "where: 'scale' given; allowed: KEY=VALUE"),
+        (["--figure", "cfid"], "cfid and a calibration error, got 0"),
+        (["--where", "scale"], "where must be KEY=VALUE, as in scale=5, got 'scale'"),
         (["--best", "scale"], "unknown setting that the sweep varies 'scale'"),
         (["--out", calibration], "holds an analysis with analysis 'calibration', not 'agree'"),
     ):
@@ -212,7 +212,7 @@ def test_stabilizers_by_name():
     assert stabilizer("none") == Identity() and stabilizer("adam") == Adam()
     assert stabilizer("ema 0.9") == Ema(beta=0.9) == stabilizer("{kind: ema, beta: 0.9}")
     assert stabilizer("adam 0.8 0.99") == Adam(beta1=0.8, beta2=0.99)
-    for given, told in (("emma", "unknown stabilizer 'emma'"), ("none 1", "'none 1' given"), ("ema 2", "beta: 2")):
+    for given, told in (("emma", "unknown stabilizer 'emma'"), ("none 1", "got 'none 1'"), ("ema 2", "beta: 2")):
         with pytest.raises(InputError, match=told):
             stabilizer(given)
 
@@ -220,33 +220,41 @@ def test_stabilizers_by_name():
 @pytest.mark.parametrize(
     ("command", "changes", "told"),
     [
-        ("accuracy", ["--every", "2"], "times: given with every or count"),
+        ("accuracy", ["--every", "2"], "times, every and count must not be given together"),
         ("accuracy", ["--view", "x1"], "unknown view 'x1'"),
-        ("accuracy", ["--classifier", "one=zoo:2"], "classifier: 'one' given twice"),
-        ("accuracy", ["--num", "6"], "num: 6 given; allowed: 1 to 5"),
+        (
+            "accuracy",
+            ["--classifier", "one=zoo:2"],
+            "classifier: each name may be given only once, as NAME=SPEC, got 'one' twice",
+        ),
+        ("accuracy", ["--num", "6"], "num must be 1 to 5, the number of images of the data, got 6"),
         ("accuracy", ["--data", "nowhere"], "got 'nowhere'"),
-        ("accuracy", ["--batch-size", "0"], "batch-size: 0 given"),
-        ("accuracy", ["--device", "toaster"], "device: 'toaster' given"),
+        ("accuracy", ["--batch-size", "0"], "batch-size must be at least 1, got 0"),
+        ("accuracy", ["--device", "toaster"], "device must be cpu, cuda, cuda:0, … or mps, got 'toaster'"),
         ("sensitivity", ["--stabilizer", "emma"], "unknown stabilizer 'emma'"),
         ("sensitivity", ["--objective", "clas"], "unknown objective 'clas'"),
         ("sensitivity", ["--asked", "later"], "unknown time asked at 'later'"),
-        ("sensitivity", ["--times", "0"], "times: only the cleanest given"),
-        ("sensitivity", ["--times", "soon"], "times: 'soon' given; allowed: numbers between commas"),
+        ("sensitivity", ["--times", "0"], "got only the cleanest"),
+        ("sensitivity", ["--times", "soon"], "times must be numbers with commas between them, got 'soon'"),
         ("sensitivity", ["--target", "cube"], "cube"),
         ("calibration", ["--class", "cube"], "unknown class of the denoiser 'cube'"),
-        ("calibration", ["--temperature", "0"], "temperature: 0 given"),
+        ("calibration", ["--temperature", "0"], "temperature must be above 0, got 0"),
         ("calibration", ["--softplus", "-1"], "softplus"),
-        ("calibration", ["--switch", "one,two"], "switch: 'one,two' given; allowed: [NAME=]ABOVE,BELOW,AT"),
-        ("calibration", ["--switch", "one,two,-1"], "switch: 'one,two,-1' given"),
+        (
+            "calibration",
+            ["--switch", "one,two"],
+            "switch must be [NAME=]ABOVE,BELOW,AT, two classifiers and sigma / alpha, got 'one,two'",
+        ),
+        ("calibration", ["--switch", "one,two,-1"], "got 'one,two,-1'"),
         ("calibration", ["--switch", "one,three,1"], "unknown classifier to switch 'three'"),
-        ("calibration", ["--switch", "two=one,two,1"], "switch: 'two' is a classifier's name"),
-        ("calibration", ["--num", "0"], "num, bins: 0, 15 given"),
-        ("calibration", ["--bins", "0"], "num, bins: 5, 0 given"),
-        ("gradients", ["--shown", "4"], "num, shown: 3, 4 given"),
-        ("gradients", ["--scale", "0"], "never pulls"),
+        ("calibration", ["--switch", "two=one,two,1"], "switch: 'two' is already the name of a classifier"),
+        ("calibration", ["--num", "0"], "num and bins must be at least 1, got num 0 and bins 15"),
+        ("calibration", ["--bins", "0"], "num and bins must be at least 1, got num 5 and bins 0"),
+        ("gradients", ["--shown", "4"], "num must be at least 1 and shown 1 to num, got num 3 and shown 4"),
+        ("gradients", ["--scale", "0"], "no gradient at any step"),
         ("gradients", ["--recipe", "elucd"], "unknown recipe 'elucd'"),
-        ("directions", ["--target", "3"], "target: 3 given; allowed: 0 to 2"),
-        ("directions", ["--times", "1000"], "times: 1000 given; allowed: 0 to 999"),
+        ("directions", ["--target", "3"], "target must be 0 to 2, got 3"),
+        ("directions", ["--times", "1000"], "times must be 0 to 999, got 1000"),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(command, changes, told, call, tmp_path):

@@ -23,4 +23,4 @@ def test_the_table_and_the_file_say_the_same(denoiser, tmp_path, call):
 def test_counts_below_one_are_refused(option, call):
     code, _, err = call("bench", f"--{option}", 0)
     assert code == 2
-    assert f"{option}: 0 given; allowed: 1 and more" in err
+    assert f"{option} must be at least 1, got 0" in err

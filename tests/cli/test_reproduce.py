@@ -151,7 +151,7 @@ def test_all_are_listed(call):
     ("arguments", "message"),
     [
         (["nrcg"], "unknown reproduction 'nrcg'; did you mean 'nrcg-celeba'"),
-        (["nrcg-celeba", "--num", "1"], "num: 1 given; allowed: 2 and more"),
+        (["nrcg-celeba", "--num", "1"], "num must be at least 2, got 1"),
         (["nrcg-celeba", "--steps", "0"], "walk"),
         (["elucd-clip/original-schedule", "--no-guidance"], "has no unguided images"),
         (["nowhere.yaml"], "nowhere.yaml"),

@@ -122,7 +122,7 @@ BAD = [
     ),
     (["--target", " "], "target: an empty text given"),
     (["--target", " ".join(30 * "a")], "has 32 tokens, with start and end; allowed: 16 at most"),
-    (["--target", "all"], "target: all given, but neither denoiser nor guide lists any"),
+    (["--target", "all"], "target cannot be all, as neither denoiser nor guide lists classes"),
 ]
 
 

@@ -3,15 +3,18 @@
 import pytest
 
 BAD = [
-    (["--target", "baseball", "--trials", "0"], "trials: 0 given; allowed: 1 and more"),
+    (["--target", "baseball", "--trials", "0"], "trials must be at least 1, got 0"),
     (["--target", "baseball", "--accuracy", "2"], "accuracy must be above 0 and at most 1, got 2.0"),
-    (["nrcg", "dps", "--target", "baseball", "--search", "scale=1..9"], "recipe: 2 given with --search"),
+    (
+        ["nrcg", "dps", "--target", "baseball", "--search", "scale=1..9"],
+        "with --search, give one recipe, or several as --search recipe=A,B; got 2",
+    ),
     (["--target", "baseball", "--search", "scale=9..1"], "search: a range must be LOW..HIGH with LOW < HIGH, got 9..1"),
     (["--target", "baseball", "--search", "sacle=1..9"], "unknown setting to vary 'sacle'; did you mean 'scale'"),
-    (["--target", "baseball", "--denoiser", "mine"], "reference: none given; allowed: images of the targets"),
+    (["--target", "baseball", "--denoiser", "mine"], "reference must be given: images of the targets"),
     (["--target", "baseball", "--judge", "none", "--search", "scale=1..9"], "judge must be given: a network"),
     (["freedmo", "--target", "baseball"], "unknown recipe 'freedmo'; did you mean 'freedom'"),
-    ([], "target: none given"),
+    ([], "target must be given"),
 ]
 
 

@@ -202,11 +202,17 @@ def test_a_prompt_on_the_command_line(call, folder, tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ((), "prompt: none given, but the denoiser draws what a text says"),
-        (("--prompt", "a", "--label", "x"), "label: 'x' given; the denoiser has no labels; allowed: a prompt"),
-        (("--prompt", "a", "--negative-prompt", "b"), "negative-prompt: given at cfg-scale 1"),
-        (("--denoiser", "zoo:sportballs", "--prompt", "a"), "prompt: given, but the denoiser is told no text"),
-        (("--denoiser", "zoo:sportballs", "--negative-prompt", "a"), "negative-prompt: given, but the denoiser"),
+        ((), "prompt must be given, as the denoiser draws images of a text"),
+        (
+            ("--prompt", "a", "--label", "x"),
+            "label must not be given, as the denoiser has no labels, got 'x'; give a prompt",
+        ),
+        (("--prompt", "a", "--negative-prompt", "b"), "cfg-scale must not be 1 with a negative-prompt"),
+        (("--denoiser", "zoo:sportballs", "--prompt", "a"), "prompt must not be given, as the denoiser takes no text"),
+        (
+            ("--denoiser", "zoo:sportballs", "--negative-prompt", "a"),
+            "negative-prompt must not be given, as the denoiser",
+        ),
         (("--denoiser", "zoo:sportballs", "--label", "1000"), "label index must be 0 to 3, got 1000"),
     ],
 )

@@ -134,7 +134,10 @@ def test_two_processes_share_a_run_and_only_the_first_speaks(denoiser, tmp_path,
     ("given", "message"),
     [
         (["--status", "nowhere"], "run: 'nowhere/run.yaml' cannot be read (No such file or directory)"),
-        (["--status", ".", "--num", "3"], "--num: given with --status, which draws nothing; allowed: it alone"),
+        (
+            ["--status", ".", "--num", "3"],
+            "--num must not be given with --status, which draws nothing; give --status alone",
+        ),
         (["--target", "x", "--format", "jpeg"], "unknown format 'jpeg'"),
     ],
 )

@@ -74,9 +74,9 @@ def test_gif_has_a_frame_a_step_with_image_and_gradient(tmp_path):
 
 def test_refusals(tmp_path):
     frame = torch.zeros(1, 3, 4, 4)
-    with pytest.raises(InputError, match="0 images"):
+    with pytest.raises(InputError, match="got 0 images"):
         animation([], [], tmp_path / "walk.gif")
-    with pytest.raises(InputError, match="2 images, 1"):
+    with pytest.raises(InputError, match="got 2 images and 1"):
         animation([frame, frame], [frame], tmp_path / "walk.gif")
     with pytest.raises(InputError, match="every"):
         Frames(every=0)

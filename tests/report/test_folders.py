@@ -199,8 +199,8 @@ def test_what_cannot_be_shown_is_refused_in_a_line(tmp_path):
         assert "\n" not in str(error.value)
         return str(error.value)
 
-    assert "holds none; allowed: a folder of a run (run.yaml), a sweep" in told(tmp_path)
-    assert "holds none" in told(tmp_path / "nowhere")
+    assert "must be a folder of a run (run.yaml), a sweep" in told(tmp_path)
+    assert "it holds none of these files" in told(tmp_path / "nowhere")
     (tmp_path / "run.yaml").write_text("- 1")
     assert "run.yaml' cannot be used; it must hold a mapping, got [1]" in told(tmp_path)
     (tmp_path / "run.yaml").write_text("num: many")

@@ -55,8 +55,8 @@ def test_writes_a_png_and_nothing_beside_it(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "settings", "told"),
     [
-        ({}, {}, "0 given"),
-        ({"a": flat()}, {}, "0 given"),
+        ({}, {}, "at least 1 image, got 0"),
+        ({"a": flat()}, {}, "at least 1 image, got 0"),
         ({"a": flat(1), "b": flat(1, side=7)}, {}, "3x6x6, 3x7x7"),
         ({"a": flat(1)}, {"zoom": 0}, "zoom"),
     ],

@@ -133,7 +133,7 @@ def test_what_is_chosen_for_many_runs_is_chosen_once(denoiser, tmp_path, monkeyp
 
 
 def test_what_cannot_be_is_one_line(denoiser):
-    with pytest.raises(InputError, match="placed: given with dtype float32; allowed: auto"):
+    with pytest.raises(InputError, match="placed can only be given with dtype auto.*, got dtype float32"):
         run(denoiser, placed=PLACED)
     with pytest.raises(InputError, match="layout"):
         Placement(layout="chanels_last", block=4)

@@ -52,8 +52,7 @@ def read_errors(folder: Path) -> dict[str, Figure]:
     for column in (NAME, ERROR):
         if column not in header:
             raise InputError(
-                f"calibration: {str(path)!r} has no column {column!r}; allowed: a folder of steersman analyze "
-                "calibration"
+                f"calibration: {str(path)!r} has no column {column!r}; give a folder of steersman analyze calibration"
             )
     with about("calibration", path):
         return {row[NAME]: _figure(row, ERROR) for row in rows}
@@ -84,7 +83,7 @@ def read_cells(
     kept = [row for row in rows if all(row[key] == value for key, value in where.items())]
     if not kept:
         listed = ", ".join(f"{key}={value}" for key, value in where.items())
-        raise InputError(f"where: {listed} given, which no cell has; allowed: values of the sweep's own")
+        raise InputError(f"where must be values of the sweep's cells, got {listed}, which no cell has")
     groups: dict[str, list[Mapping[str, str]]] = {}
     for row in kept:
         called = ", ".join(row[key] for key in varied if key not in where and key not in best)
@@ -114,8 +113,8 @@ def pairs(errors: Mapping[str, Figure], cells: Sequence[Cell], figure: str) -> l
     if len(found) < FEWEST:
         ours, theirs = (" | ".join(each) for each in (errors, [cell.name for cell in cells]))
         raise InputError(
-            f"agree: {len(found)} settings have {figure} and a calibration error; allowed: {FEWEST} and more of the "
-            f"same name; the calibration has {ours}, the sweep {theirs}"
+            f"agree needs at least {FEWEST} settings with the same name that have {figure} and a calibration error, "
+            f"got {len(found)}; the calibration has {ours}, the sweep {theirs}"
         )
     return found
 

@@ -94,7 +94,7 @@ def trusted(
     """
     for temperature in temperatures:
         if not temperature > 0:
-            raise InputError(f"temperature: {temperature:g} given; allowed: above 0")
+            raise InputError(f"temperature must be above 0, got {temperature:g}")
     overheard, told = _Overheard(denoiser), Conditioned(denoiser, condition or {})
     found: dict[Key, list[Tensor]] = {}
 

@@ -47,7 +47,7 @@ def lattice(side: int, reach: float = 1.4) -> Float[Tensor, "P 2 1 1"]:
         InputError: Too few points.
     """
     if side < 2:
-        raise InputError(f"side: {side} given; allowed: 2 and more")
+        raise InputError(f"side must be at least 2, got {side}")
     along = torch.linspace(-reach, reach, side, dtype=torch.float64)
     y, x = torch.meshgrid(along, along, indexing="ij")
     return torch.stack([x.flatten(), y.flatten()], 1)[..., None, None]
@@ -66,7 +66,7 @@ def fields(mixture: Mixture, x_t: Float[Tensor, "P 2 1 1"], level: Level, target
         InputError: There is no such class.
     """
     if not 0 <= target < len(mixture.classes):
-        raise InputError(f"target: {target} given; allowed: 0 to {len(mixture.classes) - 1}")
+        raise InputError(f"target must be 0 to {len(mixture.classes) - 1}, got {target}")
     joint = mixture.joint_direction(x_t, level, target)
     conditional = mixture.conditional_direction(x_t, level, target)
 

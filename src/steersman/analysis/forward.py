@@ -71,20 +71,20 @@ class Forward:
     ) -> None:
         encode = getattr(denoiser, "encode", None) if getattr(denoiser, "latent", False) else _itself
         if encode is None:
-            raise InputError(
-                "denoiser: one of latents given that encodes no images; allowed: one that does, or of pixels"
-            )
+            raise InputError("denoiser must be one of pixels, or of latents with an encoder; this one has no encoder")
         shape = _decoded_shape(denoiser, device) if getattr(denoiser, "latent", False) else tuple(denoiser.shape)
         if shape[0] not in (1, 3) or images.side != shape[1:]:
             wanted = "x".join(map(str, shape))
             raise InputError(
-                f"data: images of {images.side[1]}x{images.side[0]} pixels given, but the denoiser's are {wanted}; "
-                f"allowed: that size, as {images.spec.partition('?')[0]}?resolution={shape[1]}"
+                f"data must have images of the denoiser's shape, {wanted}, got {images.side[1]}x{images.side[0]} "
+                f"pixels; resize them with {images.spec.partition('?')[0]}?resolution={shape[1]}"
             )
         if num is not None and not 1 <= num <= len(images):
-            raise InputError(f"num: {num} given; allowed: 1 to {len(images)}, as many as the data have")
+            raise InputError(f"num must be 1 to {len(images)}, the number of images of the data, got {num}")
         if images.labels is None and (target is None or labelled):
-            raise InputError(f"data: {images.spec!r} has no labels; allowed: a folder with a folder a class")
+            raise InputError(
+                f"data must have labels, as a folder with a folder for each class, but {images.spec!r} has none"
+            )
         self.denoiser, self.images, self.seed, self.device = denoiser, images, seed, device
         self.encode, self.grey = encode, shape[0] == 1
         # without order, as folders come class by class; always the same, whatever their number
@@ -139,8 +139,8 @@ def numbers(classifier: Classifier, names: Sequence[str]) -> list[int]:
 def _labels(denoiser: Denoiser, names: Sequence[str]) -> list[int]:
     for name in dict.fromkeys(names):
         if name not in denoiser.classes:
-            known = ", ".join(denoiser.classes) or "none, as the denoiser has no labels"
-            raise InputError(f"label: the data's class {name!r} is none of the denoiser's; allowed: {known}")
+            known = ", ".join(denoiser.classes) or "it has none"
+            raise InputError(f"label: the data's classes must be among the denoiser's ({known}), got {name!r}")
     return [denoiser.classes.index(name) for name in names]
 
 

@@ -58,7 +58,7 @@ def followed(
         InputError: There is no guide, or one that never pulls.
     """
     if not guides:
-        raise InputError("guides: none given; allowed: one or more")
+        raise InputError("guides must have at least 1 guide, got none")
     norms: list[Float[Tensor, " B"]] = []
     images: list[Tensor] = []
     gradients: list[Tensor] = []
@@ -85,7 +85,7 @@ def followed(
         **walk,
     )
     if not any(bool(norm.isfinite().any()) for norm in norms):
-        raise InputError("guides: one that never pulls given; allowed: a scale other than 0, and a strength above 0")
+        raise InputError("the guide has no gradient at any step; give it a scale other than 0 and a strength above 0")
     return {
         (NORM,): torch.stack(norms, 1),
         (IMAGE,): torch.stack(images, 1).float(),

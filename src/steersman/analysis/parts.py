@@ -47,7 +47,7 @@ class Parts:
     def todo(self, size: int) -> list[list[int]]:
         """Returns the images that are still to be measured, at most so many together."""
         if size < 1:
-            raise InputError(f"batch-size: {size} given; allowed: 1 and more")
+            raise InputError(f"batch-size must be at least 1, got {size}")
         done = {image for part in self._read() for image in part[IMAGES].tolist()}
         left = [image for image in range(self.count) if image not in done]
         return [left[first : first + size] for first in range(0, len(left), size)]
@@ -103,6 +103,6 @@ def _same(out: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     for key in [*now, *before]:
         if before.get(key) != now.get(key):
             raise InputError(
-                f"out: {str(out)!r} holds an analysis with {key} {before.get(key)!r}, not {now.get(key)!r}; allowed: "
-                "an empty folder, or the same settings"
+                f"out: {str(out)!r} holds an analysis with {key} {before.get(key)!r}, not {now.get(key)!r}; use "
+                "another folder, or the same settings"
             )

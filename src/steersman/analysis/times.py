@@ -38,23 +38,23 @@ def choose(
         InputError: More than one way to choose, numbers out of range, or times beyond all levels.
     """
     if sum(each is not None for each in (times, every, count)) > 1:
-        raise InputError("times: given with every or count; allowed: one of --times, --every, --count")
+        raise InputError("times, every and count must not be given together; give one of --times, --every, --count")
     known = [float(level.time) for level in levels]
     if times is not None:
         low, high = min(known), max(known)
         for time in times:
             if not low - 0.5 <= time <= high + 0.5:
-                raise InputError(f"times: {time:g} given; allowed: {low:g} to {high:g}")
+                raise InputError(f"times must be {low:g} to {high:g}, got {time:g}")
         if not times:
-            raise InputError("times: none given; allowed: one or more")
+            raise InputError("times must have at least 1 time, got none")
         return sorted({min(range(len(known)), key=lambda place: abs(known[place] - time)) for time in times})
     if every is not None:
         if every < 1:
-            raise InputError(f"every: {every} given; allowed: 1 and more")
+            raise InputError(f"every must be at least 1, got {every}")
         return [place for place in range(len(levels)) if (len(levels) - 1 - place) % every == 0]
     if count is not None:
         if not 1 <= count <= len(levels):
-            raise InputError(f"count: {count} given; allowed: 1 to {len(levels)}")
+            raise InputError(f"count must be 1 to {len(levels)}, got {count}")
         return [round(i * (len(levels) - 1) / max(count - 1, 1)) for i in range(count)]
     return list(range(len(levels)))
 

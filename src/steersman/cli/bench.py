@@ -39,7 +39,7 @@ def bench(
 
     for name, given in (("steps", steps), ("repeats", repeats)):
         if given < 1:
-            raise InputError(f"{name}: {given} given; allowed: 1 and more")
+            raise InputError(f"{name} must be at least 1, got {given}")
     whole = load_recipe(recipe, set_ or ())
     settings = options.fields(
         target=[target],

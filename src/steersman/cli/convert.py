@@ -24,7 +24,7 @@ def convert(
 
     if is_pipeline(denoiser):
         raise InputError(
-            f"denoiser: {denoiser!r} given, which diffusers loads as it is; allowed: adm:FILE, dit:FILE or edm:FILE"
+            f"denoiser must be adm:FILE, dit:FILE or edm:FILE, got {denoiser!r}, which diffusers loads as it is"
         )
     unsaid = save_folder(load_denoiser(denoiser), out)
     console = Console(soft_wrap=True, highlight=False)

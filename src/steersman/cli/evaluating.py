@@ -65,13 +65,13 @@ class Evaluation:
             ("batch-size", self.batch_size, 1),
         ):
             if given < least:
-                raise InputError(f"{name}: {given} given; allowed: {least} and more")
+                raise InputError(f"{name} must be at least {least}, got {given}")
         for each in self.figures or ():
             if each not in FIGURES:
                 raise unknown("figure", each, FIGURES)
         if self.reference is None and self.figures and set(self.figures) & DISTANCES.keys():
             named = ", ".join(each for each in self.figures if each in DISTANCES)
-            raise InputError(f"reference: none given, but {named} needs one; allowed: images or saved statistics")
+            raise InputError(f"reference must be given for {named}: images or saved statistics")
 
 
 def carry_out(asked: Evaluation) -> None:
@@ -88,7 +88,7 @@ def carry_out(asked: Evaluation) -> None:
         specs, networks = _networks(asked)
         extractor = load_extractor(asked.features, device=asked.device)
     if asked.reference is None and asked.save_statistics is None and not any(networks.values()):
-        raise InputError("reference: none given, and neither guide nor judge; allowed: one of them, or statistics")
+        raise InputError("reference, guide, judge or save-statistics must be given, got none of them")
     wanted = FIGURES if asked.figures is None else asked.figures
     with progress_bar(console) as progress:
         task = progress.add_task("images", total=None)
@@ -179,7 +179,7 @@ def _write(
         **{key: getattr(asked, key) for key in ("target", "resamples", "seed")},
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
     }
-    with writing_to(out, "a file"):
+    with writing_to(out, "a file that can be written to"):
         out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, content)
     console.print(f"figures in {escape(str(out))}", soft_wrap=True)

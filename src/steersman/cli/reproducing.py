@@ -48,7 +48,7 @@ class Asked:
             ("resamples", self.resamples, 0),
         ):
             if given is not None and given < least:
-                raise InputError(f"{name}: {given} given; allowed: {least} and more")
+                raise InputError(f"{name} must be at least {least}, got {given}")
 
 
 def list_all() -> None:
@@ -74,7 +74,7 @@ def carry_out(asked: Asked) -> None:
     wanted = load_reproduction(asked.name, trusted=asked.trusted)
     side = "guided" if asked.guided else "unguided"
     if side not in wanted.published:
-        raise InputError(f"no-guidance: given, but {wanted.name} has no unguided images; allowed: without it")
+        raise InputError(f"no-guidance must not be given for {wanted.name}, which has no unguided images")
     num = asked.num or wanted.num
     batch_size = asked.batch_size or wanted.batch_size
     found = needs(wanted, asked.rooms, num=num, batch_size=batch_size, steps=asked.steps, guided=asked.guided)
@@ -83,7 +83,7 @@ def carry_out(asked: Asked) -> None:
         _tell_missing(console, found)
         if asked.run:
             listed = ", ".join(str(found.paths[name]) for name in found.missing)
-            raise InputError(f"reproduce: {wanted.name} lacks {listed}; allowed: with all files, or without --run")
+            raise InputError(f"reproduce: {wanted.name} lacks {listed}; add what is missing, or leave out --run")
     if found.missing or asked.run is False:
         return
     work = Work(

@@ -106,8 +106,9 @@ def _alone(context: Context, option: str, why: str, others: tuple[str, ...]) -> 
 
     for name in context.params:
         if _typed(context, name) and (given := name.strip("_")) not in (option, *others):
-            allowed = ", ".join(f"--{each}" for each in others) or "it alone"
-            raise InputError(f"--{given.replace('_', '-')}: given with --{option}, {why}; allowed: {allowed}")
+            listed = " or ".join(f"--{each}" for each in others)
+            instead = f"beside it give only {listed}" if others else f"give --{option} alone"
+            raise InputError(f"--{given.replace('_', '-')} must not be given with --{option}, {why}; {instead}")
 
 
 def _typed(context: Context, name: str) -> bool:

@@ -66,11 +66,11 @@ def tune(
     from steersman.tune import TRIED, Bounds, Tune, space_of
 
     if trials < 1:
-        raise InputError(f"trials: {trials} given; allowed: 1 and more")
+        raise InputError(f"trials must be at least 1, got {trials}")
     if search and len(recipe or ()) > 1:
-        raise InputError(f"recipe: {len(recipe or ())} given with --search; allowed: one, or --search recipe=A,B")
+        raise InputError(f"with --search, give one recipe, or several as --search recipe=A,B; got {len(recipe or ())}")
     if reference is None and denoiser != BUNDLED:
-        raise InputError("reference: none given; allowed: images of the targets, as for evaluate")
+        raise InputError("reference must be given: images of the targets, in the forms that evaluate takes")
     settings = options.fields(
         target=target,
         classifier=classifier,

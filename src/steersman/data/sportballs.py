@@ -252,7 +252,7 @@ def render(
     look = torch.zeros_like(label) if look is None else look
     for name, values, count in (("label", label, len(CLASSES)), ("look", look, len(SCHEMES))):
         if ((values < 0) | (values >= count)).any():
-            raise InputError(f"{name} is {values.tolist()}; allowed: 0 to {count - 1}")
+            raise InputError(f"{name} must be 0 to {count - 1}, got {values.tolist()}")
     images = torch.empty(len(label), 3, resolution, resolution, device=label.device)
     for k, texture in enumerate(TEXTURES):
         mine = (label == k).nonzero().flatten()
@@ -304,12 +304,12 @@ class SportBalls(torch.utils.data.Dataset):
     def __post_init__(self) -> None:
         """Refuses settings that cannot be rendered."""
         if self.num < 0 or self.seed < 0:
-            raise InputError(f"num and seed are {self.num} and {self.seed}; allowed: 0 or more")
+            raise InputError(f"num and seed must be at least 0, got num {self.num} and seed {self.seed}")
         if self.resolution < 8:
-            raise InputError(f"resolution is {self.resolution}; allowed: 8 or more")
+            raise InputError(f"resolution must be at least 8, got {self.resolution}")
         smallest, largest = self.diameter
         if not 0 < smallest <= largest <= 1:
-            raise InputError(f"diameter is {self.diameter}; allowed: 0 < smallest <= largest <= 1")
+            raise InputError(f"diameter must be two numbers, 0 < smallest <= largest <= 1, got {self.diameter}")
 
     @classmethod
     def preset(cls, name: str, *, num: int, seed: int = 0, resolution: int = 64) -> "SportBalls":

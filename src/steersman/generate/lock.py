@@ -29,7 +29,7 @@ def locked(out: Path, rank: int) -> Iterator[None]:
         InputError: Another process holds it, or the folder cannot be written to.
     """
     lock = FileLock(out / f".running-{rank}")
-    with writing_to(out, "a writable folder"):
+    with writing_to(out):
         _acquire(lock, PATIENCE, out)
     try:
         yield

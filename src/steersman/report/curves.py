@@ -73,7 +73,9 @@ class Curve:
         counts = [len(each) for each in (self.x, self.y, self.spread, self.above) if each is not None]
         if len(set(counts)) > 1:
             listed = ", ".join(map(str, counts))
-            raise InputError(f"curve {self.name!r}: {listed} values of x, y, spread given; allowed: as many of each")
+            raise InputError(
+                f"curve {self.name!r} must have as many values of each of x, y, spread and above, got {listed}"
+            )
 
     @property
     def title(self) -> str:
@@ -98,7 +100,7 @@ def write_curves(
         InputError: There is no curve.
     """
     if not curves:
-        raise InputError("curves: none given; allowed: one or more")
+        raise InputError("curves must have at least 1 curve, got none")
     columns = ["spread", *(["above"] if any(curve.above is not None for curve in curves) else [])]
     rows = [
         (curve.title, *row)

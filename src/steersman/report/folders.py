@@ -38,7 +38,7 @@ def report(folder: Path) -> Path:
         write_page(path, page)
     except OSError as error:
         raise InputError(
-            f"report: {str(path)!r} cannot be written ({error.strerror}); allowed: a writable folder"
+            f"report: {str(path)!r} cannot be written ({error.strerror}); give a folder that can be written to"
         ) from error
     return path
 
@@ -58,12 +58,12 @@ def page_of(folder: Path) -> Page:
                 raise
             except Exception as error:  # what records of another form hold may fail anywhere
                 raise InputError(
-                    f"report: {str(folder)!r} holds records of another form ({one_line(error)}); allowed: those of "
-                    "a run, a sweep, a tune or an analysis"
+                    f"report: {str(folder)!r} holds records of another form ({one_line(error)}); give a folder of a "
+                    "run, a sweep, a tune or an analysis"
                 ) from error
     raise InputError(
-        f"report: {str(folder)!r} holds none; allowed: a folder of a run (run.yaml), a sweep (sweep.yaml), a tune "
-        "(tune.yaml) or an analysis (settings.json)"
+        f"report: {str(folder)!r} must be a folder of a run (run.yaml), a sweep (sweep.yaml), a tune (tune.yaml) or an "
+        "analysis (settings.json), it holds none of these files"
     )
 
 

@@ -52,7 +52,10 @@ class Frames:
         if view not in get_args(View):
             raise unknown("view", view, get_args(View))
         if count < 1 or guide < 0 or every < 1:
-            raise InputError(f"count, guide, every: {count}, {guide}, {every} given; allowed: 1, 0, 1 and more")
+            raise InputError(
+                "count and every must be at least 1 and guide at least 0, "
+                f"got count {count}, every {every} and guide {guide}"
+            )
         self.view, self.count, self.guide, self.every, self.decode = view, count, guide, every, decode
         self.images: list[Tensor] = []
         self.gradients: list[Tensor] = []
@@ -111,7 +114,8 @@ def animation(
     """
     if not images or len(images) != len(gradients):
         raise InputError(
-            f"frames: {len(images)} images, {len(gradients)} gradients given; allowed: as many, 1 and more"
+            "frames need as many gradients as images, at least 1, "
+            f"got {len(images)} images and {len(gradients)} gradients"
         )
     frames = [_frame(image, gradient, zoom) for image, gradient in zip(images, gradients, strict=True)]
     times = [round(1000 * seconds)] * (len(frames) - 1) + [round(1000 * last)]

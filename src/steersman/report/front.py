@@ -75,7 +75,7 @@ def write_front(path: Path, points: Sequence[Point], *, larger: bool, cost: str,
 
     best = front(points, larger=larger)
     if not best:
-        raise InputError("front: no point given that has a cost and a quality; allowed: one or more")
+        raise InputError("the front needs at least 1 point that has a cost and a quality, got none")
     others = [point for point in points if point not in best]
     figure = Figure(figsize=(WIDTH, HEIGHT + LINE * (len(best) + bool(others))), layout="constrained")
     axes = figure.add_subplot()

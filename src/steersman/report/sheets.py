@@ -39,12 +39,12 @@ def grid(rows: Mapping[str, Float[Tensor, "_ _ _ _"]], path: Path, *, columns: i
 def sheet(rows: Mapping[str, Float[Tensor, "_ _ _ _"]], *, columns: int = 8, zoom: int = 1) -> Image.Image:
     """Returns a contact sheet; the arguments and errors are those of `grid`."""
     if not any(map(len, rows.values())):
-        raise InputError("images: 0 given; allowed: 1 and more")
+        raise InputError("a sheet needs at least 1 image, got 0")
     if len({images.shape[1:] for images in rows.values()}) > 1:
         listed = ", ".join("x".join(map(str, images.shape[1:])) for images in rows.values())
-        raise InputError(f"images: of shapes {listed} given; allowed: one shape for all rows")
+        raise InputError(f"images must have the same shape in all rows, got {listed}")
     if columns < 1 or zoom < 1:
-        raise InputError(f"columns, zoom: {columns}, {zoom} given; allowed: 1 and more")
+        raise InputError(f"columns and zoom must be at least 1, got columns {columns} and zoom {zoom}")
     columns = min(columns, max(map(len, rows.values())))
     blocks = {caption: _block(images, columns, zoom) for caption, images in rows.items() if len(images)}
     height = next(iter(rows.values())).shape[2] * zoom

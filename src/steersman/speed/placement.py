@@ -38,9 +38,9 @@ class Placement:
     cosines: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        for name, given, allowed in (("dtype", self.dtype, DTYPES), ("layout", self.layout, LAYOUTS)):
-            if given not in allowed:
-                raise unknown(name, given, allowed)
+        for name, given, known in (("dtype", self.dtype, DTYPES), ("layout", self.layout, LAYOUTS)):
+            if given not in known:
+                raise unknown(name, given, known)
         if self.block < 1:
             raise InputError(f"block must be at least 1, got {self.block}")
 
@@ -88,7 +88,7 @@ def prepare(load: Callable[..., Any]) -> Callable[..., Any]:
         if checkpoint:
             if not getattr(network, "_supports_gradient_checkpointing", False):
                 raise InputError(
-                    f"checkpoint: given, but {type(network).__name__} keeps what it computes; allowed: none"
+                    f"checkpoint must not be given, as {type(network).__name__} has no gradient checkpointing"
                 )
             network.enable_gradient_checkpointing()
         if compile:

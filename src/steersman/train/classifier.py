@@ -227,7 +227,7 @@ def _split(
     held_out = held_out or HELD_OUT
     if isinstance(images, SportBalls):
         if held_out_seed == seed:
-            raise InputError(f"held_out_seed: {seed} given; allowed: another one than the data seed")
+            raise InputError(f"held_out_seed must be another one than the seed of the data, got {seed} for both")
         unseen, _ = load_data(spec, resolution=resolution, num=held_out, seed=held_out_seed)
         return images, unseen, classes
     count = len(images)  # pyright: ignore[reportArgumentType]

@@ -83,9 +83,9 @@ class Training:
     def __post_init__(self) -> None:
         for name in ("images", "batch_size"):
             if getattr(self, name) < 1:
-                raise InputError(f"{name}: {getattr(self, name)} given; allowed: 1 and more")
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.seed < 0:
-            raise InputError(f"seed: {self.seed} given; allowed: 0 and more")
+            raise InputError(f"seed must be at least 0, got {self.seed}")
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise unknown(name, getattr(self, name), known)

@@ -41,7 +41,7 @@ def agree(
     wanted = figures or [name for name in FRONTS if any(_known(cell.figures.get(name)) for cell in cells)]
     found = {name: pairs(errors, cells, name) for name in wanted}
     if not found:
-        raise InputError(f"sweep: {str(sweep)!r} has none of {', '.join(FRONTS)}; allowed: one of them")
+        raise InputError(f"sweep: {str(sweep)!r} must have one of the figures {', '.join(FRONTS)}, it has none")
     settings = {"analysis": "agree", "calibration": str(calibration), "sweep": str(sweep)}
     settings |= {"figures": figures, "where": list(where), "best": list(best)}
     Parts(out, settings, 0)
@@ -69,7 +69,7 @@ def _values(given: Sequence[str]) -> dict[str, str]:
     for each in given:
         key, equals, value = each.partition("=")
         if not equals:
-            raise InputError(f"where: {each!r} given; allowed: KEY=VALUE, as in scale=5")
+            raise InputError(f"where must be KEY=VALUE, as in scale=5, got {each!r}")
         found[key] = value
     return found
 

@@ -58,7 +58,7 @@ def calibration(
     temperatures = floats("temperature", temperature)
     smoothings = [None if each == "none" else floats("softplus", each)[0] for each in softplus.split(",")]
     if num < 1 or bins < 1:
-        raise InputError(f"num, bins: {num}, {bins} given; allowed: 1 and more")
+        raise InputError(f"num and bins must be at least 1, got num {num} and bins {bins}")
     walker = build("sampler", parse_yaml(sampler))
     with console.status("loading the networks"):
         denoiser = scope.load_denoiser()
@@ -68,7 +68,7 @@ def calibration(
             loaded = scope.load_classifiers(softplus=beta)
             classifiers |= {(name, smoothed): classifier for name, classifier in loaded.items()}
     if not denoiser.classes:
-        raise InputError("denoiser: one without labels given; allowed: one of classes, as images are drawn for each")
+        raise InputError("denoiser must have labels, as images are drawn for each class")
     wanted = tuple(classes or denoiser.classes)
     for name in wanted:
         if name not in denoiser.classes:
@@ -172,10 +172,10 @@ def _turns(text: str, known: Collection[str]) -> Turns:
     except ValueError:
         place = -1.0
     if not (above and below and place >= 0):
-        raise InputError(f"switch: {text!r} given; allowed: [NAME=]ABOVE,BELOW,AT, two classifiers and sigma / alpha")
+        raise InputError(f"switch must be [NAME=]ABOVE,BELOW,AT, two classifiers and sigma / alpha, got {text!r}")
     for each in (above, below):
         if each not in known:
             raise unknown("classifier to switch", each, known)
     if name in known:
-        raise InputError(f"switch: {name!r} is a classifier's name; allowed: another one")
+        raise InputError(f"switch: {name!r} is already the name of a classifier; give another name")
     return Turns(name=name or f"{above} until {place:g} then {below}", above=above, below=below, at=place)

@@ -24,7 +24,7 @@ def directions(out: Path, *, target: int, times: str, side: int) -> None:
     mixture, points = example(), lattice(side)
     for time in (asked := floats("times", times)):
         if not 0 <= time <= LAST:
-            raise InputError(f"times: {time:g} given; allowed: 0 to {LAST}")
+            raise InputError(f"times must be 0 to {LAST}, got {time:g}")
     levels = [mixture.schedule.at_time(time) for time in asked]
     rows, panels, density, means = [], {}, {}, {}
     fine = lattice(FINE)

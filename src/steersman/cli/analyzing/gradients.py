@@ -41,7 +41,7 @@ def gradients(
     """Follows guided walks, one for each marginal temperature."""
     console = Console()
     if num < 1 or not 1 <= shown <= num:
-        raise InputError(f"num, shown: {num}, {shown} given; allowed: 1 and more, 1 to num")
+        raise InputError(f"num must be at least 1 and shown 1 to num, got num {num} and shown {shown}")
     recipes = {
         f"tau2 = {temperature:g}": load_recipe(recipe, [*changes, f"objective.marginal={temperature}"])
         for temperature in floats("marginal", marginal)

@@ -62,7 +62,7 @@ class Scope:
             name, named, spec = each.partition("=")
             name, spec = (name, spec) if named and ":" not in name else (each, each)
             if name in found:
-                raise InputError(f"classifier: {name!r} given twice; allowed: each name once, as NAME=SPEC")
+                raise InputError(f"classifier: each name may be given only once, as NAME=SPEC, got {name!r} twice")
             found[name] = spec
         return found
 
@@ -105,4 +105,4 @@ def floats(name: str, text: str) -> list[float]:
     try:
         return [float(each) for each in text.split(",")]
     except ValueError:
-        raise InputError(f"{name}: {text!r} given; allowed: numbers between commas") from None
+        raise InputError(f"{name} must be numbers with commas between them, got {text!r}") from None

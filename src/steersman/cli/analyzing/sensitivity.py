@@ -66,7 +66,7 @@ def sensitivity(
     levels = all_levels(denoiser.schedule)
     pairs = [(levels[place], levels[place + 1]) for place in scope.places(levels) if place + 1 < len(levels)]
     if not pairs:
-        raise InputError("times: only the cleanest given; allowed: one that has a cleaner one")
+        raise InputError("times must include one that has a cleaner level after it, got only the cleanest")
     settings = scope.settings() | {"stabilizers": list(steadied), "objective": objective}
     settings |= {"target": target, "asked": asked, "data": data, "num": num, "label": label, "seed": seed}
     parts = Parts(out, {"analysis": "sensitivity"} | settings, len(forward))
@@ -120,6 +120,6 @@ def stabilizer(text: str) -> Stabilizer:
             raise unknown("stabilizer", kind, known)
         names = list(settings_of(known[kind]))[: len(value)]
         if len(value) != len(names):
-            raise InputError(f"stabilizer: {text!r} given; allowed: a kind and its settings, as in 'ema 0.9'")
+            raise InputError(f"stabilizer must be a kind and its settings, as in 'ema 0.9', got {text!r}")
         section = {"kind": kind, **dict(zip(names, map(parse_yaml, value), strict=True))}
     return build("stabilizer", section)
