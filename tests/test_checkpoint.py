@@ -146,8 +146,8 @@ def test_what_grows_when_it_is_unpacked_is_refused(tensors, tmp_path):
 
 
 def test_a_missing_file_is_refused(tmp_path):
-    refused(tmp_path / "none.pt", "given; allowed: a file of tensors")
-    refused(tmp_path, "given; allowed: a file of tensors")
+    refused(tmp_path / "none.pt", "checkpoint must be a file of tensors")
+    refused(tmp_path, "checkpoint must be a file of tensors")
 
 
 NAMES = ("conv.weight", "norm.weight", "norm.running_mean", "norm.num_batches_tracked", "fc.weight", "fc.bias")

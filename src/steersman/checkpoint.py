@@ -227,7 +227,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"checkpoint: {str(path)!r} given; allowed: a file of tensors, .safetensors, .pt or .pth")
+        raise InputError(f"checkpoint must be a file of tensors, .safetensors, .pt or .pth, got {str(path)!r}")
     parts: dict[str, dict[str, Tensor]] = {}
     facts: dict[str, Any] = {}
     asked = ""

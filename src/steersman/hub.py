@@ -46,7 +46,7 @@ def load_pretrained(spec: str, name: str, read: Callable[..., Loaded], *, kind: 
     source = spec.partition(name)[0]
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
         raise InputError(
-            f"{kind}: {spec!r} given, and no such folder; allowed: {source}FOLDER, or {source}ID of the hub"
+            f"{kind} must be {source}FOLDER of a folder that exists, or {source}ID of the hub, got {spec!r}"
         )
     try:
         return tried(local_files_only=True)
@@ -54,7 +54,7 @@ def load_pretrained(spec: str, name: str, read: Callable[..., Loaded], *, kind: 
         _ask(
             name,
             f"{kind}: {spec!r} is neither a folder nor in the hub's cache, and the hub does not give it",
-            f"{source}FOLDER, filled where there is a network by: hf download {name} --local-dir FOLDER",
+            f"where there is a network, run hf download {name} --local-dir FOLDER, and give {source}FOLDER",
         )
     return tried(local_files_only=False)
 
@@ -85,22 +85,22 @@ def hub_file(spec: str, repository: str, file: str) -> Path:
         return Path(hf_hub_download(repository, file, local_files_only=True))
     except Exception:  # not in the cache, which is said by several classes
         lacking = f"classifier: {spec!r} is not in the hub's cache, and the hub does not give it"
-        fetched = f"the same, after, where there is a network: hf download {repository} {file}"
-        _ask(repository, lacking, fetched)
+        remedy = f"where there is a network, run hf download {repository} {file}, and try again"
+        _ask(repository, lacking, remedy)
     try:
         return Path(hf_hub_download(repository, file))
     except Exception as error:
-        raise InputError(f"{lacking} ({one_line(error)}); allowed: {fetched}") from error
+        raise InputError(f"{lacking} ({one_line(error)}); {remedy}") from error
 
 
-def _ask(repository: str, lacking: str, allowed: str) -> None:
+def _ask(repository: str, lacking: str, remedy: str) -> None:
     """Refuses what the hub does not have or cannot be asked for; asked once, where the loaders would try on."""
     from huggingface_hub import HfApi
 
     try:
         HfApi().model_info(repository, timeout=10)
     except Exception as error:  # the network fails in its own classes
-        raise InputError(f"{lacking} ({type(error).__name__}); allowed: {allowed}") from error
+        raise InputError(f"{lacking} ({type(error).__name__}); {remedy}") from error
 
 
 @contextmanager
@@ -113,9 +113,7 @@ def quiet(source: str, *, kind: str = "classifier") -> Iterator[Any]:
     try:
         import transformers
     except ImportError as error:
-        raise InputError(
-            f"{kind}: {source} needs transformers; allowed: after pip install 'steersman[text]'"
-        ) from error
+        raise InputError(f"{kind}: {source} needs transformers; run pip install 'steersman[text]'") from error
     with hushed(transformers.utils.logging):
         yield transformers
 

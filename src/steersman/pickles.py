@@ -341,7 +341,7 @@ def _since(marks: list[int], stack: list[Any]) -> list[Any]:
 
 def _named(names: Mapping[str, Any] | None, text: str) -> Name:
     if names is not None and text not in names:
-        raise InputError(f"it asks for {_short(text)}; allowed: tensors, plain containers, records of networks")
+        raise InputError(f"it asks for {_short(text)}; only tensors, plain containers and records of networks are read")
     return Name(text)
 
 

@@ -146,7 +146,7 @@ def test_how_many_blocks_a_level_has_is_asked_where_no_shape_says_it(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "asked", "message"),
     [
-        ({"pool": None, "outputs": 6}, "", "it is a denoiser; allowed: a classifier"),
+        ({"pool": None, "outputs": 6}, "", "it must be a classifier, got a denoiser"),
         ({}, "&size=32", "size: 32 given; allowed: 8, which its places are of"),
         ({}, "&depth=2", "unknown setting of adm-classifier 'depth'"),
     ],
@@ -169,7 +169,7 @@ def test_another_head_or_a_missing_file_is_refused(tmp_path):
     reference, spec = made(tmp_path, heads=4)
     head = {key: tensor for key, tensor in reference.tensors.items() if not key.startswith("out.2")}
     torch.save(head, tmp_path / "mine.pt")
-    with pytest.raises(InputError, match="it has another head; allowed: an attention pool, or the mean"):
+    with pytest.raises(InputError, match="its head must be an attention pool, or the mean .*, got another"):
         load_classifier(spec)
     with pytest.raises(InputError, match="fetch https://.*/64x64_classifier.pt and put it there"):
         load_classifier(f"adm-classifier:{tmp_path}/64x64_classifier.pt")
@@ -179,5 +179,5 @@ def test_images_of_another_size_are_resized_or_refused(tmp_path):
     _, spec = made(tmp_path, heads=4)
     level = VP.linear().at_time(5)
     assert load_classifier(spec)(torch.ones(1, 3, 32, 32), level).shape == (1, 5)
-    with pytest.raises(InputError, match="8 x 8 places given; allowed: 16, of its own size"):
+    with pytest.raises(InputError, match="images must be of its own size, of 16 positions, got 8 x 8"):
         load_classifier(spec, preprocess="raw")(torch.ones(1, 3, 16, 16), level)

@@ -59,7 +59,7 @@ def fails():
     raise RuntimeError("first line\\nsecond line")
 
 def refuses():
-    raise InputError("own: 3 given; allowed: 4")
+    raise InputError("own must be 4, got 3")
 
 constant = 3
 """
@@ -129,12 +129,12 @@ def test_a_classifier_takes_the_settings_of_all_sources():
         ),
         ("module:own_balls.nets:asks", r"asks\(\) failed .TypeError: asks\(\) missing 1 required positional argument"),
         ("module:own_balls.nets:fails", r"fails\(\) failed .RuntimeError: first line\)"),
-        ("module:own_balls.nets:refuses", "own: 3 given; allowed: 4"),
-        ("module:own_balls.nets:text", "made a str; allowed: a Classifier, or a network with names"),
-        ("module:own_balls.nets:nameless", "has no names of its classes"),
-        ("module:own_balls.nets:letters", "has no names of its classes"),
-        ("module:own_balls.nets:empty", "has no names of its classes"),
-        ("module:own_balls.nets:numbers", "has no names of its classes"),
+        ("module:own_balls.nets:refuses", "own must be 4, got 3"),
+        ("module:own_balls.nets:text", "must return a Classifier, or a network with names, got a str"),
+        ("module:own_balls.nets:nameless", "must have names, a list of its classes' names, got none"),
+        ("module:own_balls.nets:letters", "must have names, a list of its classes' names, got none"),
+        ("module:own_balls.nets:empty", "must have names, a list of its classes' names, got none"),
+        ("module:own_balls.nets:numbers", "must have names, a list of its classes' names, got none"),
     ],
 )
 @pytest.mark.usefixtures("own")

@@ -102,7 +102,7 @@ def test_one_logit_one_channel(tmp_path, picture, in_range):
             "unknown option 'weight'; did you mean 'weights'.* known: checkpoint, preprocess, size",
         ),
         ("resnet14t?checkpoint={path}", "do not fit the network .it lacks .*in all"),
-        ("vit_small_patch14_dinov2", "has features, but no classes"),
+        ("vit_small_patch14_dinov2", "must have classes, got a network of features only"),
     ],
 )
 def test_what_can_go_wrong_is_one_line(name, message, resnet):

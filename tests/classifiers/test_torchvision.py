@@ -100,7 +100,7 @@ def test_published_weights_come_from_torchs_cache_with_their_digest(monkeypatch,
     assert classifier.resolve("baseball") == 429 and len(classifier.names) == 1000
     assert classifier.preprocess.size == 224 and classifier.preprocess.interpolation == "bilinear"
     path.write_bytes(path.read_bytes() + b"x")
-    with pytest.raises(InputError, match=f"is damaged: SHA-256 .*, expected {digest}"):
+    with pytest.raises(InputError, match=f"is damaged: SHA-256 must be {digest}.*, got "):
         load_classifier("torchvision:resnet18.IMAGENET1K_V1")
 
 
@@ -113,7 +113,7 @@ def test_without_a_network_says_what_to_fetch(offline, monkeypatch, tmp_path, ca
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
     monkeypatch.setattr("urllib.request.urlopen", no_network if not offline else None)
     url = models.ResNet50_Weights.IMAGENET1K_V2.url
-    with pytest.raises(InputError, match=re.escape(f"allowed: {url} as {tmp_path}")) as refused:
+    with pytest.raises(InputError, match=re.escape(f"; save {url} as {tmp_path}")) as refused:
         load_classifier("torchvision:resnet50.IMAGENET1K_V2")
     assert "\n" not in str(refused.value) and ("HF_HUB_OFFLINE" in str(refused.value)) == offline
     assert capfd.readouterr() == ("", "")
@@ -136,7 +136,7 @@ def test_names_are_a_files_or_numbers(resnet, tmp_path):
     classifier = load_classifier(f"torchvision:resnet18:{path}?names={names}")
     assert (classifier.resolve("sphere"), classifier.resolve("ELÉFANTE")) == (0, 3)
     names.write_text("ball\ncat\n")
-    with pytest.raises(InputError, match="has 2 names; allowed: 5"):
+    with pytest.raises(InputError, match="must have 5 names, .*, got 2"):
         load_classifier(f"torchvision:resnet18:{path}?names={names}")
     with pytest.raises(InputError, match="names that cannot be read"):
         load_classifier(f"torchvision:resnet18:{path}?names={tmp_path}/none.txt")

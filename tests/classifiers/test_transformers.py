@@ -151,7 +151,7 @@ def changed(folder, file, **settings):
         ("regression", "was trained for regression"),
         ("nearest", "resizes neither bicubically nor bilinearly"),
         ("levit", "prepares images otherwise than .* .LevitImageProcessor\\w* differs by"),
-        ("no folder", "no such folder; allowed: hf:FOLDER, or hf:ID of the hub"),
+        ("no folder", "must be hf:FOLDER of a folder that exists, or hf:ID of the hub, got"),
     ],
 )
 def test_what_can_go_wrong_is_one_line(kind, message, saved, capfd):

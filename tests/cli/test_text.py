@@ -120,8 +120,8 @@ BAD = [
         ["--target", TEXT, "--set", "objective=binary"],
         "objective binary needs a classifier with one logit for two classes",
     ),
-    (["--target", " "], "target: an empty text given"),
-    (["--target", " ".join(30 * "a")], "has 32 tokens, with start and end; allowed: 16 at most"),
+    (["--target", " "], "target must not be an empty text"),
+    (["--target", " ".join(30 * "a")], "target must have at most 16 tokens, with start and end, got 32"),
     (["--target", "all"], "target cannot be all, as neither denoiser nor guide lists classes"),
 ]
 

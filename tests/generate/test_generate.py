@@ -139,7 +139,7 @@ def test_several_classifiers_steer_together_each_in_its_own_words(denoiser, tmp_
     assert abs(alone - both).max() > 1
     session = Session(run(denoiser, classifiers=("imagenet:efficientnet-lite0", GUIDE)))
     assert [(target.guide, target.others) for target in session.targets] == [(429, (0,))]
-    with pytest.raises(InputError, match="several: switch given for 1 classifiers; allowed: two, --classifier twice"):
+    with pytest.raises(InputError, match="several: switch must have two classifiers, --classifier twice, got 1"):
         Session(run(denoiser, recipe=handed_over(denoiser)))
 
 

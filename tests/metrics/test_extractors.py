@@ -72,7 +72,7 @@ def test_inceptions_weights_are_said_where_they_cannot_be_fetched(tmp_path, monk
     with pytest.raises(InputError, match="of 'inception' cannot be fetched") as error:
         load_extractor("inception")
     place = tmp_path / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth"
-    assert str(error.value).endswith(f"allowed: {url} as {place}")
+    assert str(error.value).endswith(f"; save {url} as {place}")
 
 
 def test_inceptions_file_is_not_run_and_must_fit(tmp_path):

@@ -115,7 +115,7 @@ def test_claims_of_transformers(file, settings, refusal, tmp_path):
 def test_tokens_that_a_network_does_not_know(refusal, clip_folder, tmp_path):
     format_ = clip(tmp_path, clip_folder())
     rewrite(tmp_path / "tokenizer_config.json", pad_token="<|other|>")
-    assert f"clip:{tmp_path}' cannot be used; its tokens are numbered to" in refusal(format_)
+    assert f"clip:{tmp_path}' cannot be used; the numbers of its tokens must be" in refusal(format_)
 
 
 @pytest.mark.parametrize("make", [adm, torchvision, lambda folder: timm(folder, "a.pt")])

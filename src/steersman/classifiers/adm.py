@@ -49,7 +49,9 @@ class AttentionPool(nn.Module):
         """Returns the logits."""
         if hidden[0, 0].numel() != self.places:
             height, width = hidden.shape[-2:]
-            raise InputError(f"classifier: {height} x {width} places given; allowed: {self.places}, of its own size")
+            raise InputError(
+                f"classifier: images must be of its own size, of {self.places} positions, got {height} x {width}"
+            )
         places = hidden.flatten(2)
         places = torch.cat([places.mean(2, keepdim=True), places], dim=2) + self.positional_embedding
         projected = self.qkv_proj(places.transpose(1, 2)).unflatten(2, (3, self.heads, -1))
@@ -114,14 +116,14 @@ def load_adm_classifier(name: str) -> Classifier:
     found = read_checkpoint("adm-classifier", name, CLASSIFIERS)
     with about("adm-classifier", found.path):
         if any(key.startswith("output_blocks.") for key in found.tensors):
-            raise InputError("it is a denoiser; allowed: a classifier")
+            raise InputError("it must be a classifier, got a denoiser")
         head = {key: value.float() for key, value in found.tensors.items() if key.startswith("out.")}
         body = {key: value for key, value in found.tensors.items() if key not in head}
         pool, places = _pool(head, found.layout.channels[-1], found.known.attention)
         halved = 2 ** (len(found.layout.channels) - 1)
         side = round(places**0.5)
         if side**2 != places:
-            raise InputError(f"its attention pool numbers {places} places; allowed: those of a square")
+            raise InputError(f"its attention pool must have the positions of a square, got {places}")
         size, diffusion = found.size(side * halved), found.known.diffusion
         count = len(head["out.2.c_proj.bias" if places else "out.3.bias"])
         found.stated.must_be({"num_classes": count, "pool": "attention" if places else "adaptive"})
@@ -150,7 +152,7 @@ def _pool(head: dict[str, Tensor], channels: int, attention: Attention) -> tuple
         return AttentionPool(channels, places, attention.count(channels), len(head["out.2.c_proj.bias"])), places
     if "out.3.bias" in head:
         return MeanPool(channels, len(head["out.3.bias"])), 0
-    raise InputError("it has another head; allowed: an attention pool, or the mean over all places")
+    raise InputError("its head must be an attention pool, or the mean over all positions, got another")
 
 
 def _renamed(key: str) -> str:

@@ -53,7 +53,7 @@ def load_clip(name: str, stated: Stated = NOTHING) -> TextClassifier:
 def _read(transformers: Any, spec: str, name: str, **where: bool) -> tuple[Any, Any]:  # noqa: ANN401
     kind = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False, **where).model_type
     if kind != "clip":
-        raise InputError(f"classifier: {spec!r} is of the type {kind}; allowed: clip")
+        raise InputError(f"classifier: {spec!r} must be of the type clip, got {kind}")
     processor = transformers.CLIPProcessor.from_pretrained(name, **where)
     model, info = transformers.CLIPModel.from_pretrained(name, use_safetensors=True, output_loading_info=True, **where)
     check_whole(f"classifier: {spec!r}", info)
@@ -64,7 +64,7 @@ def _check_tokens(tokenizer: Any, known: int) -> None:  # noqa: ANN401
     largest = max(tokenizer.get_vocab().values(), default=-1)
     if not 0 <= largest < known:
         raise InputError(
-            f"its tokens are numbered to {largest}; allowed: to {known - 1}, the last that its network knows"
+            f"the numbers of its tokens must be 0 to {known - 1}, the last that its network knows, got {largest}"
         )
 
 
@@ -82,9 +82,7 @@ class _ImageTower(nn.Module):
             InputError: The images are smaller than a patch.
         """
         if min(pixels.shape[-2:]) < self.patch:
-            raise InputError(
-                f"input.size: {min(pixels.shape[-2:])} given; allowed: {self.patch} and more, a patch of CLIP"
-            )
+            raise InputError(f"input.size must be at least {self.patch}, a patch of CLIP, got {min(pixels.shape[-2:])}")
         return self.projection(self.tower(pixel_values=pixels, interpolate_pos_encoding=True).pooler_output)
 
 
@@ -98,6 +96,6 @@ class _TextTower:
         tokens = self.tokenizer(text, return_tensors="pt", verbose=False)
         longest, count = self.tower.config.max_position_embeddings, tokens["input_ids"].shape[1]
         if count > longest:
-            raise InputError(f"target: {text!r} has {count} tokens, with start and end; allowed: {longest} at most")
+            raise InputError(f"target must have at most {longest} tokens, with start and end, got {count}, {text!r}")
         output = self.tower(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
         return self.projection(output.pooler_output)[0]

@@ -38,10 +38,12 @@ def load_module(name: str, stated: Stated = NOTHING) -> Classifier:
     called = name.replace(":", ".")
     if not isinstance(made, nn.Module):
         kind = type(made).__name__
-        raise InputError(f"classifier: {called}() made a {kind}; allowed: a Classifier, or a network with names")
+        raise InputError(f"classifier: {called}() must return a Classifier, or a network with names, got a {kind}")
     names = getattr(made, "names", None)
     if not isinstance(names, list | tuple) or not names or not all(isinstance(each, str) for each in names):
-        raise InputError(f"classifier: the network of {called}() has no names of its classes; allowed: a list of texts")
+        raise InputError(
+            f"classifier: the network of {called}() must have names, a list of its classes' names, got none"
+        )
     binary, multilabel = (bool(getattr(made, head, False)) for head in ("binary", "multilabel"))
     return Classifier(made, preprocess=RAW, names=names, binary=binary, multilabel=multilabel)
 

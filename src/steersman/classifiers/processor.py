@@ -46,7 +46,7 @@ def read_processor(spec: str, processor: Any, *, grey: bool = False) -> Preproce
         except AttributeError as error:
             raise _otherwise(spec, one_line(error)) from error
         if (preprocess.size or 0) > LARGEST:
-            raise InputError(f"size: {preprocess.size} given; allowed: {LARGEST} at most")
+            raise InputError(f"size must be at most {LARGEST}, got {preprocess.size}")
         difference = _difference(spec, processor, preprocess)
     if not difference <= CLOSE:
         raise _otherwise(spec, f"{type(processor).__name__} differs by {difference:.2g} of the range")

@@ -84,7 +84,7 @@ class TextClassifier(Classifier):
     def similarity(self, image: Float[Tensor, "B C H W"], level: Level | None = None) -> Float[Tensor, "B K"]:
         """Returns the cosines ``cos(u(x), v_i)``, in [-1, 1]; see ``forward``."""
         if not self.embeddings:
-            raise InputError("target: none given to a classifier of texts; allowed: any text")
+            raise InputError("target must be given to a classifier of texts, as any text, got none")
         u = super().forward(image, level)
         v = self._sent  # kept where it was used last, so that no step waits for a copy
         if v is None or (len(v), v.device, v.dtype) != (len(self.embeddings), u.device, u.dtype):
@@ -122,7 +122,7 @@ class TextClassifier(Classifier):
         if text.casefold() in known:
             return known.index(text.casefold())
         if not text:
-            raise InputError("target: an empty text given; allowed: any other")
+            raise InputError("target must not be an empty text")
         self.embeddings += (self.encode(text),)
         self.names += (text,)
         return len(self.names) - 1

@@ -130,9 +130,7 @@ def _config(spec: str, model: str) -> dict[str, Any]:
         raise unknown(f"weights of {architecture}", tag, tags) from error
     assert config is not None
     if not config.num_classes:
-        raise InputError(
-            f"classifier: {spec!r} has features, but no classes; allowed: a network that tells classes apart"
-        )
+        raise InputError(f"classifier: {spec!r} must have classes, got a network of features only")
     return config.to_dict()
 
 
@@ -142,7 +140,7 @@ def _published(spec: str, config: Mapping[str, Any]) -> Path:
         return hub_file(spec, config["hf_hub_id"], file.replace("pytorch_model.bin", "model.safetensors"))
     if config.get("url"):
         return fetched(spec, config["url"])
-    raise InputError(f"classifier: {spec!r} has no published weights; allowed: {spec}?checkpoint=FILE")
+    raise InputError(f"classifier: {spec!r} has no published weights; give a file, {spec}?checkpoint=FILE")
 
 
 def _counts(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> tuple[int, int]:
@@ -201,8 +199,8 @@ def _preprocess(spec: str, config: Mapping[str, Any], told: Mapping[str, Any] | 
     _, height, width = data["input_size"]
     if height != width or data["interpolation"] not in get_args(Interpolation):
         raise InputError(
-            f"classifier: {spec!r} takes {width} by {height} pixels, resized by {data['interpolation']}; allowed: a "
-            f"square, and {' or '.join(get_args(Interpolation))}"
+            f"classifier: {spec!r} must take square images, resized by {' or '.join(get_args(Interpolation))}, got "
+            f"{width} by {height} pixels, resized by {data['interpolation']}"
         )
     return Preprocess(
         mean=tuple(data["mean"]),

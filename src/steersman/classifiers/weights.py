@@ -43,7 +43,7 @@ def held(name: str) -> Iterator[None]:
     settings = read_json(Path(name) / "config.json")
     for each in (settings, *(part for part in settings.values() if isinstance(part, dict))):
         if isinstance(labels := each.get("num_labels"), int | float) and labels > size:  # each gets a name
-            raise InputError(f"num_labels: {labels} given; allowed: {size} at most, as the weights have bytes")
+            raise InputError(f"num_labels must be at most {size}, the number of bytes of the weights, got {labels}")
     with no_larger_than(4 * size):  # built without memory and then filled, with numbers of a byte and more
         yield
 
@@ -75,13 +75,13 @@ def fetched(spec: str, url: str) -> Path:
             _fetch(url, path, expected)
         except Exception as error:  # the network fails in its own classes
             raise InputError(
-                f"classifier: the weights of {spec!r} cannot be fetched ({one_line(error)}); allowed: {url} as {path}"
+                f"classifier: the weights of {spec!r} cannot be fetched ({one_line(error)}); save {url} as {path}"
             ) from error
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if not digest.startswith(expected):
         raise InputError(
-            f"classifier: {path} is damaged: SHA-256 {digest[:8]}…, expected {expected[:8]}…; allowed: {url}"
+            f"classifier: {path} is damaged: SHA-256 must be {expected[:8]}…, got {digest[:8]}…; save {url} there"
         )
     return path
 
@@ -170,5 +170,5 @@ def class_names(spec: str, count: int, file: str | None, known: Sequence[str] = 
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"classifier: {spec!r} has names that cannot be read ({one_line(error)})") from error
     if len(names) not in (count, classes):
-        raise InputError(f"classifier: {file} has {len(names)} names; allowed: {classes}, a class of {spec!r} each")
+        raise InputError(f"classifier: {file} must have {classes} names, one a class of {spec!r}, got {len(names)}")
     return names

@@ -125,11 +125,11 @@ class Walk:
 
     def __post_init__(self) -> None:
         if self.steps < 1:
-            raise InputError(f"walk.steps: {self.steps} given; allowed: 1 and more")
+            raise InputError(f"walk.steps must be at least 1, got {self.steps}")
         if self.spacing not in get_args(Spacing):
             raise unknown("walk.spacing", self.spacing, get_args(Spacing))
         if not 0 <= self.low < self.high:
-            raise InputError(f"walk.low, high: {self.low}, {self.high} given; allowed: 0 <= low < high")
+            raise InputError(f"walk.low and walk.high must satisfy 0 <= low < high, got {self.low} and {self.high}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -356,9 +356,9 @@ def normal(axis: str, section: object) -> list[dict[str, Any]]:
     known = options(axis)
     if isinstance(section, Sequence) and not isinstance(section, str):
         if axis not in LISTS:
-            raise InputError(f"{axis}: a list given; allowed: one of {', '.join(known)}")
+            raise InputError(f"{axis} must be one of {', '.join(known)}, got a list")
         if not section:
-            raise InputError(f"{axis}: an empty list given; allowed: one or more of {', '.join(known)}")
+            raise InputError(f"{axis} must be one or more of {', '.join(known)}, got an empty list")
         return [normal(axis, each)[0] for each in section]
     default = next(iter(known))
     bare = "kind" if len(known) > 1 else next(iter(settings_of(known[default])))

@@ -157,21 +157,21 @@ class Recipe(BaseModel):
 
     def classifier_settings(self) -> dict[str, Any]:
         """Returns the settings with which `steersman.classifiers.load_classifier` loads the guide's classifier."""
-        shown = self._build("input")
+        seen = self._build("input")
         softplus, *others = [each._softplus() for each in self._each()]
         for place, other in enumerate(others):
             if other != softplus:
                 raise InputError(
-                    f"{ALSO}.{place}.smoothing: softplus {other} given; allowed: {softplus}, as for the first guide, "
-                    "which has the same classifier"
+                    f"{ALSO}.{place}.smoothing must have softplus {softplus}, as the first guide, which has the same "
+                    f"classifier, got {other}"
                 )
-        return {"preprocess": shown.preprocess, "size": shown.size, "softplus": softplus, "adapt": True}
+        return {"preprocess": seen.preprocess, "size": seen.size, "softplus": softplus, "adapt": True}
 
     def _softplus(self) -> float | None:
         """Returns the sharpness of the classifier's softened ReLUs, or None for the classifier as it was trained."""
         given = [part["beta"] for part in self._smoothing() if part["kind"] == "softplus"]
         if len(given) > 1:
-            raise InputError(f"smoothing: softplus given {len(given)} times; allowed: once")
+            raise InputError(f"smoothing must have softplus once at most, got it {len(given)} times")
         return given[0] if given else None
 
     def _smoothing(self) -> list[dict[str, Any]]:
@@ -243,7 +243,7 @@ class Recipe(BaseModel):
         if knows_noise and not isinstance(choices["view"], Noisy):
             kind = normal("view", self.settings.get("view", {}))[0]["kind"]
             raise InputError(
-                f"view: {kind} given for a classifier of noisy images, which is told their level; allowed: noisy"
+                f"view must be noisy for a classifier of noisy images, which takes their noise level, got {kind}"
             )
         (route,) = normal("route", self.settings.get("route", {}))
         objectives = [self._objective(each) for each in (classifier, *(each for each, _ in others))]
@@ -281,11 +281,11 @@ class Recipe(BaseModel):
         several, count = self._build("several"), len(objectives)
         if isinstance(several, HandOver):
             if count != 2:
-                raise InputError(f"several: switch given for {count} classifiers; allowed: two, --classifier twice")
+                raise InputError(f"several: switch must have two classifiers, --classifier twice, got {count}")
             return Switch(above=objectives[0], below=objectives[1], at=several.at)
         weights = several.weights or (1.0,) * count
         if len(weights) != count:
-            raise InputError(f"several.weights: {len(weights)} given for {count} classifiers; allowed: one each")
+            raise InputError(f"several.weights must hold one for each of {count} classifiers, got {len(weights)}")
         return Sum(list(zip(weights, objectives, strict=True))) if weights != (1.0,) else objectives[0]
 
     def sampler(self) -> Sampler:
@@ -326,12 +326,15 @@ def _further(guides: object, place: str, value: object) -> list[dict[str, Any]]:
     if not place:
         guides = value
     if not isinstance(guides, Sequence) or not all(isinstance(each, Mapping) for each in guides):
-        raise InputError(f"{ALSO}: {guides!r} given; allowed: a list of mappings, each of {', '.join(OWN)}")
+        raise InputError(f"{ALSO} must be a list of mappings of {', '.join(OWN)}, got {shown(guides)}")
     further = [{str(key): part for key, part in each.items()} for each in guides]
     if place:
         number, _, key = place.partition(".")
         if not key or not number.isdecimal() or int(number) >= len(further):
-            raise InputError(f"{ALSO}.{place} given; allowed: {ALSO}.N.axis, N below {len(further)}")
+            raise InputError(
+                f"--set {ALSO} must be {ALSO}.N.axis with N below {len(further)}, the number of further guides, got "
+                f"{ALSO}.{place}"
+            )
         further[int(number)].pop(key, None)
         further[int(number)][key] = value
     return further
@@ -341,7 +344,7 @@ def _changed(axis: str, section: object, option: str, value: object) -> object:
     if not option:
         return value
     if isinstance(section, list):
-        raise InputError(f"{axis}.{option}: {axis} is a list here; allowed: the whole section, --set {axis}='[…]'")
+        raise InputError(f"{axis}.{option} cannot be set, as {axis} is a list here; set all of it, --set {axis}='[…]'")
     full = normal(axis, section)[0]
     if option == "kind" and value != full["kind"]:
         return {"kind": value}
