@@ -29,13 +29,13 @@ __all__ = ["Result", "sample"]
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What was drawn.
+    """The samples of one call, with their seeds.
 
     Attributes:
-        tensor: The images in [-1, 1], ``(B, C, H, W)``, or samples of whatever shape the denoiser has; a sample that
-            became non-finite is as it came out.
-        seeds: The seed of each.
-        dropped: How many updates of each were dropped since they were not finite.
+        tensor: The images in [-1, 1], ``(B, C, H, W)``, or samples of the denoiser's shape; a sample that became
+            non-finite is left as it is.
+        seeds: The seed of each sample.
+        dropped: The number of guidance updates of each sample that were dropped because they were not finite.
 
     Example:
         >>> import steersman as sm
@@ -79,25 +79,25 @@ def sample(
     progress: bool = True,
     callback: Callback | None = None,
 ) -> Result:
-    """Draws one image a seed from a diffusion model, steered by a classifier to a target.
+    """Draws one image for each seed from a diffusion model, steered by a classifier towards a target.
 
-    Image k depends on seed k and the settings alone, not on the batch, but for the rounding of the networks.
+    Image k depends on seed k and the settings alone, not on the batch, except for the rounding of the networks.
 
     Args:
         denoiser: The diffusion model: what `steersman.load_denoiser` takes, or a `Denoiser`.
-        classifier: What steers: what `steersman.load_classifier` takes, or a `Classifier`; several steer together.
-            None draws without guidance.
-        target: What to steer to, by name or index: one for all images, or one each.
-        recipe: The method: what `steersman.load_recipe` takes, or guides that a recipe was bound to already.
+        classifier: The classifier: what `steersman.load_classifier` takes, or a `Classifier`; several steer together.
+            None samples without guidance.
+        target: The target class, by name or index: one for all images, or one for each.
+        recipe: The method: what `steersman.load_recipe` takes, or the guides of a recipe that is already bound.
         scale: The guidance scale, in place of the recipe's.
-        steps: How many steps, in place of the recipe's.
-        seeds: The seeds, or how many, counted from 0.
-        condition: What else the model is conditioned on: ``label`` (a name or an index, one or one an image),
-            ``prompt``, ``cfg_scale``, whatever the model takes.
-        batch_size: How many images are drawn at once; halved while the memory does not hold them.
-        device: Where what is loaded here runs; by default the accelerator if there is one, else the CPU. A denoiser
-            that is given as an object runs where it is, and what is loaded follows it.
-        progress: Whether a progress bar is shown.
+        steps: The number of steps, in place of the recipe's.
+        seeds: The seeds, or their number, counted from 0.
+        condition: The model's own conditioning: ``label`` (a name or an index, one or one for each image), ``prompt``,
+            ``cfg_scale``, whatever the model takes.
+        batch_size: The number of images drawn at once; halved while they do not fit into memory.
+        device: The device of the models that are loaded here; by default the accelerator if there is one, else the
+            CPU. A denoiser that is given as an object stays on its device, and the others are loaded there.
+        progress: Whether to show a progress bar.
         callback: Called after each step of each batch with a `Report`: the denoised image, each guide's gradient before
             and after stabilisation, its update, and the log-likelihood.
 

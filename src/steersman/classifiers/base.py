@@ -33,31 +33,31 @@ __all__ = ["Classifier"]
 
 
 class Classifier(nn.Module):
-    """A network, what it wants to be fed, and the names of what it tells apart.
+    """A network with its preprocessing and the names of its classes.
 
-    The network is frozen in place: its weights ask for no gradient, and it stays in evaluation mode.
+    The network is frozen in place: its weights get no gradient, and it stays in evaluation mode.
 
     Args:
-        network: Maps the preprocessed image, ``(B, C, h, w)``, to logits ``(B, K)``; where ``told_level``, it
+        network: Maps the preprocessed image, ``(B, C, h, w)``, to logits ``(B, K)``; with ``told_level``, it
             maps the image and the level's time, ``(B,)``.
-        preprocess: How an image in [-1, 1] becomes the network's input. Where it does not state the channels, the
-            network's first convolution does: an image of one channel is repeated to three for a network of three, and
-            one of one channel is shown the luminance of red, green and blue.
+        preprocess: How an image in [-1, 1] becomes the network's input. If it does not state the channels, they are
+            those of the network's first convolution: for a network of three channels, one channel is repeated; for a
+            network of one channel, the luminance of red, green and blue is taken.
         names: One name a class or label; synonyms within a name are separated by commas.
-        binary: Whether the network has one logit for two classes; σ(f) is the probability of ``names[1]``. Where one
-            name is given, the other class is called by it with ``not``.
-        multilabel: Whether σ(f_i) is the probability of ``names[i]``, whatever the other labels are.
-        told_level: Whether the network was trained on noisy images and is told their level.
-        schedule: The noise that it was trained on; None where that is the denoiser's own.
-        softplus: The sharpness β of the Softplus that stand for its ReLUs, where `smooth` has put them there.
-        smoothed: How many they are; for the reader only.
+        binary: Whether the network has one logit for two classes; σ(f) is the probability of ``names[1]``. With one
+            name, the other class is that name with ``not``.
+        multilabel: Whether σ(f_i) is the probability of ``names[i]``, independently of the other labels.
+        told_level: Whether the network was trained on noisy images and takes the time of their level.
+        schedule: The noise schedule of its training; None if that is the denoiser's.
+        softplus: The sharpness β of the Softplus units that `smooth` put in place of the ReLUs.
+        smoothed: The number of these units, for information.
 
     Attributes:
-        block: How many images the network sees at a time, None for the whole batch (`steersman.blocks`).
-        open_vocabulary: Whether any text is a class, and becomes one when it is first resolved.
+        block: How many images the network gets at a time, None for the whole batch (`steersman.blocks`).
+        open_vocabulary: Whether any text is a class, which it becomes when it is first resolved.
 
     Raises:
-        InputError: There are no names, a binary network has more than two, or is to be a multi-label one too.
+        InputError: There are no names, a binary network has more than two names, or is also multi-label.
 
     Example:
         >>> import steersman as sm

@@ -38,21 +38,21 @@ LUMA = (0.299, 0.587, 0.114)
 @dataclass(frozen=True, kw_only=True)
 @finite
 class Preprocess:
-    """What a network was trained to be fed, stated so that an image in [-1, 1] can be turned into it.
+    """The preprocessing of a network: how an image in [-1, 1] becomes its input.
 
     The defaults leave the image exactly as it is.
 
     Args:
         mean: Mean of the network's training images in [0, 1], one value for all channels or one a channel.
-        std: Their standard deviation, likewise.
-        size: Height and width in pixels that the network is fed; None keeps the image's own.
-        interpolation: How it is resized, always with antialiasing.
-        crop: Fraction in (0, 1] of the shorter side that a centre square keeps; the whole image is resized by as much
-            as brings that square to ``size``. None keeps the whole image, and squeezes one that is not square: pixels
-            outside a crop are never guided.
-        channels: What the network takes: ``rgb`` or ``bgr``, or one channel, ``grey``. An image of one channel is
-            repeated to three where three are taken; of one of three, the luminance is taken where one is. None for
-            ``rgb`` where mean and deviation have three values, else for whatever the image has.
+        std: Standard deviation of these images, one value for all channels or one a channel.
+        size: Height and width in pixels of the network's input; None keeps the image's size.
+        interpolation: The interpolation of the resize, always with antialiasing.
+        crop: Fraction in (0, 1] of the shorter side that a centre crop keeps; the whole image is resized so that the
+            crop has ``size`` pixels. None keeps the whole image, and squeezes one that is not square: pixels outside a
+            crop are never guided.
+        channels: The network's channels: ``rgb`` or ``bgr``, or one channel, ``grey``. One channel is repeated to three
+            for the former; for the latter, the luminance of three channels is taken. None for ``rgb`` if mean and
+            standard deviation have three values, else for the channels of the image.
 
     Raises:
         InputError: A value is outside the range above, or ``mean`` and ``std`` differ in length.

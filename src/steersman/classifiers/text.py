@@ -26,17 +26,17 @@ __all__ = ["TextClassifier"]
 
 
 class TextClassifier(Classifier):
-    """An image network and a text encoder into the same space.
+    """An image network and a text encoder into the same embedding space, such as CLIP.
 
-    Its classes are the texts that have been resolved, in that order. Where the objective weighs them against each
-    other, all of them should be resolved before the first image.
+    Its classes are the texts that have been resolved, in that order. If the objective is a softmax over them, all of
+    them should be resolved before the first image.
 
     Args:
         network: Maps the preprocessed image, ``(B, C, h, w)``, to its embedding u, ``(B, D)``.
-        encode: Maps a text to its embedding v, ``(D,)``; asked once a text.
-        sharpness: c, more than 0.
+        encode: Maps a text to its embedding v, ``(D,)``; called once a text.
+        sharpness: The logit scale c, above 0.
         preprocess: How an image in [-1, 1] becomes the network's input.
-        names: The first texts.
+        names: Texts to resolve at once.
 
     Raises:
         InputError: A text that cannot be encoded.

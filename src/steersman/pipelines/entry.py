@@ -54,9 +54,9 @@ def steer(
     pipeline computes beside its network, such as a ControlNet's residuals, counts as given there. Guides decode as the
     pipeline does, in the VAE's slices or tiles where it has them, and compute in float32 whatever the parts are in.
 
-    The lookahead input, the injection ``sample``, recurrence and particles ask the pipeline's network again, with the
-    conditions that the pipeline just gave it, and combine the answers as the pipeline does. Particles cost the network
-    once more for each candidate; what they draw comes from the pipeline's generators.
+    The lookahead input, the injection ``sample``, recurrence and particles evaluate the pipeline's network again, with
+    the conditioning of its last call, and combine the outputs as the pipeline does. Each particle costs one more
+    evaluation; its random numbers come from the pipeline's generators.
 
     All of that is tested on a CPU with small random networks: ``torch.compile`` by its eager backend, offloading by
     accelerate's hooks ``cpu_offload`` and ``cpu_offload_with_hook`` to the CPU itself. Quantised networks are not.
@@ -65,16 +65,16 @@ def steer(
 
     Args:
         pipe: The pipeline; its scheduler is chosen before.
-        guide: The guide, or several; what `Recipe.bind` returns brings the recipe's recurrence and particles. Without
-            one, the recipe is bound to the classifier.
-        target: The class to steer to, as index or as a name that the guide's classifier knows: one for all images, or
-            one each, in the order in which the pipeline returns them.
-        classifier: What steers, where no guide is given: what `steersman.load_classifier` takes, or a `Classifier`.
-        recipe: The method that it steers by: what `steersman.load_recipe` takes.
+        guide: The guide, or several; what `Recipe.bind` returns includes the recipe's recurrence and particles. Without
+            a guide, the recipe is bound to the classifier.
+        target: The target class, as index or as a name that the guide's classifier knows: one for all images, or one
+            for each, in the order in which the pipeline returns them.
+        classifier: The classifier, if no guide is given: what `steersman.load_classifier` takes, or a `Classifier`.
+        recipe: The method, if no guide is given: what `steersman.load_recipe` takes.
         scale: The guidance scale, in place of the recipe's.
         recurrence: How often steps are repeated, in place of the recipe's.
-        particles: How many candidates an image has and which of them go on, in place of the recipe's.
-        frames: Which frames of a video the classifier sees, negative numbers from the end; all by default.
+        particles: The particles of an image and their resampling, in place of the recipe's.
+        frames: The frames of a video that the classifier sees, negative numbers from the end; all by default.
 
     Raises:
         InputError: A pipeline or scheduler that is not known here, guides that the pipeline cannot follow (gradients

@@ -250,18 +250,18 @@ Option = TypeVar("Option", bound=type)
 
 
 def register(axis: str, name: str) -> Callable[[Option], Option]:
-    """Makes a class an option of an axis, valid from then on in this process: in Python, YAML and ``--set``.
+    """Registers a class as an option of an axis for this process: in Python, YAML and ``--set``.
 
-    The class is a frozen dataclass, whose fields are the option's settings, each with a default. An objective that is
-    built around the classifier has a field ``classifier``, which is no setting. On the command line, where nothing of
-    yours has been imported, ``module:PACKAGE.NAME:CLASS`` stands for the name, and nothing needs to be registered.
+    The class is a frozen dataclass whose fields are the option's settings, each with a default. An objective with a
+    classifier has a field ``classifier``, which is not a setting. The command line does not import your code: there
+    ``module:PACKAGE.NAME:CLASS`` takes the place of the name, without registration.
 
     Args:
         axis: ``objective``, ``view``, ``stabilizer``, ``strength``, ``injection`` or ``sampler``.
-        name: What recipes call it.
+        name: The option's name in recipes.
 
     Raises:
-        InputError: An axis that takes none, a name that is taken, or a class that is no such option.
+        InputError: The axis takes no options of one's own, the name is taken, or the class lacks what the axis needs.
 
     Example:
         >>> from dataclasses import dataclass

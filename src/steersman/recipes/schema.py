@@ -63,17 +63,17 @@ class Guides(list[Guide]):
 
 
 class Recipe(BaseModel):
-    """A point in the design space, with where it comes from.
+    """A guidance method as settings: a point in the design space, with its source.
 
     Attributes:
-        name: Its name, the variant's included.
-        title: What it is, in a line.
-        paper: The paper, or none for our own.
-        equations: Which equations, tables and algorithms of it.
-        notes: What else one must know, such as values that are not the paper's.
-        expected: Published or measured figures that the settings aim at.
-        settings: The section of each axis; what is missing has its default.
-        variants: Changes of the settings, by name.
+        name: The recipe's name, with that of the variant.
+        title: A description in one line.
+        paper: The paper; empty for a method of this library.
+        equations: The equations, tables and algorithms of the paper.
+        notes: Remarks, such as values that are not from the paper.
+        expected: Published or measured figures for these settings.
+        settings: The section of each axis; a missing section has its defaults.
+        variants: Changes of the settings, by the variant's name.
 
     Example:
         >>> import steersman as sm
@@ -354,7 +354,7 @@ def _changed(axis: str, section: object, option: str, value: object) -> object:
 
 
 def recipe_names(*, variants: bool = True) -> list[str]:
-    """Returns the names of the bundled recipes, ``NAME/VARIANT`` among them if wanted.
+    """Returns the names of the bundled recipes, with ``NAME/VARIANT`` for each variant unless ``variants`` is False.
 
     Example:
         >>> import steersman as sm
@@ -377,7 +377,7 @@ def load_recipe(
     scale: float | None = None,
     trusted: Collection[str] = (),
 ) -> Recipe:
-    """Returns a recipe, checked.
+    """Loads a recipe and checks it.
 
     Args:
         name: ``NAME``, ``NAME/VARIANT``, a path to a YAML file, or a recipe.
@@ -387,7 +387,7 @@ def load_recipe(
         trusted: The code that a file may name (`steersman.trust`), such as ``module:mine:Sign``.
 
     Raises:
-        InputError: No such recipe, a file that is none, an unknown key or a value out of range.
+        InputError: There is no such recipe, the file is not a recipe, a key is unknown or a value is out of range.
 
     Example:
         >>> import steersman as sm
