@@ -9,12 +9,14 @@ from steersman.cli import options
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Measure what makes a classifier fit for guiding.", no_args_is_help=True)
+app = typer.Typer(help="Measure how suitable a classifier is for guidance.", no_args_is_help=True)
 
 Classifiers = Annotated[
     list[str] | None,
     typer.Option(
-        "--classifier", metavar="[NAME=]SPEC", help="Classifier, imagenet:efficientnet-lite0 if none; repeat."
+        "--classifier",
+        metavar="[NAME=]SPEC",
+        help="Classifier; repeat for more. By default imagenet:efficientnet-lite0.",
     ),
 ]
 Data = Annotated[
@@ -24,17 +26,23 @@ Data = Annotated[
         "sportballs[:PRESET][?num=8&seed=1]."
     ),
 ]
-Num = Annotated[int | None, typer.Option(help="Images, drawn of the data without order; all if none.")]
-Views = Annotated[list[str] | None, typer.Option("--view", help="What is shown, noisy and denoised if none; repeat.")]
-Times = Annotated[str | None, typer.Option(metavar="T,T,…", help="Only the levels nearest to these times.")]
-Every = Annotated[int | None, typer.Option(metavar="K", help="Only every K-th level, from the cleanest.")]
-Count = Annotated[int | None, typer.Option(metavar="N", help="Only so many levels, evenly.")]
-Preprocess = Annotated[str, typer.Option(help="own, as the classifier was trained, or raw.")]
-Size = Annotated[int | None, typer.Option(help="Side in pixels that classifiers see, their own if none.")]
-Seed = Annotated[int, typer.Option(help="Of the noise.")]
-Label = Annotated[bool, typer.Option("--label", help="Tell the denoiser each image's class.")]
-BatchSize = Annotated[int, typer.Option(help="Images at a time; figures stay the same.")]
-Out = Annotated[Path, typer.Option(help="Folder to write; a killed analysis goes on from it.")]
+Num = Annotated[int | None, typer.Option(help="Number of images, chosen at random from the data; by default all.")]
+Views = Annotated[
+    list[str] | None, typer.Option("--view", help="Classifier input; repeat for more. By default noisy and denoised.")
+]
+Times = Annotated[str | None, typer.Option(metavar="T,T,…", help="Use only the noise levels nearest to these times.")]
+Every = Annotated[
+    int | None, typer.Option(metavar="K", help="Use only every K-th noise level, counted from the cleanest.")
+]
+Count = Annotated[int | None, typer.Option(metavar="N", help="Use only N evenly spaced noise levels.")]
+Preprocess = Annotated[str, typer.Option(help="Preprocessing of classifier inputs: own (as it was trained) or raw.")]
+Size = Annotated[
+    int | None, typer.Option(help="Height and width of classifier inputs in pixels; by default the classifier's own.")
+]
+Seed = Annotated[int, typer.Option(help="Seed of the noise.")]
+Label = Annotated[bool, typer.Option("--label", help="Condition the denoiser on each image's class.")]
+BatchSize = Annotated[int, typer.Option(help="Batch size; it does not change the figures.")]
+Out = Annotated[Path, typer.Option(help="Output folder, where an interrupted analysis continues.")]
 
 BALLS = "sportballs?num=256&seed=1000"
 
@@ -57,7 +65,7 @@ def accuracy(
     batch_size: BatchSize = 16,
     device: options.Device = "cpu",
 ) -> None:
-    """Accuracy against noise, on x_t and on x0_hat."""
+    """Measure accuracy against the noise level, on x_t and on x0_hat."""
     from steersman.cli.analyzing.accuracy import accuracy
     from steersman.cli.analyzing.scope import Scope
 
@@ -94,18 +102,22 @@ def sensitivity(
         list[str] | None,
         typer.Option(
             metavar="KIND [VALUE]",
-            help="none, ema 0.9, ema 0.99, adam if not given; repeat.",
+            help="Stabilizer; repeat for more. By default none, ema 0.9, ema 0.99 and adam.",
         ),
     ] = None,
     objective: Annotated[
         str,
         typer.Option(
-            help="What gradients are of: class, whose gradient fades where the classifier is sure; logit; or binary."
+            help="Objective of the gradients: class (whose gradient fades where the classifier is sure), logit or "
+            "binary."
         ),
     ] = "class",
-    target: Annotated[str | None, typer.Option(help="One class for all images; each one's own if none.")] = None,
+    target: Annotated[
+        str | None, typer.Option(help="Class to use for all images; by default each image's own.")
+    ] = None,
     asked: Annotated[
-        str, typer.Option(help="own: the denoiser hears x_{t-1} is at t-1; shared: at t, as in nrCG's code.")
+        str,
+        typer.Option(help="Time that the denoiser is given for x_{t-1}: own (t-1) or shared (t, as in nrCG's code)."),
     ] = "own",
     times: Times = None,
     every: Every = None,
@@ -117,7 +129,7 @@ def sensitivity(
     batch_size: BatchSize = 16,
     device: options.Device = "cpu",
 ) -> None:
-    """Sensitivity of logits and of gradients from one time to the next."""
+    """Measure how much logits and gradients change from one time to the next."""
     from steersman.cli.analyzing.scope import Scope
     from steersman.cli.analyzing.sensitivity import sensitivity
 
@@ -151,26 +163,31 @@ def calibration(
     out: Out = Path("outputs/calibration"),
     denoiser: options.Denoiser = "zoo:sportballs",
     classifier: Classifiers = None,
-    num: Annotated[int, typer.Option(help="Images, the classes in turn.")] = 256,
+    num: Annotated[int, typer.Option(help="Total number of images, spread over the classes.")] = 256,
     class_: Annotated[
-        list[str] | None, typer.Option("--class", help="Classes to draw, all that the denoiser has if none; repeat.")
+        list[str] | None,
+        typer.Option("--class", help="Class to draw; repeat for more. By default all classes of the denoiser."),
     ] = None,
     view: Views = None,
     softplus: Annotated[
-        str, typer.Option(metavar="B,B,…", help="Sharpness of the softened ReLUs, none for as trained.")
+        str,
+        typer.Option(
+            metavar="B,B,…", help="Softplus sharpness values that replace ReLU; none for the network as trained."
+        ),
     ] = "none",
-    temperature: Annotated[str, typer.Option(metavar="T,T,…", help="What the logits are multiplied by.")] = "1",
-    bins: Annotated[int, typer.Option(help="Bins of the confidence.")] = 15,
-    sampler: Annotated[str, typer.Option(help="As a recipe has it.")] = "ddpm",
-    steps: Annotated[int, typer.Option(help="Steps of the reverse process.")] = 50,
+    temperature: Annotated[str, typer.Option(metavar="T,T,…", help="Factors to multiply the logits by.")] = "1",
+    bins: Annotated[int, typer.Option(help="Number of confidence bins.")] = 15,
+    sampler: Annotated[str, typer.Option(help="Sampler, in the forms that a recipe takes.")] = "ddpm",
+    steps: Annotated[int, typer.Option(help="Sampling steps.")] = 50,
     switch: Annotated[
         list[str] | None,
         typer.Option(
             metavar="[NAME=]ABOVE,BELOW,AT",
-            help="Also as one: classifier ABOVE where sigma / alpha > AT, else BELOW (several.at of a recipe); repeat.",
+            help="Also measure two classifiers as one: ABOVE where sigma / alpha > AT, else BELOW (several.at of a "
+            "recipe); repeat for more.",
         ),
     ] = None,
-    cfg_scale: Annotated[float, typer.Option(help="Classifier-free scale.")] = 1.0,
+    cfg_scale: Annotated[float, typer.Option(help="Classifier-free guidance scale.")] = 1.0,
     times: Times = None,
     every: Every = None,
     count: Count = None,
@@ -180,7 +197,7 @@ def calibration(
     batch_size: BatchSize = 16,
     device: options.Device = "cpu",
 ) -> None:
-    """Calibration error at each step of the reverse process."""
+    """Measure the calibration error at each sampling step."""
     from steersman.cli.analyzing.calibration import calibration
     from steersman.cli.analyzing.scope import Scope
 
@@ -213,22 +230,28 @@ def calibration(
 
 @app.command()
 def agree(
-    calibration: Annotated[Path, typer.Argument(help="Folder of analyze calibration.")],
+    calibration: Annotated[Path, typer.Argument(help="Folder that analyze calibration wrote.")],
     sweep: Annotated[
-        Path, typer.Argument(help="Folder of sweep, whose cells are named as the calibration's settings.")
+        Path, typer.Argument(help="Folder that sweep wrote, whose cells have the names of the calibration's settings.")
     ],
-    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("outputs/agree"),
+    out: Annotated[Path, typer.Option(help="Output folder.")] = Path("outputs/agree"),
     figure: Annotated[
-        list[str] | None, typer.Option(help="fid, cfid, accuracy/judge, accuracy/guide, all if none; repeat.")
+        list[str] | None,
+        typer.Option(
+            help="Figure to compare: fid, cfid, accuracy/judge or accuracy/guide; repeat for more. By default all."
+        ),
     ] = None,
     where: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Only the cells that have it; repeat.")
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Use only the cells with this value; repeat for more.")
     ] = None,
     best: Annotated[
-        list[str] | None, typer.Option(metavar="KEY", help="Each setting at its best value of it, as scale; repeat.")
+        list[str] | None,
+        typer.Option(
+            metavar="KEY", help="Compare the settings at their best value of KEY, such as scale; repeat for more."
+        ),
     ] = None,
 ) -> None:
-    """Whether the better calibrated guides better: rank correlation of calibration error and the samples' figures."""
+    """Measure the rank correlation between calibration error and sample quality."""
     from steersman.cli.analyzing.agreement import agree
 
     agree(calibration, sweep, out, figures=figure, where=where or (), best=best or ())
@@ -238,10 +261,10 @@ def agree(
 def directions(
     out: Out = Path("outputs/directions"),
     target: Annotated[int, typer.Option(help="Class of the mixture, 0 to 2.")] = 2,
-    times: Annotated[str, typer.Option(metavar="T,T,…", help="Times from 0 to 999.")] = "0,300,600",
-    side: Annotated[int, typer.Option(help="Arrows along an edge.")] = 17,
+    times: Annotated[str, typer.Option(metavar="T,T,…", help="Times to plot, from 0 to 999.")] = "0,300,600",
+    side: Annotated[int, typer.Option(help="Number of arrows along each side of the plot.")] = 17,
 ) -> None:
-    """Joint, marginal and conditional directions on a Gaussian mixture."""
+    """Plot joint, marginal and conditional directions on a Gaussian mixture."""
     from steersman.cli.analyzing.directions import directions
 
     directions(out, target=target, times=times, side=side)
@@ -251,24 +274,26 @@ def directions(
 def gradients(
     out: Out = Path("outputs/gradients"),
     denoiser: options.Denoiser = "zoo:sportballs",
-    classifier: Annotated[str, typer.Option(help="Guide.")] = "imagenet:efficientnet-lite0",
+    classifier: Annotated[str, typer.Option(help="Classifier that guides.")] = "imagenet:efficientnet-lite0",
     target: Annotated[str, typer.Option(help="Class to steer to.")] = "baseball",
     marginal: Annotated[str, typer.Option(metavar="T,T,…", help="Marginal temperatures to compare.")] = "1,0.5",
-    num: Annotated[int, typer.Option(help="Images.")] = 8,
-    shown: Annotated[int, typer.Option(help="How many of them to show.")] = 2,
-    recipe: Annotated[str, typer.Option(help="Name, name/variant or file.")] = "elucd-ddpm",
+    num: Annotated[int, typer.Option(help="Number of images.")] = 8,
+    shown: Annotated[int, typer.Option(help="Number of images to plot.")] = 2,
+    recipe: Annotated[str, typer.Option(help="Recipe: name, name/variant or file.")] = "elucd-ddpm",
     steps: options.Steps = None,
     scale: options.Scale = None,
     set_: options.Set = None,
-    label: Annotated[bool, typer.Option("--label", help="Tell the denoiser the target.")] = False,
+    label: Annotated[bool, typer.Option("--label", help="Condition the denoiser on the target.")] = False,
     times: Times = None,
     every: Every = None,
-    count: Annotated[int | None, typer.Option(metavar="N", help="So many pictures; 8 if nothing is chosen.")] = None,
+    count: Annotated[
+        int | None, typer.Option(metavar="N", help="Plot N evenly spaced noise levels; by default 8.")
+    ] = None,
     seed: options.Seed = 0,
     batch_size: BatchSize = 16,
     device: options.Device = "cpu",
 ) -> None:
-    """Intermediate images with the classifier's gradient beside them, and its norm over time."""
+    """Plot intermediate images with the classifier's gradient beside them, and its norm over time."""
     from steersman.cli.analyzing.gradients import gradients
     from steersman.cli.analyzing.scope import Scope
 

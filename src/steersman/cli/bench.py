@@ -13,7 +13,7 @@ EPILOG = "Example: steersman bench --recipe nrcg --classifier zoo:sportballs-mob
 
 
 def bench(
-    target: Annotated[str, typer.Option(help="Class by name or index.")] = "0",
+    target: Annotated[str, typer.Option(help="Class: name or index.")] = "0",
     denoiser: options.Denoiser = "zoo:sportballs",
     classifier: options.Classifiers = None,
     recipe: options.Recipe = "default",
@@ -22,16 +22,16 @@ def bench(
     prompt: options.Prompt = None,
     cfg_scale: options.CfgScale = 1.0,
     no_guidance: options.NoGuidance = False,
-    batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 16,
-    steps: Annotated[int, typer.Option(help="Steps of the walk that is timed.")] = 8,
-    repeats: Annotated[int, typer.Option(help="How often it is timed, in turn with the floor.")] = 5,
+    batch_size: Annotated[int, typer.Option(help="Batch size.")] = 16,
+    steps: Annotated[int, typer.Option(help="Sampling steps that are timed.")] = 8,
+    repeats: Annotated[int, typer.Option(help="Timed repeats, alternating with the networks' calls alone.")] = 5,
     device: options.Device = "cpu",
     dtype: options.DType = "float32",
     checkpoint: options.Checkpoint = False,
     compile: options.Compile = False,
-    out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output file (JSON).")] = None,
 ) -> None:
-    """Time a batch against its networks' calls alone."""
+    """Time a guided batch, and compare it with the time of its networks' calls alone."""
     from steersman.cli.benching import time_it
     from steersman.errors import InputError
     from steersman.recipes import load_recipe

@@ -11,8 +11,8 @@ EPILOG = "Example: steersman convert adm:256x256_diffusion_uncond.pt adm-256"
 
 
 def convert(
-    denoiser: Annotated[str, typer.Argument(help="Diffusion model, as sample takes it.")],
-    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    denoiser: Annotated[str, typer.Argument(help="Diffusion model, in the forms that sample --denoiser takes.")],
+    out: Annotated[Path, typer.Argument(help="Output folder.")],
 ) -> None:
     """Write a diffusion model as a folder that diffusers loads."""
     from rich.console import Console

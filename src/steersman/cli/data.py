@@ -17,12 +17,14 @@ def data() -> None:
 
 @app.command()
 def sportballs(
-    out: Annotated[Path, typer.Option(help="Folder to write, a class a folder.")],
-    num: Annotated[int, typer.Option(help="Images in all.")] = 1000,
-    preset: Annotated[str, typer.Option(help="large (0.45 to 0.95 of the canvas) or nrcg (9 to 25 of 64).")] = "large",
-    resolution: Annotated[int, typer.Option(help="Side in pixels.")] = 64,
-    seed: Annotated[int, typer.Option(help="Seed of the set; image i depends on it and on i alone.")] = 0,
-    device: Annotated[str, typer.Option(help="Where to render.")] = "cpu",
+    out: Annotated[Path, typer.Option(help="Output folder, with one folder for each class.")],
+    num: Annotated[int, typer.Option(help="Total number of images.")] = 1000,
+    preset: Annotated[
+        str, typer.Option(help="Diameters: large (0.45 to 0.95 of the canvas) or nrcg (9 to 25 of 64).")
+    ] = "large",
+    resolution: Annotated[int, typer.Option(help="Height and width in pixels.")] = 64,
+    seed: Annotated[int, typer.Option(help="Seed of the data set; image i depends only on the seed and i.")] = 0,
+    device: Annotated[str, typer.Option(help="Device to render on.")] = "cpu",
 ) -> None:
     """Four kinds of ball on white: baseball, basketball, volleyball, soccer ball."""
     from rich.progress import track

@@ -33,42 +33,45 @@ __all__ = [
     "fields",
 ]
 
-Targets = Annotated[list[str] | None, typer.Option("--target", help="Class: name, index, or text; repeat, or all.")]
+Targets = Annotated[list[str] | None, typer.Option("--target", help="Class: name, index or text; repeat, or give all.")]
 Blend = Annotated[
     list[str] | None, typer.Option(metavar="CLASS=WEIGHT", help="Several classes at once; a negative weight repels.")
 ]
-Num = Annotated[int, typer.Option(help="Images of each target.")]
+Num = Annotated[int, typer.Option(help="Images per target.")]
 Seed = Annotated[int, typer.Option(help="Seed of the first image.")]
-Denoiser = Annotated[str, typer.Option(help="zoo:, adm:, dit:, edm:, folder, or id of the hub.")]
+Denoiser = Annotated[str, typer.Option(help="Model: zoo:, adm:, dit:, edm:, folder or Hub ID.")]
 Classifiers = Annotated[
     list[str] | None,
     typer.Option(
         "--classifier",
-        help="Guide, imagenet:efficientnet-lite0 if none; or zoo:, torchvision:, timm:, hf:, clip:, adm-classifier:, "
-        "module:; repeat.",
+        help="Guide: imagenet:, zoo:, torchvision:, timm:, hf:, clip:, adm-classifier: or module:; repeat for more. By "
+        "default imagenet:efficientnet-lite0.",
     ),
 ]
-Judge = Annotated[str, typer.Option(help="Network that measures, or none.")]
+Judge = Annotated[str, typer.Option(help="Network that measures the images, or none.")]
 Recipe = Annotated[str, typer.Option(help="Name, name/variant or file.")]
-Sampler = Annotated[str | None, typer.Option(help="Sampler, instead of the recipe's.")]
-Steps = Annotated[int | None, typer.Option(help="Steps, instead of the recipe's.")]
-Scale = Annotated[float | None, typer.Option(help="Guidance scale, instead of the recipe's.")]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="AXIS.OPTION=VALUE", help="Change a setting.")]
-Label = Annotated[str | None, typer.Option(help="Denoiser's label: name, index, or target.")]
-Prompt = Annotated[str | None, typer.Option(help="Text to draw, for a text-to-image model.")]
-CfgScale = Annotated[float, typer.Option(help="Classifier-free scale.")]
-NoGuidance = Annotated[bool, typer.Option("--no-guidance", help="Draw unsteered; the guide only measures.")]
-BatchSize = Annotated[int | None, typer.Option(help="Images at a time; 4 on a CPU, else 16.", show_default=False)]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")]
+Sampler = Annotated[str | None, typer.Option(help="Replaces the recipe's sampler.")]
+Steps = Annotated[int | None, typer.Option(help="Replaces the recipe's number of steps.")]
+Scale = Annotated[float | None, typer.Option(help="Replaces the recipe's guidance scale.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="AXIS.OPTION=VALUE", help="Change a setting of the recipe; repeat for more."),
+]
+Label = Annotated[str | None, typer.Option(help="Label for the denoiser: name, index or target.")]
+Prompt = Annotated[str | None, typer.Option(help="Prompt for a text-to-image model.")]
+CfgScale = Annotated[float, typer.Option(help="Classifier-free guidance scale.")]
+NoGuidance = Annotated[bool, typer.Option("--no-guidance", help="Draw without guidance; the guide only measures.")]
+BatchSize = Annotated[int | None, typer.Option(help="Batch size; by default 4 on a CPU, else 16.", show_default=False)]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or mps.")]
 DType = Annotated[str, typer.Option(help="float32, bfloat16, float16, auto or auto-float32.")]
-Checkpoint = Annotated[bool, typer.Option("--checkpoint", help="Less memory on the route through.")]
-Compile = Annotated[bool, typer.Option("--compile", help="With torch.compile.")]
+Checkpoint = Annotated[bool, typer.Option("--checkpoint", help="Recompute in the backward pass to save memory.")]
+Compile = Annotated[bool, typer.Option("--compile", help="Compile the networks with torch.compile.")]
 Trust = Annotated[
     list[str] | None,
-    typer.Option(metavar="MODULE:…", help="Code of a file that may be run."),
+    typer.Option(metavar="MODULE:…", help="Allow this code, which a file names, to run."),
 ]
-Features = Annotated[str, typer.Option(help="Network in whose features sets are compared, as for evaluate.")]
-Resamples = Annotated[int, typer.Option(help="Random halves for the intervals; 0 for none.")]
+Features = Annotated[str, typer.Option(help="Network whose features are compared, in the forms that evaluate takes.")]
+Resamples = Annotated[int, typer.Option(help="Half-samples drawn for the confidence intervals; 0 for no intervals.")]
 
 
 def changes(

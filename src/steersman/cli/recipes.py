@@ -26,8 +26,8 @@ def recipes(context: typer.Context) -> None:
 
 
 @app.command()
-def show(name: Annotated[str, typer.Argument(help="Name, name/variant or file.")]) -> None:
-    """Explain one recipe: its source, its settings in full, what it aims at."""
+def show(name: Annotated[str, typer.Argument(help="Recipe: name, name/variant or file.")]) -> None:
+    """Explain one recipe: its paper, its settings in full, and the figures it should reach."""
     import yaml
     from rich.console import Console
 

@@ -11,7 +11,7 @@ EPILOG = "Example: steersman report balls"
 
 
 def report(folder: Annotated[Path, typer.Argument(help="Folder of a run, a sweep, a tune or an analysis.")]) -> None:
-    """Write one HTML page of a folder: its settings, tables, plots and images; it needs no network."""
+    """Write one HTML page about a folder: settings, tables, plots and images; it opens without internet access."""
     from rich.console import Console
     from rich.markup import escape
 

@@ -14,15 +14,22 @@ EPILOG = "Example: steersman reproduce elucd-imagenet128/resnet101 --models weig
 
 def reproduce(
     name: Annotated[
-        str | None, typer.Argument(help="Name, name/variant or file; all are listed if none.", show_default=False)
+        str | None,
+        typer.Argument(
+            help="Reproduction: name, name/variant or file; without it, all are listed.", show_default=False
+        ),
     ] = None,
-    models: Annotated[Path, typer.Option(help="Folder of others' models.")] = Path("models"),
-    data: Annotated[Path, typer.Option(help="Folder of reference images and statistics.")] = Path("data"),
-    num: Annotated[int | None, typer.Option(help="Images in all, the paper's if none.", show_default=False)] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps, the recipe's if none.", show_default=False)] = None,
-    no_guidance: Annotated[bool, typer.Option("--no-guidance", help="The paper's unguided images instead.")] = False,
+    models: Annotated[Path, typer.Option(help="Folder with the published models.")] = Path("models"),
+    data: Annotated[Path, typer.Option(help="Folder with reference images and statistics.")] = Path("data"),
+    num: Annotated[
+        int | None, typer.Option(help="Total number of images; by default the paper's.", show_default=False)
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Sampling steps; by default the recipe's.", show_default=False)
+    ] = None,
+    no_guidance: Annotated[bool, typer.Option("--no-guidance", help="Reproduce the paper's unguided images.")] = False,
     batch_size: Annotated[
-        int | None, typer.Option(help="Images at a time; 4 on a CPU, else as listed.", show_default=False)
+        int | None, typer.Option(help="Batch size; by default 4 on a CPU, else as listed.", show_default=False)
     ] = None,
     device: options.Device = "cpu",
     resamples: options.Resamples = 200,
@@ -30,16 +37,16 @@ def reproduce(
         bool | None,
         typer.Option(
             "--run/--no-run",
-            help="Run, and fail if something is missing; or only tell.",
-            show_default="run if all is there",
+            help="Run, and fail if a file is missing; or only print what is needed.",
+            show_default="run if no file is missing",
         ),
     ] = None,
     trust: options.Trust = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder to write, outputs/NAME if none; what was killed goes on there.")
+        Path | None, typer.Option(help="Output folder, where an interrupted run continues; by default outputs/NAME.")
     ] = None,
 ) -> None:
-    """Repeat a run of the papers: what it needs and what is missing; and if all is there, our figures by theirs."""
+    """Reproduce a paper's run: list the files it needs, and with all of them, compare our figures with its own."""
     from steersman.cli.reproducing import Asked, carry_out, list_all
 
     if name is None:

@@ -24,8 +24,8 @@ def sample(
     blend: options.Blend = None,
     num: options.Num = 16,
     seed: options.Seed = 0,
-    out: Annotated[Path | None, typer.Option(help="Folder to write, outputs/TARGET if none.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Draw anew what the folder holds.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Output folder; by default outputs/TARGET.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that the folder holds.")] = False,
     denoiser: options.Denoiser = "zoo:sportballs",
     classifier: options.Classifiers = None,
     judge: options.Judge = "zoo:sportballs-judge",
@@ -36,7 +36,7 @@ def sample(
     set_: options.Set = None,
     label: options.Label = None,
     prompt: options.Prompt = None,
-    negative_prompt: Annotated[str | None, typer.Option(help="Text to draw away from.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="Negative prompt for a text-to-image model.")] = None,
     cfg_scale: options.CfgScale = 1.0,
     no_guidance: options.NoGuidance = False,
     batch_size: options.BatchSize = None,
@@ -45,15 +45,15 @@ def sample(
     checkpoint: options.Checkpoint = False,
     compile: options.Compile = False,
     format: Annotated[str, typer.Option(help="png, npz or webdataset.")] = "png",
-    gif: Annotated[bool, typer.Option("--gif", help="Also animate images and gradients.")] = False,
+    gif: Annotated[bool, typer.Option("--gif", help="Also write GIFs of the images and gradients.")] = False,
     from_: Annotated[
         Path | None,
-        typer.Option("--from", metavar="RUN.YAML", help="Go on with a run; with --out, repeat it."),
+        typer.Option("--from", metavar="RUN.YAML", help="Continue a run; with --out, repeat it there."),
     ] = None,
     trust: options.Trust = None,
-    status: Annotated[Path | None, typer.Option(metavar="DIR", help="Only tell how far a run is.")] = None,
+    status: Annotated[Path | None, typer.Option(metavar="DIR", help="Only print how far the run in DIR is.")] = None,
 ) -> None:
-    """Draw images, steered by a classifier; the same command again draws what is missing."""
+    """Draw images steered by a classifier; the same command again finishes an interrupted run."""
     from steersman.cli.sampling import carry_out, default_folder, tell
     from steersman.errors import InputError
     from steersman.generate import Share

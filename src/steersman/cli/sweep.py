@@ -17,25 +17,32 @@ def sweep(
         list[str],
         typer.Option(
             metavar="AXIS.OPTION=A,B,C",
-            help="What is varied: a setting, recipe, classifier, denoiser, label, cfg-scale, guidance, or case, "
-            "several together under a name ('case={name: NAME, SETTING: VALUE}, …'); a value with commas stands in "
-            "brackets or quotes. Repeat for all combinations.",
+            help="What to vary, and its values: a setting, recipe, classifier, denoiser, label, cfg-scale, guidance, "
+            "or case for several settings under one name ('case={name: NAME, SETTING: VALUE}, …'). Put a value with "
+            "commas in brackets or quotes. Repeat for all combinations.",
         ),
     ],
-    reference: Annotated[str, typer.Option(help="Images to compare with, as for evaluate.")],
-    out: Annotated[Path, typer.Option(help="Folder to write; the cells that are whole there stay.")],
-    recipe: Annotated[str, typer.Argument(help="Name, name/variant or file.")] = "default",
+    reference: Annotated[str, typer.Option(help="Reference images, in the forms that evaluate takes.")],
+    out: Annotated[Path, typer.Option(help="Output folder; cells that are finished there are kept.")],
+    recipe: Annotated[str, typer.Argument(help="Recipe: name, name/variant or file.")] = "default",
     target: options.Targets = None,
     blend: options.Blend = None,
     num: options.Num = 16,
     seed: options.Seed = 0,
     features: options.Features = "zoo:sportballs-judge",
     figures: Annotated[
-        str | None, typer.Option(help="Only these, by commas: fid,cfid,accuracy/judge,…", show_default=False)
+        str | None,
+        typer.Option(
+            help="Figures to measure, with commas between them: fid,cfid,accuracy/judge,…; by default all.",
+            show_default=False,
+        ),
     ] = None,
     resamples: options.Resamples = 200,
     pareto: Annotated[
-        bool, typer.Option("--pareto", help="Name the cells that no other beats in quality and cost, and plot both.")
+        bool,
+        typer.Option(
+            "--pareto", help="Print the cells that no other beats in both quality and cost, and plot the two."
+        ),
     ] = False,
     denoiser: options.Denoiser = "zoo:sportballs",
     classifier: options.Classifiers = None,
@@ -50,7 +57,7 @@ def sweep(
     device: options.Device = "cpu",
     dtype: options.DType = "float32",
 ) -> None:
-    """Draw the same seeds under all combinations of settings, and compare: tables, plots, quality for the cost."""
+    """Draw the same seeds with all combinations of settings, and compare quality and cost in tables and plots."""
     from steersman.cli.sweeping import carry_out
     from steersman.run import weights
     from steersman.sweep import Sweep, varied

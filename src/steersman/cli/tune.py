@@ -15,41 +15,50 @@ EPILOG = "Example: steersman tune freedom --target baseball --classifier zoo:spo
 
 
 def tune(
-    out: Annotated[Path, typer.Option(help="Folder to write; the trials that are finished there stay.")],
+    out: Annotated[Path, typer.Option(help="Output folder; trials that are finished there are kept.")],
     recipe: Annotated[
         list[str] | None,
-        typer.Argument(help="Recipes to search around, their own settings first; some that suit most if none."),
+        typer.Argument(
+            help="Recipes to search around, starting from their own settings; by default, some that suit most models."
+        ),
     ] = None,
     target: options.Targets = None,
     search: Annotated[
         list[str] | None,
         typer.Option(
             metavar="AXIS.OPTION=LOW..HIGH",
-            help="What is searched instead, a range or a,b,c: whatever sweep varies. Repeat for more.",
+            help="Setting to search in place of those around the recipes: a range, or values a,b,c; whatever sweep "
+            "--vary takes. Repeat for more.",
         ),
     ] = None,
-    trials: Annotated[int, typer.Option(help="Trials to draw, with those that are there.")] = 50,
+    trials: Annotated[int, typer.Option(help="Trials in all, those in the folder included.")] = 50,
     num: options.Num = 16,
-    seed: Annotated[int, typer.Option(help="Seed of the first image, in every trial; none that you report.")] = 1000,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the first image in every trial; do not report results on these seeds.")
+    ] = 1000,
     accuracy: Annotated[
         float | None,
-        typer.Option(help="The judge's that the recipe must reach; as sure as the surest may be if none."),
+        typer.Option(
+            help="Lower limit on the judge's accuracy; by default the lower end of the most accurate trial's interval."
+        ),
     ] = None,
-    distance: Annotated[float | None, typer.Option(help="The largest that it may have.")] = None,
+    distance: Annotated[float | None, typer.Option(help="Upper limit on cFID.")] = None,
     budget: Annotated[
         float | None,
         typer.Option(
-            help="The most that an image may cost, in evaluations of the denoiser: then the nearest is taken."
+            help="Upper limit on the cost of an image, in denoiser evaluations; without --distance, the trial with the "
+            "least cFID below it is taken."
         ),
     ] = None,
     reference: Annotated[
         str | None,
         typer.Option(
-            help="Images to compare with, as for evaluate; sportballs for its own denoiser.", show_default=False
+            help="Reference images, in the forms that evaluate takes; by default sportballs, for its own denoiser.",
+            show_default=False,
         ),
     ] = None,
     features: options.Features = "zoo:sportballs-judge",
-    search_seed: Annotated[int, typer.Option(help="Seed of the search.")] = 0,
+    search_seed: Annotated[int, typer.Option(help="Seed of the search algorithm.")] = 0,
     denoiser: options.Denoiser = BUNDLED,
     classifier: options.Classifiers = None,
     judge: options.Judge = "zoo:sportballs-judge",
@@ -60,7 +69,7 @@ def tune(
     device: options.Device = "cpu",
     dtype: options.DType = "float32",
 ) -> None:
-    """Search the settings that give the most for their cost: accuracy, distance, time. Writes a recipe."""
+    """Search for the settings with the best accuracy and cFID for their cost, and write them as a recipe."""
     from steersman.cli.tuning import carry_out
     from steersman.errors import InputError
     from steersman.tune import TRIED, Bounds, Tune, space_of
