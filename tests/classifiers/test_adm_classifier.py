@@ -134,12 +134,12 @@ def test_how_many_blocks_a_level_has_is_asked_where_no_shape_says_it(tmp_path):
     """Six blocks of one width, none with an attention: levels of one, two or five, and what halves the size."""
     settings = {"head_channels": 16, "multipliers": (1, 1), "blocks": 2, "attended": ()}
     reference, spec = made(tmp_path, **settings)
-    with pytest.raises(InputError, match="blocks: none given, residual ones of a level; allowed: 1 or 2 or 5"):
+    with pytest.raises(InputError, match="blocks must be 1 or 2 or 5, the residual blocks in each level, got none"):
         load_classifier(spec)
     x_t, level = torch.ones(1, 3, 8, 8), VP.linear().at_time(5)
     expected = reference(x_t, level.time[None].float())
     assert apart(load_classifier(f"{spec}&blocks=2")(x_t, level), expected) < CLOSE
-    with pytest.raises(InputError, match="blocks: 4 given"):
+    with pytest.raises(InputError, match="blocks must be .*, got 4"):
         load_classifier(f"{spec}&blocks=4")
 
 
@@ -147,7 +147,7 @@ def test_how_many_blocks_a_level_has_is_asked_where_no_shape_says_it(tmp_path):
     ("settings", "asked", "message"),
     [
         ({"pool": None, "outputs": 6}, "", "it must be a classifier, got a denoiser"),
-        ({}, "&size=32", "size: 32 given; allowed: 8, which its places are of"),
+        ({}, "&size=32", "size must be 8, by the number of its attention pool's positions, got 32"),
         ({}, "&depth=2", "unknown setting of adm-classifier 'depth'"),
     ],
 )
@@ -161,7 +161,7 @@ def test_what_cannot_be_is_refused(settings, asked, message, tmp_path):
 def test_the_size_is_asked_where_no_pool_tells_it(tmp_path):
     reference, spec = made(tmp_path, heads=4, pool="mean")
     assert load_classifier(spec).preprocess.size == 8
-    with pytest.raises(InputError, match="size: none given; allowed: size=N, .* a multiple of 2"):
+    with pytest.raises(InputError, match="size=N must be .* a multiple of 2, got none"):
         load_classifier(f"adm-classifier:{tmp_path / 'mine.pt'}?{reference.settings(size=None)}")
 
 

@@ -18,7 +18,7 @@ BAD = [
     (["--target", "baseball", "--device", "cuda"], "device must be one that this machine has (cpu), got 'cuda'"),
     (["--target", "baseball", "--device", "toaster"], "device must be cpu, cuda, cuda:0, … or mps, got 'toaster'"),
     (["--target", "baseball", "--dtype", "float8"], "unknown dtype 'float8'"),
-    (["--target", "baseball", "--denoiser", "nowhere"], "denoiser: 'nowhere' given"),
+    (["--target", "baseball", "--denoiser", "nowhere"], "FILE.safetensors?config=FOLDER, got 'nowhere'"),
     (["--target", "baseball", "--denoiser", "zoo:basketballs"], "unknown bundled denoiser 'basketballs'"),
     (["--target", "baseball", "--classifier", "imagenet:resnet"], "unknown ImageNet classifier 'resnet'"),
     (["--target", "baseball", "--blend", "baseball=1"], "target and blend must not be given together"),

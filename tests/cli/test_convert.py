@@ -89,16 +89,18 @@ def test_every_schedule_and_parameterization(schedule, meant, tmp_path):
 def test_what_cannot_be_written_is_refused(call, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("mine")
-    for out, message in (("full", "which is there; allowed: a new folder"), ("full/file", "which is there")):
+    for out, message in (("full", "out must be a new folder, got "), ("full/file", "which is there")):
         code, _, err = call("convert", "zoo:sportballs", tmp_path / out)
         assert (code, err.count("\n")) == (2, 1) and message in err
     code, _, err = call("convert", "zoo:sportballs", tmp_path / "full" / "file" / "out")
     assert (code, err.count("\n")) == (2, 1) and "cannot be written to" in err
     code, _, err = call("convert", "nowhere", tmp_path / "out")
-    assert (code, err.count("\n")) == (2, 1) and "denoiser: 'nowhere' given" in err
-    with pytest.raises(InputError, match="one by EDMDenoiser given; allowed: one whose network diffusers has"):
+    assert (code, err.count("\n")) == (2, 1) and "FILE.safetensors?config=FOLDER, got 'nowhere'" in err
+    with pytest.raises(
+        InputError, match="denoiser must be one whose network diffusers has, .*, got one by EDMDenoiser"
+    ):
         save_folder(EDMDenoiser(torch.nn.Identity(), shape=(3, 8, 8)), tmp_path / "out")
-    with pytest.raises(InputError, match="schedule: Flow for epsilon given"):
+    with pytest.raises(InputError, match="schedule must be VP, .*, got Flow for epsilon"):
         save_folder(DiffusersDenoiser(unet(), schedule=Flow()), tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
     assert (tmp_path / "full" / "file").read_text() == "mine"

@@ -248,12 +248,12 @@ def file(tmp_path_factory):
         ("?heads=4&attention=new&channel_mult=1,,2", "channel_mult must be numbers above 0 with commas between"),
         ("?heads=4&attention=new&size=8&diffusion_steps=10", "alpha_bar, the running product of 1 - beta, must fall"),
         ("?heads=4&attention=new&timestep_respacing=50", "unknown setting of adm 'timestep_respacing'"),
-        ("?heads=3&attention=new&size=8", "heads: 3 given; allowed: a divisor of (32|64)"),
-        ("?head_channels=48&attention=new&size=8", "head_channels: 48 given; allowed: a divisor of (32|64)"),
+        ("?heads=3&attention=new&size=8", "heads must be a divisor of (32|64), .*got 3"),
+        ("?head_channels=48&attention=new&size=8", "head_channels must be a divisor of (32|64), .*got 48"),
         ("?head=4&attention=new", "unknown setting of adm 'head'; did you mean 'heads'"),
-        ("?heads=4&attention=new", "size: none given; allowed: size=N, .* a multiple of 2"),
-        ("?heads=4&attention=new&size=15", "size: 15 given; allowed: size=N, .* a multiple of 2"),
-        ("?heads=4&attention=new&blocks=3", "blocks: 3 given, residual ones of a level; allowed: 1"),
+        ("?heads=4&attention=new", "size=N must be .* a multiple of 2, got none"),
+        ("?heads=4&attention=new&size=15", "size=N must be .* a multiple of 2, got 15"),
+        ("?heads=4&attention=new&blocks=3", "blocks must be 1, the residual blocks in each level, got 3"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(asked, message, file):
@@ -289,7 +289,7 @@ WRONG = {
     "attention_resolutions=8": "attention_resolutions must be 8,4, which .* tell of images of 8 pixels, got 8",
     "use_scale_shift_norm=False": "use_scale_shift_norm must be True",
     "resblock_updown=False": "resblock_updown must be True",
-    "num_res_blocks=2": "blocks: 2 given, residual ones of a level; allowed: 1",
+    "num_res_blocks=2": "blocks must be 1, the residual blocks in each level, got 2",
 }
 
 
@@ -406,15 +406,24 @@ def edited(**changes):
     ("tensors", "message"),
     [
         (lambda: {"a": torch.ones(2)}, "cannot be used; it lacks input_blocks.0.0.weight"),
-        (lambda: edited(middle_block_1_qkv_weight=None), "has none for mid_block.attentions.0.to_q.weight"),
+        (
+            lambda: edited(middle_block_1_qkv_weight=None),
+            r"mid_block.attentions.0.to_q.weight must be \(64, 64\), got none",
+        ),
         (lambda: edited(input_blocks_1_0_in_layers_2_weight=None), "it lacks input_blocks.1.0.in_layers.2.weight"),
         (lambda: edited(more=lambda _: torch.ones(2)), "it has 'more', which no such network has"),
-        (lambda: edited(out_2_bias=lambda value: value[:5]), r"has \(5,\) for conv_out.bias; allowed: \(6,\)"),
+        (lambda: edited(out_2_bias=lambda value: value[:5]), r"the shape of conv_out.bias must be \(6,\), got \(5,\)"),
         (lambda: edited(time_embed_0_weight=lambda value: value[0]), "its tensors have other dimensions"),
-        (lambda: edited() | {"label_emb.weight": torch.ones(3, 9)}, r"has \(3, 9\) for class_embedding.weight"),
-        (lambda: Reference(heads=4, pool="attention", outputs=9).tensors, "it is a classifier; allowed: a denoiser"),
-        (lambda: Reference(heads=4, inputs=6).tensors, "it maps 6 channels to 6, as an upsampler"),
-        (lambda: Reference(heads=4, outputs=4).tensors, "it maps 3 channels to 4"),
+        (
+            lambda: edited() | {"label_emb.weight": torch.ones(3, 9)},
+            r"the shape of class_embedding.weight must be .*, got \(3, 9\)",
+        ),
+        (lambda: Reference(heads=4, pool="attention", outputs=9).tensors, "it must be a denoiser, got a classifier"),
+        (
+            lambda: Reference(heads=4, inputs=6).tensors,
+            "it must be a denoiser, got one of 6 channels to 6, as upsamplers",
+        ),
+        (lambda: Reference(heads=4, outputs=4).tensors, "it must be a denoiser, got one of 3 channels to 4"),
     ],
 )
 def test_other_networks_are_refused(tensors, message, tmp_path):
@@ -426,7 +435,7 @@ def test_other_networks_are_refused(tensors, message, tmp_path):
 
 def test_another_network_by_a_released_name_is_refused(tmp_path):
     torch.save(Reference(heads=4).tensors, tmp_path / "64x64_diffusion.pt")
-    with pytest.raises(InputError, match="not what is released by that name, with width 32; allowed: 192, or"):
+    with pytest.raises(InputError, match="not what is released by that name: width must be 192, got 32; give"):
         load_denoiser(f"adm:{tmp_path / '64x64_diffusion.pt'}")
 
 

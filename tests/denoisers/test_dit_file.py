@@ -127,7 +127,7 @@ def test_heads_of_the_published_widths_are_known(save):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ("&heads=5", "heads: 5 given; allowed: a divisor of 24"),
+        ("&heads=5", "heads must be a divisor of 24, got 5"),
         ("&heads=0", "heads must be a whole number of at least 1, got 0"),
         ("&heads=x", "heads must be a whole number of at least 1, got x"),
         ("&head=3", "unknown setting of dit 'head'; did you mean 'heads'"),
@@ -185,7 +185,7 @@ def test_the_file_and_the_vae_are_asked_for(save, tmp_path):
     with pytest.raises(InputError, match="no file '.*DiT-XL-2-512x512.pt'; fetch https.*DiT-XL-2-512x512.pt to there"):
         load_denoiser(f"dit:{tmp_path}/DiT-XL-2-512x512.pt")
     spec = save(random_tensors())
-    with pytest.raises(InputError, match=r"given without its VAE; allowed: dit:.*\?vae=FOLDER"):
+    with pytest.raises(InputError, match=r"must be given with its VAE, dit:.*\?vae=FOLDER"):
         load_denoiser(spec.partition("?")[0])
     for folder in (tmp_path / "none", tmp_path):
         with pytest.raises(InputError, match="vae: .* cannot be read") as error:
@@ -197,13 +197,16 @@ def test_the_file_and_the_vae_are_asked_for(save, tmp_path):
     ("change", "said"),
     [
         (lambda t: t.pop("pos_embed"), "not named or shaped as DiT's"),
-        (lambda t: t.pop("blocks.1.mlp.fc1.bias"), "none.* for transformer_blocks.1.ff.net.0.proj.bias"),
-        (lambda t: t.update({"blocks.7.attn.qkv.weight": torch.zeros(72, 24)}), "it has"),
-        (lambda t: t.update(more=torch.zeros(2)), "it has .* for .*more"),
+        (lambda t: t.pop("blocks.1.mlp.fc1.bias"), "transformer_blocks.1.ff.net.0.proj.bias must be .*, got none"),
+        (lambda t: t.update({"blocks.7.attn.qkv.weight": torch.zeros(72, 24)}), "the shape of .* must be .*, got "),
+        (lambda t: t.update(more=torch.zeros(2)), "the shape of .*more must be none, got "),
         (lambda t: t.update(pos_embed=torch.zeros(1, 15, WIDTH)), "square patches"),
-        (lambda t: t.update(pos_embed=torch.zeros(1, 16, 8)), r"\(1, 16, 8\) for pos_embed; allowed: \(1, 16, 24\)"),
+        (
+            lambda t: t.update(pos_embed=torch.zeros(1, 16, 8)),
+            r"the shape of pos_embed must be \(1, 16, 24\), got \(1, 16, 8\)",
+        ),
         (lambda t: t.update({"x_embedder.proj.weight": torch.zeros(WIDTH, 4)}), "not named or shaped as DiT's"),
-        (lambda t: t.update({"blocks.0.mlp.fc1.weight": torch.zeros(3, 3)}), r"it has \(3, 3\)"),
+        (lambda t: t.update({"blocks.0.mlp.fc1.weight": torch.zeros(3, 3)}), r"must be .*, got \(3, 3\)"),
     ],
 )
 def test_other_networks_are_refused(change, said, save):

@@ -97,7 +97,7 @@ def test_labels_and_their_absence(edm, exact, draw):
         edm(classes=names)(x_t, level, label=label, cfg_scale=3.0)
     with pytest.raises(InputError, match="label must be left out"):
         edm()(x_t, level, label=label)
-    with pytest.raises(InputError, match="sigma_data: 0.0 given; allowed: above 0"):
+    with pytest.raises(InputError, match="sigma_data must be above 0 and finite, got 0.0"):
         EDMDenoiser(Answering(exact), shape=(2, 1, 1), sigma_data=0.0)
 
 

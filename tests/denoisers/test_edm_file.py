@@ -313,15 +313,17 @@ def test_folders_of_edms_schedulers(tmp_path):
     denoiser = load_denoiser(str(tmp_path / "out"))
     assert (denoiser.classes, denoiser.unconditional) == (("0", "1", "2"), False)
     assert (denoiser.sigma_data, denoiser.schedule) == (1.0, EDM(high=9.0))
-    with pytest.raises(InputError, match="classes: 1 names given; the network has 3 labels"):
+    with pytest.raises(InputError, match="classes must name the 3 labels of the network, got 1 names"):
         EDMDenoiser.from_folder(tmp_path / "out", classes=("a",))
     EDMEulerScheduler(prediction_type="v_prediction").save_pretrained(tmp_path / "out" / "scheduler")
-    with pytest.raises(InputError, match="prediction_type: v_prediction given with EDM's preconditioning"):
+    with pytest.raises(
+        InputError, match="prediction_type must be epsilon with EDM's preconditioning, got v_prediction"
+    ):
         load_denoiser(str(tmp_path / "out"))
 
 
 def test_a_missing_file_says_what_to_fetch(tmp_path):
-    with pytest.raises(InputError, match=r"no file '.*none.pkl'; allowed: .*edm-imagenet-64x64-cond-adm.pkl to there"):
+    with pytest.raises(InputError, match=r"no file '.*none.pkl'; give .*edm-imagenet-64x64-cond-adm.pkl to there"):
         load_denoiser(f"edm:{tmp_path / 'none.pkl'}")
 
 
@@ -339,17 +341,20 @@ def test_other_networks_are_refused_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda n: n.__dict__.update(label_dim=3), "label_dim: 3 given; allowed: 2"),
-        (lambda n: n.__dict__.update(img_resolution=8), "damaged; allowed: edm:FILE"),
-        (lambda n: n.__dict__.update(img_channels=3), r"it has \(1, 8, 3, 3\) for conv_out.weight|for conv_in.weight"),
-        (lambda n: n.__dict__.update(sigma_data=-1.0), "sigma_data: -1.0 given"),
+        (lambda n: n.__dict__.update(label_dim=3), "label_dim must be 2, as its network has, got 3"),
+        (lambda n: n.__dict__.update(img_resolution=8), "damaged; give edm:FILE"),
+        (lambda n: n.__dict__.update(img_channels=3), r"the shape of conv_(in|out).weight must be"),
+        (lambda n: n.__dict__.update(sigma_data=-1.0), "sigma_data must be above 0 and finite, got -1.0"),
         (lambda n: n.__dict__.update(sigma_data="x"), "damaged"),
         (lambda n: n.model.dec["4x4_in1"].__dict__.update(skip_scale=0.5), "4x4_in1: skip_scale"),
-        (lambda n: n.model.dec["4x4_in1"].__dict__.update(num_heads=3), "4x4_in1: 3 heads given"),
+        (lambda n: n.model.dec["4x4_in1"].__dict__.update(num_heads=3), "4x4_in1 must have .* heads, .*, got 3"),
         (lambda n: n.model.dec["4x4_in1"].conv0.__dict__.update(up=True), "it resamples where"),
-        (lambda n: n.model.out_norm.__dict__.update(num_groups=3), "3 groups given"),
-        (lambda n: n.model.map_noise.__dict__.update(endpoint=True), "another PositionalEmbedding given"),
-        (lambda n: n.model.dec.add_module("more", Linear(2, 2)), "dec.more: given"),
+        (lambda n: n.model.out_norm.__dict__.update(num_groups=3), "GroupNorm must have .*, got 3 groups"),
+        (
+            lambda n: n.model.map_noise.__dict__.update(endpoint=True),
+            "map_noise must be a PositionalEmbedding .*, got another",
+        ),
+        (lambda n: n.model.dec.add_module("more", Linear(2, 2)), "must be those of a DhariwalUNet, got dec.more"),
         (lambda n: n.model.enc.add_module("4x4_more", Linear(2, 2)), "damaged"),
         (lambda n: n.model.dec.add_module("self", n.model), "hold each other"),
         (lambda n: n.model.map_layer0.bias.fill_(math.nan), "map_layer0: it is not finite"),
@@ -366,7 +371,7 @@ def test_the_filter_of_resampling(tmp_path):
     torch.manual_seed(0)
     network = EDMPrecond(4, 1, 0, **{**TINY, "mult": [1, 1]}).requires_grad_(False)
     network.model.enc["2x2_down"].conv0.resample_filter[..., 0] = 0.5
-    with pytest.raises(InputError, match=r"enc.2x2_down: another resample_filter than \[1, 1\] given"):
+    with pytest.raises(InputError, match=r"enc.2x2_down: resample_filter must be \[1, 1\], got another"):
         load_denoiser(saved(network, tmp_path / "a.pkl"))
 
 

@@ -228,9 +228,9 @@ CONDITION = {"prompt": "a ball", "cfg_scale": W, "negative_prompt": "a bed"}
 @pytest.mark.parametrize(
     ("condition", "message"),
     [
-        ({}, "prompt: none given"),
+        ({}, "prompt must be a text, which may be empty, got none"),
         ({"prompt": "a", "label": torch.tensor([0])}, "trained without labels"),
-        ({"prompt": "a", "negative_prompt": "b"}, "negative_prompt: 'b' given with cfg_scale 1"),
+        ({"prompt": "a", "negative_prompt": "b"}, "negative_prompt must come with a cfg_scale other than 1, got 'b'"),
         ({"promt": "a"}, "unknown condition 'promt'; did you mean 'prompt'"),
     ],
 )

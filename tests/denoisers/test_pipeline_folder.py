@@ -115,7 +115,7 @@ def test_code_of_the_hub_is_refused_by_name(cache, copy):
     ("entries", "message"),
     [
         ({"_class_name": ["pipeline", "Mine"]}, "code of its own, pipeline, Mine, which is never run"),
-        ({"_class_name": "Mine"}, "is a Mine with .*text_encoder.* as well; allowed: .*StableDiffusionXLPipeline"),
+        ({"_class_name": "Mine"}, "is a Mine with .*text_encoder.* as well; use .*StableDiffusionXLPipeline"),
         ({"unet": ["mine", "Network"]}, "has a unet by code of its own, mine.Network, which is never run"),
         ({"unet": ["diffusers", "Network"]}, "has a unet that is no class of diffusers, 'Network'"),
         ({"text_encoder": ["transformers", "AutoModel"]}, "text_encoder that is no class of transformers, 'AutoModel'"),
@@ -174,7 +174,7 @@ def test_a_network_with_its_scheduler_beside_it(bare, draw):
     with pytest.raises(InputError, match="without such options"):
         load_denoiser(f"{bare}?height=8&width=8")
     (bare / "scheduler_config.json").unlink()
-    with pytest.raises(InputError, match=r"allowed: a folder with unet/ and scheduler/"):
+    with pytest.raises(InputError, match=r"denoiser must be a folder with unet/ and scheduler/"):
         load_denoiser(str(bare))
 
 

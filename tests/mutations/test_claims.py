@@ -50,7 +50,7 @@ def rewrite(path, **settings):
         ("unet", {"block_out_channels": [8, 10**9]}, "a larger network than its weights"),
         ("unet", {"layers_per_block": 10**9}, "a larger network than its weights"),
         ("unet", {"in_channels": 10**9}, "a larger network than its weights"),
-        ("unet", {"sample_size": 10**9}, "sample_size: 1000000000 given; allowed: 1 to 4096"),
+        ("unet", {"sample_size": 10**9}, "sample_size must be between 1 and 4096, got 1000000000"),
         ("unet", {"sample_size": [4, 0]}, "sample_size"),
         ("unet", {"sample_size": 3}, "Sizes of tensors must match"),
         ("unet", {"num_class_embeds": 4}, "class_embedding.weight"),
@@ -79,7 +79,7 @@ def test_claims_of_a_unet(part, settings, said, refusal, tmp_path):
         ("transformer", {"sample_size": 10**6}, "a larger network than its weights"),  # its places are kept
         ("transformer", {"num_attention_heads": 10**9}, "a larger network than its weights"),
         ("vae", {"block_out_channels": [8, 10**9]}, "a larger network than its weights"),
-        ("vae", {"scaling_factor": 0}, "scaling_factor: 0 given"),
+        ("vae", {"scaling_factor": 0}, "scaling_factor must leave latents finite, got 0"),
         ("vae", {"latents_mean": [1, 2], "latents_std": [1, 1]}, "broadcast"),
     ],
 )

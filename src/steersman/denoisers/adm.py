@@ -106,9 +106,9 @@ class Checkpoint:
         """
         halved, size = 2 ** (len(self.layout.channels) - 1), self.known.size or found
         if found and size != found:
-            raise InputError(f"size: {size} given; allowed: {found}, which its places are of")
+            raise InputError(f"size must be {found}, by the number of its attention pool's positions, got {size}")
         if not size or size % halved:
-            raise InputError(f"size: {size or 'none'} given; allowed: size=N, its images' own, a multiple of {halved}")
+            raise InputError(f"size=N must be that of its images, a multiple of {halved}, got {size or 'none'}")
         sides = {size >> level: attends for level, attends in enumerate(self.layout.attended)}
         stated = self.stated.get("attention_resolutions", ())
         if stated and any(attends != (side in stated) for side, attends in sides.items()):
@@ -187,10 +187,10 @@ def load_adm(name: str) -> DiffusersDenoiser:
     layout, known = found.layout, found.known
     with about("adm", found.path):
         if not any(key.startswith("output_blocks.") for key in found.tensors):
-            raise InputError("it is a classifier; allowed: a denoiser")
+            raise InputError("it must be a denoiser, got a classifier")
         if layout.inputs == 6 or layout.outputs not in (layout.inputs, 2 * layout.inputs):
             raise InputError(
-                f"it maps {layout.inputs} channels to {layout.outputs}, as an upsampler does; allowed: a denoiser"
+                f"it must be a denoiser, got one of {layout.inputs} channels to {layout.outputs}, as upsamplers are"
             )
         found.stated.must_be(
             {
@@ -243,8 +243,8 @@ def read_checkpoint(source: str, name: str, released: Mapping[str, Known]) -> Ch
                 continue
             if not stated:
                 raise InputError(
-                    f"it is not what is released by that name, with {key} {given}; allowed: {wanted}, or settings of "
-                    f"one's own, {source}:{stated.file}?heads=4&attention=legacy&size=64"
+                    f"it is not what is released by that name: {key} must be {wanted}, got {given}; give a network of "
+                    f"your own its settings, {source}:{stated.file}?heads=4&attention=legacy&size=64"
                 )
             known = None
             break

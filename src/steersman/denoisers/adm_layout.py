@@ -79,7 +79,7 @@ class Attention:
         if up and self.heads_upsample and self.head_channels is None:
             name, given = "heads_upsample", self.heads_upsample
         if not given or given < 0 or channels % given:
-            raise InputError(f"{name}: {given} given; allowed: a divisor of {channels}, an attention's channels")
+            raise InputError(f"{name} must be a divisor of {channels}, an attention's channels, got {given}")
         return given if self.head_channels is None else channels // given
 
 
@@ -199,8 +199,10 @@ def _blocks(tensors: Mapping[str, Tensor], count: int, whole: bool, given: int |
         return found[0]
     if given in found:
         return found[found.index(given)]
-    allowed = " or ".join(map(str, found)) or "a network of numbered blocks, as many in each level"
-    raise InputError(f"blocks: {given or 'none'} given, residual ones of a level; allowed: {allowed}")
+    if not found:
+        raise InputError("it must have numbered blocks, as many in each level, got another network")
+    choices = " or ".join(map(str, found))
+    raise InputError(f"blocks must be {choices}, the residual blocks in each level, got {given or 'none'}")
 
 
 def _fits(tensors: Mapping[str, Tensor], count: int, n: int) -> bool:
@@ -288,5 +290,5 @@ def fill(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
     for name in [*wanted, *weights]:
         shapes = [tuple(held[name].shape) if name in held else "none" for held in (weights, wanted)]
         if shapes[0] != shapes[1]:
-            raise InputError(f"it has {shapes[0]} for {name}; allowed: {shapes[1]}")
+            raise InputError(f"the shape of {name} must be {shapes[1]}, got {shapes[0]}")
     network.load_state_dict(weights, assign=True)

@@ -60,7 +60,7 @@ class DiffusersDenoiser(NetworkDenoiser):
             numbered = config["num_embeds_ada_norm"]
             labels = numbered + 1
         if classes and len(classes) not in (labels, labels - 1):
-            raise InputError(f"classes: {len(classes)} names given; the network has {labels} labels")
+            raise InputError(f"classes must name the {labels} labels of the network, got {len(classes)} names")
         classes = classes or tuple(str(label) for label in range(numbered))
         size = config["sample_size"]
         sides = size if isinstance(size, list | tuple) else (size, size)

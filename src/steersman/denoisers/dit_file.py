@@ -80,8 +80,8 @@ def load_dit(name: str) -> DiffusersDenoiser:
         )
     if not stated.get("vae"):
         raise InputError(
-            f"dit: {file!r} given without its VAE; allowed: dit:{file}?vae=FOLDER, where diffusers saved an "
-            "AutoencoderKL, as stabilityai/sd-vae-ft-ema is"
+            f"dit: {file!r} must be given with its VAE, dit:{file}?vae=FOLDER, where diffusers saved an "
+            "AutoencoderKL, such as stabilityai/sd-vae-ft-ema"
         )
     tensors = read_tensors(path, weights=stated.get("weights"))
     with about("dit", path):
@@ -144,11 +144,13 @@ def _network(tensors: Mapping[str, Tensor], stated: Stated) -> DiT:
         listed = ", ".join(map(str, HEADS))
         raise InputError(f"a width of {width} does not tell its heads, as {listed} do; state them: heads=4")
     if width % heads:
-        raise InputError(f"heads: {heads} given; allowed: a divisor of {width}")
+        raise InputError(f"heads must be a divisor of {width}, got {heads}")
     if patch != across or grid**2 != tokens or outputs not in (channels, 2 * channels) or rows < 2 or depth < 1:
         raise InputError("it does not map square patches of latents to as many, with labels")
     if tensors["pos_embed"].shape != (1, tokens, width):
-        raise InputError(f"it has {tuple(tensors['pos_embed'].shape)} for pos_embed; allowed: {(1, tokens, width)}")
+        raise InputError(
+            f"the shape of pos_embed must be {(1, tokens, width)}, got {tuple(tensors['pos_embed'].shape)}"
+        )
     with torch.device("meta"):
         network = DiT(
             time_shift=0,

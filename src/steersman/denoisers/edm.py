@@ -87,21 +87,21 @@ class EDMDenoiser:
         config = parts.settings("scheduler/scheduler_config.json")
         if parts.found != {"scheduler", "unet"}:
             raise InputError(
-                f"denoiser: {str(folder)!r} has {', '.join(sorted(parts.found))}; allowed: unet, scheduler"
+                f"denoiser: {str(folder)!r} must have unet and scheduler, got {', '.join(sorted(parts.found))}"
             )
         if (meant := config.get("prediction_type", "epsilon")) != "epsilon":
-            raise InputError(f"prediction_type: {meant} given with EDM's preconditioning; allowed: epsilon")
+            raise InputError(f"prediction_type must be epsilon with EDM's preconditioning, got {meant}")
         network = parts.model("unet", UNet2DModel, ADMUNet)
         channels, size = network.config["in_channels"], network.config["sample_size"]
         if network.config["out_channels"] != channels:
             given = network.config["out_channels"]
             raise InputError(
-                f"out_channels: {given} given with EDM's preconditioning; allowed: {channels}, as it has in"
+                f"out_channels must be {channels}, as in_channels, with EDM's preconditioning, got {given}"
             )
         labels = network.config["num_class_embeds"] or 0
         classes = classes or parts.names or tuple(map(str, range(labels)))
         if len(classes) not in (labels, labels - 1):
-            raise InputError(f"classes: {len(classes)} names given; the network has {labels} labels")
+            raise InputError(f"classes must name the {labels} labels of the network, got {len(classes)} names")
         height, width = size if isinstance(size, list | tuple) else (size, size)
         own = EDM()
         return cls(

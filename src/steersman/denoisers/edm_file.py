@@ -32,7 +32,7 @@ def load_edm(name: str) -> EDMDenoiser:
     """
     path = Path(name)
     if not path.is_file():
-        raise InputError(f"denoiser: no file {name!r}; allowed: {FETCH}")
+        raise InputError(f"denoiser: no file {name!r}; give {FETCH}")
     content = read_pickle(path)
     root = content.get("ema") if isinstance(content, dict) else None
     try:
@@ -42,7 +42,7 @@ def load_edm(name: str) -> EDMDenoiser:
     except InputError as error:
         raise InputError(f"denoiser: {name!r} is another network ({error})") from error
     except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError) as error:
-        raise InputError(f"denoiser: {name!r} is another network, or damaged; allowed: {FETCH}") from error
+        raise InputError(f"denoiser: {name!r} is another network, or damaged; give {FETCH}") from error
     if path.name == RELEASED and len(denoiser.classes) == 1000:
         from steersman.classifiers.imagenet import imagenet_names
 
@@ -63,7 +63,7 @@ def _denoiser(root: Record) -> EDMDenoiser:
     network = edm_unet(inside, size=size, channels=channels)
     labels = (network.config["num_class_embeds"] or 1) - 1  # the last row is for none
     if told["label_dim"] != labels:
-        raise InputError(f"label_dim: {told['label_dim']} given; allowed: {labels}, as its network has")
+        raise InputError(f"label_dim must be {labels}, as its network has, got {told['label_dim']}")
     return EDMDenoiser(
         network,
         shape=(channels, size, size),

@@ -67,7 +67,7 @@ def edm_unet(modules: Mapping[str, Module], *, size: int, channels: int) -> UNet
     levels = 1 + sum(name.endswith("_down") for name in names)
     blocks, rest = divmod(len(names) - levels, levels)
     if rest or blocks < 1:
-        raise InputError(f"enc: {len(names)} parts given; allowed: as many blocks at each of {levels} levels")
+        raise InputError(f"enc must have as many blocks at each of {levels} levels, got {len(names)} parts")
     places = list(_places(size, levels, blocks))
     pairs = dict(ENDS) | {f"enc.{_at(size, 0)}_conv": "conv_in"}
     for theirs, resnet, attention in places:
@@ -77,7 +77,7 @@ def edm_unet(modules: Mapping[str, Module], *, size: int, channels: int) -> UNet
             pairs |= {f"{theirs}.{old}": f"{attention}.{new}" for old, new in ATTENTION.items()}
     left = [name for name, each in modules.items() if each.tensors and name not in (*pairs, *ASIDE)]
     if left:
-        raise InputError(f"{left[0]}: given; allowed: the modules of a DhariwalUNet")
+        raise InputError(f"its modules must be those of a DhariwalUNet, got {left[0]}")
     first = [modules[f"enc.{_at(size, level)}_block0"].attributes for level in range(levels)]
     attended, label = [each["num_heads"] > 0 for each in first], modules.get("map_label")
     config: dict[str, Any] = {
@@ -134,13 +134,13 @@ def _check(name: str, modules: Mapping[str, Module]) -> None:
     """Refuses a block that computes something else."""
     told, conv = modules[name].attributes, modules[f"{name}.conv0"]
     if not (told["skip_scale"] == 1 and told["adaptive_scale"] is True):
-        raise InputError(f"{name}: skip_scale, adaptive_scale other than 1, True given")
+        raise InputError(f"{name}: skip_scale and adaptive_scale must be 1 and True, got others")
     if (conv.attributes["up"], conv.attributes["down"]) != (name.endswith("_up"), name.endswith("_down")):
         raise InputError(f"{name}: it resamples where its name does not say so")
     for each in (conv, modules.get(f"{name}.skip")):
         kernel = None if each is None else each.tensors.get("resample_filter")
         if kernel is not None and not (kernel.shape == (1, 1, 2, 2) and bool((kernel == 0.25).all())):
-            raise InputError(f"{name}: another resample_filter than [1, 1] given")
+            raise InputError(f"{name}: resample_filter must be [1, 1], got another")
 
 
 def _heads(blocks: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
@@ -149,7 +149,7 @@ def _heads(blocks: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
     for name, (channels, heads) in attending.items():
         if heads != channels // HEAD_CHANNELS or channels % heads:
             raise InputError(
-                f"{name}: {heads} heads given; allowed: {channels} // {HEAD_CHANNELS}, where that divides the channels"
+                f"{name} must have {channels} // {HEAD_CHANNELS} heads, where that divides the channels, got {heads}"
             )
     if all(channels == heads * HEAD_CHANNELS for channels, heads in attending.values()):
         return {"attention_head_dim": HEAD_CHANNELS}
@@ -163,8 +163,8 @@ def _groups(norms: Sequence[Module]) -> dict[str, Any]:
         channels, groups = len(each.tensors["weight"]), each.attributes["num_groups"]
         if groups != min(GROUPS, channels // GROUP_CHANNELS) or channels % groups or each.attributes["eps"] != epsilon:
             raise InputError(
-                f"GroupNorm: {groups} groups given, eps {each.attributes['eps']}; allowed: "
-                f"min({GROUPS}, {channels} // {GROUP_CHANNELS}), where that divides the channels, and one eps"
+                f"GroupNorm must have min({GROUPS}, {channels} // {GROUP_CHANNELS}) groups, where that divides the "
+                f"channels, and one eps, got {groups} groups and eps {each.attributes['eps']}"
             )
     plain = all(each.attributes["num_groups"] == GROUPS for each in norms)
     built = GROUPS if plain else 1
@@ -176,7 +176,7 @@ def _frequencies(time: Module) -> int:
     """Returns how many channels tell the time."""
     told = time.attributes
     if time.kind != "PositionalEmbedding" or (told["max_positions"], told["endpoint"]) != (10000, False):
-        raise InputError(f"map_noise: another {time.kind} given; allowed: PositionalEmbedding of 10000 positions")
+        raise InputError(f"map_noise must be a PositionalEmbedding of 10000 positions, got another {time.kind}")
     return told["num_channels"]
 
 

@@ -75,12 +75,12 @@ class Folder:
         index = read_index(self.path)
         self.found = {part for part in PARTS if (self.path / part).is_dir()} | self._alone()
         if self.found not in WHOLE:
-            raise InputError(f"denoiser: {str(path)!r} given; allowed: {LAYOUT}")
+            raise InputError(f"denoiser must be {LAYOUT}, got {str(path)!r}")
         more = [key for key, value in index.items() if isinstance(value, list) and any(value) and key not in PARTS]
         if more:
             kind = index.get("_class_name", "pipeline")
             raise InputError(
-                f"denoiser: {str(path)!r} is a {kind} with {', '.join(more)} as well; allowed: {LAYOUT}, {TEXT}"
+                f"denoiser: {str(path)!r} is a {kind} with {', '.join(more)} as well; use {LAYOUT}, {TEXT}"
             )
         with about("denoiser", self.path):
             names = index.get("id2label") or {}
@@ -160,12 +160,12 @@ def _try(network: Any) -> None:  # noqa: ANN401
         channels = latent.channels(config) or 0
         latent.decoded(network, torch.zeros(1, channels, 8, 8))
         if not latent.unscaled(config, torch.ones(1, channels, 1, 1, device="cpu")).isfinite().all():
-            raise InputError(f"scaling_factor: {config['scaling_factor']} given; allowed: one that latents survive")
+            raise InputError(f"scaling_factor must leave latents finite, got {config['scaling_factor']}")
         return
     channels, size = config["in_channels"], config["sample_size"]
     height, width = size if isinstance(size, Sequence) else (size, size)
     if not all(isinstance(side, int) and 1 <= side <= LARGEST for side in (height, width)):
-        raise InputError(f"sample_size: {size} given; allowed: 1 to {LARGEST}")
+        raise InputError(f"sample_size must be between 1 and {LARGEST}, got {size}")
     if (kind := config.get("class_embed_type")) is not None:
         raise InputError(
             f"class_embed_type must be None, where labels are numbers of an embedding's rows, got {kind!r}: what such "
@@ -196,7 +196,7 @@ def read_index(path: Path) -> Mapping[str, Any]:
     if not isinstance(kind, str):
         named = ", ".join(map(str, kind)) if isinstance(kind, list) else kind
         raise InputError(
-            f"denoiser: {str(path)!r} is a pipeline by code of its own, {named}, which is never run; allowed: a "
+            f"denoiser: {str(path)!r} is a pipeline by code of its own, {named}, which is never run; use a "
             "pipeline of diffusers"
         )
     return index

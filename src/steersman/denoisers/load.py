@@ -65,16 +65,16 @@ def load_denoiser(
     name, options = (spec, {}) if Path(spec).is_dir() else split_options(spec, OPTIONS, "option of a pipeline")
     if not (Path(name).is_dir() or (re.fullmatch(HUB, name) and not Path(name).exists())):
         raise InputError(
-            f"denoiser: {spec!r} given; allowed: zoo:sportballs, adm:FILE, dit:FILE?vae=FOLDER, edm:FILE, "
-            "module:PACKAGE.NAME:FUNCTION, a folder as diffusers saves a pipeline, ORG/NAME of the hub, or "
-            "FILE.safetensors?config=FOLDER"
+            "denoiser must be zoo:sportballs, adm:FILE, dit:FILE?vae=FOLDER, edm:FILE, module:PACKAGE.NAME:FUNCTION, "
+            "a folder as diffusers saves a pipeline, ORG/NAME of the hub, or FILE.safetensors?config=FOLDER, got "
+            f"{spec!r}"
         )
     path = Path(name) if Path(name).is_dir() else fetched(spec, name, options)
     kind = read_index(path).get("_class_name")
     if kind in PIPELINES:
         return load_pipeline(path, options, device=device, dtype=dtype)
     if options:
-        raise InputError(f"denoiser: {spec!r} given, a {kind or 'model'} without such options; allowed: {name}")
+        raise InputError(f"denoiser must be {name}, a {kind or 'model'} without such options, got {spec!r}")
     return _load_folder(path).to(device, dtype)
 
 

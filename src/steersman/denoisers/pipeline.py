@@ -132,10 +132,10 @@ class PipelineDenoiser:
         check_finite("cfg_scale", cfg_scale)
         check_condition(label, 1, _others, classes=(), unconditional=True, known=KNOWN)
         if prompt is None:
-            raise InputError("prompt: none given; allowed: a text, which may be empty")
+            raise InputError("prompt must be a text, which may be empty, got none")
         guided = cfg_scale != 1 or unconditional
         if negative_prompt is not None and not guided:
-            raise InputError(f"negative_prompt: {negative_prompt!r} given with cfg_scale 1; allowed: another cfg_scale")
+            raise InputError(f"negative_prompt must come with a cfg_scale other than 1, got {negative_prompt!r}")
         told = self._told(prompt, negative_prompt, guided=guided)
         conditional = torch.full((len(x_t),), told.conditional, device=x_t.device)
         if not guided:

@@ -154,7 +154,7 @@ def part_kinds(path: Path, index: Mapping[str, Any]) -> dict[str, Any]:
         if library not in LIBRARIES:
             raise InputError(
                 f"denoiser: {str(path)!r} has a {key} by code of its own, {library}.{name}, which is never run; "
-                "allowed: parts of diffusers and transformers"
+                "use parts of diffusers and transformers"
             )
         kind = getattr(import_module(library), name, None) if isinstance(name, str) else None
         if not isinstance(kind, type) or (library == "transformers" and name.startswith("Auto")):  # looks for code

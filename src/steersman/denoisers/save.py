@@ -46,12 +46,11 @@ def save_folder(denoiser: object, out: str | Path) -> tuple[str, ...]:
     known = isinstance(denoiser, DiffusersDenoiser | EDMDenoiser)
     if not (known and isinstance(denoiser.network, UNet2DModel | DiTTransformer2DModel)):
         raise InputError(
-            f"denoiser: one by {type(denoiser).__name__} given; allowed: one whose network diffusers has, a U-Net or a "
-            "DiT"
+            f"denoiser must be one whose network diffusers has, a U-Net or a DiT, got one by {type(denoiser).__name__}"
         )
     out = Path(out)
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise InputError(f"out: {str(out)!r} given, which is there; allowed: a new folder")
+        raise InputError(f"out must be a new folder, got {str(out)!r}, which is there")
     beside = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         with system_errors(out):
@@ -107,14 +106,14 @@ def scheduler_of(
     schedule = denoiser.schedule
     if isinstance(denoiser, EDMDenoiser):
         if not isinstance(schedule, EDM):
-            raise InputError(f"schedule: {type(schedule).__name__} given; allowed: EDM")
+            raise InputError(f"schedule must be EDM, got {type(schedule).__name__}")
         return EDMEulerScheduler(sigma_min=schedule.low, sigma_max=schedule.high, sigma_data=denoiser.sigma_data)
     meant = denoiser.parameterization
     if isinstance(schedule, Flow) and meant == "flow_prediction":
         return FlowMatchEulerDiscreteScheduler(num_train_timesteps=schedule.count, shift=schedule.shift)
     if not isinstance(schedule, VP) or meant == "flow_prediction":
         given = type(schedule).__name__
-        raise InputError(f"schedule: {given} for {meant} given; allowed: VP, or Flow for flow_prediction")
+        raise InputError(f"schedule must be VP, or Flow for flow_prediction, got {given} for {meant}")
     count, config = len(schedule.alpha_bar), denoiser.network.config
     learned = config["out_channels"] == 2 * config["in_channels"]
     betas: dict[str, Any] = {}
