@@ -97,7 +97,9 @@ def test_what_is_not_in_the_cache_is_one_line(lacking, cache, copy):
     if lacking != "all":
         shutil.rmtree(copy / lacking)
         cache("someone/tiny", copy)
-    said = "'someone/tiny' is neither a folder nor in the hub's cache.*: hf download someone/tiny --local-dir FOLDER"
+    said = (
+        "'someone/tiny' is neither a folder nor in the hub's cache.*, run hf download someone/tiny --local-dir FOLDER"
+    )
     with pytest.raises(InputError, match=said) as refused:
         load_denoiser("someone/tiny")
     assert "\n" not in str(refused.value)
