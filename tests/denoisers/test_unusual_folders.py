@@ -38,7 +38,7 @@ def test_a_folder_walks_as_its_pipeline(name, tmp_path):
     draws = [torch.randn(1, 3, 8, 8, generator=generator) for _ in range(7)]
     denoiser = load_denoiser(str(tmp_path))
     assert denoiser.parameterization == config.get("prediction_type", "epsilon")
-    found = sample(denoiser, DiffusersSampler(scheduler), steps=6, noise=draws, clip=False)
+    found = sample(denoiser, DiffusersSampler(scheduler), steps=6, noise=iter(draws), clip=False)
     images = found.clamp(-1, 1) / 2 + 0.5
     # float32's rounding through six steps, where the signal is as little as 6e-3
     torch.testing.assert_close(images, torch.from_numpy(wanted).permute(0, 3, 1, 2), rtol=0, atol=2e-4)

@@ -17,7 +17,7 @@ def test_a_walk_is_the_formula_step_by_step(recording, draw, eta):
     """Clipped, so that ``eps_hat`` is the one that belongs to the clipped image."""
     draws, reports = [2 * draw(4, 2, 1, 1) for _ in range(6)], []
     settings = {"steps": 6, "dtype": F64, "callbacks": [reports.append]}
-    sample(recording, DDIM(eta=eta), seeds=range(4), noise=draws, **settings)
+    sample(recording, DDIM(eta=eta), seeds=range(4), noise=iter(draws), **settings)
     for index, report in enumerate(reports):
         (x_t, level), next = recording.asked[index], report.step.next
         x0 = recording.predicted[index].clamp(-1, 1)
@@ -42,7 +42,7 @@ def test_a_walk_is_that_of_diffusers(mixture, eta):
         theirs = scheduler.step(eps, int(t), theirs, **settings).prev_sample
     draws.manual_seed(2)
     noise = [start, *(torch.randn(4, 2, 1, 1, generator=draws, dtype=F64) for _ in range(19))]
-    ours = sample(mixture, DDIM(eta=eta), seeds=range(4), noise=noise, steps=20, spacing="leading", dtype=F64)
+    ours = sample(mixture, DDIM(eta=eta), seeds=range(4), noise=iter(noise), steps=20, spacing="leading", dtype=F64)
     # alpha_bar is float32 there: each level's 1 - alpha_bar is rounded by 2^-24 at least; 4e-6 is seen
     torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5)
 

@@ -18,7 +18,7 @@ def test_a_walk_is_the_formula_step_by_step(recording, draw, recurrence, clip):
     """Lu et al. 2022, Algorithm 2; of first order where the sample was renoised, as the history is another sample's."""
     reports, draws = [], [2 * draw(4, 2, 1, 1) for _ in range(40)]
     settings = {"recurrence": recurrence, "clip": clip, "steps": 12, "dtype": F64, "callbacks": [reports.append]}
-    sample(recording, DPMpp(), seeds=range(4), noise=draws, **settings)
+    sample(recording, DPMpp(), seeds=range(4), noise=iter(draws), **settings)
     images = [x0.clamp(-1, 1) if clip else x0 for x0 in recording.predicted]
     for visit, report in enumerate(reports):
         (x_t, level), next, D = recording.asked[visit], report.step.next, images[visit]

@@ -52,7 +52,7 @@ def distance(mixture, sampler, guide, steps):
     draws[0] /= mixture.schedule.start(levels[0])
     for index in range(2 * steps):
         draws[1 + index // 2, 3 + index, index % 2] = 1
-    settings = {"seeds": range(1 + count), "steps": steps, "clip": False, "dtype": F64, "noise": draws}
+    settings = {"seeds": range(1 + count), "steps": steps, "clip": False, "dtype": F64, "noise": iter(draws)}
     x = sample(mixture, sampler, guides=[guide], target=CLASS, **settings)[:, :, 0, 0]
     ended = (x[1:] - x[0]).T @ (x[1:] - x[0])
     mean, exact = law(mixture, levels[-1])
@@ -98,10 +98,14 @@ MUTANTS = {
 def test_a_wrong_guide_leads_elsewhere(uneven, exact, draw, sampler):
     """At T = 80 from the same draws, 50 images: the right one is the class's own walk, image by image."""
     draws = [draw(50, 2, 1, 1) for _ in range(81)]
-    settings = {"seeds": range(50), "steps": 80, "clip": False, "dtype": F64, "noise": draws}
-    own = sample(uneven, sampler, condition={"label": torch.full((50,), CLASS)}, **settings)
+    settings = {"seeds": range(50), "steps": 80, "clip": False, "dtype": F64}
+
+    def drawn(**more):
+        return sample(uneven, sampler, noise=iter(draws), **settings, **more)
+
+    own = drawn(condition={"label": torch.full((50,), CLASS)})
     away = {
-        name: float((sample(uneven, sampler, guides=[guide], target=CLASS, **settings) - own).square().mean().sqrt())
+        name: float((drawn(guides=[guide], target=CLASS) - own).square().mean().sqrt())
         for name, guide in {"none": guided(exact), **{name: make(exact) for name, make in MUTANTS.items()}}.items()
     }
     assert away.pop("none") < 1e-10  # float64's rounding
