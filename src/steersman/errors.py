@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from reprlib import Repr
 
-__all__ = ["InputError", "Notice", "about", "notice", "one_line", "shown", "unknown"]
+__all__ = ["LONGEST", "InputError", "Notice", "about", "notice", "one_line", "shown", "unknown"]
 
 LONGEST, GIVEN = 600, 80  # characters of a line, and of what a file gives in it
 

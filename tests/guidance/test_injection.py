@@ -181,7 +181,7 @@ def walk(denoiser, sampler, guides, *, steps=6, target=2, seeds=range(3), **sett
     generator, reports = torch.Generator().manual_seed(0), []
     shape = (len(seeds), *denoiser.shape)
     draws = [torch.randn(shape, generator=generator, dtype=F64) for _ in range(steps)]
-    settings = {"clip": False, "dtype": F64, "noise": draws, "callbacks": [reports.append]} | settings
+    settings = {"clip": False, "dtype": F64, "noise": iter(draws), "callbacks": [reports.append]} | settings
     sample(denoiser, sampler, guides=guides, target=target, seeds=seeds, steps=steps, **settings)
     return reports, draws, [draws[0], *(report.x for report in reports[:-1])]
 
@@ -314,7 +314,7 @@ def test_a_walk_on_the_sphere(mixture, posterior, sampler, eta):
 
 def test_spherical_refuses_a_sampler_without_noise(mixture, posterior):
     guide = Guide(objective=ClassProbability(classifier=posterior), strength=Constant(), injection=Spherical())
-    asked, message = Recording(mixture), "injection: spherical turns the noise .* this sampler's steps end without"
+    asked, message = Recording(mixture), "injection must not be spherical with a sampler whose steps end without noise"
     for sampler in (DDIM(), Heun(churn=1.0), DPMpp()):
         with pytest.raises(InputError, match=message):
             walk(asked, sampler, [guide])

@@ -60,7 +60,7 @@ def draws(draw):
 
 def run(draws, recipe, *changes):
     made = load_recipe(recipe, changes)
-    walk = {"target": TARGET, "seeds": range(2), "noise": draws, "dtype": F64, **made.walk()}
+    walk = {"target": TARGET, "seeds": range(2), "noise": iter(draws), "dtype": F64, **made.walk()}
     return sample(Adm(), made.sampler(), guides=made.guides(GUIDE), **walk)
 
 

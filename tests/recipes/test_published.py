@@ -258,7 +258,7 @@ def test_the_recipe_is_the_method(name, mixture):
     recipe = load_recipe(name, [f"walk.steps={STEPS}", *changes])
     mixture = replace(mixture, schedule=VP.linear())
     problem = Problem(mixture, recipe.walk())
-    given = {"seeds": range(BATCH), "noise": problem.noise, "dtype": F64, **recipe.walk()}
+    given = {"seeds": range(BATCH), "noise": iter(problem.noise), "dtype": F64, **recipe.walk()}
     found = sample(mixture, recipe.sampler(), guides=recipe.guides(problem.classifier), target=TARGET, **given)
     plain = sample(mixture, recipe.sampler(), **given)
     torch.testing.assert_close(found, problem.walked(method(problem), times), **ROUNDING)

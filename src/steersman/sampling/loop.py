@@ -335,7 +335,9 @@ def _condition(
     condition: Mapping[str, Any], count: int, classes: Sequence[str], device: torch.device | str
 ) -> Mapping[str, Any]:
     """Returns the conditions with one label an image, where there are labels."""
-    if condition.get("label") is None or not classes:
+    given = condition.get("label")
+    # To read labels that are on an accelerator would be to wait for it.
+    if given is None or not classes or (isinstance(given, Tensor) and given.device.type != "cpu"):
         return condition
     labels = torch.tensor([resolve(each, classes, "label") for each in each_class(condition["label"], "label")])
     if len(labels) not in (1, count):
