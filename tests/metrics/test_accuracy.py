@@ -56,7 +56,7 @@ def test_wilson_ends_where_the_count_is_z_deviations_away():
 
 
 def test_refusals():
-    with pytest.raises(InputError, match="0 images"):
+    with pytest.raises(InputError, match="at least 1 image, got 0"):
         accuracy(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64))
     with pytest.raises(InputError, match="3 of 2"):
         wilson(3, 2)

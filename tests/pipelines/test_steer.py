@@ -194,7 +194,7 @@ def test_a_target_is_what_all_classifiers_say(classifier, guide):
     other = Classifier(nn.Linear(4, 2), preprocess=RAW, names=("blue", "red"))
     both = Sum(((1.0, ClassProbability(classifier=classifier)), (1.0, ClassProbability(classifier=other))))
     pipe = make("DDPM")
-    with pytest.raises(InputError, match="0 and 2 of the classifiers"):
+    with pytest.raises(InputError, match="is class 0 and 2 of them"):
         with steersman.steer(pipe, guide(objective=both), target="blue"):
             pass
     for part in (

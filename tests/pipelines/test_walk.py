@@ -122,7 +122,7 @@ def test_ddim_is_our_own(eta, injection, route, guide):
     steering = guide(route=route, injection=injection, stabilizer=Ema(beta=0.5), scale=1.0)
     with steersman.steer(pipe, steering, target=[1, 2]):
         images = draw(pipe, "DDIM", 5, eta=eta)
-    settings = {"seeds": [0, 1], "steps": 5, "spacing": "leading", "clip": False, "noise": noise(5)}
+    settings = {"seeds": [0, 1], "steps": 5, "spacing": "leading", "clip": False, "noise": iter(noise(5))}
     expected = sample(ours(unet2d()), DDIM(eta=eta), guides=[steering], target=[1, 2], **settings)
     assert (expected.clamp(-1, 1) - images).abs().max() < 1e-5
     assert (expected.clamp(-1, 1) - draw(pipe, "DDIM", 5, eta=eta)).abs().max() > 0.01

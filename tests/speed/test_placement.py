@@ -52,6 +52,7 @@ def test_in_bfloat16_an_image_is_the_same_to_the_bit_whatever_its_batch(denoiser
     assert (drawn(run(denoiser, **settings), range(count)) == whole[:count]).all()
 
 
+@pytest.mark.long  # minutes where a processor has no bfloat16
 @pytest.mark.parametrize("count", [1, 5])
 def test_in_bfloat16_so_does_one_of_the_bundled_denoiser(count):
     settings = {"dtype": "auto", "placed": {part: Placement(dtype="bfloat16", block=8) for part in PLACED}}

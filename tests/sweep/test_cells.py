@@ -87,7 +87,7 @@ IMPOSSIBLE = [
     (["scale=1,strong"], "cell scale=strong: scale.value must be a valid number, got 'strong'"),
     (
         ["stabilizer.beta=0.9", "scale=1,.nan"],
-        "cell stabilizer.beta=0.9, scale=.nan: scale.value must be a finite number",
+        "varied.scale must be a finite number, got nan",
     ),
     (["stabilizer.betta=0.9"], "cell stabilizer.betta=0.9: unknown setting of stabilizer 'ema' 'betta'"),
     (["recipe=nrcg,nrgc"], "cell recipe=nrgc: unknown recipe 'nrgc'; did you mean 'nrcg'?"),
