@@ -32,7 +32,7 @@ ROOMS = (
     "metrics",
     "report",
     "reproduce",
-    "sample",
+    "sampling",
     "sweep",
     "train",
     "tune",

@@ -212,7 +212,11 @@ def test_stabilizers_by_name():
     assert stabilizer("none") == Identity() and stabilizer("adam") == Adam()
     assert stabilizer("ema 0.9") == Ema(beta=0.9) == stabilizer("{kind: ema, beta: 0.9}")
     assert stabilizer("adam 0.8 0.99") == Adam(beta1=0.8, beta2=0.99)
-    for given, told in (("emma", "unknown stabilizer 'emma'"), ("none 1", "got 'none 1'"), ("ema 2", "beta must be at least 0 and below 1, got 2")):
+    for given, told in (
+        ("emma", "unknown stabilizer 'emma'"),
+        ("none 1", "got 'none 1'"),
+        ("ema 2", "beta must be at least 0 and below 1, got 2"),
+    ):
         with pytest.raises(InputError, match=told):
             stabilizer(given)
 

@@ -64,6 +64,7 @@ __all__ = [
     "Taper",
     "Transition",
     "Variance",
+    "compares",
 ]
 
 
