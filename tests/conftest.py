@@ -14,6 +14,7 @@ from accelerator import Accelerator
 from steersman.cli import main
 from steersman.data import pictures
 from steersman.mixture import Mixture
+from steersman.recipes.axes import AXES
 
 torch.set_num_threads(1)
 
@@ -34,6 +35,17 @@ def spread(first, second, angle):
     """A covariance with these variances along axes turned by an angle."""
     turn = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]], dtype=torch.float64)
     return turn @ torch.diag(torch.tensor([first, second], dtype=torch.float64)) @ turn.T
+
+
+@pytest.fixture(autouse=True)
+def registry():
+    """Forgets the options that a test registered."""
+    before = {axis: dict(options) for axis, options in AXES.items()}
+    yield
+    for axis, options in before.items():
+        if AXES[axis] != options:
+            AXES[axis].clear()
+            AXES[axis].update(options)
 
 
 @pytest.fixture(scope="session")

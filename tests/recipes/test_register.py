@@ -57,8 +57,7 @@ def define():
 
 @pytest.fixture
 def sign():
-    yield define()
-    del AXES["stabilizer"]["sign"]
+    return define()
 
 
 def test_a_registered_option_is_one_in_python_yaml_and_set(sign, tmp_path):
