@@ -150,7 +150,8 @@ class Accelerator(TorchDispatchMode):
         return OnDevice(values, self)
 
     def __enter__(self) -> "Accelerator":
-        torch._C._ensureCUDADeviceGuardSet()
+        if hasattr(torch._C, "_ensureCUDADeviceGuardSet"):  # older versions of torch need no guard
+            torch._C._ensureCUDADeviceGuardSet()
         torch._C._set_only_lift_cpu_tensors(True)
         patches = ExitStack()
         for name, value in self._answers().items():
