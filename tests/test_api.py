@@ -97,7 +97,7 @@ def test_memory_that_holds_one_image_is_enough(monkeypatch):
         ({"seeds": []}, "seeds must hold at least one seed, got none"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"condition": {"label": 10}}, "label index must be 0 to 9, got 10"),
-        ({"condition": {"label": [1, 2, 3]}}, "label must be one, or one for each of the 4 images, got 3"),
+        ({"condition": {"label": [1, 2, 3]}}, "label must be one, or one for each of 4 images, got 3"),
         ({"condition": {"lable": 1}}, "unknown condition 'lable'"),
         ({"recipe": "nrgc"}, "unknown recipe 'nrgc'; did you mean 'nrcg'"),
     ],

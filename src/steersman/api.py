@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -17,14 +19,17 @@ from steersman.denoisers import load_denoiser
 from steersman.errors import InputError, notice
 from steersman.files import in_8_bits
 from steersman.guidance.targets import Target, resolved
-from steersman.memory import is_out_of_memory
-from steersman.names import each_class, resolve
+from steersman.memory import halving, is_out_of_memory
 from steersman.precision import ieee
 from steersman.recipes import Guides, Recipe, load_recipe
-from steersman.sampling import Callback, Report
+from steersman.sampling import Callback
 from steersman.sampling import sample as sample_batch
+from steersman.sampling.loop import labelled
+from steersman.watch import Watch
 
 __all__ = ["Result", "sample"]
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,21 +138,12 @@ def sample(
         sampler, settings, targets = guides.sampler, guides.sampling, resolved(guides, target).tolist()
         if len(targets) not in (1, len(seeds)):
             raise InputError(f"target must be one, or one for each of the {len(seeds)} images, got {len(targets)}")
-    conditions = _conditions(condition or {}, denoiser, len(seeds))
-    dropped = [torch.zeros(0, dtype=torch.int64)]
+    conditions = labelled(condition or {}, len(seeds), denoiser.classes, device)
 
-    def draw(rows: slice) -> Tensor:
-        drops = torch.zeros(len(seeds[rows]), dtype=torch.int64)
-
-        def follow(report: Report) -> None:
-            nonlocal drops
-            for push in report.pushes:
-                drops = drops + ~push.finite if push is not None else drops
-            if report.step.repeat == 0:
-                bar.update(len(seeds[rows]) / settings["steps"])
-            if callback is not None:
-                callback(report)
-
+    def draw(rows: slice) -> tuple[Tensor, list[int]]:
+        """Returns the images of a batch, and how many updates of each were dropped."""
+        count = len(seeds[rows])
+        watch = Watch(lambda: bar.update(count / settings["steps"]))
         x0 = sample_batch(
             denoiser,
             sampler,
@@ -156,19 +152,19 @@ def sample(
             seeds=seeds[rows],
             condition={key: each[rows] if isinstance(each, Tensor) else each for key, each in conditions.items()},
             device=device,
-            callbacks=(follow,),
+            callbacks=(watch,) if callback is None else (watch, callback),
             **settings,
         )
         images = denoiser.decode(x0)
-        dropped.append(drops.cpu())
-        return images if getattr(denoiser, "latent", False) else images.clamp(-1, 1)
+        return images if getattr(denoiser, "latent", False) else images.clamp(-1, 1), watch.drops(count)
 
     with ieee(), torch.no_grad(), tqdm(total=len(seeds), disable=not progress, unit="image") as bar:
-        tensor = torch.cat(_in_batches(draw, len(seeds), batch_size))
+        tensors, drops = zip(*_in_batches(draw, len(seeds), batch_size), strict=True)
+    tensor = torch.cat(tensors)
     lost = [seed for seed, row in zip(seeds, tensor.flatten(1).isfinite().all(1).tolist(), strict=True) if not row]
     if lost:
         notice(f"the images of seeds {', '.join(map(str, lost))} are not finite; try a smaller scale")
-    return Result(tensor=tensor, seeds=seeds, dropped=tuple(torch.cat(dropped).tolist()))
+    return Result(tensor=tensor, seeds=seeds, dropped=tuple(chain.from_iterable(drops)))
 
 
 def _device(device: str | torch.device | None, denoiser: object) -> torch.device:
@@ -202,35 +198,25 @@ def _guides(
     return recipe.bind(*given, device=str(device))
 
 
-def _conditions(given: Mapping[str, Any], denoiser: Denoiser, count: int) -> dict[str, Any]:
-    """Returns the conditions as the denoiser takes them, labels by their index, one each."""
-    conditions = dict(given)
-    label = conditions.get("label")
-    if label is None or not denoiser.classes:
-        return conditions
-    labels = each_class(label, "label")
-    if len(labels) not in (1, count):
-        raise InputError(f"label must be one, or one for each of the {count} images, got {len(labels)}")
-    indices = [resolve(each, denoiser.classes, "label") for each in labels]
-    conditions["label"] = torch.tensor(indices).expand(count)
-    return conditions
-
-
-def _in_batches(draw: Callable[[slice], Tensor], count: int, size: int) -> list[Tensor]:
-    """Returns what is drawn of so many rows, in smaller batches from where the memory does not hold one."""
-    drawn: list[Tensor] = []
-    first = 0
-    while first < count:
+def _in_batches(draw: Callable[[slice], Made], count: int, size: int) -> list[Made]:
+    """Returns what is drawn of so many rows, a batch at a time, in smaller ones from where the memory holds no more."""
+    drawn: list[Made] = []
+    held = size
+    for first in range(0, count, size):
+        rows = range(first, min(first + size, count))
         try:
-            drawn.append(draw(slice(first, min(first + size, count))))
-            first += size
+            more, held = halving(partial(_parts, draw, rows), min(held, len(rows)))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            if size == 1:
-                raise InputError(
-                    "the memory must hold one image, and does not; use a recipe that takes the gradient with respect "
-                    "to x0_hat, or a smaller model"
-                ) from error
-            size //= 2
+            raise InputError(
+                "the memory must hold one image, and does not; use a recipe that takes the gradient with respect "
+                "to x0_hat, or a smaller model"
+            ) from error
+        drawn += more
     return drawn
+
+
+def _parts(draw: Callable[[slice], Made], rows: range, size: int) -> list[Made]:
+    """Returns what is drawn of some rows, so many at a time."""
+    return [draw(slice(first, min(first + size, rows.stop))) for first in range(rows.start, rows.stop, size)]

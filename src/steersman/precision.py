@@ -102,11 +102,11 @@ class LossScale:
 
     def enter(self, x: Float[Tensor, "B *shape"]) -> Float[Tensor, "B *shape"]:
         """Returns the network's input; its gradient is divided by each image's scale."""
-        return _Enter.apply(x, self)  # pyright: ignore[reportReturnType]
+        return _Pulled.apply(x, self.give_back)  # pyright: ignore[reportReturnType]
 
     def leave(self, output: Float[Tensor, "B *out"]) -> Float[Tensor, "B *out"]:
         """Returns the network's output; its gradient is multiplied by each image's scale, which is taken from it."""
-        return _Leave.apply(output, self)  # pyright: ignore[reportReturnType]
+        return _Pulled.apply(output, self.take)  # pyright: ignore[reportReturnType]
 
     def take(self, g: Float[Tensor, "B *out"]) -> Float[Tensor, "B *out"]:
         """Returns a gradient at the output times the scale that it has from now on; no device is waited for."""
@@ -124,10 +124,12 @@ class LossScale:
         return self._scale.to(g.dtype).reshape(-1, *[1] * (g.ndim - 1))
 
 
-class _Enter(torch.autograd.Function):
+class _Pulled(torch.autograd.Function):
+    """A value as it is, whose gradient is changed on its way back."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: LossScale) -> Tensor:  # noqa: ANN401
-        ctx.scale = scale
+    def forward(ctx: Any, x: Tensor, pull: Callable[[Tensor], Tensor]) -> Tensor:  # noqa: ANN401
+        ctx.pull = pull
         return x.view_as(x)
 
     @staticmethod
@@ -135,21 +137,7 @@ class _Enter(torch.autograd.Function):
         ctx: Any,  # noqa: ANN401
         g: Tensor,
     ) -> tuple[Tensor, None]:
-        return ctx.scale.give_back(g), None
-
-
-class _Leave(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, output: Tensor, scale: LossScale) -> Tensor:  # noqa: ANN401
-        ctx.scale = scale
-        return output.view_as(output)
-
-    @staticmethod
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any,  # noqa: ANN401
-        g: Tensor,
-    ) -> tuple[Tensor, None]:
-        return ctx.scale.take(g), None
+        return ctx.pull(g), None
 
 
 def loss_scaled(network: Callable[..., Tensor], dtype: torch.dtype) -> Callable[..., Tensor]:

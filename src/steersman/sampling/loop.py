@@ -40,7 +40,7 @@ from steersman.sampling.sampler import Draw, Sampler, levels_of
 from steersman.schedule import Level, Schedule, Spacing, broadcast
 from steersman.typed import finite
 
-__all__ = ["Callback", "Recurrence", "Report", "sample"]
+__all__ = ["Callback", "Recurrence", "Report", "labelled", "sample"]
 
 
 class Report(NamedTuple):
@@ -172,7 +172,7 @@ def sample(
         raise InputError("dtype must be torch.float32 on mps, which has no float64, got torch.float64")
     if (particles := particles or Particles()).count > 1 and not guides:
         raise InputError(f"particles.count must be 1 without a guide that weighs them, got {particles.count}")
-    denoiser = Conditioned(denoiser, _condition(condition or {}, len(seeds), denoiser.classes, device))
+    denoiser = Conditioned(denoiser, labelled(condition or {}, len(seeds), denoiser.classes, device))
     if denoiser.latent:
         guides, clip = tuple(map(after_decoding, guides)), False
     steering = Steering(guides, _targets(target, len(seeds), device, guides), denoiser)
@@ -331,7 +331,7 @@ def _renoise(x_s: Float[Tensor, "B C H W"], level: Level, next: Level, draw: Dra
     return broadcast(ratio, x_s) * x_s + broadcast(beta.sqrt(), x_s) * draw()
 
 
-def _condition(
+def labelled(
     condition: Mapping[str, Any], count: int, classes: Sequence[str], device: torch.device | str
 ) -> Mapping[str, Any]:
     """Returns the conditions with one label an image, where there are labels."""
