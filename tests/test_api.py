@@ -84,6 +84,7 @@ def test_memory_that_holds_one_image_is_enough(monkeypatch):
     ("changes", "said"),
     [
         ({"target": "7"}, "target needs a classifier that steers to it, got target '7' and no classifier"),
+        ({"scale": 3}, "scale needs a classifier whose gradient it scales, got scale 3 and no classifier"),
         (
             {"classifier": "zoo:mnist-lenet"},
             "target must be a class for all images, or one for each, as there are guides; got none",

@@ -133,6 +133,8 @@ def sample(
     if isinstance(guides, Recipe):
         if target is not None:
             raise InputError(f"target needs a classifier that steers to it, got target {target!r} and no classifier")
+        if scale is not None:
+            raise InputError(f"scale needs a classifier whose gradient it scales, got scale {scale} and no classifier")
         sampler, settings, guides, targets = guides.sampler(), {**guides.walk(), "particles": None}, (), None
     else:
         sampler, settings, targets = guides.sampler, guides.sampling, resolved(guides, target).tolist()

@@ -88,3 +88,19 @@ def test_what_shows_only_later_is_refused_then(guide):
             pass
         draw(pipe, "DDIM")
     assert "step" not in vars(pipe.scheduler)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, "steer needs a guide or a classifier, got neither"),
+        ({"guide": True, "classifier": "zoo:mnist-lenet"}, "steer needs a guide or a classifier, got both"),
+        ({"guide": True, "scale": 3}, "steer takes recipe and scale with a classifier alone"),
+        ({"guide": True, "recipe": "nrcg"}, "steer takes recipe and scale with a classifier alone"),
+    ],
+)
+def test_what_would_be_dropped_is_refused(given, said, guide):
+    pipe = make("DDPM")
+    given = {**given, "guide": guide()} if "guide" in given else given
+    with pytest.raises(InputError, match=said), steersman.steer(pipe, target=1, **given):
+        pass

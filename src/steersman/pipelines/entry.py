@@ -101,6 +101,10 @@ def steer(
     """
     if guide is not None and classifier is not None:
         raise InputError("steer needs a guide or a classifier, got both")
+    if guide is not None and (scale is not None or recipe != "default"):
+        raise InputError(
+            "steer takes recipe and scale with a classifier alone, got them with a guide, which has its own"
+        )
     if guide is None:
         if classifier is None:
             raise InputError("steer needs a guide or a classifier, got neither")
