@@ -144,6 +144,7 @@ def counts(footprint, shapes, parts):
     return {route: footprint.count(*empty, route, {}) for route in ROUTES}
 
 
+@pytest.mark.few(9)
 def test_shapes_count_as_values_do(footprint, parts, counts):
     real = pair(*parts)
     found = {route: footprint.count(*real, route, {}) for route in ROUTES}
@@ -166,6 +167,7 @@ def test_guiding_takes_more_and_through_the_denoiser_most(counts):
     assert none.peak <= direct.peak < through.peak
 
 
+@pytest.mark.long
 def test_the_vae_recomputes_its_blocks(footprint, shapes):
     empty = pair(shapes(network(4)), shapes(coder()), nn.Sequential(nn.Flatten(), nn.Linear(3 * 24**2, 5)))
     kept = footprint.count(*empty, "direct", {})
@@ -187,6 +189,7 @@ def test_published_sizes(footprint, name, published):
     assert footprint.size(denoiser.network) == pytest.approx(2 * footprint.parameters(denoiser.network), rel=0.01)
 
 
+@pytest.mark.few(9)
 @pytest.mark.parametrize("route", [None, "through"])
 def test_as_much_as_is_allocated(footprint, route):
     measured, counted = footprint.measured(route)

@@ -27,6 +27,7 @@ def test_whatever_says_that_memory_ran_out_is_known(error):
     assert is_out_of_memory(error) and not is_out_of_memory(RuntimeError("shapes differ"))
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("error", [SAID[0], SAID[2]], ids=["torch", "cuDNN"])
 @pytest.mark.parametrize("most", [4, 0])
 def test_a_rehearsal_that_does_not_fit_halves_the_batch_or_ends_in_a_line(monkeypatch, denoiser, error, most):

@@ -3,12 +3,15 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from steersman.guidance import Guide
 from steersman.recipes import load_recipe
 
 README = Path(__file__).parents[1] / "README.md"
 
 
+@pytest.mark.long
 def test_the_python_in_the_readme_runs():
     """But what needs a pipeline, which `docs/test_pages.py` gives it."""
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)

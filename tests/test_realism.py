@@ -36,6 +36,7 @@ def test_the_noise_follows_from_the_seed_alone():
     assert first[0] != first[1]
 
 
+@pytest.mark.long
 def test_the_bundled_denoiser_knows_its_own_images_from_noise_and_from_grain():
     denoiser = load_denoiser("zoo:sportballs")
     own = sample(denoiser, DDIM(), seeds=range(3), steps=12).clamp(-1, 1)
@@ -53,6 +54,7 @@ def test_the_limit_lies_between_clear_and_useless():
     assert limit([1.0]) == limit([]) == 0.8
 
 
+@pytest.mark.long
 def test_static_is_not_reported_as_a_success(call, tmp_path):
     """A scale far too large draws noise in which guide and judge see what they are asked for."""
     settings = "--num 2 --steps 6 --recipe elucd-ddpm --classifier zoo:sportballs-mobilenet --target volleyball"

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-from cases import few
 from steersman.classifiers import RAW, Classifier, Preprocess, TextClassifier
 from steersman.denoise import Prediction
 from steersman.guidance import (
@@ -168,6 +167,7 @@ OBJECTIVES = {
 }
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_an_image_has_the_same_objective_and_gradient_whatever_is_beside_it(name, threads):
     target = torch.tensor([1, 0, 1, 0, 1, 0, 1, 1, 1])
@@ -215,7 +215,8 @@ SAMPLERS = ["ddpm", {"kind": "ddim", "eta": 0.5}, "heun", "dpmpp"] + [
 CHOICES = [*((name, None) for name in recipe_names(variants=False)), *(("nrcg", sampler) for sampler in SAMPLERS)]
 
 
-@pytest.mark.parametrize(("name", "sampler"), few(CHOICES, 8))
+@pytest.mark.few(16)
+@pytest.mark.parametrize(("name", "sampler"), CHOICES)
 def test_an_image_is_the_same_to_the_bit_whatever_its_batch_by_every_recipe_and_sampler(name, sampler):
     """What networks make of a batch is left out: here one is elementwise, the other sees one image at a time."""
     chosen = load_recipe(name, ["walk.steps=3"])

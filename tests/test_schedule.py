@@ -156,6 +156,7 @@ def times(schedule, steps, spacing):
     return [float(level.time) for level in levels[:-1]]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])
 @pytest.mark.parametrize("count", [1000, 400])
 def test_spacings_are_those_of_diffusers(spacing, count):

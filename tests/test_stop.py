@@ -81,6 +81,7 @@ def test_what_measures_ends_where_it_is(name, number, commands, interrupted, cal
         assert {path: path.stat().st_mtime_ns for path in parts} == parts
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "number"),
     [

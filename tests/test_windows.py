@@ -84,6 +84,7 @@ def windows(monkeypatch):
             monkeypatch.setattr(os, name, guarded(getattr(os, name)))
 
 
+@pytest.mark.few(9)
 @pytest.mark.filterwarnings("ignore:only soft file lock")
 @pytest.mark.usefixtures("unchecked", "windows")
 @pytest.mark.parametrize("format", ["png", "npz"])

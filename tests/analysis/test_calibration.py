@@ -114,6 +114,7 @@ def test_curves_and_bins_tell_the_diagrams(found):
     assert error == pytest.approx(first.error) == pytest.approx(curves[0].y[3])
 
 
+@pytest.mark.long
 def test_errors_have_the_interval_that_other_images_would_fall_into(found):
     """Twelve sets of 50 images are spread as the interval of one of them says, and so is their mean over time."""
     values = measured(found)

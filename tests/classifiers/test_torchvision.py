@@ -28,6 +28,7 @@ def resnet(tmp_path_factory):
     return network, path
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(
     ("name", "height", "width"),
     [("resnet18", 256, 256), ("googlenet", 256, 300), ("efficientnet_b1", 255, 255), ("regnet_y_400mf", 300, 232)],
@@ -57,6 +58,7 @@ def test_what_held_the_network_when_it_was_saved_is_left_off(resnet, tmp_path):
     torch.testing.assert_close(*weights, rtol=0, atol=0)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (120, 200), (500, 301)])
 def test_a_resize_differs_by_the_librarys_rounding(height, width, resnet, picture, agrees):
     network, path = resnet

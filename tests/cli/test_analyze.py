@@ -55,6 +55,7 @@ def rows(path):
         return list(csv.reader(file))
 
 
+@pytest.mark.few(9)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_killed_analysis_goes_on_to_the_same_figures(command, call, monkeypatch, tmp_path):
     two = [command, *COMMANDS[command], "--batch-size", 2, "--out"]
@@ -89,6 +90,7 @@ def test_a_killed_analysis_goes_on_to_the_same_figures(command, call, monkeypatc
     assert code == 2 and "holds an analysis with seed 0, not 1" in err and err.count("\n") == 1
 
 
+@pytest.mark.few(9)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_batch_size_matters_to_no_figure(command, call, tmp_path):
     for size in (1, 3):
@@ -103,6 +105,7 @@ def test_the_batch_size_matters_to_no_figure(command, call, tmp_path):
                     assert cell == other or float(cell) == pytest.approx(float(other), rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.long
 def test_figures_stand_under_their_names(call, tmp_path):
     call("accuracy", *COMMANDS["accuracy"], "--out", tmp_path / "accuracy")
     header, *points = rows(tmp_path / "accuracy" / "accuracy.csv")
@@ -122,6 +125,7 @@ def test_figures_stand_under_their_names(call, tmp_path):
     assert settings["analysis"] == "calibration" and settings["classifiers"] == {"one": "zoo:0", "two": "zoo:1"}
 
 
+@pytest.mark.long
 def test_two_classifiers_in_turn(call, tmp_path):
     """At the first of the two steps, the noisier one, the first classifier is asked, then the second."""
     out = ["calibration", *TWO, "--num", "5", "--steps", "2", "--view", "noisy", "--out", tmp_path]
@@ -138,6 +142,7 @@ def test_two_classifiers_in_turn(call, tmp_path):
     assert rows(tmp_path / "integral.csv")[-1][:5] == ["both", "as trained", "noisy", "τ 1", "both"]
 
 
+@pytest.mark.long
 def test_whether_the_better_calibrated_guides_better(call, tmp_path):
     """FID falls as the error rises, accuracy rises with it."""
     calibration, sweep, out = (tmp_path / name for name in ("calibration", "sweep", "agree"))

@@ -29,6 +29,7 @@ def pixels(folder):
     return np.stack([np.asarray(Image.open(file)) for file in sorted(folder.glob("0*.png"))])
 
 
+@pytest.mark.long
 def test_a_run_by_a_named_scheduler_is_recorded_in_full_and_repeats(command, tmp_path):
     of = ("--target", "baseball", "--num", 2, "--recipe", "interval", "--steps", 4)
     named = "sampler={kind: diffusers, scheduler: UniPCMultistepScheduler, settings: {solver_order: 3}}"

@@ -52,6 +52,7 @@ def wrapped_mobilenet(path):
     save_file({f"classifier.{key}": each for key, each in state.items()}, path)
 
 
+@pytest.mark.long
 def test_a_class_conditional_adm(call, tmp_path):
     """Table 7's: each image's label is its target, its reference is ADM's batch with statistics beside it."""
     reference = Reference(multipliers=(1,), attended=(), heads=4, labels=1000)
@@ -80,6 +81,7 @@ def test_a_class_conditional_adm(call, tmp_path):
     assert "2.36" in out
 
 
+@pytest.mark.long
 def test_a_folder_of_the_hub_with_nrcgs_classifier(call, tmp_path):
     """Table 3's, laid out as the hub has it; one that was killed draws what is missing, and nothing else again."""
     from diffusers import DDPMScheduler, UNet2DModel

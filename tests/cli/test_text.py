@@ -55,6 +55,7 @@ def test_a_text_is_a_target(sample, tmp_path):
     assert pixels(folder / "000000.png") != pixels(tmp_path / "plain" / "000000.png")
 
 
+@pytest.mark.long
 def test_guidance_raises_the_similarity(sample, tmp_path):
     similarity = {}
     for scale in (-100, 0, 100):
@@ -64,12 +65,14 @@ def test_guidance_raises_the_similarity(sample, tmp_path):
     assert similarity[-100] < similarity[0] < similarity[100]
 
 
+@pytest.mark.long
 def test_a_recorded_text_repeats_to_the_pixel(sample, call, tmp_path):
     sample("--target", TEXT, "--out", "a")
     call("sample", "--from", "a/run.yaml", "--out", "b")
     assert pixels(tmp_path / "a" / "000000.png") == pixels(tmp_path / "b" / "000000.png")
 
 
+@pytest.mark.long
 def test_several_texts_are_told_from_each_other_and_have_a_folder_each(sample, tmp_path):
     wild = "../a: b"
     code, out, err = sample(
@@ -85,6 +88,7 @@ def test_several_texts_are_told_from_each_other_and_have_a_folder_each(sample, t
     assert metrics["probability"]["guide"] is not None
 
 
+@pytest.mark.long
 def test_texts_are_blended(sample, tmp_path):
     code, _, err = sample("--blend", "a ball=1", "--blend", "blur=-0.5", "--out", "out")
     assert (code, err) == (0, "")
@@ -92,6 +96,7 @@ def test_texts_are_blended(sample, tmp_path):
     assert pixels(tmp_path / "out" / "000000.png") != pixels(tmp_path / "ball" / "000000.png")
 
 
+@pytest.mark.long
 def test_a_text_for_several_classifiers(sample, clip, tmp_path):
     code, _, err = sample("--target", "baseball, red", "--out", "out", classifiers=(f"clip:{clip}", f"clip:{clip}"))
     assert (code, err) == (0, "")
@@ -126,6 +131,7 @@ BAD = [
 ]
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(("arguments", "message"), BAD)
 def test_bad_input_is_one_line_and_nothing_is_written(arguments, message, sample, tmp_path):
     code, _, err = sample(*arguments)
@@ -134,6 +140,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(arguments, message, sample
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.few(9)
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -147,6 +154,7 @@ def test_what_a_recipe_asks_for_and_towers_cannot_do_is_said(arguments, said, sa
     assert said in err
 
 
+@pytest.mark.long
 def test_ones_own_classifier_guides(sample, tmp_path):
     (tmp_path / "own_guide.py").write_text(
         "import torch\n"

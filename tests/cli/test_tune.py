@@ -18,6 +18,7 @@ BAD = [
 ]
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(("arguments", "message"), BAD, ids=[" ".join(arguments) or "none" for arguments, _ in BAD])
 def test_bad_input_is_one_line_and_nothing_is_written(arguments, message, call, tmp_path):
     code, _, err = call("tune", "--out", tmp_path / "out", *arguments)
@@ -26,6 +27,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(arguments, message, call, 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.long
 def test_a_tune_prints_its_front_and_goes_on_with_other_bounds(denoiser, call, tmp_path):
     out = tmp_path / "out"
     tune = ("tune", "nrcg", "--search", "scale=0.5..50.0", "--search", "walk.steps=2..3", "--set", "input.size=null")

@@ -66,6 +66,7 @@ def case(request, tmp_path):
     return request.param, reference, load_denoiser(spec), x_t, label
 
 
+@pytest.mark.few(4)
 def test_it_is_the_network(case, tmp_path):
     _, reference, denoiser, x_t, label = case
     expected = reference(x_t, TIMES, label)
@@ -86,6 +87,7 @@ def test_it_is_the_network(case, tmp_path):
         assert apart(other.network(x_t, TIMES, label).sample, expected) > 0.01
 
 
+@pytest.mark.few(5)
 def test_its_folder_is_the_same_network(case, tmp_path):
     name, reference, denoiser, x_t, label = case
     assert save_folder(denoiser, tmp_path / "out") == UNSAID.get(name, ())
@@ -330,6 +332,7 @@ TRAINED = [
 ]
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(("steps", "schedule", "xstart", "rescaled"), TRAINED)
 def test_it_is_asked_as_it_was_trained(steps, schedule, xstart, rescaled, tmp_path):
     reference = Reference(heads=4)

@@ -214,6 +214,7 @@ def tiny(tmp_path):
     return save
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("labels", "settings"),
     [
@@ -247,6 +248,7 @@ def test_the_network_within_its_preconditioner(labels, settings, tmp_path):
                 assert (found - network(x_t, sigma, torch.zeros(2, labels))).abs().max() < 1e-5 * wanted.abs().max()
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("settings", "unsaid"),
     [

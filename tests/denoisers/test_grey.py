@@ -38,6 +38,7 @@ def grey(tmp_path_factory):
     return folder
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("format", ["png", "npz"])
 def test_images_of_one_channel_are_drawn_judged_and_evaluated(format, grey, call, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

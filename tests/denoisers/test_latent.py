@@ -237,6 +237,7 @@ def test_a_vae_of_other_latents_is_refused(dit_folder, tmp_path):
         load_denoiser(str(copy))
 
 
+@pytest.mark.long
 def test_a_run_draws_images_that_do_not_depend_on_the_batch(dit_folder, tmp_path):
     """As ``steersman sample --denoiser FOLDER --recipe elucd-dit --label NAME --cfg-scale 1.5 --gif``."""
     settings: dict = {"denoiser": str(dit_folder), "targets": ("baseball",), "num": 3, "judge": None, "cfg_scale": 1.5}

@@ -114,6 +114,7 @@ def test_its_folder_is_the_same_again(folder, tmp_path, draw):
     assert type(diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out")) is diffusers.LDMPipeline
 
 
+@pytest.mark.long
 def test_it_is_drawn_on_the_command_line(call, folder, tmp_path):
     walk = ["--steps", 2, "--num", 1, "--judge", "none", "--target", "baseball"]
     code, _, said = call("sample", "--denoiser", folder, *walk, "--out", tmp_path / "out")

@@ -121,6 +121,7 @@ def test_it_is_the_network_as_its_own_code_would_ask_it(own):
     assert sample(denoiser, DDIM(), seeds=range(2), steps=5, spacing="karras").isfinite().all()
 
 
+@pytest.mark.long
 def test_it_is_drawn_and_guided_on_the_command_line(own, call, tmp_path):
     walk = ["--steps", 3, "--num", 1, "--judge", "none", "--target", "baseball", "--recipe", "nrcg"]
     code, _, said = call("sample", "--denoiser", "module:own_course:make", *walk, "--out", "out")

@@ -91,6 +91,7 @@ CALLS = {
 }
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("name", TEXTS)
 def test_an_unguided_walk_is_the_pipelines_own(name, call, denoiser):
@@ -175,6 +176,7 @@ def test_a_learned_variance_is_dropped_as_the_pipeline_drops_it(denoiser, draw):
     assert ours(draw(1, *ours.shape), ours.schedule.at_time(5), prompt="").variance_fraction is None
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("route", ["direct", "through"])
 @pytest.mark.parametrize("name", TEXTS)
 def test_guides_of_both_routes(name, route, denoiser):

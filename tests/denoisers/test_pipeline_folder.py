@@ -201,6 +201,7 @@ def test_a_prompt_on_the_command_line(call, folder, tmp_path):
     assert first == again
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -223,6 +224,7 @@ def test_texts_and_labels_that_do_not_fit_are_one_line(given, message, call, fol
     assert (code, said.count("\n")) == (2, 1) and message in said
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(("label", "number"), [("2", 2), ("Football", 2), ("soccer ball, football", 2), ("cube", 0)])
 def test_a_label_by_its_number_or_any_of_its_names(label, number, dit_folder, tmp_path):
     copy = shutil.copytree(dit_folder, tmp_path / "copy")
@@ -241,6 +243,7 @@ def test_there_is_nothing_to_convert(spec, call, folder):
     assert (code, said.count("\n")) == (2, 1) and "which diffusers loads as it is" in said
 
 
+@pytest.mark.long
 def test_a_recipe_that_compares_with_no_prompt_asks_for_it_at_a_scale_of_1_too(folder, tmp_path, call):
     """The prediction is the prompt's alone, as without the recipe."""
     settings = ["--target", "baseball", "--recipe", "elucd-dit", "--classifier", "zoo:sportballs-mobilenet"]

@@ -23,6 +23,7 @@ SCHEDULERS = {
 }
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_a_folder_walks_as_its_pipeline(name, tmp_path):
     kind, config = SCHEDULERS[name]

@@ -31,6 +31,7 @@ def test_a_run_is_drawn_judged_and_shown(recipe, denoiser, call, accelerator, tm
     assert accelerator.doubles == []
 
 
+@pytest.mark.long
 def test_callbacks_wait_for_nothing(denoiser, accelerator, tmp_path):
     guide = ("zoo:sportballs-mobilenet",)
     session = Session(Run(denoiser=denoiser, classifiers=guide, targets=("baseball",), device="cuda:0", batch_size=2))

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from accelerator import Accelerator, Steps
-from cases import few
 from recipes.test_recipes import FORMATS, TOLD, classifier, pixels
 from sample.test_diffusers import CASES, SETTINGS, made
 from steersman.classifiers import RAW, TextClassifier
@@ -90,7 +89,8 @@ for each in recipe_names():
     STRUCTURES.setdefault(tuple(kind.partition(",")[0].partition("}")[0] for kind in kinds), each)
 
 
-@pytest.mark.parametrize("name", few(list(STRUCTURES.values()), 4))
+@pytest.mark.few(12)
+@pytest.mark.parametrize("name", list(STRUCTURES.values()))
 def test_every_recipe(name, model, compare):
     """Of recipes that choose the same on every axis, the first."""
     build, condition = FORMATS.get(name.split("/")[0], (pixels, {}))
@@ -108,6 +108,7 @@ def test_every_recipe(name, model, compare):
     compare(make)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("learned", [False, True], ids=["fixed", "learned"])
 @pytest.mark.parametrize(
     "sampler",
@@ -122,6 +123,7 @@ def test_every_sampler_with_recurrence(sampler, learned, compare):
     compare(make)
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", CASES)
 def test_every_scheduler_of_diffusers(name, compare):
     kind, configs, _ = CASES[name]
@@ -137,6 +139,7 @@ def test_every_scheduler_of_diffusers(name, compare):
     compare(make)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("potential", ["sum", "difference", "max"])
 @pytest.mark.parametrize(
     "settings",

@@ -50,6 +50,7 @@ def ended(process):
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
+@pytest.mark.few(9)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_run_with_the_step_at_hand(number, code, denoiser, tmp_path):
     out, log = tmp_path / "out", tmp_path / "log"
@@ -84,6 +85,7 @@ def test_a_second_signal_leaves_at_once(denoiser, tmp_path, monkeypatch):
     assert "stopping after this step" in log.read_text() and "images are there" not in log.read_text()
 
 
+@pytest.mark.long
 def test_folders_are_numbered_where_settings_differ(denoiser, call, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 

@@ -91,6 +91,7 @@ def test_whoever_ends_last_writes_the_figures(session, tmp_path):
     assert (tmp_path / "metrics.json").read_bytes() == before
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("format", ["png", "npz", "webdataset"])
 def test_a_stopped_run_goes_on_in_every_format(format, session, pixels, tmp_path):
     with pytest.raises(Unfinished):
@@ -126,6 +127,7 @@ def test_only_what_is_damaged_is_drawn_again_whatever_the_clock_says(session, pi
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+@pytest.mark.long
 def test_images_of_other_settings_are_not_taken_for_ones_own(session, tmp_path):
     generate(session(num=2), tmp_path)
     before = times(tmp_path)
@@ -149,6 +151,7 @@ def test_changed_settings_are_named(session, run, tmp_path):
     assert read_run(tmp_path / "run.yaml").num == 2
 
 
+@pytest.mark.few(9)
 @pytest.mark.parametrize("format", ["png", "npz", "webdataset"])
 @pytest.mark.parametrize("targets", [("baseball",), pytest.param(("baseball", "volleyball"), marks=pytest.mark.long)])
 def test_a_run_grows(format, targets, session, tmp_path):
@@ -169,6 +172,7 @@ def test_a_run_grows(format, targets, session, tmp_path):
         generate(session(num=2, **settings), tmp_path / "a")
 
 
+@pytest.mark.few(9)
 @pytest.mark.parametrize("format", ["npz", pytest.param("webdataset", marks=pytest.mark.long)])
 @pytest.mark.parametrize("step", ["unpack", "replacing", "unlink"])
 def test_a_run_that_is_killed_while_it_grows_loses_nothing(step, format, session, tmp_path, monkeypatch):
@@ -196,6 +200,7 @@ def test_a_run_that_is_killed_while_it_grows_loses_nothing(step, format, session
     assert len(after) == 5 and {seed: after[seed] for seed in before} == before
 
 
+@pytest.mark.long
 def test_a_run_is_drawn_anew_where_that_is_asked_for(session, run, tmp_path):
     generate(session(num=4), tmp_path)
     (tmp_path / "own.txt").write_text("mine")
@@ -208,6 +213,7 @@ def test_a_run_is_drawn_anew_where_that_is_asked_for(session, run, tmp_path):
         generate(session(num=3), tmp_path, overwrite=True, share=Share(count=2))
 
 
+@pytest.mark.long
 def test_an_image_that_goes_away_while_others_are_drawn_is_drawn_again(session, pixels, tmp_path):
     generate(session(), tmp_path / "whole")
     out = tmp_path / "out"
@@ -222,6 +228,7 @@ def test_an_image_that_goes_away_while_others_are_drawn_is_drawn_again(session, 
     assert removed and same(pixels(out), pixels(tmp_path / "whole"))
 
 
+@pytest.mark.long
 def test_a_runs_file_and_folder_that_go_away_while_it_is_drawn_are_written_again(
     session, pixels, tmp_path, monkeypatch
 ):
@@ -241,6 +248,7 @@ def test_a_runs_file_and_folder_that_go_away_while_it_is_drawn_are_written_again
     assert read_run(tmp_path / "run" / "run.yaml") == read_run(tmp_path / "whole" / "run.yaml")
 
 
+@pytest.mark.long
 def test_images_that_go_away_again_and_again_are_told_of(session, tmp_path, monkeypatch):
     monkeypatch.setattr(Store, "gone", lambda store, places: [0, 1])
     monkeypatch.setattr(Store, "write", lambda *_: None)
@@ -256,6 +264,7 @@ def test_two_runs_in_a_folder_are_refused(session, tmp_path):
         assert not list(tmp_path.glob("*.png"))
 
 
+@pytest.mark.few(9)
 @pytest.mark.parametrize(("number", "said"), [(errno.ENOSPC, "No space left"), (errno.EROFS, "Read-only file system")])
 def test_a_folder_that_takes_no_more_is_told_of_and_gone_on_with(number, said, session, tmp_path, monkeypatch):
     from steersman.generate import record
@@ -311,6 +320,7 @@ def planted(session, monkeypatch, where, value):
     monkeypatch.setattr(network, "forward", spoil)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("where", ["gradient", "classifier", "denoiser"])
 def test_a_value_that_is_not_finite_concerns_its_image_alone(where, value, session, pixels, tmp_path, monkeypatch):
@@ -341,6 +351,7 @@ def test_a_lost_image_is_not_drawn_again(session, tmp_path, monkeypatch):
     assert len(read_images(tmp_path)) == 3
 
 
+@pytest.mark.long
 def test_a_batch_that_the_memory_does_not_hold_is_halved(session, pixels, tmp_path, monkeypatch):
     generate(session(), tmp_path / "whole")
     drawing, told = session(batch_size=4), []
@@ -361,6 +372,7 @@ def test_a_batch_that_the_memory_does_not_hold_is_halved(session, pixels, tmp_pa
         generate(session(batch_size=4), tmp_path / "none", tell=told.append)
 
 
+@pytest.mark.long
 def test_sessions_on_the_same_networks_count_once(session, tmp_path):
     first = session()
     hooks = len(first.denoiser.network._forward_pre_hooks)

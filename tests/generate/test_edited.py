@@ -43,6 +43,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.few(3)
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_was_edited_is_refused_by_whoever_cannot_do_it(name, done, session, tmp_path):

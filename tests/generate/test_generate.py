@@ -8,7 +8,6 @@ import torch
 from diffusers import DDPMScheduler
 from PIL import Image
 
-from cases import few
 from steersman.advice import advice
 from steersman.errors import InputError
 from steersman.guidance import Push, Step
@@ -61,12 +60,14 @@ def test_a_recorded_run_repeats_to_the_pixel(denoiser, tmp_path):
     assert again.record() == read_run(tmp_path / "b" / "run.yaml").record()
 
 
+@pytest.mark.long
 def test_a_session_counts_each_of_its_runs_by_itself(denoiser, tmp_path):
     session = Session(run(denoiser))
     first, second = (session.generate(tmp_path / name).metrics["network_evaluations"] for name in ("a", "b"))
     assert first == second
 
 
+@pytest.mark.few(9)
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_images_do_not_depend_on_the_batch(denoiser, tmp_path, batch_size):
     Session(run(denoiser, num=5)).generate(tmp_path / "whole")
@@ -85,6 +86,7 @@ def test_a_guided_image_is_the_same_to_the_bit_whatever_its_batch():
     assert torch.equal(session.draw(jobs[:1])[0], session.draw(jobs)[0])
 
 
+@pytest.mark.long
 def test_several_targets_get_a_folder_each_and_mix_in_a_batch(denoiser, tmp_path):
     summary = Session(run(denoiser, targets=("all",), num=1)).generate(tmp_path)
     assert [folder.name for folder in sorted(tmp_path.iterdir()) if folder.is_dir()] == sorted(CLASSES)
@@ -102,7 +104,8 @@ def test_unguided_images_are_the_same_for_every_target(denoiser, tmp_path):
     assert all((first[name] == second[name]).all() for name in first)
 
 
-@pytest.mark.parametrize("name", few(recipe_names(variants=False), 4))
+@pytest.mark.few(10)
+@pytest.mark.parametrize("name", recipe_names(variants=False))
 def test_every_recipe_draws(denoiser, tmp_path, name):
     recipe = load_recipe(name, ["walk.steps=3", "input.size=64"])
     told = {"label": "baseball", "cfg_scale": 1.5} if name == "elucd-dit" else {}
@@ -112,6 +115,7 @@ def test_every_recipe_draws(denoiser, tmp_path, name):
     assert metrics["network_evaluations"]["classifier"] > 0
 
 
+@pytest.mark.long
 def test_a_blend_steers_to_several_classes_at_once(denoiser, tmp_path):
     blend = {"baseball": 1.0, "soccer ball": -0.5}
     session = Session(run(denoiser, targets=(), blend=blend))
@@ -125,6 +129,7 @@ def test_a_blend_steers_to_several_classes_at_once(denoiser, tmp_path):
     assert abs(blended - plain).max() > 1
 
 
+@pytest.mark.long
 def test_several_classifiers_steer_together_each_in_its_own_words(denoiser, tmp_path):
     both = (GUIDE, "zoo:sportballs-mobilenet-robust")
     twice = {"classifiers": (GUIDE, GUIDE), "recipe": run(denoiser).recipe.changed({"several.weights": (1.0, 0.0)})}
@@ -176,6 +181,7 @@ def test_an_image_that_becomes_nan_is_named_and_leaves_the_others_alone(denoiser
     assert all((sound[name] == others[name]).all() for name in others)
 
 
+@pytest.mark.long
 def test_a_folder_with_another_run_is_left_alone(denoiser, tmp_path):
     Session(run(denoiser)).generate(tmp_path)
     before = pixels(tmp_path)
@@ -213,6 +219,7 @@ def test_what_does_not_go_together_is_refused_before_anything_is_written(denoise
         Session(run(denoiser, recipe=recipe, **settings))
 
 
+@pytest.mark.long
 def test_the_label_target_is_each_images_own(denoiser, tmp_path):
     """Of several targets in a batch."""
     other, targets = {"judge": None, "guided": False, "num": 1}, ("soccer ball", "baseball")
@@ -277,6 +284,7 @@ def test_a_gradient_is_not_blamed_where_there_was_none():
     assert "fooled by its own gradient" in advice(metrics, [1.0], NRCG)[0]
 
 
+@pytest.mark.long
 def test_half_precision_does_not_depend_on_the_number_of_images(denoiser, tmp_path):
     for num in (1, 3):
         Session(run(denoiser, num=num, batch_size=4, dtype="bfloat16")).generate(tmp_path / str(num))

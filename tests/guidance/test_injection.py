@@ -326,6 +326,7 @@ def test_spherical_refuses_a_sampler_without_noise(mixture, posterior):
     assert torch.equal(reports[-1].x, reports[-1].x0)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("route", ["direct", "through"])
 def test_all_injections_together_leave_each_image_to_itself(mixture, posterior, route):
     settings = {"objective": ClassProbability(classifier=posterior), "route": route, "stabilizer": Ema(beta=0.5)}

@@ -23,6 +23,7 @@ def test_agrees_with_torch_fidelity_on_all_images(draw, monkeypatch):
     assert kid(x, y) == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-12)
 
 
+@pytest.mark.long
 def test_is_unbiased(draw):
     """Of the same law it is 0 in expectation, however few the images."""
     found = torch.tensor([kid(draw(4, 3), draw(6, 3)) for _ in range(2000)])

@@ -17,6 +17,7 @@ def test_of_a_mean_as_the_normal_law_has_it(count, draw):
     assert (found.low, found.high) == pytest.approx((found.value - half, found.value + half), abs=0.1 * half)
 
 
+@pytest.mark.long
 def test_of_a_biased_figure_as_other_samples_are_spread(draw):
     real = draw(400, 3)
     values, sides = [], []

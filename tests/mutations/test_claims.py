@@ -44,6 +44,7 @@ def rewrite(path, **settings):
     path.write_text(json.dumps(json.loads(path.read_text()) | settings))
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(
     ("part", "settings", "said"),
     [
@@ -72,6 +73,7 @@ def test_claims_of_a_unet(part, settings, said, refusal, tmp_path):
     assert str(tmp_path) in line and said in line
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("part", "settings", "said"),
     [
@@ -178,6 +180,7 @@ CLAIMS = {
 }
 
 
+@pytest.mark.few(4)
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize("name", CLAIMS)
 @pytest.mark.parametrize("place", ["batch.npz", "images.npz"])

@@ -32,6 +32,7 @@ def restored(path, content):
     path.write_bytes(content)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("name", "count"),
     [(name, 5 if name in SLOW else 20) for name in FORMATS]

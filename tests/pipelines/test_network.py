@@ -89,6 +89,7 @@ def test_only_the_route_through_differentiates_the_network(name, scheduler, guid
     hook.remove()
 
 
+@pytest.mark.few(9)
 @pytest.mark.parametrize("route", ["direct", "through"])
 def test_a_compiled_network_is_steered_as_well(route, guide):
     pipe = make("SD")
@@ -100,6 +101,7 @@ def test_a_compiled_network_is_steered_as_well(route, guide):
     assert (found - expected).abs().max() < 1e-4
 
 
+@pytest.mark.long
 def test_a_network_compiled_in_place_is_steered_without_its_gradient(guide):
     pipe = make("SD")
     with steersman.steer(pipe, guide(), target=1):

@@ -57,6 +57,7 @@ class Bare(nn.Module):
         return self.network(x, time).sample
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("held", ["pipeline", "parts", "module"])
 def test_a_loop_over_pixels_is_steered_as_the_pipeline(held, route, guide):
@@ -80,6 +81,7 @@ WAYS = {
 }
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("way", WAYS)
 def test_a_loop_over_latents_is_steered_whatever_it_does_with_gradients(way, route, guide):

@@ -63,6 +63,7 @@ def test_the_pipeline_is_left_as_it_was(name, route, guide):
     assert torch.is_grad_enabled()
 
 
+@pytest.mark.long
 def test_an_offloaded_pipeline_is_steered_without_its_gradient(guide):
     accelerate = pytest.importorskip("accelerate")
     pipe = make("SD")
@@ -126,6 +127,7 @@ def test_a_new_family_whose_weights_are_offloaded_one_by_one_is_steered(name, gu
         assert (draw(pipe, name, output_type="latent") - expected).abs().max() < 1e-5
 
 
+@pytest.mark.few(9)
 @pytest.mark.parametrize("how", ["slicing", "tiling"])
 def test_a_vae_in_slices_or_tiles_is_differentiated_so(how, guide, likelihood):
     pipe = make("SD")

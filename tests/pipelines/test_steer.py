@@ -56,6 +56,7 @@ EACH_WAY = [("SD", "PNDM", way) for way in WAYS] + [
 ]
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(("name", "scheduler", "way"), wide([(*pair, way) for pair in PAIRS for way in WAYS], EACH_WAY))
 def test_images_go_where_they_are_steered(name, scheduler, way, guide, likelihood):
     pipe = make(name, scheduler)

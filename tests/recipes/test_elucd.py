@@ -214,6 +214,7 @@ def test_edm_with_churn_and_a_floor_is_algorithm_2(draw):
     assert (ours[0.0] - expected).abs().max() > 1e-6
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     "change",
     [

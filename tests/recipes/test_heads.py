@@ -32,6 +32,7 @@ def slopes(recipe, classifier, target):
         yield g.sum((0, 2, 3))
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", recipe_names())
 def test_either_class_of_one_logit_is_guided_its_own_way(name, recwarn):
     classifier = Classifier(Means([0]), preprocess=RAW, names=["dark", "red"], binary=True)
@@ -41,6 +42,7 @@ def test_either_class_of_one_logit_is_guided_its_own_way(name, recwarn):
     assert any("the classifier is binary" in str(each.message) for each in recwarn)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", recipe_names())
 def test_no_other_label_is_pushed(name, recwarn):
     classifier = Classifier(Means([0, 1, 2]), preprocess=RAW, names=["red", "green", "blue"], multilabel=True)

@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import nn
 
-from cases import few
 from steersman.classifiers import RAW, Classifier
 from steersman.classifiers.smoothing import soften
 from steersman.denoisers import DiffusersDenoiser
@@ -195,7 +194,8 @@ def check(settings, denoiser, classifier, tolerance, **given):
         torch.testing.assert_close(together[row : row + 1], alone, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("settings", few(COMBINATIONS, 2), ids=range(len(COMBINATIONS)))
+@pytest.mark.few(4)
+@pytest.mark.parametrize("settings", COMBINATIONS, ids=range(len(COMBINATIONS)))
 def test_on_the_mixture(settings, mixture):
     def classifier(image, level=None):
         logits = mixture.log_posterior(image, level)
@@ -204,7 +204,8 @@ def test_on_the_mixture(settings, mixture):
     check(settings, mixture, classifier, 1e-6, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("settings", few(COMBINATIONS, 8), ids=range(len(COMBINATIONS)))
+@pytest.mark.few(24)
+@pytest.mark.parametrize("settings", COMBINATIONS, ids=range(len(COMBINATIONS)))
 def test_on_a_network(settings, denoiser, classifiers):
     count = 1 if settings["objective"]["kind"] == "binary" else 3
     check(settings, denoiser, classifiers[count, "softplus" in kinds(settings["smoothing"])], 0.0)

@@ -148,6 +148,7 @@ def two_steps(name, build, condition, model):
     return x, reports, guides
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", recipe_names(), **NAME)
 def test_runs_two_steps_on_a_model_of_its_own_format(name, model):
     build, condition = FORMATS.get(name.split("/")[0], (pixels, {}))
@@ -169,6 +170,7 @@ def test_flow_guides_a_variance_preserving_model_as_well(name, model):
     assert x.isfinite().all()
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", recipe_names(), **NAME)
 @pytest.mark.usefixtures("unchecked")  # the context that typer passes is not the class that it has one annotate
 def test_explains_itself(name, call, monkeypatch):

@@ -51,6 +51,7 @@ def test_every_recipe_loads_and_fills_in_every_setting(name):
             assert set(settings_of(kind)) == set(full) - {"kind"}
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", recipe_names())
 def test_the_resolved_settings_written_as_a_file_make_the_same_recipe(name, tmp_path):
     resolved = load_recipe(name).resolved()

@@ -226,6 +226,7 @@ def distance(x, y):
     return float((x - y).abs().max())
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(("make", "config", "bound"), CHOICES)
 @pytest.mark.parametrize("steps", [1, STEPS, pytest.param(16, marks=pytest.mark.long)])
 def test_is_diffusers_own_loop(make, config, bound, steps, on, monkeypatch):
@@ -239,6 +240,7 @@ def test_is_diffusers_own_loop(make, config, bound, steps, on, monkeypatch):
     assert distance(x, theirs) < bound
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(("make", "config"), EACH)
 def test_a_wrong_prediction_type_is_noticed(make, config, on, monkeypatch):
     scheduler = made(make, config)
@@ -285,6 +287,7 @@ def guide(posterior):
     return Guide(objective=ClassProbability(classifier=posterior), view=Noisy(), stabilizer=Ema(beta=0.5), scale=0.5)
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(("make", "config"), EACH)
 def test_an_image_depends_on_its_seed_and_target_alone(make, config, on, guide):
     scheduler = made(make, config)
@@ -296,6 +299,7 @@ def test_an_image_depends_on_its_seed_and_target_alone(make, config, on, guide):
         assert distance(alone, together[row : row + 1]) < SINGLE
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize(("make", "config"), EACH)
 def test_one_sampler_serves_many_walks(make, config, on):
     """One after the other, of other lengths in between, and at once; the scheduler that was given stays as it was."""
@@ -319,6 +323,7 @@ def test_one_sampler_serves_many_walks(make, config, on):
     assert repr(sorted(vars(scheduler).items())) == before
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(("make", "config"), EACH)
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_float32_is_float64_up_to_a_grey_level(make, config, device, on, guide):
@@ -366,6 +371,7 @@ INJECTIONS = {
 }
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("injection", INJECTIONS)
 @pytest.mark.parametrize("pair", PAIRS)
 def test_steers_as_our_own_sampler_does(pair, injection, on, guide):
@@ -391,6 +397,7 @@ def test_steers_as_our_own_sampler_does(pair, injection, on, guide):
         assert distance(x, ours(on(scheduler), theirs, **walk | {"guides": [], "noise": noise_of()})) > 1e-2
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("pair", ["DDIM", "DDPM", "Euler", "Heun", "EDM", "DPMpp"])
 @pytest.mark.parametrize("how", ["recurrence", "particles"])
 def test_repeats_and_chooses_as_our_own_sampler_does(pair, how, on, guide):
@@ -402,6 +409,7 @@ def test_repeats_and_chooses_as_our_own_sampler_does(pair, how, on, guide):
     assert distance(x, y) < 1e-4
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(("make", "config"), EACH)
 def test_particles_take_their_history_along(make, config, on, guide):
     """Candidates that are copies of one another from the start go on as one would."""

@@ -51,6 +51,7 @@ def test_a_walk_is_that_of_diffusers(mixture, start, steps):
     assert (wrong - theirs).abs().max() > 1e-3
 
 
+@pytest.mark.few(3)
 def test_its_order_is_two(order, solution):
     assert order(DPMpp(), solution) == pytest.approx(2, abs=0.2)
 
@@ -61,6 +62,7 @@ def guide(posterior):
     return Guide(objective=objective, view=Noisy(), strength=Constant(), injection=NoisePrediction())
 
 
+@pytest.mark.few(3)
 def test_guided_it_nears_the_conditional_law_at_its_order(order, conditional_solution, guide):
     """The exact classifier at scale 1: each sample goes where the class's own ODE takes it."""
     assert order(DPMpp(), conditional_solution, guides=[guide], target=2) == pytest.approx(2, abs=0.2)

@@ -75,6 +75,7 @@ def test_no_noise_beyond_what_the_schedule_knows(mixture, draw):
     assert torch.equal(churned, sample(mixture, Heun(), noise=[start], **settings))
 
 
+@pytest.mark.few(3)
 def test_its_order_is_two(order, solution):
     assert order(Heun(), solution) == pytest.approx(2, abs=0.2)
 
@@ -89,6 +90,7 @@ def guide(objective):
     return Guide(objective=objective, view=Noisy(), strength=Constant(), injection=NoisePrediction())
 
 
+@pytest.mark.few(9)
 def test_guided_it_nears_the_conditional_law_at_its_order(order, conditional_solution, guide):
     """The exact classifier at scale 1: each sample goes where the class's own ODE takes it."""
     assert order(Heun(), conditional_solution, guides=[guide], target=2) == pytest.approx(2, abs=0.2)

@@ -47,6 +47,7 @@ def distance(x, y):
     return float((x - y).abs().max())
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(("name", "schedule", "scheduler"), CASES)
 def test_is_the_scheduler_made_by_hand(name, schedule, scheduler, mixture, posterior):
     guide = Guide(objective=ClassProbability(classifier=posterior), view=Noisy(), stabilizer=Ema(beta=0.5), scale=0.3)
@@ -123,6 +124,7 @@ def test_is_diffusers_own_pipeline(name, monkeypatch):
 ABLE = ("DDIM", "DDPM", "DPMSolverMultistep", "EulerAncestralDiscrete", "EulerDiscrete", "UniPCMultistep")
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", [each.removesuffix("Scheduler") for each in KNOWN if "Flow" not in each])
 def test_on_a_schedule_that_ends_without_signal(name, mixture, posterior):
     """Those that diffusers lets begin there do, told v; the others are refused, and those for EDM as before."""
@@ -144,6 +146,7 @@ def test_names_may_lack_their_end():
     assert short["scheduler"] == "DDIM"
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", KNOWN)
 def test_filled_settings_are_the_same_sampler(name, mixture):
     schedule, _ = next(by_hand(name))

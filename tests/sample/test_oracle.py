@@ -123,6 +123,7 @@ def test_a_noise_injection_is_the_conditional_walk(mixture, exact, sampler, targ
     torch.testing.assert_close(guided, conditional, rtol=0, atol=1e-10)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("fixed", "least", "most"),
     [("large", [2.1, 2.0, 2.0, 1.95], 0.0060), ("small", [1.6, 1.8, 1.85, 1.9], 0.030)],
@@ -236,6 +237,7 @@ def test_the_right_guide_is_within_the_limit(mixture, exact, draws, build):
     assert distance(mixture, *moments(x)) < LIMIT
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_wrong_guide_is_beyond_the_limit(mixture, exact, draws, mutant):
     guide = MUTANTS[mutant](exact, mixture.schedule, STEPS)

@@ -384,6 +384,7 @@ def test_one_that_goes_on_alone_is_pushed_as_ever(mixture, objective, correction
     assert reports[-1].pushes[0] is not None
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", ["DDPM", "DDIM", "EulerAncestral", "SDE-DPM++"])
 def test_a_correction_knows_any_samplers_step(mixture, objective, corrections, name):
     """Of mean 1, as every ratio of densities is, if the variance is that of what was drawn.
@@ -555,6 +556,7 @@ TWISTS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", TWISTS)
 def test_so_do_other_pushes(objective, crude, error, name):
     """T = 10: measured .11, .06, .04; .11, .08, .04; and .10, .04, .02. Not corrected, it is .21 and more at each.

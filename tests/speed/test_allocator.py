@@ -35,6 +35,7 @@ print(kept, as_it_comes, faults(10))
 """
 
 
+@pytest.mark.long
 def test_what_steps_free_is_not_mapped_anew():
     ours = {name: value for name, value in os.environ.items() if name not in SETTINGS}
     done = subprocess.run([sys.executable, "-c", STEPS], env=ours, capture_output=True, text=True, check=True)

@@ -1,5 +1,6 @@
 """The floor: the same calls of the networks, in the same order and with the same gradients, and nothing else."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -68,6 +69,7 @@ def test_a_walks_floor_asks_each_network_as_often_as_the_walk(denoiser):
     assert sum(back for _, back in calls.heard) == 8
 
 
+@pytest.mark.long
 def test_a_bench_tells_the_floor_and_ours(denoiser):
     pairs = []
     found, after = bench(run(denoiser), steps=30, repeats=2, on_pair=lambda: pairs.append(1))

@@ -125,6 +125,7 @@ def test_a_denoiser_that_disagrees_stays_in_float32(spec, faster, denoiser, wrt,
     assert (found.cosines["bfloat16"] < 0.98) == (dtype == "float32")
 
 
+@pytest.mark.long
 def test_a_decoder_whose_gradient_disagrees_keeps_its_denoiser_in_float32(spec, faster, dit_folder, monkeypatch):
     settings = {"denoiser": str(dit_folder), "label": "target"}
     assert placed(run(spec, **settings))["denoiser"].dtype == "bfloat16"
@@ -142,6 +143,7 @@ def test_a_type_that_is_not_faster_is_not_compared(spec, faster):
     assert all(each == Placement(block=4) for each in placed(run(spec)).values())
 
 
+@pytest.mark.long
 def test_cosines_are_recorded_and_told(spec, faster, call, tmp_path):
     options = ["--target", "baseball", "--denoiser", spec("denoiser"), "--classifier", spec("rough"), "--dtype", "auto"]
     options += ["--recipe", "elucd-ddpm", "--set", "smoothing=none", "--steps", "3"]

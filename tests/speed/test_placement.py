@@ -45,6 +45,7 @@ def test_the_layout_changes_rounding_alone(denoiser):
     torch.testing.assert_close(drawn(run(denoiser)), drawn(session.run), atol=1e-4, rtol=0)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("count", [1, 5])
 def test_in_bfloat16_an_image_is_the_same_to_the_bit_whatever_its_batch(denoiser, count):
     settings = {"dtype": "auto", "placed": PLACED}
@@ -84,6 +85,7 @@ def test_the_denoiser_is_measured_with_a_gradient_on_the_route_through_alone(den
     assert seen == [back]
 
 
+@pytest.mark.long
 def test_what_was_chosen_is_recorded_and_taken_again(denoiser, tmp_path, monkeypatch):
     monkeypatch.setattr(auto, "BLOCKS", (4,))
     session = Session(asked := run(denoiser, dtype="auto"), rehearse=False)
@@ -112,6 +114,7 @@ def test_types_are_measured_as_asked(dtype, types, denoiser, monkeypatch):
     assert next(session.denoiser.network.parameters()).dtype == torch.float32
 
 
+@pytest.mark.long
 def test_an_unguided_run_needs_no_measured_classifier(denoiser, monkeypatch):
     monkeypatch.setattr(auto, "BLOCKS", (4,))
     session = Session(run(denoiser, dtype="auto", guided=False))

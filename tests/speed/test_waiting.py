@@ -67,11 +67,13 @@ def walk(name, steps):
     return copies.count
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("name", RECIPES)
 def test_no_step_reads_a_value_from_the_device(name):
     walk(name, 3)
 
 
+@pytest.mark.long
 def test_a_step_copies_its_noise_to_the_device_and_nothing_else():
     walk("nrcg", 2)
     assert walk("nrcg", 7) - walk("nrcg", 6) == 1

@@ -98,6 +98,7 @@ def test_the_table_has_what_was_varied_the_figures_and_the_cost(done):
     assert [line.split(",")[2] for line in curves[1:3]] == [rows[0]["fid"], rows[2]["fid"]]
 
 
+@pytest.mark.long
 def test_the_same_seed_and_settings_in_two_sweeps_give_the_same_pixels(done, denoiser, tmp_path):
     asked = sweep(denoiser, "scale=4,9", changes=(*CHANGES, "stabilizer=normalise"), base={"num": 2, "seed": 1})
     sweeping = Sweeping(asked, tmp_path / "other")
@@ -112,6 +113,7 @@ def test_the_same_seed_and_settings_in_two_sweeps_give_the_same_pixels(done, den
     assert all((other[name] == alone[name]).all() for name in other)
 
 
+@pytest.mark.long
 def test_a_killed_sweep_goes_on_with_the_missing_cells_only(denoiser, tmp_path, monkeypatch):
     asked, out = sweep(denoiser, *TWO), tmp_path / "out"
     generate, drawn = Session.generate, []
@@ -194,6 +196,7 @@ REFUSED = [
 ]
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(("given", "settings", "told"), REFUSED)
 def test_what_cannot_be_drawn_or_measured_is_refused_before_anything_is_written(
     denoiser, tmp_path, given, settings, told
@@ -205,6 +208,7 @@ def test_what_cannot_be_drawn_or_measured_is_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.long
 def test_several_targets_are_compared_with_their_own_and_few_images_leave_figures_out(denoiser, tmp_path):
     both = {"targets": ("baseball", "soccer ball"), "num": 2}
     sweeping = Sweeping(sweep(denoiser, "stabilizer=none,ema", base=both), tmp_path)

@@ -154,6 +154,7 @@ def quick(**changes):
 TINY = Architecture(widths=(8, 8), patch=2)
 
 
+@pytest.mark.few(9)
 @pytest.mark.parametrize("noise", ["edm", "cosine"])
 @pytest.mark.parametrize("half", [False, True])
 def test_what_a_training_writes_is_loaded_and_sampled(tmp_path, mnist, noise, half):
@@ -171,6 +172,7 @@ def test_what_a_training_writes_is_loaded_and_sampled(tmp_path, mnist, noise, ha
     assert len(list((tmp_path / "out").glob("samples-*.png"))) == 1
 
 
+@pytest.mark.long
 def test_the_deviation_of_the_data_is_measured_and_written(tmp_path, mnist):
     trained = train_denoiser(tmp_path / "out", quick(), data=mnist, noise="edm", architecture=TINY)
     images, _ = load_data(mnist)
@@ -179,6 +181,7 @@ def test_the_deviation_of_the_data_is_measured_and_written(tmp_path, mnist):
     assert load_denoiser(str(tmp_path / "out")).sigma_data == trained.sigma_data
 
 
+@pytest.mark.long
 def test_a_new_network_begins_with_the_loss_of_zeros(tmp_path, mnist):
     trained = train_denoiser(
         tmp_path / "out", quick(learning_rate=0.0), data=mnist, noise="edm", architecture=Architecture(widths=(8, 16))
@@ -187,6 +190,7 @@ def test_a_new_network_begins_with_the_loss_of_zeros(tmp_path, mnist):
     assert not trained.network(x, torch.zeros(2), class_labels=torch.tensor([0, 10])).sample.any()
 
 
+@pytest.mark.few(9)
 @pytest.mark.parametrize("noise", ["edm", "cosine"])
 def test_a_training_goes_on_from_another_ones_folder(tmp_path, mnist, noise):
     first = train_denoiser(tmp_path / "first", quick(), data=mnist, noise=noise, architecture=TINY)
@@ -200,6 +204,7 @@ def test_a_training_goes_on_from_another_ones_folder(tmp_path, mnist, noise):
     assert not torch.equal(third.network.conv_out.weight, first.network.conv_out.weight)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
@@ -241,6 +246,7 @@ def test_command_trains_what_it_is_told(tmp_path, mnist, call):
     assert code == 2 and "widths must be whole numbers" in said
 
 
+@pytest.mark.long
 def test_image_folders_train_too(tmp_path):
     list(write_folder(SportBalls(num=20, resolution=16), tmp_path / "data"))
     trained = train_denoiser(
@@ -249,6 +255,7 @@ def test_image_folders_train_too(tmp_path):
     assert trained.shape == (3, 16, 16) and trained.classes == tuple(sorted(SportBalls.classes))
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("patch", [1, 2])
 @pytest.mark.parametrize("resolution", [8, 16, 20, 28, 30, 32, 48, 50, 64, 96, 100, 128])
 def test_the_default_network_is_of_any_side_that_can_be_halved_far_enough(resolution, patch):

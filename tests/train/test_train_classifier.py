@@ -131,6 +131,7 @@ def test_refuses_before_anything_is_written(tmp_path: Path, settings: dict, trai
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.few(9)
 @pytest.mark.parametrize("average", [0.0, 0.9])
 def test_a_short_training_is_measured_with_statistics_of_its_own_weights(average: float, tmp_path: Path):
     """Of noisy images too, what was written answers as it does with the statistics of a large batch."""

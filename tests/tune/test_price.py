@@ -27,6 +27,7 @@ def counted(denoiser, networks, tmp_path):
     return count
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize(
     ("recipe", "evaluations", "passes"),
     [
@@ -44,6 +45,7 @@ def test_calls_and_passes_back_are_those_of_the_recipe(counted, recipe, evaluati
     assert (cost.evaluations["classifier"], cost.passes["classifier"]) == (evaluations[1], passes[1])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("num", "changes"), [(5, ()), (1, ("particles={count: 3, low: 0}",))])
 def test_the_cost_is_the_same_wherever_it_is_reported(networks, denoiser, tmp_path, num, changes):
     """In ``metrics.json`` and so in a sweep, and in a tune; whatever the batch, and what fills it up."""
@@ -62,6 +64,7 @@ def test_unguided_an_image_costs_the_denoisers_evaluations(counted):
     assert cost.value == STEPS and cost.passes == {"denoiser": 0, "classifier": 0}
 
 
+@pytest.mark.long
 def test_times_are_measured_once_and_weigh_the_counts(counted, tmp_path):
     first = counted("nrcg", "strength=constant")
     held = Prices(tmp_path / "prices.json").known
@@ -75,6 +78,7 @@ def test_times_are_measured_once_and_weigh_the_counts(counted, tmp_path):
     assert len(Prices(tmp_path / "prices.json").known) == 6
 
 
+@pytest.mark.long
 def test_a_latent_models_decoder_costs_too(counted, dit_folder):
     cost = counted("nrcg", "strength=constant", denoiser=str(dit_folder))
     assert cost.evaluations == {"denoiser": STEPS, "decoder": STEPS + 1, "classifier": STEPS}

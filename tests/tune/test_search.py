@@ -76,6 +76,7 @@ def test_what_is_refused_is_proposed_less(tmp_path):
     assert all(not kinds[number] for number in search.front())
 
 
+@pytest.mark.long
 def test_the_exact_scale_of_the_mixture_is_found(mixture, posterior, tmp_path):
     """With the exact classifier of noisy images, at scale 1, the walk is that of the model of the class alone."""
     recipe = load_recipe("flow", ["view=noisy", "strength=constant", "walk={steps: 6, spacing: logsnr, clip: false}"])

@@ -60,6 +60,7 @@ def test_the_recipe_loads_and_has_the_settings_of_its_trial(done):
     assert "accuracy by the judge" in recipe.expected[0] and "seeds 1000 to 1001" in recipe.notes
 
 
+@pytest.mark.long
 def test_a_tune_that_was_killed_goes_on_and_draws_no_trial_twice(done, denoiser, tmp_path, monkeypatch):
     drawn, generate = [], Session.generate
 
@@ -81,6 +82,7 @@ def test_a_tune_that_was_killed_goes_on_and_draws_no_trial_twice(done, denoiser,
     assert len(worked(tune(denoiser), tmp_path, 5)) == 5 and len(drawn) == 6
 
 
+@pytest.mark.long
 def test_what_cannot_be_drawn_is_refused_with_its_reason_and_does_not_count(denoiser, tmp_path):
     space = ("injection=mean,spherical", "sampler=ddim,dpmpp", "scale=0.5..50.0")
     trials = worked(tune(denoiser, *space), tmp_path, 4)
@@ -99,6 +101,7 @@ def test_beyond_the_budget_nothing_is_drawn(denoiser, tmp_path, monkeypatch):
     assert not (tmp_path / "trials").exists()
 
 
+@pytest.mark.long
 def test_settings_that_were_drawn_before_are_not_drawn_again(denoiser, tmp_path):
     trials = worked(tune(denoiser, "walk.steps=2,3"), tmp_path, 4)
     assert {path.name for path in (tmp_path / "trials").iterdir()} == {
@@ -122,6 +125,7 @@ REFUSED = [
 ]
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(("settings", "told"), REFUSED, ids=[told for _, told in REFUSED])
 def test_what_cannot_be_searched_is_refused_before_anything_is_written(denoiser, tmp_path, settings, told):
     with pytest.raises(InputError) as error:
@@ -140,6 +144,7 @@ def test_a_folder_of_another_tune_is_left_alone(done, denoiser):
             Tuning(other, done)
 
 
+@pytest.mark.long
 def test_two_tunes_in_one_folder_are_refused(done, denoiser):
     first, second = (Tuning(tune(denoiser), done) for _ in range(2))
     with first.begun(), pytest.raises(InputError, match="out: "), second.begun():

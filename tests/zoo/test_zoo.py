@@ -65,6 +65,7 @@ def test_a_digit_is_recognised_in_grey_and_in_colour():
         assert lenet(images.expand(-1, channels, -1, -1)).argmax(1).tolist() == [0, 1]
 
 
+@pytest.mark.long
 def test_the_denoiser_of_digits_draws_ink_on_black_with_and_without_labels():
     denoiser = load_denoiser("zoo:mnist")
     assert denoiser.shape == (1, 28, 28) and denoiser.classes == SOURCES["mnist"].classes
