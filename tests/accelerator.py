@@ -17,7 +17,7 @@ its source is pinned.
 import copy
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -150,10 +150,12 @@ class Accelerator(TorchDispatchMode):
         return OnDevice(values, self)
 
     def __enter__(self) -> "Accelerator":
-        if hasattr(torch._C, "_ensureCUDADeviceGuardSet"):  # older versions of torch need no guard
-            torch._C._ensureCUDADeviceGuardSet()
-        torch._C._set_only_lift_cpu_tensors(True)
         patches = ExitStack()
+        if hasattr(torch._C, "_ensureCUDADeviceGuardSet"):
+            torch._C._ensureCUDADeviceGuardSet()
+        else:  # older versions of torch ask the driver which device a bare "cuda" is
+            patches.enter_context(mock.patch("torch.Tensor.to", self._moved))
+        torch._C._set_only_lift_cpu_tensors(True)
         for name, value in self._answers().items():
             patches.enter_context(mock.patch(name, value))
         patches.enter_context(mock.patch("threading.Thread.run", lambda thread: self._run(thread)))
@@ -187,6 +189,20 @@ class Accelerator(TorchDispatchMode):
             "torch.cuda.get_device_name": lambda device=None: "pretend",
             "torch.cuda.empty_cache": lambda: None,
         }
+
+    @property
+    def _moved(self) -> Callable:
+        """Returns `torch.Tensor.to` as it is, but that a device without a number becomes this one."""
+        own, kind, device = torch.Tensor.to, self.device.type, self.device
+
+        def numbered(given):
+            bare = isinstance(given, str | torch.device) and str(given) == kind
+            return device if bare else given
+
+        def to(tensor, *args, **kwargs):
+            return own(tensor, *map(numbered, args), **{key: numbered(each) for key, each in kwargs.items()})
+
+        return to
 
     def _synchronize(self, device: object = None) -> None:
         self._wait("synchronize")

@@ -16,7 +16,7 @@ import shutil
 import stat
 import warnings
 import zipfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -83,6 +83,7 @@ LYING = (5, 6, 7, 8)  # orientations of those whose width is the height
 TO_8_BITS = np.round(np.arange(2**16) / 257).astype(np.uint8)
 PIXELS, PIXELS_A_BYTE = 2**23, 64  # that an image may claim to have; a photograph has two a byte, an empty page 1000
 LARGEST_YAML = 2**20  # characters
+DEEPEST_YAML = 100  # levels
 LARGEST_NPZ, UNPACKED_A_BYTE = 2**26, 100  # bytes that an archive may unpack to
 
 MERGE = "tag:yaml.org,2002:merge"
@@ -144,8 +145,8 @@ def _number_of(error: BaseException | None) -> int | None:
     while error is not None:
         if isinstance(error, OSError) and error.errno:
             return error.errno
-        if found := re.search(r"\(os error (\d{1,5})\)", str(error)):
-            return int(found[1])
+        if found := re.search(r"\(os error (\d{1,5})\)|\bcode: (\d{1,5}), kind:", str(error)):  # as Rust says it
+            return int(found[1] or found[2])
         error = error.__cause__ or error.__context__
     return None
 
@@ -362,8 +363,10 @@ def parse_yaml(text: str) -> Any:  # noqa: ANN401
     """
     if len(text) > LARGEST_YAML:
         raise InputError(f"YAML must have at most {LARGEST_YAML} characters, got {len(text)}")
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
+    Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    loader = Loader(text)
     try:
+        _refuse_nesting(yaml.parse(text, Loader))
         node = loader.get_single_node()
         if node is None:
             return None
@@ -375,6 +378,15 @@ def parse_yaml(text: str) -> Any:  # noqa: ANN401
         raise error if isinstance(error, InputError) else InputError(f"it is no YAML: {one_line(error)}") from error
     finally:
         loader.dispose()
+
+
+def _refuse_nesting(events: Iterable[yaml.Event]) -> None:
+    """Refuses brackets in brackets without end, which some versions of PyYAML follow until the stack overflows."""
+    depth = 0
+    for event in events:
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST_YAML:
+            raise InputError(f"YAML must be nested at most {DEEPEST_YAML} levels deep")
 
 
 def _measure(node: yaml.Node, known: dict[int, int]) -> int:

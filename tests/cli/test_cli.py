@@ -44,7 +44,7 @@ BAD = [
     ),
     (["--from", "run.yaml", "--set", "scale=1"], "--set must not be given with --from"),
     (["--num", "few"], "Invalid value for '--num'"),
-    (["--nmu", "3"], "No such option: --nmu"),
+    (["--nmu", "3"], "No such option"),
 ]
 
 

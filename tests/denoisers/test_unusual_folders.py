@@ -42,7 +42,7 @@ def test_a_folder_walks_as_its_pipeline(name, tmp_path):
     found = sample(denoiser, DiffusersSampler(scheduler), steps=6, noise=iter(draws), clip=False)
     images = found.clamp(-1, 1) / 2 + 0.5
     # float32's rounding through six steps, where the signal is as little as 6e-3
-    torch.testing.assert_close(images, torch.from_numpy(wanted).permute(0, 3, 1, 2), rtol=0, atol=2e-4)
+    torch.testing.assert_close(images, torch.from_numpy(wanted).permute(0, 3, 1, 2), rtol=0, atol=5e-4)
 
 
 def test_labels_without_a_null_label(tmp_path):

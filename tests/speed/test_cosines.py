@@ -37,7 +37,7 @@ class Linear(nn.Module):
 class Noise(nn.Module):
     def __init__(self, fault=None):
         super().__init__()
-        self.fault, self.layer = fault, nn.Conv2d(3, 3, 3, padding=1)
+        self.fault, self.layer = fault, nn.Conv2d(3, 3, 3, padding=1, bias=False)
         with torch.no_grad():
             self.layer.weight.copy_(torch.randn(self.layer.weight.shape, generator=torch.Generator().manual_seed(0)))
 

@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -106,16 +106,23 @@ class Parts(NamedTuple):
                 "docs/models.md"
             )
         if self.vae is not None:
-            needed = [
-                key
-                for key, each in inspect.signature(self.vae.decode).parameters.items()
-                if each.default is each.empty and each.kind is each.POSITIONAL_OR_KEYWORD
-            ]
+            needed = _required(self.vae.decode)
+            if not needed:  # older versions of diffusers hide it behind a wrapper of any arguments
+                needed = _required(self.vae.decoder.forward)
             if len(needed) > 1:
                 raise InputError(
                     f"pipe: its {type(self.vae).__name__} must decode by the latents alone, but needs "
                     f"{', '.join(needed[1:])} too; use a pipeline of docs/models.md"
                 )
+
+
+def _required(call: Callable[..., object]) -> list[str]:
+    """Returns the names of the arguments without which a function cannot be called."""
+    return [
+        key
+        for key, each in inspect.signature(call).parameters.items()
+        if each.default is each.empty and each.kind is each.POSITIONAL_OR_KEYWORD
+    ]
 
 
 def original(module: nn.Module) -> nn.Module:

@@ -133,6 +133,7 @@ class Recording(TorchFunctionMode):
                 stack.callback(after.remove)
             yield
 
+    @torch.compiler.disable
     def _before(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         if self.rests:
             return None
@@ -162,6 +163,7 @@ class Recording(TorchFunctionMode):
         shown = _mapped(self.given[first], self.leaves)
         return ((shown, *args[1:]), kwargs) if args else (args, {**kwargs, first: shown})
 
+    @torch.compiler.disable
     def _after(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], outcome: Any) -> None:  # noqa: ANN401
         if self.rests:
             return
