@@ -80,6 +80,7 @@ def test_memory_that_holds_one_image_is_enough(monkeypatch):
     assert sizes[:2] == [3, 1]
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

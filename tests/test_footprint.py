@@ -153,6 +153,7 @@ def test_shapes_count_as_values_do(footprint, parts, counts):
         assert counts[route].peak == pytest.approx(found[route].peak, rel=0.12)
 
 
+@pytest.mark.few(2)
 def test_arithmetic_is_what_torch_counts(footprint, parts, counts):
     flops = FlopCounterMode(display=False)
     flops.mod_tracker = Untracked()

@@ -66,6 +66,7 @@ MORE = [("sample", 0), ("sample npz", 2500), ("sample webdataset", 2500), ("stat
 MORE += [("train denoiser", 300), ("train classifier", 60_000)]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(("name", "most"), [*QUICK, *(pytest.param(*each, marks=LONG) for each in MORE)])
 def test_a_full_disk_is_one_line(name, most, denoiser, mnist, tmp_path):
     write(tmp_path / "set", np.zeros((3, 64, 64, 3), np.uint8))

@@ -60,6 +60,7 @@ def alike(function, x, *others, layouts=False):
     return True
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("function", [norm, rms, total])
 @pytest.mark.parametrize("shape", [(4, 3, 112, 112), (4, 3, 7, 11), (4, 1, 1, 1), (9, 101), (4, WIDE + 1)])
@@ -167,7 +168,7 @@ OBJECTIVES = {
 }
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(6)
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_an_image_has_the_same_objective_and_gradient_whatever_is_beside_it(name, threads):
     target = torch.tensor([1, 0, 1, 0, 1, 0, 1, 1, 1])
@@ -215,7 +216,7 @@ SAMPLERS = ["ddpm", {"kind": "ddim", "eta": 0.5}, "heun", "dpmpp"] + [
 CHOICES = [*((name, None) for name in recipe_names(variants=False)), *(("nrcg", sampler) for sampler in SAMPLERS)]
 
 
-@pytest.mark.few(16)
+@pytest.mark.few(24)
 @pytest.mark.parametrize(("name", "sampler"), CHOICES)
 def test_an_image_is_the_same_to_the_bit_whatever_its_batch_by_every_recipe_and_sampler(name, sampler):
     """What networks make of a batch is left out: here one is elementwise, the other sees one image at a time."""

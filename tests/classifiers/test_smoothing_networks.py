@@ -55,7 +55,7 @@ def built(name):
     return network.eval().double()
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(7)
 @pytest.mark.parametrize("name", COUNTS)
 def test_every_relu_is_replaced_and_the_sharpest_is_the_trained_network(name):
     network = built(name)

@@ -66,6 +66,7 @@ def test_a_folder_that_holds_no_classifier_is_refused(make, message, tmp_path):
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("spec", ["torchvision:resnet18:{}", "torchvision:resnet18?checkpoint={}"])
 def test_without_stated_preprocessing_images_are_refused(spec, resnet):
     spec = spec.format(resnet)
@@ -140,6 +141,7 @@ def test_one_logit_is_binary_whatever_names_are_stated(tmp_path):
         load_classifier(f"{spec}&head=softmax")
 
 
+@pytest.mark.long
 def test_what_training_scripts_were_told_is_read(tmp_path):
     """Both keep it beside the weights; of torchvision's script mean and deviation are fixed."""
     weights = models.resnet18(num_classes=2).state_dict()

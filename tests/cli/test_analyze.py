@@ -272,6 +272,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(command, changes, told, ca
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("command", ["accuracy", "gradients"])
 def test_a_batch_that_memory_does_not_hold_is_halved(command, call, monkeypatch, tmp_path):
     four = [command, *COMMANDS[command], "--batch-size", 4, "--out"]

@@ -5,6 +5,7 @@ import json
 import pytest
 
 
+@pytest.mark.long
 def test_the_table_and_the_file_say_the_same(denoiser, tmp_path, call):
     given = ["--denoiser", denoiser, "--classifier", "zoo:sportballs-mobilenet", "--recipe", "nrcg", "--checkpoint"]
     given += ["--batch-size", 2, "--steps", 2, "--repeats", 1, "--out", tmp_path / "new" / "bench.json"]

@@ -48,7 +48,7 @@ BAD = [
 ]
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(5)
 @pytest.mark.parametrize(("arguments", "message"), BAD, ids=[" ".join(arguments) or "none" for arguments, _ in BAD])
 def test_bad_input_is_one_line_and_nothing_is_written(arguments, message, call, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)

@@ -40,6 +40,7 @@ def pixels(path):
     return Image.open(path).tobytes()
 
 
+@pytest.mark.long
 def test_a_text_is_a_target(sample, tmp_path):
     code, out, err = sample("--target", TEXT)
     assert (code, err) == (0, "")

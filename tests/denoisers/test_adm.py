@@ -134,6 +134,7 @@ FLAGS = {
 }
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", FLAGS)
 def test_released_files_are_known(name):
     """Their layout is what their shapes say; diffusers' network of it has as many weights as the paper says."""

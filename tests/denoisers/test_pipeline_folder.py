@@ -224,7 +224,7 @@ def test_texts_and_labels_that_do_not_fit_are_one_line(given, message, call, fol
     assert (code, said.count("\n")) == (2, 1) and message in said
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(9)
 @pytest.mark.parametrize(("label", "number"), [("2", 2), ("Football", 2), ("soccer ball, football", 2), ("cube", 0)])
 def test_a_label_by_its_number_or_any_of_its_names(label, number, dit_folder, tmp_path):
     copy = shutil.copytree(dit_folder, tmp_path / "copy")

@@ -68,6 +68,7 @@ def test_a_network_that_is_told_something_else_is_refused(kind, tmp_path):
     assert "\n" not in str(said.value)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("scheduler", "message"),
     [

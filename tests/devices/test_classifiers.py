@@ -64,6 +64,7 @@ def gradient(classifier, images):
     return logits.detach(), g
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.__name__)
 def test_every_source_of_classifiers(source, images, accelerator, tmp_path):
     spec, settings = source(tmp_path)

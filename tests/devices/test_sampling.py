@@ -123,7 +123,7 @@ def test_every_sampler_with_recurrence(sampler, learned, compare):
     compare(make)
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(7)
 @pytest.mark.parametrize("name", CASES)
 def test_every_scheduler_of_diffusers(name, compare):
     kind, configs, _ = CASES[name]

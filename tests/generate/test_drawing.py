@@ -91,7 +91,7 @@ def test_whoever_ends_last_writes_the_figures(session, tmp_path):
     assert (tmp_path / "metrics.json").read_bytes() == before
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(9)
 @pytest.mark.parametrize("format", ["png", "npz", "webdataset"])
 def test_a_stopped_run_goes_on_in_every_format(format, session, pixels, tmp_path):
     with pytest.raises(Unfinished):
@@ -111,6 +111,7 @@ def test_a_stopped_run_goes_on_in_every_format(format, session, pixels, tmp_path
     assert abs(drawn.read(range(6)).permute(0, 2, 3, 1).numpy().astype(int) - expected).max() <= 1
 
 
+@pytest.mark.long
 def test_only_what_is_damaged_is_drawn_again_whatever_the_clock_says(session, pixels, tmp_path):
     generate(session(), tmp_path)
     drawn, before = pixels(tmp_path), times(tmp_path)
@@ -393,7 +394,8 @@ def test_an_error_of_one_batch_ends_the_others(session, tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*.png"))
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(100, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("kills", [2, 100])
 def test_kills_at_random_moments(kills, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
     sys.modules.pop("kills", None)

@@ -50,6 +50,7 @@ def test_a_run_writes_images_grid_settings_and_metrics(denoiser, tmp_path):
     assert metrics["lost"] == []
 
 
+@pytest.mark.long
 def test_a_recorded_run_repeats_to_the_pixel(denoiser, tmp_path):
     Session(run(denoiser, targets=("soccer ball",))).generate(tmp_path / "a")
     again = read_run(tmp_path / "a" / "run.yaml")
@@ -160,6 +161,7 @@ def test_a_judge_without_the_class_says_nothing(denoiser, tmp_path):
     assert metrics["accuracy"]["guide"] is not None
 
 
+@pytest.mark.long
 def test_an_image_that_becomes_nan_is_named_and_leaves_the_others_alone(denoiser, tmp_path, monkeypatch):
     Session(run(denoiser, num=3)).generate(tmp_path / "sound")
     session = Session(run(denoiser, num=3))
@@ -212,6 +214,7 @@ REFUSED = [
 ]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(("changes", "settings", "message"), REFUSED)
 def test_what_does_not_go_together_is_refused_before_anything_is_written(denoiser, changes, settings, message):
     recipe = run(denoiser).recipe.changed({"route": "direct", "view": "denoised", **changes})

@@ -17,6 +17,7 @@ diffusers = pytest.importorskip("diffusers")
 QUICK_TURNS = ["DDPM", "DiT", "SD ControlNet", "FluxCFG", "Z-Image", "CogVideoX"]
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", wide(FAMILIES, QUICK_TURNS))
 def test_a_turn_of_the_loop_is_what_the_pipeline_computes_from_sample_and_time(name, guide, monkeypatch):
     assert asked_again(make(name), name, guide, monkeypatch) < 1e-5
@@ -106,6 +107,7 @@ def test_a_recipe_s_guides_bring_its_recurrence_and_particles(classifier):
     assert freedom.recurrence == Recurrence(times=10, low=3.44, high=25.4) and freedom.particles.count == 1
 
 
+@pytest.mark.long
 def test_the_default_recipe_steers_a_pipeline(classifier, likelihood):
     """Lookahead, the gradient through both evaluations, recurrence and particles together."""
     changes = ("strength=constant", "scale=0.3", "stabilizer.by=norm", "particles.low=0.5", "recurrence.low=0.0")

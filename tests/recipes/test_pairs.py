@@ -194,7 +194,7 @@ def check(settings, denoiser, classifier, tolerance, **given):
         torch.testing.assert_close(together[row : row + 1], alone, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(8)
 @pytest.mark.parametrize("settings", COMBINATIONS, ids=range(len(COMBINATIONS)))
 def test_on_the_mixture(settings, mixture):
     def classifier(image, level=None):
@@ -204,7 +204,7 @@ def test_on_the_mixture(settings, mixture):
     check(settings, mixture, classifier, 1e-6, dtype=torch.float64)
 
 
-@pytest.mark.few(24)
+@pytest.mark.few(36)
 @pytest.mark.parametrize("settings", COMBINATIONS, ids=range(len(COMBINATIONS)))
 def test_on_a_network(settings, denoiser, classifiers):
     count = 1 if settings["objective"]["kind"] == "binary" else 3

@@ -252,6 +252,7 @@ METHODS = {
 }
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", METHODS)
 def test_the_recipe_is_the_method(name, mixture):
     changes, method, times = METHODS[name]

@@ -148,7 +148,7 @@ def two_steps(name, build, condition, model):
     return x, reports, guides
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(8)
 @pytest.mark.parametrize("name", recipe_names(), **NAME)
 def test_runs_two_steps_on_a_model_of_its_own_format(name, model):
     build, condition = FORMATS.get(name.split("/")[0], (pixels, {}))

@@ -88,6 +88,7 @@ def test_a_cell_that_is_run_again_replaces_it_and_another_class_does_not(sign):
         register("stabilizer", "ema")(again)
 
 
+@pytest.mark.long
 def test_a_file_of_ten_lines_on_the_command_line(call, tmp_path, monkeypatch):
     """By --set; again by run.yaml, and by a recipe in YAML, where files that name code need to be trusted."""
     monkeypatch.chdir(tmp_path)

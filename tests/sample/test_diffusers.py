@@ -287,7 +287,7 @@ def guide(posterior):
     return Guide(objective=ClassProbability(classifier=posterior), view=Noisy(), stabilizer=Ema(beta=0.5), scale=0.5)
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(7)
 @pytest.mark.parametrize(("make", "config"), EACH)
 def test_an_image_depends_on_its_seed_and_target_alone(make, config, on, guide):
     scheduler = made(make, config)
@@ -299,7 +299,7 @@ def test_an_image_depends_on_its_seed_and_target_alone(make, config, on, guide):
         assert distance(alone, together[row : row + 1]) < SINGLE
 
 
-@pytest.mark.few(5)
+@pytest.mark.few(7)
 @pytest.mark.parametrize(("make", "config"), EACH)
 def test_one_sampler_serves_many_walks(make, config, on):
     """One after the other, of other lengths in between, and at once; the scheduler that was given stays as it was."""
@@ -323,7 +323,7 @@ def test_one_sampler_serves_many_walks(make, config, on):
     assert repr(sorted(vars(scheduler).items())) == before
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(7)
 @pytest.mark.parametrize(("make", "config"), EACH)
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_float32_is_float64_up_to_a_grey_level(make, config, device, on, guide):

@@ -112,6 +112,7 @@ def test_the_exact_conditional_walk_halves_its_distance_as_the_steps_double(mixt
     assert all(low < ratio < 2.3 for low, ratio in zip(least, ratios, strict=True)), (distances, ratios)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("sampler", [DDPM(), DDPM(fixed="large"), DDIM(), DDIM(eta=0.5)], ids=repr)
 @pytest.mark.parametrize("target", [0, 1, 2])
 def test_a_noise_injection_is_the_conditional_walk(mixture, exact, sampler, target):
@@ -140,6 +141,7 @@ def test_a_mean_injection_halves_its_distance_as_the_steps_double(mixture, exact
     assert distances[-1] < most
 
 
+@pytest.mark.long
 def test_the_shape_of_the_law_is_right_as_well(mixture, exact):
     """At T = 160, as far from the exact law as N exact samples are."""
     x = walk(mixture, DDPM(fixed="large"), 160, orthogonal_draws(160, seed=0), guides=[mean_injection(exact)])
@@ -237,7 +239,7 @@ def test_the_right_guide_is_within_the_limit(mixture, exact, draws, build):
     assert distance(mixture, *moments(x)) < LIMIT
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(4)
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_wrong_guide_is_beyond_the_limit(mixture, exact, draws, mutant):
     guide = MUTANTS[mutant](exact, mixture.schedule, STEPS)

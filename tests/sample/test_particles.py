@@ -528,6 +528,7 @@ def crude(mixture):
     return ClassProbability(classifier=lambda image, level=None: mixture.log_posterior(image, CLEAN))
 
 
+@pytest.mark.long
 def test_corrected_and_pushed_too_hard_they_near_the_same_law(objective, error):
     """At scale 3, where guidance alone is 0.19 away at any count; T = 10: measured .022, .013, .003."""
     guide = pushing(objective, injection=Mean(), strength=Variance(), scale=3.0)

@@ -99,6 +99,7 @@ def test_what_was_chosen_is_recorded_and_taken_again(denoiser, tmp_path, monkeyp
     assert auto.as_begun(asked, tmp_path / "empty") == asked
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(("dtype", "types"), [("auto", {"float32", "bfloat16"}), ("auto-float32", {"float32"})])
 def test_types_are_measured_as_asked(dtype, types, denoiser, monkeypatch):
     monkeypatch.setattr(auto, "BLOCKS", (4,))

@@ -67,7 +67,7 @@ def walk(name, steps):
     return copies.count
 
 
-@pytest.mark.few(6)
+@pytest.mark.few(12)
 @pytest.mark.parametrize("name", RECIPES)
 def test_no_step_reads_a_value_from_the_device(name):
     walk(name, 3)

@@ -204,7 +204,7 @@ def test_a_training_goes_on_from_another_ones_folder(tmp_path, mnist, noise):
     assert not torch.equal(third.network.conv_out.weight, first.network.conv_out.weight)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(9)
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

@@ -92,6 +92,7 @@ def test_what_cannot_be_drawn_is_refused_with_its_reason_and_does_not_count(deno
     assert all("\n" not in trial.reason for trial in refused)
 
 
+@pytest.mark.long
 def test_beyond_the_budget_nothing_is_drawn(denoiser, tmp_path, monkeypatch):
     monkeypatch.setattr("steersman.tune.tuning.REFUSED", 3)
     with pytest.raises(
