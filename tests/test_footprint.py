@@ -144,7 +144,7 @@ def counts(footprint, shapes, parts):
     return {route: footprint.count(*empty, route, {}) for route in ROUTES}
 
 
-@pytest.mark.few(9)
+@pytest.mark.long
 def test_shapes_count_as_values_do(footprint, parts, counts):
     real = pair(*parts)
     found = {route: footprint.count(*real, route, {}) for route in ROUTES}
@@ -162,6 +162,7 @@ def test_arithmetic_is_what_torch_counts(footprint, parts, counts):
     assert counts["through"].flop == flops.get_total_flops() > 0
 
 
+@pytest.mark.few(2)
 def test_guiding_takes_more_and_through_the_denoiser_most(counts):
     none, direct, through = (counts[route] for route in ROUTES)
     assert none.flop < direct.flop < through.flop
@@ -177,6 +178,7 @@ def test_the_vae_recomputes_its_blocks(footprint, shapes):
     assert again.peak > kept.peak and again.flop < kept.flop
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(("name", "published"), [("ADM 256", 554), ("DiT-XL/2 256", 675)])
 def test_published_sizes(footprint, name, published):
     (found, *_) = (pair for pair in footprint.PAIRS if pair.denoiser == name)

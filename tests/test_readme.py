@@ -24,6 +24,7 @@ def test_the_python_in_the_readme_runs():
     assert isinstance(names["guide"], Guide)
 
 
+@pytest.mark.long
 def test_the_page_on_extending_runs(tmp_path):
     page = (README.parent / "docs" / "extending.md").read_text()
     names = {}

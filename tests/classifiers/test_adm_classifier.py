@@ -27,6 +27,7 @@ def made(tmp_path, **settings):
     return reference, f"adm-classifier:{tmp_path / 'mine.pt'}?{reference.settings()}"
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_it_is_the_network(name, tmp_path):
     reference, spec = made(tmp_path, **NETWORKS[name])

@@ -59,6 +59,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(arguments, message, call, 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.long
 def test_a_folder_that_cannot_be_made_is_refused_before_the_loop(call, tmp_path):
     (tmp_path / "file").write_text("")
     code, _, err = call("sample", "--target", "baseball", "--out", tmp_path / "file" / "out")

@@ -13,6 +13,7 @@ from steersman.schedule import VP, Flow
 CLOSE = 1e-5  # the same numbers, but for float32's rounding where tensors lie otherwise in memory
 
 
+@pytest.mark.long
 def test_a_bundled_denoiser(call, tmp_path):
     code, out, err = call("convert", "zoo:sportballs", tmp_path / "new" / "balls")
     assert (code, out, err) == (0, f"written to {tmp_path / 'new' / 'balls'}\n", "")

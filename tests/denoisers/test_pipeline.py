@@ -91,7 +91,7 @@ CALLS = {
 }
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(6)
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("name", TEXTS)
 def test_an_unguided_walk_is_the_pipelines_own(name, call, denoiser):

@@ -191,6 +191,7 @@ STEERED = ("--target", "baseball", "--classifier", "zoo:sportballs-mobilenet", "
 SHORT = ("--recipe", "elucd-dit", "--steps", 2)
 
 
+@pytest.mark.long
 def test_a_prompt_on_the_command_line(call, folder, tmp_path):
     given = ("sample", "--denoiser", folder, *STEERED, *SHORT, "--cfg-scale", 2, "--prompt", "a ball")
     assert call(*given, "--negative-prompt", "a dab", "--out", "a") == (0, "")

@@ -80,6 +80,7 @@ def test_processes_batches_and_restarts_give_the_same_images(dtype, session, pix
     assert all(same(pixels(tmp_path / name), expected) for name in ("1", "32", "two", "again"))
 
 
+@pytest.mark.long
 def test_whoever_ends_last_writes_the_figures(session, tmp_path):
     with pytest.raises(Unfinished):
         generate(session(), tmp_path, share=Share(rank=0, count=2))

@@ -55,6 +55,7 @@ def inception(tmp_path_factory):
     return network, path
 
 
+@pytest.mark.long
 def test_inception_is_torch_fidelitys(inception, images):
     network, path = inception
     extractor = load_extractor(f"inception:{path}")

@@ -36,6 +36,7 @@ PIXELS = {"clip_sample": False, "timestep_spacing": "leading"}
 PLAIN = {"target": [1, 2], "seeds": [0, 1], "steps": 4, "spacing": "leading", "clip": False}
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("route", ["direct", "through"])
 @pytest.mark.parametrize("evaluations", [1, 2])
 def test_lookahead_is_our_own(evaluations, route, guide):

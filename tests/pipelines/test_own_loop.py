@@ -81,7 +81,7 @@ WAYS = {
 }
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(9)
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("way", WAYS)
 def test_a_loop_over_latents_is_steered_whatever_it_does_with_gradients(way, route, guide):

@@ -115,6 +115,7 @@ def test_dit_s_doubled_sample_is_steered_once(guidance_scale, guide, likelihood)
         assert gained[target // 2] > 0.05 > gained[1 - target // 2]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", ["DDPM", "SD", "Flux"])
 def test_each_image_has_its_own_target(name, guide):
     pipe, images = make(name), {}

@@ -165,6 +165,7 @@ def write(**changed):
     DOCS.write_text(f"{before}{BEGIN}{text}{END}{after.partition(END)[2]}", encoding="utf-8")
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(("name", "scheduler"), wide(PAIRS, [("DDIM", "DDIM"), ("SDXL Turbo", "EulerAncestral")]))
 def test_a_row_of_the_table_is_what_was_tried(name, scheduler, guide, likelihood, monkeypatch):
     row = measured(name, scheduler, guide, likelihood, monkeypatch)

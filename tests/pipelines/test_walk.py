@@ -65,6 +65,7 @@ DDPMS = few(
 )
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(("variance", "injection", "route"), DDPMS)
 def test_ddpm_is_our_own(variance, injection, route, guide):
     injection = INJECTIONS[injection]

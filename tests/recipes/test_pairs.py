@@ -194,7 +194,7 @@ def check(settings, denoiser, classifier, tolerance, **given):
         torch.testing.assert_close(together[row : row + 1], alone, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.few(8)
+@pytest.mark.few(12)
 @pytest.mark.parametrize("settings", COMBINATIONS, ids=range(len(COMBINATIONS)))
 def test_on_the_mixture(settings, mixture):
     def classifier(image, level=None):

@@ -226,7 +226,7 @@ def distance(x, y):
     return float((x - y).abs().max())
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(6)
 @pytest.mark.parametrize(("make", "config", "bound"), CHOICES)
 @pytest.mark.parametrize("steps", [1, STEPS, pytest.param(16, marks=pytest.mark.long)])
 def test_is_diffusers_own_loop(make, config, bound, steps, on, monkeypatch):

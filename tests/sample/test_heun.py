@@ -90,7 +90,7 @@ def guide(objective):
     return Guide(objective=objective, view=Noisy(), strength=Constant(), injection=NoisePrediction())
 
 
-@pytest.mark.few(9)
+@pytest.mark.long
 def test_guided_it_nears_the_conditional_law_at_its_order(order, conditional_solution, guide):
     """The exact classifier at scale 1: each sample goes where the class's own ODE takes it."""
     assert order(Heun(), conditional_solution, guides=[guide], target=2) == pytest.approx(2, abs=0.2)

@@ -60,6 +60,7 @@ def test_is_the_scheduler_made_by_hand(name, schedule, scheduler, mixture, poste
     assert distance(x, walk(mixture, schedule, named)) > 1e-3
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("scheduler", ["UniPCMultistep", "KDPM2AncestralDiscrete", "DDPM"])
 def test_repeats_and_chooses_as_the_scheduler_made_by_hand(scheduler, mixture, posterior):
     guide = Guide(objective=ClassProbability(classifier=posterior), view=Noisy(), scale=0.3)
@@ -81,6 +82,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", SETTINGS)
 def test_settings_reach_the_class_and_its_step(name, mixture):
     made, settings = getattr(diffusers, f"{name}Scheduler"), SETTINGS[name]

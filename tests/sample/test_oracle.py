@@ -95,6 +95,7 @@ def noise_injection(objective, **choices):
     return mean_injection(objective, strength=Constant(), injection=NoisePrediction(), **choices)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("sampler", "least"),
     [

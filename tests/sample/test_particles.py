@@ -195,6 +195,7 @@ def test_best_of_n_is_the_likeliest_of_its_candidates(mixture, weigher, posterio
     assert said[0].exp().mean() > 0.9
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     "settings",
     [

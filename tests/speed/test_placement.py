@@ -31,6 +31,7 @@ def drawn(run, seeds=range(3)):
     return session.draw([(session.targets[0], seed) for seed in seeds])
 
 
+@pytest.mark.long
 def test_checkpointing_leaves_images_as_they_are_to_the_bit_and_takes_less_memory(denoiser):
     kept, again = (Session(run(denoiser, checkpoint=each), rehearse=False) for each in (False, True))
     draw = {each: lambda each=each: each.draw([(each.targets[0], seed) for seed in range(4)]) for each in (kept, again)}

@@ -190,7 +190,7 @@ def test_a_new_network_begins_with_the_loss_of_zeros(tmp_path, mnist):
     assert not trained.network(x, torch.zeros(2), class_labels=torch.tensor([0, 10])).sample.any()
 
 
-@pytest.mark.few(9)
+@pytest.mark.long
 @pytest.mark.parametrize("noise", ["edm", "cosine"])
 def test_a_training_goes_on_from_another_ones_folder(tmp_path, mnist, noise):
     first = train_denoiser(tmp_path / "first", quick(), data=mnist, noise=noise, architecture=TINY)
