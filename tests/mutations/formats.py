@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 import yaml
 from PIL import Image
@@ -274,8 +275,6 @@ def shard(folder: Path, suffix: str) -> Format:
 
 def idx(folder: Path, packed: bool) -> Format:
     """MNIST's test images, so few that they are other ones."""
-    from dataclasses import replace
-
     from data.test_pictures import idx as written
 
     pixels, labels = np.random.default_rng(0).integers(0, 256, (4, 28, 28), np.uint8), np.arange(4).astype(np.uint8)
@@ -286,9 +285,43 @@ def idx(folder: Path, packed: bool) -> Format:
         paths = [path.with_name(f"{path.name}.gz") for path in paths]
     for path, array in zip(paths, (pixels, labels), strict=True):
         path.write_bytes(gzip.compress(written(array)) if packed else written(array))
-    digest = pictures._digest(pixels[..., None], labels)
-    pictures.SOURCES["mnist"] = replace(pictures.SOURCES["mnist"], digests={"test": (digest,)})
-    return _set(f"mnist:{folder}?split=test", *paths)
+    return _published("mnist", folder, pixels[..., None], labels, *paths)
+
+
+def _published(name: str, folder: Path, pixels: np.ndarray, labels: np.ndarray, *files: Path) -> Format:
+    """A published data set of these images."""
+    from dataclasses import replace
+
+    pictures.SOURCES[name] = replace(pictures.SOURCES[name], digests={"test": (pictures._digest(pixels, labels),)})
+    return _set(f"{name}:{folder}?split=test", *files)
+
+
+def parquet(path: Path, rows: list[dict]) -> None:
+    table = pytest.importorskip("pyarrow").Table.from_pylist(rows)
+    pytest.importorskip("pyarrow.parquet").write_table(table, path)
+
+
+def cifar10(folder: Path, layout: str) -> Format:
+    """CIFAR-10's test images in one of the layouts that they are found in, so few that they are other ones."""
+    import io
+    import pickle
+
+    pixels, labels = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8), np.arange(4).astype(np.uint8)
+    files = [folder / "test_batch"]
+    if layout == "pickle":
+        flat = pixels.transpose(0, 3, 1, 2).reshape(4, 3072)
+        files[0].write_bytes(pickle.dumps({b"labels": labels.tolist(), b"data": flat}, protocol=2))
+    elif layout == "npm":
+        files = [folder / "test_batch.png", folder / "test_lables.json"]
+        Image.fromarray(pixels.reshape(4, 1024, 3)).save(files[0])
+        files[1].write_text(json.dumps(labels.tolist()))
+    else:
+        rows, files = [], [folder / "test-00000-of-00001.parquet"]
+        for image, label in zip(pixels, labels, strict=True):
+            Image.fromarray(image).save(stream := io.BytesIO(), format="PNG")
+            rows.append({"img": {"bytes": stream.getvalue(), "path": None}, "label": int(label)})
+        parquet(files[0], rows)
+    return _published("cifar10", folder, pixels, labels, *files)
 
 
 def report(folder: Path) -> Format:
@@ -393,6 +426,9 @@ FORMATS: dict[str, Callable[[Path, object, Path], Format]] = {
     "run webdataset": lambda folder, dit, source: shard(folder, ".tar"),
     "idx": lambda folder, dit, source: idx(folder, packed=False),
     "idx packed": lambda folder, dit, source: idx(folder, packed=True),
+    "cifar10 pickle": lambda folder, dit, source: cifar10(folder, "pickle"),
+    "cifar10 npm": lambda folder, dit, source: cifar10(folder, "npm"),
+    "cifar10 parquet": lambda folder, dit, source: cifar10(folder, "parquet"),
     "report": lambda folder, dit, source: report(folder),
     "analysis": lambda folder, dit, source: analysis(folder),
     "sweep": lambda folder, dit, source: sweep(folder),

@@ -12,8 +12,23 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from mutations.formats import Format, adm, clip, dit_file, dit_folder, hf, idx, shard, timm, torchvision, unet_folder
+from mutations.formats import (
+    Format,
+    adm,
+    cifar10,
+    clip,
+    dit_file,
+    dit_folder,
+    hf,
+    idx,
+    parquet,
+    shard,
+    timm,
+    torchvision,
+    unet_folder,
+)
 from mutations.watched import watched
 from steersman.errors import InputError
 from steersman.metrics.images import read_images
@@ -215,3 +230,19 @@ def test_what_unpacks_without_end(refusal, tmp_path):
     header = bytes([0, 0, 8, 3]) + np.array([2**31, 28, 28], ">u4").tobytes()
     format_.files[0].write_bytes(gzip.compress(header, 1))
     assert "must have at most" in refusal(format_)
+
+
+def test_a_value_that_a_parquet_holds_once_for_many_rows(refusal, tmp_path):
+    format_ = cifar10(tmp_path, "parquet")
+    Image.new("RGB", (32, 32)).save(stream := io.BytesIO(), format="PNG")
+    cell = {"bytes": stream.getvalue() + bytes(1 << 20), "path": None}
+    parquet(format_.files[0], 400 * [{"img": cell, "label": 0}])
+    assert format_.files[0].stat().st_size < 1 << 20
+    assert "1 of 1 blocks" in refusal(format_)
+
+
+def test_images_of_a_parquet_that_are_larger_than_the_published_ones(refusal, tmp_path):
+    format_ = cifar10(tmp_path, "parquet")
+    Image.new("RGB", (2000, 2000)).save(stream := io.BytesIO(), format="PNG")
+    parquet(format_.files[0], 40 * [{"img": {"bytes": stream.getvalue(), "path": None}, "label": 0}])
+    assert "must be of 32 by 32 pixels, got (2000, 2000)" in refusal(format_)

@@ -16,7 +16,7 @@ import gzip
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ __all__ = ["SOURCES", "Pictures", "read_pictures"]
 
 SPLITS = ("train", "test")
 BLOCK = 10_000
-LARGEST = 2**28  # values of an array, or bytes of a table, that a file may claim; the published ones have 2e8 at most
+LARGEST = 2**27  # bytes that an array, or a part of a table, may claim; the published ones have 1.2e8 at most
 
 Arrays = tuple[UInt8[np.ndarray, "N H W C"], UInt8[np.ndarray, " N"]]
 
@@ -173,7 +173,7 @@ def _cifar10(folder: Path, split: str) -> Arrays | None:
         # The package's own spelling.
         labels = json.loads(read_text(place / f"{split}_lables.json"))
         return strips, np.array(labels, np.uint8)
-    return _parquet(folder, split, "RGB")
+    return _parquet("cifar10", folder, split)
 
 
 def _mnist(folder: Path, split: str) -> Arrays | None:
@@ -184,7 +184,7 @@ def _mnist(folder: Path, split: str) -> Arrays | None:
         if place := _holding(names[0] + ending, *places):
             images, labels = (_idx(place / (name + ending)) for name in names)
             return images[..., None], labels
-    return _parquet(folder, split, "L")
+    return _parquet("mnist", folder, split)
 
 
 def _holding(name: str, *places: Path) -> Path | None:
@@ -234,7 +234,7 @@ def _idx(file: Path) -> np.ndarray:
     return np.frombuffer(content, np.uint8).reshape(shape)
 
 
-def _parquet(folder: Path, split: str, mode: str) -> Arrays | None:
+def _parquet(name: str, folder: Path, split: str) -> Arrays | None:
     files = sorted(folder.rglob(f"{split}-*.parquet"))
     if not files:
         return None
@@ -242,23 +242,29 @@ def _parquet(folder: Path, split: str, mode: str) -> Arrays | None:
         from pyarrow import parquet  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError as error:
         raise InputError("reading parquet needs pyarrow; install it with: pip install 'steersman[parquet]'") from error
-    images, labels = [], []
-    for row in (row for file in files for row in _table(parquet, file).to_pylist()):
-        cell = row["img"] if "img" in row else row["image"]
-        with open_image(cell["bytes"], "data") as picture:
-            images.append(np.asarray(picture.convert(mode)))
+    height, width, channels = shape = SOURCES[name].shape
+    most = len(SOURCES[name].digests[split]) * BLOCK
+    pixels, labels = np.empty((most, *shape), np.uint8), []
+    for row in (row for file in files for row in _rows(parquet, file)):
+        if len(labels) == most:
+            raise InputError(f"it must have at most {most} {split} images")
+        with open_image((row["img"] if "img" in row else row["image"])["bytes"], "data") as picture:
+            if picture.size != (width, height):
+                raise InputError(f"its images must be of {width} by {height} pixels, got {picture.size}")
+            pixels[len(labels)] = np.asarray(picture.convert("L" if channels == 1 else "RGB")).reshape(shape)
         labels.append(row["label"])
-    pixels = np.stack(images)
-    return pixels.reshape(*pixels.shape[:3], -1), np.array(labels, np.uint8)
+    return pixels[: len(labels)], np.array(labels, np.uint8)
 
 
-def _table(parquet: Any, file: Path) -> Any:  # noqa: ANN401
-    """Returns the table in a file, whose own account of its size is asked for before it is unpacked."""
+def _rows(parquet: Any, file: Path) -> Iterator[dict[str, Any]]:  # noqa: ANN401
+    """Yields the rows of a file, few at a time: a value that it holds once may stand in each of them."""
     with parquet.ParquetFile(regular(file)) as opened:
-        size = sum(opened.metadata.row_group(each).total_byte_size for each in range(opened.num_row_groups))
+        groups = map(opened.metadata.row_group, range(opened.num_row_groups))
+        size = max((each.total_byte_size for each in groups), default=0)
         if size > LARGEST:
-            raise InputError(f"{file.name} must unpack to at most {LARGEST} bytes, got {size}")
-        return opened.read()
+            raise InputError(f"{file.name} must unpack to at most {LARGEST} bytes a row group, got {size}")
+        for batch in opened.iter_batches(batch_size=16, use_threads=False):
+            yield from batch.to_pylist()
 
 
 def _download_cifar10(folder: Path) -> None:
