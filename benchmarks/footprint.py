@@ -29,12 +29,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from steersman.classifiers import Classifier, load_classifier
 from steersman.denoise import Denoiser
-from steersman.denoisers import load_denoiser
 from steersman.guidance import Constant, Denoised, Guide, Noisy, Route, TargetLogit
+from steersman.lab.speed.memory import peak_memory
+from steersman.models.classifiers import Classifier, load_classifier
+from steersman.models.denoisers import load_denoiser
 from steersman.sampling import DDIM, sample
-from steersman.speed.memory import peak_memory
 
 aten = torch.ops.aten
 for name in ("", "_backward"):  # torch lacks a formula for the CPU's kernel; its arguments and products are the same

@@ -17,10 +17,10 @@ from rich.table import Table
 from torch import Tensor
 from torchvision.io import decode_image
 
-from steersman.classifiers import Classifier, load_classifier
-from steersman.data import SportBalls
-from steersman.metrics import classifier_features, correct, frechet_distance, mean_pairwise_distance, wilson
-from steersman.run import read_run
+from steersman.lab.data import SportBalls
+from steersman.lab.metrics import classifier_features, correct, frechet_distance, mean_pairwise_distance, wilson
+from steersman.lab.run import read_run
+from steersman.models.classifiers import Classifier, load_classifier
 
 JUDGES = ("zoo:sportballs-judge", "zoo:sportballs-judge2")
 

@@ -27,10 +27,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from steersman.generate import Share, Store, Unfinished, generate
+from steersman.lab.generate import Share, Store, Unfinished, generate
+from steersman.lab.run import Run
+from steersman.lab.session import Networks, Session
 from steersman.recipes import load_recipe
-from steersman.run import Run
-from steersman.session import Networks, Session
 
 FORMATS = ("png", "npz", "webdataset")
 CHANGES = ("walk.steps=3", "particles=1", "recurrence.times=1", "strength=deviation", "smoothing=none")
@@ -41,7 +41,7 @@ def small(folder: Path, **settings) -> Run:
     """Returns a run that is soon drawn, of a denoiser that is written into a folder."""
     from diffusers import DDPMScheduler
 
-    from steersman.train.denoiser import unet
+    from steersman.lab.train.denoiser import unet
 
     torch.manual_seed(0)
     unet(16, 0, widths=(8, 16)).save_pretrained(folder / "unet")

@@ -18,11 +18,11 @@ from statistics import mean
 import torch
 from kills import small, start
 
-from steersman.generate import generate
+from steersman.lab.generate import generate
+from steersman.lab.run import Run
+from steersman.lab.session import Session
+from steersman.lab.speed.allocator import keep_freed
 from steersman.recipes import load_recipe
-from steersman.run import Run
-from steersman.session import Session
-from steersman.speed.allocator import keep_freed
 
 
 def seconds(session: Session, out: Path, count: int) -> float:

@@ -36,19 +36,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steersman.classifiers import load_classifier
-from steersman.denoisers import load_denoiser
 from steersman.guidance import Step
+from steersman.lab.run import Run
+from steersman.lab.session import Session
+from steersman.lab.speed.allocator import keep_freed
+from steersman.lab.speed.auto import chosen
+from steersman.lab.speed.clock import timed
+from steersman.lab.speed.memory import peak_memory
+from steersman.lab.speed.placement import AUTO, Placement
+from steersman.models.classifiers import load_classifier
+from steersman.models.denoisers import load_denoiser
 from steersman.recipes import load_recipe
-from steersman.run import Run
 from steersman.sampling import sample
 from steersman.schedule import VP
-from steersman.session import Session
-from steersman.speed.allocator import keep_freed
-from steersman.speed.auto import chosen
-from steersman.speed.clock import timed
-from steersman.speed.memory import peak_memory
-from steersman.speed.placement import AUTO, Placement
 
 GUIDE, TARGET, NULL = "zoo:sportballs-mobilenet", 0, 4
 MIB = 2**20

@@ -21,12 +21,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torchvision.io import decode_image
 
-from steersman.classifiers import Classifier, load_classifier
-from steersman.data import SportBalls
-from steersman.metrics import classifier_features, correct, frechet_distance, wilson
+from steersman.lab.data import SportBalls
+from steersman.lab.metrics import classifier_features, correct, frechet_distance, wilson
+from steersman.lab.run import Run
+from steersman.lab.session import Session
+from steersman.models.classifiers import Classifier, load_classifier
 from steersman.recipes import Recipe, load_recipe
-from steersman.run import Run
-from steersman.session import Session
 
 GUIDE = "zoo:sportballs-mobilenet"
 JUDGE, SECOND = "zoo:sportballs-judge", "zoo:sportballs-judge2"

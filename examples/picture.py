@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torchvision.io import decode_image
 
-from steersman.report import grid
-from steersman.run import read_run
+from steersman.lab.report import grid
+from steersman.lab.run import read_run
 
 SHOWN = 8
 

@@ -13,7 +13,7 @@ import torch
 
 from accelerator import Accelerator
 from steersman.cli import main
-from steersman.data import pictures
+from steersman.lab.data import pictures
 from steersman.mixture import Mixture
 from steersman.recipes.axes import AXES
 
@@ -197,7 +197,7 @@ def denoiser(tmp_path_factory):
     """A folder with a small U-Net of random weights, 16x16, with the bundled one's labels."""
     from diffusers import DDPMScheduler
 
-    from steersman.train.denoiser import unet
+    from steersman.lab.train.denoiser import unet
 
     folder = tmp_path_factory.mktemp("denoiser")
     torch.manual_seed(0)

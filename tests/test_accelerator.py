@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from accelerator import Accelerator, OnDevice, awaits_nothing
-from steersman.rows import send, take
+from steersman.batching import send, take
 
 
 @pytest.fixture

@@ -2,9 +2,9 @@
 
 import pytest
 
-from steersman.advice import advice
+from steersman.lab.advice import advice
+from steersman.lab.run import Run
 from steersman.recipes import load_recipe
-from steersman.run import Run
 
 
 def run(name="nrcg", *changes, **settings):

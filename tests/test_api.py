@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from steersman.api import sample
-from steersman.classifiers import load_classifier
-from steersman.denoisers import load_denoiser
 from steersman.errors import InputError
+from steersman.models.classifiers import load_classifier
+from steersman.models.denoisers import load_denoiser
 from steersman.recipes import load_recipe
 from steersman.sampling import sample as sample_batch
 

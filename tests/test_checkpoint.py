@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import save_file, save_model
 from torch import nn
 
-from steersman.checkpoint import open_checkpoint, read_tensors
 from steersman.errors import InputError, Notice
+from steersman.models.checkpoint import open_checkpoint, read_tensors
 
 
 @pytest.fixture

@@ -7,18 +7,18 @@ import pytest
 import torch
 from diffusers import EulerDiscreteScheduler
 
-from steersman.classifiers.preprocess import Preprocess
 from steersman.errors import InputError
 from steersman.guidance import Chain, Constant, Ema, Guide, Product, Sum, Switch, TargetLogit, Toward
+from steersman.lab.run import Run
+from steersman.lab.train.classifier import ClassificationLoss
+from steersman.lab.train.denoiser import DenoisingLoss, EDMLoss
+from steersman.lab.train.loop import Training
+from steersman.lab.tune.space import Range
+from steersman.lab.tune.trials import Bounds
+from steersman.models.classifiers.preprocess import Preprocess
 from steersman.recipes.axes import AXES, FIXED
-from steersman.run import Run
 from steersman.sampling import DDIM, DiffusersSampler, Heun, Particles, Recurrence, levels_of, sample
 from steersman.schedule import EDM, VP, Flow
-from steersman.train.classifier import ClassificationLoss
-from steersman.train.denoiser import DenoisingLoss, EDMLoss
-from steersman.train.loop import Training
-from steersman.tune.space import Range
-from steersman.tune.trials import Bounds
 
 REGISTERED = [(axis, kind) for axis, kinds in AXES.items() for kind in kinds]
 NOT_FINITE = (math.inf, -math.inf, math.nan)

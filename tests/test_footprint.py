@@ -12,9 +12,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.flop_counter import FlopCounterMode
 
-from steersman.classifiers import Classifier
-from steersman.classifiers.preprocess import Preprocess
-from steersman.denoisers import DiffusersDenoiser
+from steersman.models.classifiers import Classifier
+from steersman.models.classifiers.preprocess import Preprocess
+from steersman.models.denoisers import DiffusersDenoiser
 from steersman.schedule import VP
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"

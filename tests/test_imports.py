@@ -58,7 +58,7 @@ def test_imports_and_has_what_it_offers(name):
 
 @pytest.mark.parametrize("name", MODULES)
 def test_nothing_shares_its_name_with_a_module(name):
-    """So that ``import steersman.metrics.features as features`` gives the module, whatever its package offers."""
+    """So that ``import steersman.lab.metrics.features as features`` gives the module, whatever its package offers."""
     module, (package, _, own) = importlib.import_module(name), name.rpartition(".")
     assert not package or getattr(importlib.import_module(package), own) is module
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-import steersman.run
+import steersman.lab.run
 from steersman.errors import InputError
+from steersman.lab.run import Run
+from steersman.lab.session import Session
 from steersman.memory import is_out_of_memory
-from steersman.run import Run
-from steersman.session import Session
 
 SAID = [
     torch.OutOfMemoryError("CUDA out of memory: 16 images"),
@@ -31,7 +31,7 @@ def test_whatever_says_that_memory_ran_out_is_known(error):
 @pytest.mark.parametrize("error", [SAID[0], SAID[2]], ids=["torch", "cuDNN"])
 @pytest.mark.parametrize("most", [4, 0])
 def test_a_rehearsal_that_does_not_fit_halves_the_batch_or_ends_in_a_line(monkeypatch, denoiser, error, most):
-    monkeypatch.setattr(steersman.run, "block_size", lambda device, batch_size: batch_size)  # as on a GPU
+    monkeypatch.setattr(steersman.lab.run, "block_size", lambda device, batch_size: batch_size)  # as on a GPU
     guide = "zoo:sportballs-mobilenet"
     session = Session(
         Run(targets=("baseball",), batch_size=16, judge=None, denoiser=denoiser, classifiers=(guide,)), rehearse=False

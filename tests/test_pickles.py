@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from steersman import pickles
 from steersman.errors import InputError
-from steersman.pickles import Record, read_pickle
+from steersman.models import pickles
+from steersman.models.pickles import Record, read_pickle
 
 
 class Asks:

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from steersman.denoise import Prediction
-from steersman.denoisers import load_denoiser
-from steersman.realism import limit, noise_error
+from steersman.lab.realism import limit, noise_error
+from steersman.models.denoisers import load_denoiser
 from steersman.sampling import DDIM, sample
 from steersman.schedule import VP, broadcast
 

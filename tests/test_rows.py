@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from steersman.classifiers import RAW, Classifier, Preprocess, TextClassifier
+from steersman.batching import cosine, logsumexp, norm, rms, total
 from steersman.denoise import Prediction
 from steersman.guidance import (
     Adam,
@@ -21,8 +21,8 @@ from steersman.guidance import (
     Sum,
     TargetLogit,
 )
+from steersman.models.classifiers import RAW, Classifier, Preprocess, TextClassifier
 from steersman.recipes import load_recipe, recipe_names
-from steersman.rows import cosine, logsumexp, norm, rms, total
 from steersman.sampling import sample
 from steersman.schedule import VP
 

@@ -10,7 +10,7 @@ import yaml
 from rich.progress import Progress
 
 from metrics.written import write
-from steersman.stop import ECHO, Interrupted, Interruptible, Stop
+from steersman.lab.stop import ECHO, Interrupted, Interruptible, Stop
 
 SMALL = ("walk.steps=4", "view=denoised", "strength=deviation", "smoothing=none", "particles=1", "recurrence.times=1")
 BALLS = "sportballs?num=40&resolution=16"

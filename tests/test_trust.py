@@ -7,8 +7,8 @@ import yaml
 from metrics.written import write
 from steersman.errors import InputError
 from steersman.files import read_yaml
+from steersman.lab.run import Run, read_run
 from steersman.recipes import load_recipe
-from steersman.run import Run, read_run
 from steersman.trust import code_in
 
 CODE = "module:helper:make"

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from steersman.classifiers import RAW, Classifier
-from steersman.verdicts import judged
+from steersman.lab.verdicts import judged
+from steersman.models.classifiers import RAW, Classifier
 
 
 class Channels(nn.Module):

@@ -1,20 +1,7 @@
 from .api import Result as Result
 from .api import sample as sample
-from .classifiers import (
-    Classifier as Classifier,
-)
-from .classifiers import (
-    Preprocess as Preprocess,
-)
-from .classifiers import (
-    TextClassifier as TextClassifier,
-)
-from .classifiers import (
-    load_classifier as load_classifier,
-)
+from .api import steer as steer
 from .denoise import Denoiser as Denoiser
-from .denoisers import NetworkDenoiser as NetworkDenoiser
-from .denoisers import load_denoiser as load_denoiser
 from .errors import InputError as InputError
 from .guidance import (
     Adam as Adam,
@@ -115,7 +102,20 @@ from .guidance import (
 from .guidance import (
     Variance as Variance,
 )
-from .pipelines import steer as steer
+from .models.classifiers import (
+    Classifier as Classifier,
+)
+from .models.classifiers import (
+    Preprocess as Preprocess,
+)
+from .models.classifiers import (
+    TextClassifier as TextClassifier,
+)
+from .models.classifiers import (
+    load_classifier as load_classifier,
+)
+from .models.denoisers import NetworkDenoiser as NetworkDenoiser
+from .models.denoisers import load_denoiser as load_denoiser
 from .recipes import Recipe as Recipe
 from .recipes import load_recipe as load_recipe
 from .recipes import recipe_names as recipe_names

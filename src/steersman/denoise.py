@@ -20,8 +20,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from steersman.batching import take
 from steersman.errors import InputError, unknown
-from steersman.rows import take
 from steersman.schedule import Level, Schedule, broadcast
 from steersman.typed import check_finite
 

@@ -6,9 +6,9 @@ from statistics import NormalDist
 
 import torch
 
-from steersman.analysis.accuracy import seen
-from steersman.analysis.noise import forward_noise
 from steersman.guidance import Denoised, Noisy
+from steersman.lab.analysis.accuracy import seen
+from steersman.lab.analysis.noise import forward_noise
 from steersman.schedule import VP
 
 COUNT = 4000

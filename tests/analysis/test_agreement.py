@@ -2,12 +2,12 @@
 
 import pytest
 
-from steersman.analysis.agreement import pairs, read_cells, read_errors
 from steersman.errors import InputError
-from steersman.metrics.resample import Figure
-from steersman.report.curves import write_rows
-from steersman.report.scatter import Pair
-from steersman.sweep.table import FRONTS, Row, write_table
+from steersman.lab.analysis.agreement import pairs, read_cells, read_errors
+from steersman.lab.metrics.resample import Figure
+from steersman.lab.report.curves import write_rows
+from steersman.lab.report.scatter import Pair
+from steersman.lab.sweep.table import FRONTS, Row, write_table
 
 HEADER = ("classifier", "view", "name", "integral calibration error")
 HEADER = (*HEADER, "integral calibration error low", "integral calibration error high")

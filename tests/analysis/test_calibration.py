@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from steersman.analysis.calibration import CONFIDENCE, CORRECT, Turns, in_turn, integral, trusted
-from steersman.analysis.figures import apart, diagrams, error_curves, filled_bins, found_errors, names
 from steersman.errors import InputError
 from steersman.guidance import Denoised, Noisy
+from steersman.lab.analysis.calibration import CONFIDENCE, CORRECT, Turns, in_turn, integral, trusted
+from steersman.lab.analysis.figures import apart, diagrams, error_curves, filled_bins, found_errors, names
 from steersman.sampling import DDPM, Heun
 
 COUNT, STEPS = 600, 20

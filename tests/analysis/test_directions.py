@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from steersman.analysis.directions import FIELDS, example, fields, lattice
 from steersman.errors import InputError
+from steersman.lab.analysis.directions import FIELDS, example, fields, lattice
 from steersman.schedule import CLEAN
 
 

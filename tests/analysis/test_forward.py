@@ -6,16 +6,16 @@ import pytest
 import torch
 
 from analysis.tiny import Tiny, network
-from steersman.analysis.accuracy import seen
-from steersman.analysis.forward import Forward, numbers
-from steersman.analysis.noise import noised
-from steersman.analysis.sensitivity import sensitivities
-from steersman.classifiers.preprocess import RAW
 from steersman.denoise import Prediction
-from steersman.denoisers import load_denoiser
 from steersman.errors import InputError
 from steersman.guidance import Denoised, Identity, Noisy, TargetLogit
-from steersman.metrics.images import read_images
+from steersman.lab.analysis.accuracy import seen
+from steersman.lab.analysis.forward import Forward, numbers
+from steersman.lab.analysis.noise import noised
+from steersman.lab.analysis.sensitivity import sensitivities
+from steersman.lab.metrics.images import read_images
+from steersman.models.classifiers.preprocess import RAW
+from steersman.models.denoisers import load_denoiser
 
 TINY = Tiny()
 SPEC = "sportballs?num=6&seed=3&resolution=8"

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from steersman.analysis.gradients import GRADIENT, IMAGE, NORM, followed
 from steersman.errors import InputError
 from steersman.guidance import ClassProbability, Denoised, Guide
+from steersman.lab.analysis.gradients import GRADIENT, IMAGE, NORM, followed
 from steersman.sampling import DDPM, Recurrence
 from steersman.schedule import CLEAN
 

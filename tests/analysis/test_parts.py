@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from steersman.analysis.parts import Parts
 from steersman.errors import InputError
+from steersman.lab.analysis.parts import Parts
 
 SETTINGS = {"denoiser": "a", "views": ("noisy",), "high": float("inf")}
 KEY = ("a/b", "τ 1, ?")

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from steersman.analysis.sensitivity import GRADIENTS, LOGITS, sensitivities
 from steersman.denoise import Prediction
 from steersman.guidance import Adam, Denoised, Ema, Identity, Noisy
+from steersman.lab.analysis.sensitivity import GRADIENTS, LOGITS, sensitivities
 from steersman.schedule import VP
 
 SCHEDULE = VP.cosine()

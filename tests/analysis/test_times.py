@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from steersman.analysis.times import all_levels, axis, choose
 from steersman.errors import InputError
+from steersman.lab.analysis.times import all_levels, axis, choose
 from steersman.schedule import EDM, VP, Flow
 
 LEVELS = all_levels(VP.linear(20))

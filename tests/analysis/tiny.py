@@ -3,10 +3,10 @@
 import torch
 from torch import nn
 
-from steersman.classifiers import Classifier
-from steersman.classifiers.preprocess import RAW
-from steersman.data.sportballs import CLASSES
 from steersman.denoise import Prediction
+from steersman.lab.data.sportballs import CLASSES
+from steersman.models.classifiers import Classifier
+from steersman.models.classifiers.preprocess import RAW
 from steersman.schedule import VP, broadcast
 
 __all__ = ["Tiny", "network"]

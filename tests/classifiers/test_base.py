@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from steersman.classifiers import RAW, Classifier, Preprocess
 from steersman.errors import InputError
 from steersman.guidance import ClassProbability, Constant, Guide, NoisePrediction, Noisy
+from steersman.models.classifiers import RAW, Classifier, Preprocess
 from steersman.sampling import DDIM, sample
 from steersman.schedule import EDM, VP, Flow, Level
 

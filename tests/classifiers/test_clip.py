@@ -6,9 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from steersman.classifiers import load_classifier
 from steersman.errors import InputError
 from steersman.guidance import ClassProbability, TargetLogit
+from steersman.models.classifiers import load_classifier
 from steersman.schedule import CLEAN
 
 transformers = pytest.importorskip("transformers")

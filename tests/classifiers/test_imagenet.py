@@ -4,9 +4,9 @@ import torch
 from matplotlib import cbook
 from PIL import Image
 
-from steersman.classifiers import RAW, load_classifier
-from steersman.classifiers.imagenet import imagenet_names, read_efficientnet_lite0
 from steersman.errors import InputError
+from steersman.models.classifiers import RAW, load_classifier
+from steersman.models.classifiers.imagenet import imagenet_names, read_efficientnet_lite0
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from steersman.classifiers import build_network, load_classifier
 from steersman.errors import InputError
+from steersman.models.classifiers import build_network, load_classifier
 
 
 @pytest.fixture
@@ -14,7 +14,7 @@ def zoo(monkeypatch):
     def load_network(name):
         return build_network(name, 4), {"classes": ["baseball", "basketball", "volleyball", "soccer ball"]}
 
-    monkeypatch.setitem(sys.modules, "steersman.zoo", SimpleNamespace(load_network=load_network))
+    monkeypatch.setitem(sys.modules, "steersman.models.zoo", SimpleNamespace(load_network=load_network))
 
 
 @pytest.mark.parametrize(
@@ -50,6 +50,6 @@ def test_zoo_delegates(zoo):
 def test_softplus_on_a_network_without_relu_is_refused(monkeypatch):
     network = nn.Sequential(nn.Flatten(), nn.Linear(12, 2), nn.GELU())
     zoo = SimpleNamespace(load_network=lambda name: (network, {"classes": ["a", "b"]}))
-    monkeypatch.setitem(sys.modules, "steersman.zoo", zoo)
+    monkeypatch.setitem(sys.modules, "steersman.models.zoo", zoo)
     with pytest.raises(InputError, match="Sequential must have a ReLU for softplus 5 to replace, has only GELU"):
         load_classifier("zoo:linear", softplus=5.0)

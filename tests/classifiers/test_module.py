@@ -5,12 +5,12 @@ import sys
 import pytest
 import torch
 
-from steersman.classifiers import RAW, Classifier, load_classifier
 from steersman.errors import InputError
+from steersman.models.classifiers import RAW, Classifier, load_classifier
 
 OWN = """
 import torch
-from steersman.classifiers import Classifier, Preprocess
+from steersman.models.classifiers import Classifier, Preprocess
 from steersman.errors import InputError
 
 class Net(torch.nn.Module):

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from steersman.classifiers import RAW, Classifier, build_network
-from steersman.classifiers.networks import ARCHITECTURES
 from steersman.errors import InputError
+from steersman.models.classifiers import RAW, Classifier, build_network
+from steersman.models.classifiers.networks import ARCHITECTURES
 
 JUDGES = {"resnet10_narrow": 128, "densenet_narrow": 122}
 

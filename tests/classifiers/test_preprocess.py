@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from steersman.classifiers import RAW, Preprocess
 from steersman.errors import InputError
+from steersman.models.classifiers import RAW, Preprocess
 
 
 def test_raw_is_the_identity_to_the_bit(generator):

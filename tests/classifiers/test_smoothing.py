@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from steersman.classifiers import soften
-from steersman.classifiers.smoothing import SoftActivation, SoftCalls, softplus
 from steersman.errors import InputError
+from steersman.models.classifiers import soften
+from steersman.models.classifiers.smoothing import SoftActivation, SoftCalls, softplus
 
 BETAS = [0.5, 3.0, 8.0, 100.0]
 HARD = {

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torchvision import models
 
-from steersman.classifiers import RAW, Classifier, build_network
 from steersman.errors import InputError
+from steersman.models.classifiers import RAW, Classifier, build_network
 
 COUNTS = {
     "torchvision:resnet18": 9,  # the first, and one module a block, used twice

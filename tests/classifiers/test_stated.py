@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from torchvision import models
 
-from steersman.classifiers import RAW, Classifier, Preprocess, load_classifier
-from steersman.classifiers.stated import IMAGENET
 from steersman.errors import InputError, Notice
-from steersman.metrics.images import read_images
+from steersman.lab.metrics.images import read_images
+from steersman.models.classifiers import RAW, Classifier, Preprocess, load_classifier
+from steersman.models.classifiers.stated import IMAGENET
 
 GREY = torch.zeros(1, 1, 28, 28)
 
@@ -22,7 +22,7 @@ GREY = torch.zeros(1, 1, 28, 28)
 @pytest.fixture(scope="module")
 def own(tmp_path_factory):
     """The folder that a training writes."""
-    folder, zoo = tmp_path_factory.mktemp("mine"), resources.files("steersman.zoo")
+    folder, zoo = tmp_path_factory.mktemp("mine"), resources.files("steersman.models.zoo")
     for name, file in (("model.safetensors", ".safetensors"), ("card.json", ".json")):
         shutil.copy(str(zoo / f"sportballs-mobilenet{file}"), folder / name)
     return folder
@@ -172,7 +172,7 @@ class Fixed(nn.Module):
 
 
 def loaded(monkeypatch, classifier, **settings):
-    from steersman.classifiers import load
+    from steersman.models.classifiers import load
 
     monkeypatch.setitem(load.SOURCES, "module", lambda name, stated: classifier)
     return load_classifier("module:own", **settings)

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 from timm.data import create_transform, resolve_data_config
 
-from steersman.classifiers import load_classifier
 from steersman.errors import InputError
+from steersman.models.classifiers import load_classifier
 
 
 def built(name, **settings):

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save_file
 from torchvision import models
 
-from steersman.classifiers import Preprocess, load_classifier
-from steersman.classifiers.torchvision import _preprocess, _published
 from steersman.errors import InputError
+from steersman.models.classifiers import Preprocess, load_classifier
+from steersman.models.classifiers.torchvision import _preprocess, _published
 
 EXTRA = {"googlenet": {"transform_input": True, "init_weights": False}}
 

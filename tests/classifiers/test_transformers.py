@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from steersman.classifiers import load_classifier
 from steersman.errors import InputError
+from steersman.models.classifiers import load_classifier
 
 transformers = pytest.importorskip("transformers")
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from analysis.tiny import Tiny, network
-from steersman.analysis.parts import Parts
 from steersman.cli.analyzing import scope
 from steersman.cli.analyzing.sensitivity import stabilizer
 from steersman.errors import InputError
 from steersman.guidance import Adam, Ema, Identity
-from steersman.metrics.resample import Figure
-from steersman.report.folders import report
-from steersman.sweep.table import Row, write_table
+from steersman.lab.analysis.parts import Parts
+from steersman.lab.metrics.resample import Figure
+from steersman.lab.report.folders import report
+from steersman.lab.sweep.table import Row, write_table
 
 BALLS = ["--data", "sportballs?num=5&seed=3&resolution=8"]
 TWO = ["--classifier", "one=zoo:0", "--classifier", "two=zoo:1"]

@@ -71,7 +71,7 @@ def test_a_folder_that_cannot_be_made_is_refused_before_the_loop(call, tmp_path)
 def test_a_damaged_weight_file_is_refused(damage, call, tmp_path):
     import shutil
 
-    from steersman.zoo import folder
+    from steersman.models.zoo import folder
 
     copy = tmp_path / "denoiser"
     shutil.copytree(folder("sportballs"), copy)

@@ -7,7 +7,7 @@ import yaml
 from diffusers import DDPMScheduler
 from PIL import Image
 
-from steersman.train.denoiser import unet
+from steersman.lab.train.denoiser import unet
 
 
 @pytest.fixture

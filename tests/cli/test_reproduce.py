@@ -13,7 +13,7 @@ from torchvision import models
 
 from denoisers.adm_reference import Reference
 from metrics.written import write
-from steersman.metrics.images import read_images
+from steersman.lab.metrics.images import read_images
 
 FEATURES = """
 from torch import nn
@@ -35,7 +35,7 @@ def folder(monkeypatch, tmp_path):
 
 def rewritten(tmp_path, name, **changes):
     """Writes a bundled reproduction with what the tiny models need told, and features that are soon computed."""
-    bundled = yaml.safe_load((resources.files("steersman.reproduce") / "tables" / f"{name}.yaml").read_text())
+    bundled = yaml.safe_load((resources.files("steersman.lab.reproduce") / "tables" / f"{name}.yaml").read_text())
     path = tmp_path / f"{name}.yaml"
     path.write_text(yaml.safe_dump(bundled | {"features": "module:coarse:network"} | changes))
     return path

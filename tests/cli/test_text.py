@@ -8,7 +8,7 @@ import yaml
 from diffusers import DDPMScheduler
 from PIL import Image
 
-from steersman.train.denoiser import unet
+from steersman.lab.train.denoiser import unet
 
 TEXT = "a photo of a ball"
 

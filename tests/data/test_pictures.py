@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from steersman.data import load_data, pictures
 from steersman.errors import InputError
+from steersman.lab.data import load_data, pictures
 
 ROWS = 4  # images a block, in place of 10,000
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from steersman.data import CLASSES, SportBalls, render
-from steersman.data.sportballs import SEAM_A, STITCH, TEXTURES
 from steersman.errors import InputError
+from steersman.lab.data import CLASSES, SportBalls, render
+from steersman.lab.data.sportballs import SEAM_A, STITCH, TEXTURES
 
 
 def one_of_each(resolution: int, radius: float = 0.4, centre: float = 0.5) -> torch.Tensor:

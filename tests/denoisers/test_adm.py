@@ -10,11 +10,11 @@ from safetensors.torch import save_file
 
 from denoisers.adm_reference import Reference, apart
 from steersman.denoise import eps_from_x0
-from steersman.denoisers import load_denoiser
-from steersman.denoisers.adm import DENOISERS
-from steersman.denoisers.adm_layout import Attention, read_layout
-from steersman.denoisers.save import save_folder
 from steersman.errors import InputError, Notice
+from steersman.models.denoisers import load_denoiser
+from steersman.models.denoisers.adm import DENOISERS
+from steersman.models.denoisers.adm_layout import Attention, read_layout
+from steersman.models.denoisers.save import save_folder
 from steersman.schedule import VP
 
 CLOSE = 1e-5  # float32's rounding through some ten layers, measured 3e-6

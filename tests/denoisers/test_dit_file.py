@@ -8,9 +8,9 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from steersman.denoise import eps_from_x0
-from steersman.denoisers import DiffusersDenoiser, load_denoiser
-from steersman.denoisers.save import save_folder
 from steersman.errors import InputError, Notice
+from steersman.models.denoisers import DiffusersDenoiser, load_denoiser
+from steersman.models.denoisers.save import save_folder
 from steersman.schedule import VP
 
 WIDTH, HEADS, PATCH, GRID, DEPTH, LABELS = 24, 3, 2, 4, 2, 5

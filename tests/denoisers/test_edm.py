@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from steersman.denoisers import EDMDenoiser
 from steersman.errors import InputError
 from steersman.guidance import ClassProbability, Guide, Noisy
+from steersman.models.denoisers import EDMDenoiser
 from steersman.sampling import DDIM, Heun, sample
 from steersman.schedule import EDM, Level
 

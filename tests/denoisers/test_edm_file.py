@@ -14,9 +14,9 @@ from diffusers import ConsistencyModelPipeline, EDMDPMSolverMultistepScheduler, 
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from steersman.denoisers import EDMDenoiser, load_denoiser
-from steersman.denoisers.save import save_folder
 from steersman.errors import InputError
+from steersman.models.denoisers import EDMDenoiser, load_denoiser
+from steersman.models.denoisers.save import save_folder
 from steersman.sampling import DDIM, sample
 from steersman.schedule import EDM
 

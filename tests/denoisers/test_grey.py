@@ -9,12 +9,12 @@ import torch
 from diffusers import DDPMScheduler
 from PIL import Image
 
-from steersman.metrics.images import read_images
-from steersman.train.denoiser import unet
+from steersman.lab.metrics.images import read_images
+from steersman.lab.train.denoiser import unet
 
 GREY_GUIDE = """
 import torch
-from steersman.classifiers import Classifier, Preprocess
+from steersman.models.classifiers import Classifier, Preprocess
 
 class Light(torch.nn.Module):
     def forward(self, image):

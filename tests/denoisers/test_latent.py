@@ -10,16 +10,16 @@ from PIL import Image
 from torch import nn
 
 from steersman.denoise import eps_from_x0
-from steersman.denoisers import DiffusersDenoiser, load_denoiser
-from steersman.denoisers.latent import scaled, unscaled
 from steersman.errors import InputError
 from steersman.guidance import ClassProbability, Guide, Noisy
+from steersman.lab.report import Frames
+from steersman.lab.run import Run
+from steersman.lab.session import Session
+from steersman.latent import scaled, unscaled
+from steersman.models.denoisers import DiffusersDenoiser, load_denoiser
 from steersman.recipes import load_recipe
-from steersman.report import Frames
-from steersman.run import Run
 from steersman.sampling import DDIM, DDPM, sample
 from steersman.schedule import VP
-from steersman.session import Session
 
 F64 = torch.float64
 LABEL = torch.tensor([2, 0, 3])

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from steersman import steer
-from steersman.denoisers import load_denoiser
-from steersman.denoisers.save import save_folder
 from steersman.errors import InputError
 from steersman.guidance import Constant, Denoised, Guide, Normalise
+from steersman.lab.train.denoiser import unet
+from steersman.models.denoisers import load_denoiser
+from steersman.models.denoisers.save import save_folder
 from steersman.sampling import DDIM, DiffusersSampler, sample
-from steersman.train.denoiser import unet
 
 F64 = torch.float64
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from steersman.denoise import Prediction, eps_from_x0, output_for
-from steersman.denoisers import NetworkDenoiser, load_denoiser
 from steersman.errors import InputError
+from steersman.models.denoisers import NetworkDenoiser, load_denoiser
 from steersman.sampling import DDIM, sample
 from steersman.schedule import EDM, VP
 
 OWN = '''
 import torch
-from steersman.denoisers import NetworkDenoiser
+from steersman.models.denoisers import NetworkDenoiser
 from steersman.schedule import VP
 
 class Course(torch.nn.Module):

@@ -10,9 +10,9 @@ pytest.importorskip("transformers")
 from denoisers import texts
 from denoisers.test_pipeline import Theirs, theirs, walked
 from pipelines import families
-from steersman.denoisers.folder import PIPELINES
-from steersman.denoisers.pipeline import PipelineDenoiser
 from steersman.errors import InputError
+from steersman.models.denoisers.folder import PIPELINES
+from steersman.models.denoisers.pipeline import PipelineDenoiser
 from steersman.sampling import sample
 
 

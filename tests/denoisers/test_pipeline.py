@@ -10,10 +10,10 @@ from torch import nn
 pytest.importorskip("transformers")
 
 from denoisers.texts import SIZES, TEXTS, make
-from steersman.denoisers import load_denoiser
-from steersman.denoisers.pipeline import PipelineDenoiser
 from steersman.errors import InputError
 from steersman.guidance import ClassProbability, Constant, Denoised, Guide, Normalise
+from steersman.models.denoisers import load_denoiser
+from steersman.models.denoisers.pipeline import PipelineDenoiser
 from steersman.sampling import DDIM, sample
 from steersman.sampling.particles import Particles
 from steersman.schedule import CLEAN, Flow, Level

@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 
 import steersman
 from denoisers.texts import make
-from steersman.denoisers import load_denoiser
-from steersman.denoisers.load import is_pipeline
 from steersman.errors import InputError
 from steersman.guidance import ClassProbability, Constant, Denoised, Guide, Normalise
+from steersman.models.denoisers import load_denoiser
+from steersman.models.denoisers.load import is_pipeline
 
 BLOCK = {  # of a residual block of the U-Net
     "norm1": "in_layers.0",

@@ -14,12 +14,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from denoisers.texts import make
-from steersman.denoisers import load_denoiser
-from steersman.denoisers.pipeline import PipelineDenoiser
 from steersman.errors import InputError
+from steersman.lab.run import Run, read_run
+from steersman.lab.session import Session
+from steersman.models.denoisers import load_denoiser
+from steersman.models.denoisers.pipeline import PipelineDenoiser
 from steersman.recipes import load_recipe
-from steersman.run import Run, read_run
-from steersman.session import Session
 
 COMMIT = "0123456789" * 4
 

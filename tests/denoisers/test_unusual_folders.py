@@ -4,10 +4,10 @@ import diffusers
 import pytest
 import torch
 
-from steersman.denoisers import load_denoiser
 from steersman.errors import InputError
+from steersman.lab.train.denoiser import unet
+from steersman.models.denoisers import load_denoiser
 from steersman.sampling import DiffusersSampler, sample
-from steersman.train.denoiser import unet
 
 BETAS = torch.linspace(0.02, 0.2, 60).tolist()
 V, X0 = {"prediction_type": "v_prediction"}, {"prediction_type": "sample"}

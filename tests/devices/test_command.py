@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from accelerator import Steps
-from steersman.report import Frames
-from steersman.run import Run
-from steersman.session import Session
+from steersman.lab.report import Frames
+from steersman.lab.run import Run
+from steersman.lab.session import Session
 
 
 @pytest.mark.usefixtures("unchecked")

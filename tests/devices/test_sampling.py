@@ -10,14 +10,14 @@ from torch import nn
 from accelerator import Accelerator, Steps
 from recipes.test_recipes import FORMATS, TOLD, classifier, pixels
 from sample.test_diffusers import CASES, SETTINGS, made
-from steersman.classifiers import RAW, TextClassifier
 from steersman.denoise import Prediction, to_x0
 from steersman.errors import InputError
 from steersman.guidance import ClassProbability, Constant, DenoisedImage, Ema, Guide, Sum, TargetLogit, Translated
+from steersman.lab.verdicts import judged
+from steersman.models.classifiers import RAW, TextClassifier
 from steersman.recipes import load_recipe, recipe_names
 from steersman.sampling import DDIM, DDPM, DiffusersSampler, DPMpp, Heun, Particles, Recurrence, sample
 from steersman.schedule import EDM, VP, from_diffusers, times
-from steersman.verdicts import judged
 
 FLOAT32 = {"rtol": 2e-4, "atol": 2e-4}
 """Three steps of a tiny network in float32, of which the pretend device composes some operations otherwise."""

@@ -29,16 +29,20 @@ INSTALLS = {"python3", ".venv/bin/pip"}  # programs of the installation, which s
 @pytest.fixture
 def short(monkeypatch):
     """Keeps runs, data and trainings small, whatever a command asks for."""
-    import steersman.data.load
-    import steersman.data.sportballs
-    import steersman.metrics.evaluate
-    import steersman.metrics.images
-    import steersman.run
-    import steersman.train.loop
+    import steersman.lab.data.load
+    import steersman.lab.data.sportballs
+    import steersman.lab.metrics.evaluate
+    import steersman.lab.metrics.images
+    import steersman.lab.run
+    import steersman.lab.train.loop
     from steersman.recipes import Recipe
 
-    walk, made, balls = Recipe.walk, steersman.run.Run.__post_init__, steersman.data.sportballs.SportBalls.preset
-    trained, drawn = steersman.train.loop.Training.__post_init__, steersman.metrics.images._rendered
+    walk, made, balls = (
+        Recipe.walk,
+        steersman.lab.run.Run.__post_init__,
+        steersman.lab.data.sportballs.SportBalls.preset,
+    )
+    trained, drawn = steersman.lab.train.loop.Training.__post_init__, steersman.lab.metrics.images._rendered
 
     def walked(self):
         settings = walk(self)
@@ -62,10 +66,10 @@ def short(monkeypatch):
         return balls(name, num=num if num in LAZY else min(num, 24), **settings)
 
     monkeypatch.setattr(Recipe, "walk", walked)
-    monkeypatch.setattr(steersman.metrics.images, "_rendered", rendered)
-    monkeypatch.setattr(steersman.run.Run, "__post_init__", run)
-    monkeypatch.setattr(steersman.train.loop.Training, "__post_init__", training)
-    monkeypatch.setattr(steersman.data.sportballs.SportBalls, "preset", preset)
+    monkeypatch.setattr(steersman.lab.metrics.images, "_rendered", rendered)
+    monkeypatch.setattr(steersman.lab.run.Run, "__post_init__", run)
+    monkeypatch.setattr(steersman.lab.train.loop.Training, "__post_init__", training)
+    monkeypatch.setattr(steersman.lab.data.sportballs.SportBalls, "preset", preset)
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from steersman.lab.run import Run
+from steersman.lab.session import Networks, Session
 from steersman.recipes import load_recipe
-from steersman.run import Run
-from steersman.session import Networks, Session
 
 CHANGES = ["walk.steps=3", "particles=1", "recurrence.times=1", "strength=deviation", "smoothing=none"]
 

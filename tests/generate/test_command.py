@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from steersman.cli import main
-from steersman.generate import Store, status
-from steersman.stop import ECHO
+from steersman.lab.generate import Store, status
+from steersman.lab.stop import ECHO
 
 SMALL = [
     "walk.steps=12",
@@ -72,7 +72,7 @@ def test_a_signal_ends_a_run_with_the_step_at_hand(number, code, denoiser, tmp_p
 
 def test_a_second_signal_leaves_at_once(denoiser, tmp_path, monkeypatch):
     begins = tmp_path / "begins"
-    monkeypatch.setattr("steersman.generate.drawing._drawn", lambda *_: begins.touch() or time.sleep(600))
+    monkeypatch.setattr("steersman.lab.generate.drawing._drawn", lambda *_: begins.touch() or time.sleep(600))
     out, log = tmp_path / "out", tmp_path / "log"
     process = begun(arguments(denoiser, out, "--num", "400"), log)
     until = time.monotonic() + 60

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from steersman.errors import InputError
-from steersman.generate import Share, Store, Unfinished, generate, status
-from steersman.generate.lock import locked
-from steersman.metrics.images import read_images
-from steersman.run import read_run
+from steersman.lab.generate import Share, Store, Unfinished, generate, status
+from steersman.lab.generate.lock import locked
+from steersman.lab.metrics.images import read_images
+from steersman.lab.run import read_run
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -193,7 +193,7 @@ def test_a_run_that_is_killed_while_it_grows_loses_nothing(step, format, session
             write = Store.write
             patch.setattr(Store, "write", lambda store, place, *of: write(store, place, *of) if place < 2 else killed())
         elif step == "replacing":
-            patch.setattr("steersman.generate.store.yaml.safe_dump", killed)
+            patch.setattr("steersman.lab.generate.store.yaml.safe_dump", killed)
         else:
             patch.setattr(Path, "unlink", lambda path, **_: killed() if path.name == "metrics.json" else None)
         generate(drawing, tmp_path)
@@ -269,7 +269,7 @@ def test_two_runs_in_a_folder_are_refused(session, tmp_path):
 @pytest.mark.few(9)
 @pytest.mark.parametrize(("number", "said"), [(errno.ENOSPC, "No space left"), (errno.EROFS, "Read-only file system")])
 def test_a_folder_that_takes_no_more_is_told_of_and_gone_on_with(number, said, session, tmp_path, monkeypatch):
-    from steersman.generate import record
+    from steersman.lab.generate import record
 
     save, saved = record.Image.Image.save, []
 

@@ -8,16 +8,16 @@ import torch
 from diffusers import DDPMScheduler
 from PIL import Image
 
-from steersman.advice import advice
 from steersman.errors import InputError
 from steersman.guidance import Push, Step
+from steersman.lab.advice import advice
+from steersman.lab.run import Run, check_device, read_run
+from steersman.lab.session import Session
+from steersman.lab.train.denoiser import unet
 from steersman.recipes import load_recipe, recipe_names
-from steersman.run import Run, check_device, read_run
 from steersman.sampling import Report
+from steersman.sampling.watch import Watch
 from steersman.schedule import CLEAN
-from steersman.session import Session
-from steersman.train.denoiser import unet
-from steersman.watch import Watch
 
 GUIDE, JUDGE = "zoo:sportballs-mobilenet", "zoo:sportballs-judge"
 NRCG = Run(targets=("baseball",), recipe=load_recipe("nrcg"))

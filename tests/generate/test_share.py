@@ -7,8 +7,8 @@ import time
 import pytest
 
 from steersman.errors import InputError
-from steersman.generate import Share
-from steersman.generate.lock import locked, running
+from steersman.lab.generate import Share
+from steersman.lab.generate.lock import locked, running
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])

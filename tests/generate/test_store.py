@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import yaml
 
-from steersman.generate import Store
-from steersman.generate.lock import running
-from steersman.generate.record import Record, read_image, write_image
-from steersman.generate.store import SHARD
-from steersman.metrics.images import read_images
-from steersman.run import DRAWN
-from steersman.verdicts import Verdict
+from steersman.lab.generate import Store
+from steersman.lab.generate.lock import running
+from steersman.lab.generate.record import Record, read_image, write_image
+from steersman.lab.generate.store import SHARD
+from steersman.lab.metrics.images import read_images
+from steersman.lab.run import DRAWN
+from steersman.lab.verdicts import Verdict
 
 RECORD = Record(
     noise_error=0.2,
@@ -174,7 +174,7 @@ def test_what_adm_and_webdataset_expect_is_in_a_shard(tmp_path):
 
 def test_two_processes_that_pack_at_once_lose_nothing(tmp_path, monkeypatch):
     """The second is asked while the first has read all, and before it writes."""
-    from steersman.generate import store as module
+    from steersman.lab.generate import store as module
 
     write, again = module.write_shard, []
 

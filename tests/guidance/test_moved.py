@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from steersman.batching import rms
 from steersman.guidance import (
     ClassProbability,
     Constant,
@@ -19,9 +20,8 @@ from steersman.guidance import (
     Variance,
 )
 from steersman.mixture import Mixture
-from steersman.rows import rms
 from steersman.sampling import DDIM, DDPM, DPMpp, Recurrence, sample
-from steersman.watch import Watch
+from steersman.sampling.watch import Watch
 
 F64 = torch.float64
 SETTINGS = {"target": 2, "clip": False, "dtype": F64}

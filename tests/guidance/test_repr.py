@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-from steersman.classifiers import Classifier, Preprocess, TextClassifier
 from steersman.guidance import (
     ClassProbability,
     Guide,
@@ -19,6 +18,7 @@ from steersman.guidance import (
     Translated,
     Variance,
 )
+from steersman.models.classifiers import Classifier, Preprocess, TextClassifier
 
 
 def network(classes):

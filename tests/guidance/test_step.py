@@ -4,8 +4,8 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from steersman.denoisers import NetworkDenoiser
 from steersman.guidance.step import Step, posterior_mean, reverse_variance, transition
+from steersman.models.denoisers import NetworkDenoiser
 from steersman.sampling import DDPM, sample
 from steersman.schedule import CLEAN, EDM, VP, Level
 

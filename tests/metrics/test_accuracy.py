@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from steersman.errors import InputError
-from steersman.metrics import accuracy, correct, target_probability, wilson
-from steersman.metrics.classification import confidence
+from steersman.lab.metrics import accuracy, correct, target_probability, wilson
+from steersman.lab.metrics.classification import confidence
 
 
 def test_counts_the_images_with_their_target():

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from steersman.errors import InputError
-from steersman.metrics import reliability
-from steersman.metrics.calibration import binned, errors
+from steersman.lab.metrics import reliability
+from steersman.lab.metrics.calibration import binned, errors
 
 
 def surely(*groups):

@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from metrics.written import write
-from steersman.classifiers import RAW, Classifier, load_classifier
 from steersman.errors import InputError
-from steersman.metrics import frechet_distance, wilson
-from steersman.metrics.evaluate import FIGURES, Figure, evaluate
-from steersman.metrics.extractors import Extractor
-from steersman.metrics.images import read_images
-from steersman.metrics.statistics import measured, read_reference
+from steersman.lab.metrics import frechet_distance, wilson
+from steersman.lab.metrics.evaluate import FIGURES, Figure, evaluate
+from steersman.lab.metrics.extractors import Extractor
+from steersman.lab.metrics.images import read_images
+from steersman.lab.metrics.statistics import measured, read_reference
+from steersman.models.classifiers import RAW, Classifier, load_classifier
 
 
 class Brightness(torch.nn.Module):

@@ -6,9 +6,9 @@ import sys
 import pytest
 import torch
 
-from steersman.classifiers import Classifier, load_classifier
 from steersman.errors import InputError
-from steersman.metrics.extractors import load_extractor
+from steersman.lab.metrics.extractors import load_extractor
+from steersman.models.classifiers import Classifier, load_classifier
 from steersman.schedule import CLEAN
 
 FEATURES = """

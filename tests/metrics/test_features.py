@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from steersman.classifiers import RAW, Classifier
 from steersman.errors import InputError
-from steersman.metrics import classifier_features, mean_pairwise_distance
+from steersman.lab.metrics import classifier_features, mean_pairwise_distance
+from steersman.models.classifiers import RAW, Classifier
 
 
 def test_mean_pairwise_distance():

@@ -7,11 +7,11 @@ import yaml
 from PIL import Image
 
 from metrics.written import write
-from steersman.data import SportBalls, load_data
-from steersman.data.folder import write_folder
 from steersman.errors import InputError
-from steersman.metrics.images import read_images
-from steersman.run import Run
+from steersman.lab.data import SportBalls, load_data
+from steersman.lab.data.folder import write_folder
+from steersman.lab.metrics.images import read_images
+from steersman.lab.run import Run
 
 
 def all_of(images, batch_size=64):

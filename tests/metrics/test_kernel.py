@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from steersman.metrics import kernel
-from steersman.metrics.kernel import kid
+from steersman.lab.metrics import kernel
+from steersman.lab.metrics.kernel import kid
 
 
 def test_by_hand():

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from steersman.metrics import neighbours
-from steersman.metrics.neighbours import density_coverage, precision_recall, recall
+from steersman.lab.metrics import neighbours
+from steersman.lab.metrics.neighbours import density_coverage, precision_recall, recall
 
 REFERENCE = torch.arange(10.0)[:, None]
 SAMPLES = torch.arange(8.5, 14)[:, None]

@@ -8,8 +8,8 @@ import torch
 from scipy.stats import rankdata, spearmanr
 
 from steersman.errors import InputError
-from steersman.metrics.rank import by_chance, correlation, rank_correlation, ranks
-from steersman.metrics.resample import Figure
+from steersman.lab.metrics.rank import by_chance, correlation, rank_correlation, ranks
+from steersman.lab.metrics.resample import Figure
 
 UP = [0.1, 0.4, 0.9, 1.6, 2.5]
 

@@ -8,11 +8,11 @@ import torch
 
 from metrics.written import write
 from steersman.errors import InputError
-from steersman.metrics.evaluate import evaluate
-from steersman.metrics.extractors import Extractor
-from steersman.metrics.frechet import frechet
-from steersman.metrics.images import read_images
-from steersman.metrics.statistics import measured, read_reference, read_statistics, write_statistics
+from steersman.lab.metrics.evaluate import evaluate
+from steersman.lab.metrics.extractors import Extractor
+from steersman.lab.metrics.frechet import frechet
+from steersman.lab.metrics.images import read_images
+from steersman.lab.metrics.statistics import measured, read_reference, read_statistics, write_statistics
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def test_distance_of_a_set_from_itself(sets, quarters):
 
 def test_adms_references_give_the_distance_to_the_whole_set(pixels, quarters, monkeypatch, tmp_path):
     """Its batches are some of the set whose moments stand beside them, by Inception's features and no others."""
-    monkeypatch.setattr("steersman.metrics.statistics.WIDTH", 12)
+    monkeypatch.setattr("steersman.lab.metrics.statistics.WIDTH", 12)
     inception = Extractor(name="inception", embed=quarters.embed)
     samples = read_images(write(tmp_path / "samples", pixels(14, bright=20)))
     whole = measured(read_images(write(tmp_path / "whole", pixels(40, bright=40))), quarters).moments

@@ -17,29 +17,29 @@ from torch import Tensor
 from denoisers.adm_reference import Reference
 from denoisers.test_dit_file import random_tensors
 from denoisers.test_edm_file import TINY, EDMPrecond, saved
-from steersman.analysis.agreement import read_cells, read_errors
-from steersman.analysis.parts import Parts
-from steersman.classifiers import load_classifier
-from steersman.data import pictures
-from steersman.denoisers import load_denoiser
 from steersman.files import read_image
-from steersman.generate import status
-from steersman.generate.record import Record, write_image
-from steersman.generate.shards import joined, write_shard
-from steersman.metrics.images import read_images
-from steersman.metrics.resample import Figure
-from steersman.metrics.statistics import read_reference
+from steersman.lab.analysis.agreement import read_cells, read_errors
+from steersman.lab.analysis.parts import Parts
+from steersman.lab.data import pictures
+from steersman.lab.generate import status
+from steersman.lab.generate.record import Record, write_image
+from steersman.lab.generate.shards import joined, write_shard
+from steersman.lab.metrics.images import read_images
+from steersman.lab.metrics.resample import Figure
+from steersman.lab.metrics.statistics import read_reference
+from steersman.lab.report.folders import page_of
+from steersman.lab.reproduce import load_reproduction
+from steersman.lab.run import Run, read_run
+from steersman.lab.tune.price import Prices
+from steersman.lab.tune.search import Search
+from steersman.lab.tune.space import Range
+from steersman.lab.tune.trials import LARGER, Trial, objectives
+from steersman.lab.tune.tuning import begun
+from steersman.models.classifiers import load_classifier
+from steersman.models.denoisers import load_denoiser
+from steersman.models.zoo import read_network
 from steersman.recipes import load_recipe
-from steersman.report.folders import page_of
-from steersman.reproduce import load_reproduction
-from steersman.run import Run, read_run
 from steersman.schedule import VP
-from steersman.tune.price import Prices
-from steersman.tune.search import Search
-from steersman.tune.space import Range
-from steersman.tune.trials import LARGER, Trial, objectives
-from steersman.tune.tuning import begun
-from steersman.zoo import read_network
 
 __all__ = ["FORMATS", "Format"]
 
@@ -98,7 +98,7 @@ def _texts(folder: Path) -> list[Path]:
 def unet_folder(folder: Path) -> Format:
     from diffusers import DDPMPipeline, DDPMScheduler
 
-    from steersman.denoisers.adm_network import ADMUNet
+    from steersman.models.denoisers.adm_network import ADMUNet
 
     unet = ADMUNet(
         heads=2,
@@ -189,7 +189,7 @@ def clip(folder: Path, source: Path) -> Format:
 
 
 def card(folder: Path) -> Format:
-    from steersman.classifiers import build_network
+    from steersman.models.classifiers import build_network
 
     weights, told = folder / "model.safetensors", folder / "card.json"
     save_file(build_network("resnet10_narrow", 3).half().state_dict(), weights)
@@ -219,7 +219,7 @@ def reproduction(folder: Path) -> Format:
     from importlib import resources
 
     path = folder / "mine.yaml"
-    path.write_bytes((resources.files("steersman.reproduce") / "tables" / "elucd-imagenet128.yaml").read_bytes())
+    path.write_bytes((resources.files("steersman.lab.reproduce") / "tables" / "elucd-imagenet128.yaml").read_bytes())
     return Format(files=[path], load=lambda: load_reproduction(str(path)).files())
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from steersman.classifiers import Classifier
-from steersman.classifiers.preprocess import RAW
 from steersman.guidance import ClassProbability, Constant, Denoised, Guide, Normalise
+from steersman.models.classifiers import Classifier
+from steersman.models.classifiers.preprocess import RAW
 from steersman.schedule import CLEAN
 
 NAMES = ("red", "green", "blue")

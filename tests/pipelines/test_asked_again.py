@@ -5,9 +5,9 @@ import torch
 
 import steersman
 from pipelines.families import FAMILIES, MILD, asked_again, draw, draws, make, unet2d, wide
-from steersman.denoisers import DiffusersDenoiser
 from steersman.errors import InputError
 from steersman.guidance import Ahead, Mean, NoisePrediction, Sample
+from steersman.models.denoisers import DiffusersDenoiser
 from steersman.recipes import load_recipe
 from steersman.sampling import DDIM, DDPM, Particles, Recurrence, sample
 from steersman.schedule import VP

@@ -8,9 +8,9 @@ from torch import nn
 
 import steersman
 from pipelines.families import draw, make
-from steersman.classifiers import Classifier
-from steersman.classifiers.preprocess import RAW
 from steersman.guidance import Ahead, ClassProbability, Constant, Denoised, Guide
+from steersman.models.classifiers import Classifier
+from steersman.models.classifiers.preprocess import RAW
 
 NAMES = ("red", "green", "blue")
 

@@ -7,7 +7,7 @@ import torch
 
 import steersman
 from pipelines.families import FAMILIES, draw, embeds, make, reaching, wide
-from steersman import rows
+from steersman import batching as rows
 from steersman.errors import InputError
 from steersman.guidance import Chain, ClassProbability, Constant, Identity, Interval, Normalise
 from steersman.schedule import CLEAN

@@ -8,7 +8,7 @@ from pipelines.families import wide
 from steersman import steer
 from steersman.errors import InputError
 from steersman.guidance import Mean, NoisePrediction
-from steersman.train.denoiser import unet
+from steersman.lab.train.denoiser import unet
 
 ABLE = ("DDIM", "DDPM", "DPMSolverMultistep", "EulerAncestralDiscrete", "EulerDiscrete", "UniPCMultistep")
 

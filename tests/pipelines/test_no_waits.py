@@ -6,9 +6,9 @@ import pytest
 
 import steersman
 from pipelines.families import FAMILIES, draw, make, wide
+from steersman.batching import each_tensor
 from steersman.guidance import Ahead, ClassProbability, Denoised
 from steersman.pipelines.trajectory import Trajectory
-from steersman.rows import each_tensor
 
 CASES = ["DDPM", "DiT", "SD", "SDXL", "SD3", "Flux", "FLUX.2", "Z-Image", "Wan"]
 

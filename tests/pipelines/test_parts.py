@@ -9,9 +9,9 @@ from torch import nn
 
 import steersman
 from pipelines.families import FAMILIES, draw, make, wide
+from steersman.batching import each_tensor
 from steersman.errors import InputError
 from steersman.guidance import ClassProbability
-from steersman.rows import each_tensor
 
 FUNCTION = "_gradient_checkpointing_func"  # diffusers leaves it there when it stops
 

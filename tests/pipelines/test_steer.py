@@ -7,8 +7,6 @@ from torch import nn
 
 import steersman
 from pipelines.families import FAMILIES, PAIRS, QUICK, draw, draws, make, reaching, wide
-from steersman.classifiers import Classifier
-from steersman.classifiers.preprocess import RAW
 from steersman.errors import InputError
 from steersman.guidance import (
     ClassProbability,
@@ -24,6 +22,8 @@ from steersman.guidance import (
     Toward,
     Translated,
 )
+from steersman.models.classifiers import Classifier
+from steersman.models.classifiers.preprocess import RAW
 
 diffusers = pytest.importorskip("diffusers")
 

@@ -12,9 +12,9 @@ from torch import nn
 
 import steersman
 from pipelines.families import FAMILIES, PAIRS, asked_again, draw, make, reaching, unet2d, vae, wide
-from steersman.denoisers.folder import PIPELINES
 from steersman.errors import InputError
 from steersman.guidance import Mean, NoisePrediction
+from steersman.models.denoisers.folder import PIPELINES
 from steersman.pipelines.walk import MEMORYLESS
 from steersman.sampling import Particles, Recurrence
 

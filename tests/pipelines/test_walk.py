@@ -10,7 +10,6 @@ from torch import nn
 
 import steersman
 from pipelines.families import MILD, draw, draws, embeds, make, unet2d, wide
-from steersman.denoisers import DiffusersDenoiser
 from steersman.guidance import (
     Denoised,
     DenoisedImage,
@@ -25,6 +24,7 @@ from steersman.guidance import (
     Transition,
     Variance,
 )
+from steersman.models.denoisers import DiffusersDenoiser
 from steersman.sampling import DDIM, DDPM, DiffusersSampler, sample
 from steersman.schedule import VP
 

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from steersman.classifiers import RAW, Classifier
 from steersman.denoise import Prediction
+from steersman.models.classifiers import RAW, Classifier
 from steersman.recipes import load_recipe
 from steersman.sampling import sample
 from steersman.schedule import VP

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from steersman.classifiers import RAW, Classifier, Preprocess, load_classifier
 from steersman.errors import InputError
+from steersman.models.classifiers import RAW, Classifier, Preprocess, load_classifier
 from steersman.recipes import load_recipe
 from steersman.schedule import CLEAN
 

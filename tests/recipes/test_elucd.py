@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from steersman.classifiers import RAW, Classifier
 from steersman.denoise import Prediction
+from steersman.models.classifiers import RAW, Classifier
 from steersman.recipes import load_recipe
 from steersman.sampling import sample
 from steersman.schedule import EDM, VP

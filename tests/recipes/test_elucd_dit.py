@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from steersman.denoise import eps_from_x0
-from steersman.denoisers import load_denoiser
 from steersman.errors import InputError
+from steersman.models.denoisers import load_denoiser
 from steersman.recipes import load_recipe
 from steersman.sampling import sample
 

@@ -7,11 +7,11 @@ import diffusers
 import pytest
 import torch
 
-from steersman.denoisers import load_denoiser
+from steersman.lab.train.denoiser import unet
+from steersman.models.denoisers import load_denoiser
 from steersman.recipes import load_recipe
 from steersman.sampling import DDIM, sample
 from steersman.schedule import Flow
-from steersman.train.denoiser import unet
 
 F64 = torch.float64
 TARGET, STEPS = 2, 12

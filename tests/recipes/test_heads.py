@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from steersman.classifiers import RAW, Classifier
 from steersman.errors import InputError, Notice
+from steersman.models.classifiers import RAW, Classifier
 from steersman.recipes import load_recipe, recipe_names
 from steersman.schedule import VP
 

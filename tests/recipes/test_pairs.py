@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch import nn
 
-from steersman.classifiers import RAW, Classifier
-from steersman.classifiers.smoothing import soften
-from steersman.denoisers import DiffusersDenoiser
 from steersman.errors import InputError
+from steersman.lab.train.denoiser import unet
+from steersman.models.classifiers import RAW, Classifier
+from steersman.models.classifiers.smoothing import soften
+from steersman.models.denoisers import DiffusersDenoiser
 from steersman.recipes import Recipe
 from steersman.recipes.axes import AXES
 from steersman.sampling import sample
 from steersman.schedule import VP
-from steersman.train.denoiser import unet
 
 SEEDS, TARGETS = [4, 0, 9], [1, 0, 1]
 THEIR_OWN = {"steps": 3, "clip": False}  # the walk of samplers that bring their levels

@@ -15,11 +15,11 @@ from diffusers import (
 )
 from torch import nn
 
-from steersman.classifiers import RAW, Classifier
-from steersman.denoisers import EDMDenoiser, load_denoiser
+from steersman.lab.train.denoiser import unet
+from steersman.models.classifiers import RAW, Classifier
+from steersman.models.denoisers import EDMDenoiser, load_denoiser
 from steersman.recipes import load_recipe, recipe_names
 from steersman.sampling import sample
-from steersman.train.denoiser import unet
 
 NAMES = ("a", "b", "c")
 NAME = {"ids": lambda name: name.replace("/", "-")}

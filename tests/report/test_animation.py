@@ -8,7 +8,7 @@ from PIL import Image, ImageSequence
 from steersman.errors import InputError
 from steersman.guidance.steering import Push
 from steersman.guidance.step import Step
-from steersman.report import Frames, animation, heat
+from steersman.lab.report import Frames, animation, heat
 from steersman.sampling.loop import Report
 from steersman.schedule import VP
 

@@ -10,9 +10,9 @@ import yaml
 from PIL import Image
 
 from steersman.errors import InputError
-from steersman.report.curves import Curve, write_curves
-from steersman.report.embed import LARGEST, SIDE, WIDEST, embedded, thumbnail
-from steersman.report.folders import SHOWN, report
+from steersman.lab.report.curves import Curve, write_curves
+from steersman.lab.report.embed import LARGEST, SIDE, WIDEST, embedded, thumbnail
+from steersman.lab.report.folders import SHOWN, report
 
 VOID = {"meta", "img", "br", "link"}
 EVIL = "<script>alert('1 & 2')</script>"

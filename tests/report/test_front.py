@@ -5,8 +5,8 @@ import random
 import pytest
 
 from steersman.errors import InputError
-from steersman.report.dots import write_dots
-from steersman.report.front import Point, front, write_front
+from steersman.lab.report.dots import write_dots
+from steersman.lab.report.front import Point, front, write_front
 
 
 def point(name, cost, quality, spread=0.5):

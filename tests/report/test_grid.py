@@ -5,8 +5,8 @@ import torch
 from PIL import Image
 
 from steersman.errors import InputError
-from steersman.report import grid, sheet
-from steersman.report.sheets import GAP, pixels
+from steersman.lab.report import grid, sheet
+from steersman.lab.report.sheets import GAP, pixels
 
 
 def flat(*values: float, side: int = 6) -> torch.Tensor:

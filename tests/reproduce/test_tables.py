@@ -7,10 +7,10 @@ import pytest
 import yaml
 
 from steersman.errors import InputError
+from steersman.lab.reproduce import Work, load_reproduction, needs, reproduction_names
+from steersman.lab.reproduce.requirements import RATE
+from steersman.lab.reproduce.schema import filled
 from steersman.recipes import recipe_names
-from steersman.reproduce import Work, load_reproduction, needs, reproduction_names
-from steersman.reproduce.requirements import RATE
-from steersman.reproduce.schema import filled
 
 ROOMS = {"models": Path("models"), "data": Path("data")}
 
@@ -37,7 +37,7 @@ def test_a_bundled_one_is_whole(name):
 
 
 def test_all_files_are_needed_by_one():
-    content = yaml.safe_load((resources.files("steersman.reproduce") / "files.yaml").read_text())
+    content = yaml.safe_load((resources.files("steersman.lab.reproduce") / "files.yaml").read_text())
     assert set(content) == {name for each in reproduction_names() for name in load_reproduction(each).files()}
 
 
@@ -103,7 +103,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("changes", "message"), REFUSED, ids=[next(iter(changes)) for changes, _ in REFUSED])
 def test_what_is_wrong_in_a_file_is_said_in_a_line(changes, message, tmp_path):
-    bundled = resources.files("steersman.reproduce") / "tables" / "elucd-imagenet128.yaml"
+    bundled = resources.files("steersman.lab.reproduce") / "tables" / "elucd-imagenet128.yaml"
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(yaml.safe_load(bundled.read_text()) | changes))
     with pytest.raises(InputError) as refused:

@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from steersman.classifiers import Classifier
-from steersman.classifiers.preprocess import RAW
 from steersman.denoise import Prediction, check_condition
 from steersman.errors import InputError
 from steersman.guidance import ClassProbability, Guide, Sum, TargetLogit, Toward, Translated
+from steersman.models.classifiers import Classifier
+from steersman.models.classifiers.preprocess import RAW
 from steersman.sampling import DDIM, sample
 from steersman.schedule import VP
 

@@ -24,6 +24,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
+from steersman.batching import take
 from steersman.denoise import output_for
 from steersman.errors import InputError
 from steersman.guidance import (
@@ -40,7 +41,6 @@ from steersman.guidance import (
     Signal,
     Spherical,
 )
-from steersman.rows import take
 from steersman.sampling import (
     DDIM,
     DDPM,

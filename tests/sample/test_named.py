@@ -5,14 +5,14 @@ import diffusers
 import pytest
 import torch
 
-from steersman.denoisers import DiffusersDenoiser
 from steersman.errors import InputError
 from steersman.guidance import ClassProbability, Ema, Guide, Noisy
+from steersman.lab.train.denoiser import unet
+from steersman.models.denoisers import DiffusersDenoiser
 from steersman.sampling import DiffusersSampler, NamedScheduler, Particles, Recurrence, sample
 from steersman.sampling.diffusers import KNOWN
 from steersman.schedule import EDM, VP, Flow, from_diffusers
 from steersman.schedulers import FAMILIES
-from steersman.train.denoiser import unet
 
 F64 = torch.float64
 BETAS = torch.linspace(0.03**0.5, 0.16**0.5, 60, dtype=F64) ** 2  # neither diffusers' defaults nor 1000 times

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+from steersman.lab.run import Run
+from steersman.lab.session import Session
+from steersman.lab.speed.bench import bench
+from steersman.lab.speed.calls import Calls
 from steersman.recipes import load_recipe
-from steersman.run import Run
-from steersman.session import Session
-from steersman.speed.bench import bench
-from steersman.speed.calls import Calls
 
 GUIDE = "zoo:sportballs-mobilenet"
 

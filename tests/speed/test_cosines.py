@@ -7,19 +7,19 @@ import pytest
 import torch
 import yaml
 
-from steersman.denoisers import latent
+from steersman import latent
 from steersman.errors import InputError, Notice
+from steersman.lab.run import Run, read_run
+from steersman.lab.session import Session
+from steersman.lab.speed import auto
+from steersman.lab.speed.bench import bench
+from steersman.lab.speed.placement import Placement
 from steersman.recipes import load_recipe
-from steersman.run import Run, read_run
-from steersman.session import Session
-from steersman.speed import auto
-from steersman.speed.bench import bench
-from steersman.speed.placement import Placement
 
 MODULE = """
 import torch
 from torch import nn
-from steersman.denoisers import NetworkDenoiser
+from steersman.models.denoisers import NetworkDenoiser
 from steersman.schedule import VP
 
 class Linear(nn.Module):
@@ -175,10 +175,10 @@ CUDA, CPU = torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultC
 @pytest.fixture
 def memory(monkeypatch):
     """Has networks run out of memory: ``memory("denoiser", error, lambda x: len(x) > 2)``."""
-    import steersman.session
+    import steersman.lab.session
 
     def holds(part, error, full):
-        own = getattr(steersman.session, f"load_{part}")
+        own = getattr(steersman.lab.session, f"load_{part}")
 
         def check(network, inputs):
             if full(inputs[0]):
@@ -189,7 +189,7 @@ def memory(monkeypatch):
             found.network.register_forward_pre_hook(check)
             return found
 
-        monkeypatch.setattr(steersman.session, f"load_{part}", load)
+        monkeypatch.setattr(steersman.lab.session, f"load_{part}", load)
 
     return holds
 

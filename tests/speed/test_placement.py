@@ -7,12 +7,12 @@ import torch
 import yaml
 
 from steersman.errors import InputError
+from steersman.lab.run import Run, read_run
+from steersman.lab.session import Session
+from steersman.lab.speed import auto
+from steersman.lab.speed.memory import peak_memory
+from steersman.lab.speed.placement import Placement
 from steersman.recipes import load_recipe
-from steersman.run import Run, read_run
-from steersman.session import Session
-from steersman.speed import auto
-from steersman.speed.memory import peak_memory
-from steersman.speed.placement import Placement
 
 GUIDE = "zoo:sportballs-mobilenet"
 PLACED = {

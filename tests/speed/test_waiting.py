@@ -5,12 +5,12 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from steersman.classifiers import Classifier, Preprocess
-from steersman.denoisers import DiffusersDenoiser
+from steersman.lab.train.denoiser import unet
+from steersman.models.classifiers import Classifier, Preprocess
+from steersman.models.denoisers import DiffusersDenoiser
 from steersman.recipes import load_recipe
 from steersman.sampling import sample
 from steersman.schedule import VP
-from steersman.train.denoiser import unet
 
 RECIPES = (
     "default",

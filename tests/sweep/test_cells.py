@@ -3,7 +3,7 @@
 import pytest
 
 from steersman.errors import InputError
-from steersman.sweep.cells import Sweep, varied
+from steersman.lab.sweep.cells import Sweep, varied
 
 BASE = {"targets": ("baseball",), "num": 2, "seed": 5, "classifiers": ("zoo:sportballs-mobilenet",)}
 

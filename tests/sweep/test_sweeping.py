@@ -9,8 +9,8 @@ import yaml
 from PIL import Image
 
 from steersman.errors import InputError
-from steersman.session import Session
-from steersman.sweep import Sweep, Sweeping, varied
+from steersman.lab.session import Session
+from steersman.lab.sweep import Sweep, Sweeping, varied
 
 REFERENCE = "sportballs?num=40&resolution=16"
 CHANGES = (

@@ -8,14 +8,14 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from steersman.data import SportBalls, load_data
-from steersman.data.folder import write_folder
-from steersman.denoisers import load_denoiser
 from steersman.errors import InputError
+from steersman.lab.data import SportBalls, load_data
+from steersman.lab.data.folder import write_folder
+from steersman.lab.train.denoiser import Architecture, DenoisingLoss, EDMLoss, train_denoiser, unet
+from steersman.lab.train.loop import Batch, Training
+from steersman.models.denoisers import load_denoiser
 from steersman.sampling import DDIM, DDPM, Heun, sample
 from steersman.schedule import VP
-from steersman.train.denoiser import Architecture, DenoisingLoss, EDMLoss, train_denoiser, unet
-from steersman.train.loop import Batch, Training
 
 COUNT = 4096
 SCHEDULE = VP.cosine()
@@ -108,7 +108,7 @@ def test_edms_loss_is_the_weighted_error_of_the_denoised_image():
         lambda _, args, kwargs: seen.update(x=args[0], c_noise=args[1], y=kwargs["class_labels"]), with_kwargs=True
     )
     loss = EDMLoss(sigma_data=0.6, null=3)(network, Batch(images, labels, torch.Generator().manual_seed(1)))
-    from steersman.denoisers.edm import EDMDenoiser
+    from steersman.models.denoisers.edm import EDMDenoiser
     from steersman.schedule import EDM
 
     denoiser = EDMDenoiser(network, shape=(3, 8, 8), classes=("a", "b", "c"), unconditional=True, sigma_data=0.6)

@@ -10,13 +10,13 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
 
-from steersman.data.folder import write_folder
-from steersman.data.sportballs import SportBalls
 from steersman.errors import InputError, Notice
+from steersman.lab.data.folder import write_folder
+from steersman.lab.data.sportballs import SportBalls
+from steersman.lab.train.classifier import ClassificationLoss, augmentation, noisy, train_classifier
+from steersman.lab.train.loop import Batch, Training
+from steersman.models.zoo import read_network
 from steersman.schedule import VP
-from steersman.train.classifier import ClassificationLoss, augmentation, noisy, train_classifier
-from steersman.train.loop import Batch, Training
-from steersman.zoo import read_network
 
 QUIET = Console(quiet=True)
 TINY = {"architecture": "resnet10_narrow", "resolution": 32, "num": 40, "held_out": 12, "console": QUIET}

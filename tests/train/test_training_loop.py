@@ -12,10 +12,10 @@ from rich.console import Console
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from steersman.data import load_data
 from steersman.errors import InputError
-from steersman.stop import Stopped
-from steersman.train.loop import Batch, Training, fit, recalibrate, seconds_spent
+from steersman.lab.data import load_data
+from steersman.lab.stop import Stopped
+from steersman.lab.train.loop import Batch, Training, fit, recalibrate, seconds_spent
 
 QUIET = Console(quiet=True)
 

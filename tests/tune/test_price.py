@@ -2,10 +2,10 @@
 
 import pytest
 
+from steersman.lab.run import Run
+from steersman.lab.session import Networks, Session
+from steersman.lab.tune.price import Prices
 from steersman.recipes import load_recipe
-from steersman.run import Run
-from steersman.session import Networks, Session
-from steersman.tune.price import Prices
 
 STEPS = 6
 PLAIN = ("walk.steps=6", "input.size=null")

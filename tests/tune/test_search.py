@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
+from steersman.lab.tune.search import Search
+from steersman.lab.tune.space import ANY
 from steersman.mixture import Mixture
 from steersman.recipes import load_recipe
 from steersman.sampling import sample
-from steersman.tune.search import Search
-from steersman.tune.space import ANY
 
 SPACE = {"kind": {ANY: {"near": {"x": "0.001..1000.0"}, "far": {"x": "0.001..1000.0", "y": "0..9"}}}}
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from steersman.errors import InputError
+from steersman.lab.tune import TRIED, Tune
+from steersman.lab.tune.space import ANY, Range, check, chosen, placed, space_of
 from steersman.recipes import load_recipe
-from steersman.tune import TRIED, Tune
-from steersman.tune.space import ANY, Range, check, chosen, placed, space_of
 
 
 class Told:

@@ -3,9 +3,9 @@
 import pytest
 
 from steersman.errors import InputError
-from steersman.metrics.resample import Figure
-from steersman.metrics.resample import share as shared
-from steersman.tune import Bounds, Trial, choose
+from steersman.lab.metrics.resample import Figure
+from steersman.lab.metrics.resample import share as shared
+from steersman.lab.tune import Bounds, Trial, choose
 
 
 def trial(number, right, distance, cost):

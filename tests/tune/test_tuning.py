@@ -6,10 +6,10 @@ import pytest
 
 from steersman.cli import tuning as terminal
 from steersman.errors import InputError
+from steersman.lab.run import read_run
+from steersman.lab.session import Session
+from steersman.lab.tune import Bounds, Tune, Tuning, space_of
 from steersman.recipes import load_recipe
-from steersman.run import read_run
-from steersman.session import Session
-from steersman.tune import Bounds, Tune, Tuning, space_of
 
 REFERENCE = "sportballs?num=40&resolution=16"
 CHANGES = ("strength=deviation", "input.size=null", "walk.steps=3")
@@ -94,7 +94,7 @@ def test_what_cannot_be_drawn_is_refused_with_its_reason_and_does_not_count(deno
 
 @pytest.mark.long
 def test_beyond_the_budget_nothing_is_drawn(denoiser, tmp_path, monkeypatch):
-    monkeypatch.setattr("steersman.tune.tuning.REFUSED", 3)
+    monkeypatch.setattr("steersman.lab.tune.tuning.REFUSED", 3)
     with pytest.raises(
         InputError, match="3 proposals in a row cannot be drawn; the last: an image must cost at most budget, 1, got"
     ):

@@ -7,13 +7,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from steersman.classifiers import build_network, load_classifier
-from steersman.data.pictures import SOURCES
-from steersman.data.sportballs import SportBalls
-from steersman.denoisers import load_denoiser
 from steersman.errors import InputError
+from steersman.lab.data.pictures import SOURCES
+from steersman.lab.data.sportballs import SportBalls
+from steersman.models.classifiers import build_network, load_classifier
+from steersman.models.denoisers import load_denoiser
+from steersman.models.zoo import folder, load_network, names, read_network
 from steersman.sampling import Heun, sample
-from steersman.zoo import folder, load_network, names, read_network
 
 
 @pytest.fixture

@@ -34,8 +34,8 @@ def bench(
     """Time a guided batch, and compare it with the time of its networks' calls alone."""
     from steersman.cli.benching import time_it
     from steersman.errors import InputError
+    from steersman.lab.run import Run
     from steersman.recipes import load_recipe
-    from steersman.run import Run
 
     for name, given in (("steps", steps), ("repeats", repeats)):
         if given < 1:

@@ -7,8 +7,8 @@ from rich.table import Table
 
 from steersman.cli.progress import progress_bar
 from steersman.files import write_json, writing_to
-from steersman.run import Run
-from steersman.speed.bench import bench
+from steersman.lab.run import Run
+from steersman.lab.speed.bench import bench
 
 __all__ = ["time_it"]
 

@@ -17,10 +17,10 @@ def convert(
     """Write a diffusion model as a folder that diffusers loads."""
     from rich.console import Console
 
-    from steersman.denoisers import load_denoiser
-    from steersman.denoisers.load import is_pipeline
-    from steersman.denoisers.save import save_folder
     from steersman.errors import InputError
+    from steersman.models.denoisers import load_denoiser
+    from steersman.models.denoisers.load import is_pipeline
+    from steersman.models.denoisers.save import save_folder
 
     if is_pipeline(denoiser):
         raise InputError(

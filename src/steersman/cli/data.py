@@ -29,9 +29,9 @@ def sportballs(
     """Four kinds of ball on white: baseball, basketball, volleyball, soccer ball."""
     from rich.progress import track
 
-    from steersman.data import SportBalls
-    from steersman.data.folder import write_folder
-    from steersman.run import check_device
+    from steersman.lab.data import SportBalls
+    from steersman.lab.data.folder import write_folder
+    from steersman.lab.run import check_device
 
     check_device(device)
     balls = SportBalls.preset(preset, num=num, seed=seed, resolution=resolution)

@@ -9,16 +9,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from steersman.classifiers import Classifier, load_classifier
 from steersman.cli.progress import progress_bar
 from steersman.errors import InputError, unknown
 from steersman.files import write_json, writing_to
-from steersman.metrics.evaluate import DISTANCES, FIGURES, Figure
-from steersman.metrics.evaluate import evaluate as figures_of
-from steersman.metrics.extractors import load_extractor
-from steersman.metrics.images import ImageSet, read_images
-from steersman.metrics.statistics import measured, read_reference, write_statistics
-from steersman.run import check_device, read_run
+from steersman.lab.metrics.evaluate import DISTANCES, FIGURES, Figure
+from steersman.lab.metrics.evaluate import evaluate as figures_of
+from steersman.lab.metrics.extractors import load_extractor
+from steersman.lab.metrics.images import ImageSet, read_images
+from steersman.lab.metrics.statistics import measured, read_reference, write_statistics
+from steersman.lab.run import check_device, read_run
+from steersman.models.classifiers import Classifier, load_classifier
 from steersman.trust import refuse_code
 
 __all__ = ["Evaluation", "carry_out"]

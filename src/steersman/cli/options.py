@@ -89,6 +89,6 @@ def fields(
     judge: str,
     **others: Any,  # noqa: ANN401
 ) -> dict[str, Any]:
-    """Returns the fields of a `steersman.run.Run` that options say; the others have a field's name themselves."""
+    """Returns the fields of a `steersman.lab.run.Run` that options say; the others have a field's name themselves."""
     classifiers = {"classifiers": tuple(classifier)} if classifier else {}
     return {"targets": tuple(target or ()), **classifiers, "judge": None if judge == "none" else judge, **others}

@@ -15,7 +15,7 @@ def report(folder: Annotated[Path, typer.Argument(help="Folder of a run, a sweep
     from rich.console import Console
     from rich.markup import escape
 
-    from steersman.report.folders import report
+    from steersman.lab.report.folders import report
 
     path = report(folder)
     Console().print(escape(str(path)), soft_wrap=True, highlight=False)

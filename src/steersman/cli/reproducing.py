@@ -11,12 +11,12 @@ from rich.table import Table
 
 from steersman.cli.progress import progress_bar
 from steersman.errors import InputError
-from steersman.metrics.evaluate import Figure
-from steersman.report.figures import with_interval
-from steersman.reproduce import Needs, Reproduction, Work, load_reproduction, needs, reproduction_names
-from steersman.reproduce.requirements import CARD, RATE
-from steersman.run import check_device
-from steersman.stop import Stop
+from steersman.lab.metrics.evaluate import Figure
+from steersman.lab.report.figures import with_interval
+from steersman.lab.reproduce import Needs, Reproduction, Work, load_reproduction, needs, reproduction_names
+from steersman.lab.reproduce.requirements import CARD, RATE
+from steersman.lab.run import check_device
+from steersman.lab.stop import Stop
 
 __all__ = ["Asked", "carry_out", "list_all"]
 

@@ -8,8 +8,8 @@ import typer
 from rich.console import Console
 
 from steersman.errors import InputError, Notice, one_line
-from steersman.speed.allocator import keep_freed
-from steersman.stop import Interrupted, Interruptible, Stopped
+from steersman.lab.speed.allocator import keep_freed
+from steersman.lab.stop import Interrupted, Interruptible, Stopped
 
 __all__ = ["app", "main"]
 

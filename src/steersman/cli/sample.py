@@ -56,9 +56,9 @@ def sample(
     """Draw images steered by a classifier; the same command again finishes an interrupted run."""
     from steersman.cli.sampling import carry_out, default_folder, tell
     from steersman.errors import InputError
-    from steersman.generate import Share
+    from steersman.lab.generate import Share
+    from steersman.lab.run import Run, read_run, weights
     from steersman.recipes import load_recipe
-    from steersman.run import Run, read_run, weights
 
     share = Share.told()
     if status is not None:

@@ -12,12 +12,12 @@ from rich.table import Table
 from steersman.cli.progress import progress_bar
 from steersman.errors import InputError
 from steersman.files import file_name
-from steersman.generate import Share, Summary, Unfinished, generate, status
-from steersman.report import Frames
-from steersman.run import Run, differences
-from steersman.session import Session
-from steersman.speed.auto import as_begun
-from steersman.stop import Stop
+from steersman.lab.generate import Share, Summary, Unfinished, generate, status
+from steersman.lab.report import Frames
+from steersman.lab.run import Run, differences
+from steersman.lab.session import Session
+from steersman.lab.speed.auto import as_begun
+from steersman.lab.stop import Stop
 from steersman.trust import code_in
 
 __all__ = ["carry_out", "default_folder", "tell"]

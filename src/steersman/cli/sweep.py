@@ -59,8 +59,8 @@ def sweep(
 ) -> None:
     """Draw the same seeds with all combinations of settings, and compare quality and cost in tables and plots."""
     from steersman.cli.sweeping import carry_out
-    from steersman.run import weights
-    from steersman.sweep import Sweep, varied
+    from steersman.lab.run import weights
+    from steersman.lab.sweep import Sweep, varied
 
     settings = options.fields(
         target=target,

@@ -8,10 +8,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from steersman.cli.progress import progress_bar
-from steersman.report.figures import with_interval
-from steersman.stop import Stop
-from steersman.sweep import Cell, Row, Sweep, Sweeping
-from steersman.sweep.table import FRONTS, fronts, points
+from steersman.lab.report.figures import with_interval
+from steersman.lab.stop import Stop
+from steersman.lab.sweep import Cell, Row, Sweep, Sweeping
+from steersman.lab.sweep.table import FRONTS, fronts, points
 
 __all__ = ["carry_out"]
 

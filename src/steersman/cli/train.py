@@ -98,8 +98,8 @@ def denoiser(
     seed: Seed = 0,
 ) -> None:
     """Train a class-conditional U-Net with a null label."""
-    from steersman.train.denoiser import Architecture, train_denoiser
-    from steersman.train.loop import Training
+    from steersman.lab.train.denoiser import Architecture, train_denoiser
+    from steersman.lab.train.loop import Training
 
     training = Training(
         images=images,
@@ -181,8 +181,8 @@ def classifier(
     seed: Seed = 0,
 ) -> None:
     """Train a classifier, plain or robust to noise, and measure it on images that it has not seen."""
-    from steersman.train.classifier import train_classifier
-    from steersman.train.loop import Training
+    from steersman.lab.train.classifier import train_classifier
+    from steersman.lab.train.loop import Training
 
     training = Training(
         images=images,

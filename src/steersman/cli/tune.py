@@ -72,7 +72,7 @@ def tune(
     """Search for the settings with the best accuracy and cFID for their cost, and write them as a recipe."""
     from steersman.cli.tuning import carry_out
     from steersman.errors import InputError
-    from steersman.tune import TRIED, Bounds, Tune, space_of
+    from steersman.lab.tune import TRIED, Bounds, Tune, space_of
 
     if trials < 1:
         raise InputError(f"trials must be at least 1, got {trials}")

@@ -10,11 +10,11 @@ from rich.table import Table
 from steersman.cli.progress import progress_bar
 from steersman.errors import InputError
 from steersman.files import writing_to
-from steersman.report.figures import with_interval
-from steersman.stop import Stop
-from steersman.tune import Bounds, Trial, Tune, Tuning, choose
-from steersman.tune.search import Proposal
-from steersman.tune.written import write_plots, write_recipe, write_table
+from steersman.lab.report.figures import with_interval
+from steersman.lab.stop import Stop
+from steersman.lab.tune import Bounds, Trial, Tune, Tuning, choose
+from steersman.lab.tune.search import Proposal
+from steersman.lab.tune.written import write_plots, write_recipe, write_table
 
 __all__ = ["carry_out"]
 

@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from steersman.batching import logsumexp, send, total
 from steersman.errors import InputError
 from steersman.guidance.objective import Objective
-from steersman.rows import logsumexp, send, total
 from steersman.schedule import Level, broadcast
 from steersman.typed import finite
 

@@ -17,9 +17,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from steersman.batching import send, total
 from steersman.errors import InputError
 from steersman.guidance.objective import Objective
-from steersman.rows import send, total
 from steersman.schedule import Level
 from steersman.typed import finite
 

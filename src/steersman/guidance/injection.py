@@ -21,8 +21,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from steersman.batching import norm
 from steersman.errors import unknown
-from steersman.rows import norm
 from steersman.schedule import Level, broadcast
 from steersman.typed import finite
 

@@ -24,8 +24,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from steersman.batching import logsumexp
 from steersman.errors import InputError
-from steersman.rows import logsumexp
 from steersman.schedule import Level
 from steersman.typed import finite
 
@@ -34,7 +34,7 @@ __all__ = ["BinaryProbability", "ClassProbability", "Logits", "Objective", "Targ
 
 @runtime_checkable
 class Logits(Protocol):
-    """A classifier: images in [-1, 1] to logits; see `steersman.classifiers.Classifier`."""
+    """A classifier: images in [-1, 1] to logits; see `steersman.models.classifiers.Classifier`."""
 
     def __call__(self, image: Float[Tensor, "B C H W"], level: Level | None = None) -> Float[Tensor, "B K"]:
         """Returns the logits; the level is for classifiers that are told it."""

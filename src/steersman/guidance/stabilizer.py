@@ -22,8 +22,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from steersman.batching import norm, rms
 from steersman.errors import InputError, unknown
-from steersman.rows import norm, rms
 from steersman.typed import finite
 
 __all__ = ["Adam", "Chain", "Clip", "Ema", "Identity", "Momentum", "Normalise", "Stabilizer", "State"]

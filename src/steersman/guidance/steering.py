@@ -23,13 +23,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from steersman.batching import take, total
 from steersman.denoise import Denoiser, Prediction
 from steersman.errors import InputError
 from steersman.guidance.guide import Guide
 from steersman.guidance.injection import Estimate
 from steersman.guidance.stabilizer import State
 from steersman.guidance.step import Step
-from steersman.rows import take, total
 from steersman.schedule import Level, broadcast
 
 __all__ = ["Push", "Steering"]

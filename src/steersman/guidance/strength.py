@@ -41,10 +41,10 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from steersman.batching import norm, rms
 from steersman.denoise import Prediction, eps_from_x0
 from steersman.errors import InputError, unknown
 from steersman.guidance.step import Step, transition
-from steersman.rows import norm, rms
 from steersman.schedule import Level, broadcast
 from steersman.typed import finite
 

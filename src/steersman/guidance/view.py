@@ -14,9 +14,9 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
+from steersman.batching import repeat, rms
 from steersman.denoise import Denoiser, Prediction, look_ahead
 from steersman.errors import InputError
-from steersman.rows import repeat, rms
 from steersman.schedule import Level
 from steersman.typed import finite
 

@@ -9,10 +9,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from steersman.denoise import Prediction
-from steersman.denoisers.latent import decoded
 from steersman.errors import InputError
 from steersman.guidance.guide import Guide
 from steersman.guidance.objective import Objective
+from steersman.latent import decoded
 from steersman.schedule import Level, Schedule
 
 __all__ = ["Asked", "over_frames"]

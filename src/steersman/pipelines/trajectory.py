@@ -31,19 +31,19 @@ from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from steersman.batching import send, take
 from steersman.denoise import Parameterization, Prediction, eps_from_x0, output_for, to_x0
-from steersman.denoisers.latent import channels
 from steersman.errors import InputError
 from steersman.guidance.guide import Guide
 from steersman.guidance.injection import Estimate
 from steersman.guidance.steering import Steering
 from steersman.guidance.step import FixedVariance, Step, posterior_mean, reverse_variance, transition
+from steersman.latent import channels
 from steersman.pipelines.layout import layout_of
 from steersman.pipelines.levels import Place, host, kept, places_of, start_of, visited
 from steersman.pipelines.recording import Turn
 from steersman.pipelines.samples import Asked
 from steersman.precision import loss_scaled
-from steersman.rows import send, take
 from steersman.sampling.loop import Recurrence
 from steersman.sampling.particles import Particles, Swarm
 from steersman.schedule import CLEAN, Level, Schedule, broadcast

@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
-from steersman.classifiers.module import imported
 from steersman.errors import InputError, unknown
 from steersman.guidance import average, injection, loss, objective, stabilizer, strength, view
 from steersman.guidance.guide import Route
+from steersman.models.classifiers.module import imported
 from steersman.sampling import DDIM, DDPM, DPMpp, Heun, NamedScheduler, Particles, Recurrence
 from steersman.schedule import Spacing
 from steersman.trust import CODE

@@ -28,7 +28,7 @@ from steersman.trust import refuse_code
 from steersman.typed import filled_in
 
 if TYPE_CHECKING:
-    from steersman.classifiers import Classifier
+    from steersman.models.classifiers import Classifier
 
 __all__ = ["ALSO", "Guides", "Recipe", "load_recipe", "recipe_names"]
 
@@ -156,7 +156,7 @@ class Recipe(BaseModel):
         return build(axis, self.settings.get(axis, {}), **fixed)
 
     def classifier_settings(self) -> dict[str, Any]:
-        """Returns the settings with which `steersman.classifiers.load_classifier` loads the guide's classifier."""
+        """Returns the settings with which `models.classifiers.load_classifier` loads the guide's classifier."""
         seen = self._build("input")
         softplus, *others = [each._softplus() for each in self._each()]
         for place, other in enumerate(others):
@@ -183,7 +183,7 @@ class Recipe(BaseModel):
         """Returns the recipe's guides for a classifier, prepared as the recipe says: its input, size and smoothing.
 
         Args:
-            classifier: The classifier that steers, as `steersman.classifiers.load_classifier` takes it, or the object.
+            classifier: The classifier that steers, as `models.classifiers.load_classifier` takes it, or the object.
                 The object stays as it is; its weights are shared.
             others: Further classifiers that steer with it, likewise; a target means the class of its name there.
             device: Where classifiers that are loaded here lie; the CPU by default.
@@ -196,7 +196,7 @@ class Recipe(BaseModel):
         return self.guides(first, *((each, _shared(first, each)) for each in further))
 
     def _prepared(self, classifier: "str | Path | Classifier", device: str | None) -> "Classifier":
-        from steersman.classifiers import Classifier, load_classifier, prepared
+        from steersman.models.classifiers import Classifier, load_classifier, prepared
 
         settings = self.classifier_settings()
         if isinstance(classifier, str | Path):

@@ -23,11 +23,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from steersman.batching import each_tensor, send
 from steersman.denoise import output_for
 from steersman.errors import InputError, unknown
 from steersman.guidance.injection import Estimate
 from steersman.guidance.step import FixedVariance, Step
-from steersman.rows import each_tensor, send
 from steersman.sampling.sampler import Draw, Move, Predict
 from steersman.schedule import CLEAN, Level, Schedule, Spacing, broadcast
 from steersman.schedulers import FAMILIES, Family, solver_levels

@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from steersman.batching import take
 from steersman.denoise import Conditioned, Denoiser, Prediction, eps_from_x0
 from steersman.errors import InputError, unknown
 from steersman.guidance.decoded import after_decoding
@@ -33,7 +34,6 @@ from steersman.guidance.step import Step, reverse_variance, transition
 from steersman.guidance.targets import Target, resolved
 from steersman.names import each_class, resolve
 from steersman.precision import ieee
-from steersman.rows import take
 from steersman.sampling.noise import GivenNoise, Noise, SeededNoise
 from steersman.sampling.particles import Particles, Swarm
 from steersman.sampling.sampler import Draw, Sampler, levels_of

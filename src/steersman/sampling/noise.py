@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from steersman.batching import send
 from steersman.errors import InputError
-from steersman.rows import send
 
 __all__ = ["SEEDS", "GivenNoise", "Noise", "Purpose", "SeededNoise"]
 

@@ -7,15 +7,15 @@ from rich.console import Console
 from rich.markup import escape
 from torch import Tensor
 
-from steersman.analysis import seen
-from steersman.analysis.figures import share_curves
-from steersman.analysis.forward import Forward
-from steersman.analysis.parts import Key, Parts
-from steersman.analysis.times import all_levels, axis
 from steersman.cli.analyzing.scope import Scope
 from steersman.cli.analyzing.terminal import carry_out, print_curves
-from steersman.metrics.images import read_images
-from steersman.report.curves import write_curves
+from steersman.lab.analysis import seen
+from steersman.lab.analysis.figures import share_curves
+from steersman.lab.analysis.forward import Forward
+from steersman.lab.analysis.parts import Key, Parts
+from steersman.lab.analysis.times import all_levels, axis
+from steersman.lab.metrics.images import read_images
+from steersman.lab.report.curves import write_curves
 
 __all__ = ["accuracy"]
 

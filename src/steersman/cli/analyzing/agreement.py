@@ -7,17 +7,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from steersman.analysis.agreement import ENDS, ERROR, NAME, pairs, read_cells, read_errors
-from steersman.analysis.parts import Parts
 from steersman.errors import InputError, unknown
 from steersman.files import replacing, write_json
-from steersman.metrics.rank import by_chance, rank_correlation
-from steersman.metrics.resample import Figure
-from steersman.report.curves import write_rows
-from steersman.report.figures import with_interval
-from steersman.report.scatter import Pair, write_scatter
-from steersman.report.tables import markdown
-from steersman.sweep.table import FRONTS
+from steersman.lab.analysis.agreement import ENDS, ERROR, NAME, pairs, read_cells, read_errors
+from steersman.lab.analysis.parts import Parts
+from steersman.lab.metrics.rank import by_chance, rank_correlation
+from steersman.lab.metrics.resample import Figure
+from steersman.lab.report.curves import write_rows
+from steersman.lab.report.figures import with_interval
+from steersman.lab.report.scatter import Pair, write_scatter
+from steersman.lab.report.tables import markdown
+from steersman.lab.sweep.table import FRONTS
 
 __all__ = ["agree"]
 

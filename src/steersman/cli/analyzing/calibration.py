@@ -9,24 +9,24 @@ from rich.console import Console
 from rich.markup import escape
 from torch import Tensor
 
-from steersman.analysis import in_turn, trusted
-from steersman.analysis.agreement import ENDS, ERROR, NAME
-from steersman.analysis.calibration import Turns
-from steersman.analysis.figures import apart, diagrams, error_curves, filled_bins, found_errors, names
-from steersman.analysis.forward import numbers
-from steersman.analysis.parts import Key, Parts
-from steersman.analysis.plots import draw_reliability
-from steersman.analysis.times import axis, choose
-from steersman.classifiers import Classifier
 from steersman.cli.analyzing.scope import Scope, floats
 from steersman.cli.analyzing.terminal import carry_out, print_curves
 from steersman.errors import InputError, unknown
 from steersman.files import parse_yaml, replacing
-from steersman.metrics.resample import Figure
+from steersman.lab.analysis import in_turn, trusted
+from steersman.lab.analysis.agreement import ENDS, ERROR, NAME
+from steersman.lab.analysis.calibration import Turns
+from steersman.lab.analysis.figures import apart, diagrams, error_curves, filled_bins, found_errors, names
+from steersman.lab.analysis.forward import numbers
+from steersman.lab.analysis.parts import Key, Parts
+from steersman.lab.analysis.plots import draw_reliability
+from steersman.lab.analysis.times import axis, choose
+from steersman.lab.metrics.resample import Figure
+from steersman.lab.report.curves import write_curves, write_rows
+from steersman.lab.report.figures import with_interval
+from steersman.lab.report.tables import markdown
+from steersman.models.classifiers import Classifier
 from steersman.recipes.axes import build
-from steersman.report.curves import write_curves, write_rows
-from steersman.report.figures import with_interval
-from steersman.report.tables import markdown
 from steersman.sampling import levels_of
 from steersman.schedule import Level, Schedule
 

@@ -5,13 +5,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from steersman.analysis import fields
-from steersman.analysis.directions import example, lattice
-from steersman.analysis.plots import draw_fields
 from steersman.cli.analyzing.scope import floats
 from steersman.errors import InputError
 from steersman.files import writing_to
-from steersman.report.curves import write_rows
+from steersman.lab.analysis import fields
+from steersman.lab.analysis.directions import example, lattice
+from steersman.lab.analysis.plots import draw_fields
+from steersman.lab.report.curves import write_rows
 
 __all__ = ["directions"]
 

@@ -8,18 +8,18 @@ from rich.console import Console
 from rich.markup import escape
 from torch import Tensor
 
-from steersman.analysis import followed
-from steersman.analysis.figures import mean_curves
-from steersman.analysis.gradients import GRADIENT, IMAGE, NORM
-from steersman.analysis.parts import Key, Parts
-from steersman.analysis.plots import draw_walks
-from steersman.analysis.times import axis
 from steersman.cli.analyzing.scope import Scope, floats
 from steersman.cli.analyzing.terminal import carry_out, print_curves
 from steersman.denoise import Denoiser
 from steersman.errors import InputError, unknown
+from steersman.lab.analysis import followed
+from steersman.lab.analysis.figures import mean_curves
+from steersman.lab.analysis.gradients import GRADIENT, IMAGE, NORM
+from steersman.lab.analysis.parts import Key, Parts
+from steersman.lab.analysis.plots import draw_walks
+from steersman.lab.analysis.times import axis
+from steersman.lab.report.curves import write_curves
 from steersman.recipes import load_recipe
-from steersman.report.curves import write_curves
 from steersman.sampling import levels_of
 
 __all__ = ["gradients"]

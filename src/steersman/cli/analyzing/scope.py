@@ -4,15 +4,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from steersman.analysis.times import choose
 from steersman.blocks import block_size
-from steersman.classifiers import Classifier, load_classifier
-from steersman.classifiers.stated import Unstated
-from steersman.denoisers import load_denoiser
 from steersman.errors import InputError
 from steersman.guidance import View
+from steersman.lab.analysis.times import choose
+from steersman.lab.run import check_device
+from steersman.models.classifiers import Classifier, load_classifier
+from steersman.models.classifiers.stated import Unstated
+from steersman.models.denoisers import load_denoiser
 from steersman.recipes.axes import build
-from steersman.run import check_device
 from steersman.schedule import Level
 
 __all__ = ["Scope", "floats"]
@@ -23,7 +23,7 @@ class Scope:
     """The networks of an analysis, the levels that it visits, and where it runs.
 
     Attributes:
-        denoiser: As `steersman.denoisers.load_denoiser` reads it.
+        denoiser: As `steersman.models.denoisers.load_denoiser` reads it.
         classifiers: Each ``[NAME=]SPEC``; the default if None.
         views: What classifiers are shown; ``x_t`` and ``x0_hat`` if None.
         preprocess: How classifiers are fed.

@@ -9,11 +9,11 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
-from steersman.analysis.parts import Key, Parts
 from steersman.cli.analyzing.scope import Scope
 from steersman.cli.progress import progress_bar
+from steersman.lab.analysis.parts import Key, Parts
+from steersman.lab.report.curves import Curve
 from steersman.memory import halving
-from steersman.report.curves import Curve
 
 __all__ = ["Measure", "carry_out", "print_curves"]
 

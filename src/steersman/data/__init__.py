@@ -1,4 +1,0 @@
-from steersman.data.load import load_data
-from steersman.data.sportballs import CLASSES, SportBalls, render
-
-__all__ = ["CLASSES", "SportBalls", "load_data", "render"]

@@ -1,0 +1,1 @@
+"""Runs, measurements, searches and trainings, which the commands carry out."""

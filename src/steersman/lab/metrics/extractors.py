@@ -1,0 +1,164 @@
+"""What maps images to the features that sets are compared by, from one line of text.
+
+    inception[:FILE]            Inception-v3 of TensorFlow's 2015 release, 2048 features, as torch-fidelity has it: what
+                                papers report. Its weights are torch-fidelity's, from its cache, fetched, or as a file
+    zoo:NAME, imagenet:NAME, …  a classifier as elsewhere (`models.classifiers.load`), the input of its last layer
+    clip:FOLDER or clip:ID      a CLIP's embedding of the image
+    dinov2[:FOLDER or :ID]      DINOv2's class token; ``facebook/dinov2-large`` (ViT-L/14) where none is named
+    module:PACKAGE.NAME:FACTORY of one's own: a classifier, or a network from images in [-1, 1] to features, (B, D)
+
+Figures by different features are never comparable; statistics record theirs.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from steersman.errors import InputError, unknown
+from steersman.files import in_8_bits
+from steersman.models.classifiers import Classifier, TextClassifier, load_classifier
+from steersman.models.classifiers.load import SOURCES
+from steersman.schedule import CLEAN
+
+__all__ = ["DEFAULT", "INCEPTION", "Extractor", "load_extractor"]
+
+DEFAULT = "zoo:sportballs-judge"
+INCEPTION = "inception"
+DINOV2 = "facebook/dinov2-large"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extractor:
+    """A network that maps images to features.
+
+    Attributes:
+        name: What its statistics record; two of the same name give the same features.
+        embed: Maps images in [-1, 1] to features, one row each, on the CPU.
+    """
+
+    name: str
+    embed: Callable[[Float[Tensor, "B 3 H W"]], Float[Tensor, "B D"]]
+
+
+def load_extractor(spec: str = DEFAULT, *, device: torch.device | str = "cpu") -> Extractor:
+    """Returns the extractor of a spec, see above.
+
+    Args:
+        spec: What maps images to features.
+        device: Where its weights lie.
+
+    Raises:
+        InputError: The spec cannot be used, or its weights cannot be fetched or read.
+    """
+    source, _, name = spec.partition(":")
+    if source not in (*OWN, *SOURCES):
+        raise unknown("features", source, (*OWN, *SOURCES))
+    called, embed = OWN[source](name, device) if source in OWN else (spec, _penultimate(load_classifier(spec), device))
+
+    @torch.no_grad()
+    def on_device(images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
+        return embed(images.to(device)).cpu()
+
+    return Extractor(name=called, embed=on_device)
+
+
+Embed = Callable[[Tensor], Tensor]
+
+
+def _penultimate(classifier: Classifier, device: torch.device | str) -> Embed:
+    classifier.to(device)
+    return lambda images: classifier.features(images, CLEAN)
+
+
+def _clip(name: str, device: torch.device | str) -> tuple[str, Embed]:
+    spec = f"clip:{name}"
+    clip = load_classifier(spec, device=device)
+    assert isinstance(clip, TextClassifier)
+    return spec, lambda images: Classifier.forward(clip, images)  # a text classifier's own goes on to the texts
+
+
+def _module(name: str, device: torch.device | str) -> tuple[str, Embed]:
+    from steersman.models.classifiers.module import load_module, make
+
+    spec, made = f"module:{name}", make(name)
+    if isinstance(made, Classifier) or hasattr(made, "names"):
+        return spec, _penultimate(load_module(name), device)
+    if not isinstance(made, nn.Module):
+        kind = type(made).__name__
+        raise InputError(f"features: {spec!r} must return a classifier or a torch.nn.Module, got {kind}")
+    network = made.to(device).eval()
+
+    def embed(images: Tensor) -> Tensor:
+        found = network(images)
+        if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(images):
+            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise InputError(
+                f"features: {spec!r} must map {len(images)} images to the shape ({len(images)}, D), got {shape}"
+            )
+        return found
+
+    return spec, embed
+
+
+def _inception(name: str, device: torch.device | str) -> tuple[str, Embed]:
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
+
+    from steersman.models.checkpoint import read_tensors
+    from steersman.models.classifiers.weights import fetched, misfit
+
+    spec = f"{INCEPTION}:{name}" if name else INCEPTION
+    path = Path(name) if name else fetched(spec, URL_INCEPTION_V3)
+    read_tensors(path)  # torch-fidelity itself would run what is in the file
+    try:
+        network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path))
+    except Exception as error:
+        raise misfit(spec, error) from error
+    network.to(device)
+
+    def embed(images: Tensor) -> Tensor:
+        return network(in_8_bits(images))[0]
+
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()[:8]
+    published = Path(URL_INCEPTION_V3).stem.endswith(digest)
+    return INCEPTION if published else f"{INCEPTION}:{digest}", embed
+
+
+def _dinov2(name: str, device: torch.device | str) -> tuple[str, Embed]:
+    from steersman.models.classifiers.processor import read_processor
+    from steersman.models.hub import check_whole, load_pretrained, quiet
+
+    place = name or DINOV2
+    spec = f"dinov2:{place}"
+
+    def read(place: str, **where: bool) -> tuple[Any, Any]:
+        kind = transformers.AutoConfig.from_pretrained(place, **where).model_type
+        if not kind.startswith("dinov2"):
+            raise InputError(f"features: {spec!r} must be a model of the type dinov2, got {kind}")
+        processor = transformers.AutoImageProcessor.from_pretrained(place, **where)
+        model, info = transformers.AutoModel.from_pretrained(
+            place, use_safetensors=True, output_loading_info=True, **where
+        )
+        check_whole(f"features: {spec!r}", info)
+        return model.float().eval(), processor
+
+    with quiet("dinov2") as transformers:
+        model, processor = load_pretrained(spec, place, read, kind="features")
+        preprocess = read_processor(spec, processor)
+    model.to(device)
+    return spec, lambda images: model(pixel_values=preprocess(images)).pooler_output
+
+
+OWN: dict[str, Callable[[str, torch.device | str], tuple[str, Embed]]] = {
+    INCEPTION: _inception,
+    "clip": _clip,
+    "dinov2": _dinov2,
+    "module": _module,
+}
+"""The sources of features that are not a classifier's: from a name and a device to what is recorded and the network."""

@@ -1,0 +1,334 @@
+"""A set of images by one string, whatever it lies in.
+
+    FOLDER                  a run in any format, or any folder of images; with a folder a class, those are the labels
+    FILE.npz                a batch as ADM writes it: ``arr_0`` of (N, H, W, 3) in 8 bits, ``arr_1`` numbers as labels;
+                            ``mu`` and ``sigma`` beside them, of the set that they were drawn of, as in its references
+    sportballs[:PRESET]     rendered, and ``sportballs:CLASS`` for one kind of ball
+    cifar10:[FOLDER]        published, and ``mnist:[FOLDER]`` (`lab.data.pictures`); grey ones get three channels
+
+    ?resolution=64          for a folder: the shorter side resized and the centre kept; rendered: the side; published:
+                            the side that they are resized to
+    ?num=1000&seed=0        rendered: how many, and the seed of the set; published: how many, all by default, and the
+                            seed that they are drawn with
+    ?split=test             published: the test images in place of the training images
+
+Whatever they come from, images have 8 bits a channel, as files have them: a rendered set and its folder are the same.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from steersman.errors import InputError, about, unknown
+from steersman.files import file_name, in_8_bits, open_image, read_image, read_npz, upright_size
+from steersman.lab.data.pictures import SOURCES, read_pictures
+from steersman.names import same_class
+from steersman.options import split_options
+from steersman.typed import typed
+
+__all__ = ["ImageSet", "moments_in", "read_images"]
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+RENDERED = "sportballs"
+NUM = 1000
+OPEN = 4  # files of packed images that are kept open
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSet:
+    """Images of one size, read as they are asked for.
+
+    Attributes:
+        spec: What the user gave.
+        indices: Which images of the source, in its numbers.
+        read: Maps indices to their images, (B, 3, H, W) in 8 bits.
+        labels: The name of each image's class; None where they have none.
+        moments: Mean and covariance, by Inception's features, of the larger set that these are some of; None where
+            there is no such.
+    """
+
+    spec: str
+    indices: Sequence[int]
+    read: Callable[[Sequence[int]], UInt8[Tensor, "B 3 H W"]]
+    labels: tuple[str, ...] | None = None
+    moments: tuple[Float[Tensor, " D"], Float[Tensor, "D D"]] | None = None
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def pixels(self, batch_size: int = 64) -> Iterator[UInt8[Tensor, "B 3 H W"]]:
+        """Yields the images in 8 bits, so many at a time.
+
+        Raises:
+            InputError: An image cannot be read.
+        """
+        for first in range(0, len(self), batch_size):
+            yield self.read(self.indices[first : first + batch_size])
+
+    def batches(self, batch_size: int = 64) -> Iterator[Float[Tensor, "B 3 H W"]]:
+        """Yields the images in [-1, 1], so many at a time.
+
+        Raises:
+            InputError: An image cannot be read.
+        """
+        for pixels in self.pixels(batch_size):
+            yield pixels / 127.5 - 1
+
+    @property
+    def side(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        height, width = self.read(self.indices[:1]).shape[2:]
+        return height, width
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes that there are images of, none without labels."""
+        return tuple(dict.fromkeys(self.labels or ()))
+
+    def of(self, name: str) -> "ImageSet":
+        """Returns the images of a class.
+
+        Raises:
+            InputError: There is none of that name, or the images have no labels.
+        """
+        if self.labels is None:
+            raise InputError(f"class {name!r} can only be chosen from a set with labels, but {self.spec!r} has none")
+        meant = same_class([name], self.classes)
+        chosen = [place for place, label in enumerate(self.labels) if label in meant]
+        if not chosen:
+            raise unknown(f"class of {self.spec!r}", name, self.classes)
+        return self.some(chosen)
+
+    def some(self, places: Sequence[int]) -> "ImageSet":
+        """Returns the images at some places of the set."""
+        labels = self.labels and tuple(self.labels[place] for place in places)
+        return replace(self, indices=[self.indices[place] for place in places], labels=labels, moments=None)
+
+
+def read_images(spec: str | Path) -> ImageSet:
+    """Returns a set of images.
+
+    Args:
+        spec: See above.
+
+    Raises:
+        InputError: There is no such set, it is empty, or an image is none or of another size than the others.
+    """
+    spec = str(spec)
+    if Path(spec).is_dir():
+        return _folder(spec, Path(spec), None)
+    if Path(spec).is_file():
+        return _batch(spec)
+    name, options = split_options(spec, ("num", "seed", "resolution", "split"), f"option of {spec!r}")
+    split = options.pop("split", None)
+    numbers = {key: _number(spec, key, value) for key, value in options.items()}
+    source, _, kind = name.partition(":")
+    if source in SOURCES:
+        return _published(spec, source, kind if split is None else f"{kind}?split={split}", **numbers)
+    if source == RENDERED and split is None:
+        return _rendered(spec, kind, **numbers)
+    if Path(name).is_dir() and set(numbers) <= {"resolution"} and split is None:
+        return _folder(spec, Path(name), numbers.get("resolution"))
+    raise InputError(
+        "images must be a folder (FOLDER?resolution=64), a batch FILE.npz, cifar10:[FOLDER][?split=test], "
+        f"mnist:[FOLDER][?split=test] or sportballs[:PRESET or CLASS][?num=1000&seed=0&resolution=64], got {spec!r}"
+    )
+
+
+def _number(spec: str, key: str, value: str) -> int:
+    if not value.isdecimal() or (key != "seed" and int(value) == 0):
+        least = 0 if key == "seed" else 1
+        raise InputError(f"images: {key} must be a whole number of at least {least}, got {value!r} in {spec!r}")
+    return int(value)
+
+
+def _published(
+    spec: str, source: str, place: str, num: int | None = None, seed: int = 0, resolution: int | None = None
+) -> ImageSet:
+    pictures = read_pictures(source, place)
+    if num is not None and num > len(pictures):
+        raise InputError(f"images: num must be at most {len(pictures)}, the number of images of {source}, got {num}")
+    order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(seed))
+    indices = range(len(pictures)) if num is None else order[:num].tolist()
+
+    def read(chosen: Sequence[int]) -> UInt8[Tensor, "B 3 H W"]:
+        pixels = pictures.pixels[list(chosen)]
+        if resolution is not None:
+            from torchvision.transforms import v2
+
+            pixels = v2.functional.resize(pixels, [resolution, resolution], v2.InterpolationMode.BICUBIC)
+        return pixels.expand(-1, 3, -1, -1)
+
+    labels = tuple(pictures.classes[label] for label in pictures.labels[list(indices)].tolist())
+    return ImageSet(spec=spec, indices=indices, read=read, labels=labels)
+
+
+def _rendered(spec: str, kind: str, num: int = NUM, seed: int = 0, resolution: int = 64) -> ImageSet:
+    from steersman.lab.data.sportballs import CLASSES, PRESETS, SportBalls
+
+    if kind and kind not in (*PRESETS, *CLASSES):
+        raise unknown("preset or class of sportballs", kind, (*PRESETS, *CLASSES))
+    only = kind if kind in CLASSES else None
+    # Of one class, the set goes on until there are as many.
+    balls = SportBalls.preset("large" if only else kind or "large", num=2**62, seed=seed, resolution=resolution)
+    indices, labels, index = [], [], 0
+    while len(indices) < num:
+        label = balls.label(index)
+        if only in (None, CLASSES[label]):
+            indices.append(index)
+            labels.append(CLASSES[label])
+        index += 1
+
+    def read(chosen: Sequence[int]) -> UInt8[Tensor, "B 3 H W"]:
+        return in_8_bits(balls.batch(chosen)[0])
+
+    return ImageSet(spec=spec, indices=indices, read=read, labels=tuple(labels))
+
+
+def _folder(spec: str, folder: Path, resolution: int | None) -> ImageSet:
+    from steersman.lab.generate.store import shard_files
+
+    if shards := shard_files(folder):
+        return _packed(spec, shards, resolution)
+    own, below = _files(folder), {path: _files(path) for path in sorted(folder.iterdir()) if path.is_dir()}
+    below = {path: files for path, files in below.items() if files}
+    if own and below:
+        raise InputError(
+            f"images: {spec!r} must hold either images or a folder of images for each class, but it holds both"
+        )
+    if not own and not below:
+        raise InputError(f"images: {spec!r} must hold at least 1 image ({', '.join(SUFFIXES)}), but it holds none")
+    titles = _targets(folder)
+    labels = tuple(titles.get(path.name, path.name) for path, files in below.items() for _ in files)
+    if own and len(titles) == 1:
+        labels = tuple(titles.values()) * len(own)
+    files = own or [file for files in below.values() for file in files]
+    sizes = {file: _size(file) for file in files} if resolution is None else {}
+    other = next((file for file in sizes if sizes[file] != sizes[files[0]]), None)
+    if other:
+        (width, height), (first_width, first_height) = sizes[other], sizes[files[0]]
+        raise InputError(
+            f"images must all have the same size, but {str(other)!r} has {width} by {height} pixels and "
+            f"{files[0].name} has {first_width} by {first_height}; resize them with FOLDER?resolution=64"
+        )
+    return ImageSet(
+        spec=spec,
+        indices=range(len(files)),
+        read=lambda chosen: torch.stack([_decoded(files[index], resolution) for index in chosen]),
+        labels=labels or None,
+    )
+
+
+def _packed(spec: str, shards: Sequence[Path], resolution: int | None) -> ImageSet:
+    """Returns the images of a run that are packed."""
+    from steersman.lab.generate.shards import open_shard
+
+    opened = lru_cache(maxsize=OPEN)(open_shard)
+    owners, labels = [], []
+    for path in shards:
+        with about("images", path):
+            held = [record for record in opened(path).records if not record.lost]
+        owners += [(path, place) for place in range(len(held))]
+        labels += [record.target for record in held]
+    if not owners:
+        raise InputError(f"images: {spec!r} must hold at least 1 image, but it holds none")
+
+    def one(path: Path, place: int) -> UInt8[Tensor, "3 H W"]:
+        with about("images", path):
+            return _sized(Image.fromarray(opened(path).pixels(place)), resolution)
+
+    def read(chosen: Sequence[int]) -> UInt8[Tensor, "B 3 H W"]:
+        return torch.stack([one(*owners[index]) for index in chosen])
+
+    return ImageSet(spec=spec, indices=range(len(owners)), read=read, labels=tuple(labels))
+
+
+def _files(folder: Path) -> list[Path]:
+    """Returns the images of a folder: in a run's, whose other images are pictures of it, the numbered ones."""
+    files = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
+    if (folder / "run.yaml").exists():
+        files = [path for path in files if path.stem.isdecimal()]
+    return sorted(files)
+
+
+def _targets(folder: Path) -> dict[str, str]:
+    """Returns the targets of a run by the names of their folders, nothing for any other folder."""
+    from steersman.lab.run import DRAWN, LAX, read_record
+
+    if not (folder / "run.yaml").exists():
+        return {}
+    with about("run", folder / "run.yaml"):
+        record = read_record(folder / "run.yaml")
+        names = record[DRAWN]["targets"] if DRAWN in record else record["targets"]
+        names = typed("targets", names, list[str], LAX)
+    return {file_name(name): name for name in names if name != "all"}
+
+
+def _size(file: Path) -> tuple[int, int]:
+    with open_image(file, "images") as image:
+        return upright_size(image)
+
+
+def _decoded(file: Path, resolution: int | None) -> UInt8[Tensor, "3 H W"]:
+    return _sized(read_image(file, "images"), resolution)
+
+
+def _sized(whole: Image.Image, resolution: int | None) -> UInt8[Tensor, "3 H W"]:
+    """Returns an image, the shorter side resized and the centre kept where that is asked for."""
+    if resolution is not None:
+        from torchvision.transforms import v2
+
+        whole = v2.Resize(resolution, v2.InterpolationMode.BICUBIC)(whole)
+        whole = v2.CenterCrop(resolution)(whole)
+    return torch.from_numpy(np.array(whole)).permute(2, 0, 1)
+
+
+def _batch(spec: str) -> ImageSet:
+    held = read_npz(Path(spec), "images")
+    images, numbers = held.get("arr_0"), held.get("arr_1")
+    if images is None or images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
+        has = ", ".join(f"{key} {each.shape} {each.dtype}" for key, each in held.items())
+        raise InputError(f"images: {spec!r} must hold arr_0 of shape (N, H, W, 3) in uint8, got {has or 'no arrays'}")
+    if not len(images):
+        raise InputError(f"images: {spec!r} must hold at least 1 image, but it holds none")
+    if numbers is not None and numbers.shape != (len(images),):
+        raise InputError(
+            f"images: labels (arr_1) in {spec!r} must have the shape ({len(images)},), got {numbers.shape}"
+        )
+    return ImageSet(
+        spec=spec,
+        indices=range(len(images)),
+        read=lambda chosen: torch.from_numpy(images[list(chosen)]).permute(0, 3, 1, 2),
+        labels=None if numbers is None else tuple(map(str, numbers.tolist())),
+        moments=moments_in(held, spec),
+    )
+
+
+def moments_in(held: Mapping[str, np.ndarray], spec: str) -> tuple[Float[Tensor, " D"], Float[Tensor, "D D"]] | None:
+    """Returns mean and covariance of features, ``mu`` and ``sigma`` of an archive; None where it lacks one of them.
+
+    Args:
+        held: The archive's arrays.
+        spec: What the user gave, for the messages.
+
+    Raises:
+        InputError: They do not fit together, or are not finite.
+    """
+    mean, covariance = held.get("mu"), held.get("sigma")
+    if mean is None or covariance is None:
+        return None
+    if mean.ndim != 1 or covariance.shape != (*mean.shape, *mean.shape):
+        raise InputError(
+            f"statistics: mu and sigma in {spec!r} must have the shapes (D,) and (D, D), got {mean.shape} and "
+            f"{covariance.shape}"
+        )
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        raise InputError(f"statistics: mu and sigma in {spec!r} must be finite, but some values are not")
+    return torch.from_numpy(mean), torch.from_numpy(covariance)

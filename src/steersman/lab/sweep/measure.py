@@ -1,0 +1,127 @@
+"""The figures of a cell: what `steersman.lab.metrics.evaluate` says of its images, kept in its ``evaluation.json``."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from steersman.errors import InputError
+from steersman.files import read_json, write_json
+from steersman.lab.metrics.evaluate import DISTANCES, Figure, evaluate
+from steersman.lab.metrics.extractors import load_extractor
+from steersman.lab.metrics.images import ImageSet, read_images
+from steersman.lab.metrics.statistics import Statistics, measured, read_reference
+from steersman.lab.session import Session
+from steersman.lab.sweep.cells import Sweep
+from steersman.typed import typed
+
+__all__ = ["Measure"]
+
+FEW = max(samples for samples, _ in DISTANCES.values())
+
+
+class Measure:
+    """What measures the images of every cell, against the reference's features, which are taken once.
+
+    A figure for which there are too few images stays undefined, as do all of a cell without images.
+
+    Args:
+        sweep: The sweep.
+        num: Images of each target in a cell.
+        device: Where the extractor runs.
+
+    Raises:
+        InputError: The reference or the extractor cannot be used.
+    """
+
+    def __init__(self, sweep: Sweep, *, num: int, device: str) -> None:
+        self.sweep, self.num = sweep, num
+        self.given = read_reference(sweep.reference)
+        self.extractor = load_extractor(sweep.features, device=device)
+
+    @cached_property
+    def reference(self) -> Statistics:
+        """The reference's features."""
+        return self.given if isinstance(self.given, Statistics) else measured(self.given, self.extractor)
+
+    def rehearse(self, session: Session) -> dict[str, Figure]:
+        """Measures a few grey images of a session's size, so that what is refused is so before the first is drawn.
+
+        Returns:
+            Their figures.
+
+        Raises:
+            InputError: Size, features or targets do not suit the reference.
+        """
+        with torch.no_grad():
+            blank = torch.zeros(1, *session.denoiser.shape, device=session.run.device)
+            size = (3, *session.denoiser.decode(blank).shape[2:])
+        count = min(self.num, FEW)
+        names = tuple(target.name for target in session.targets for _ in range(count))
+
+        def read(chosen: Sequence[int]) -> UInt8[Tensor, "B 3 H W"]:
+            return torch.full((len(chosen), *size), 128, dtype=torch.uint8)
+
+        grey = ImageSet(spec="samples", indices=range(len(names)), read=read, labels=names)
+        return self._figures(session, grey, count, resamples=0)
+
+    def __call__(self, session: Session, folder: Path) -> dict[str, Figure]:
+        """Returns the figures of the images in a cell's folder, and writes them there."""
+        images = self.images(folder)
+        if images is None:
+            return dict.fromkeys(self.sweep.figures, Figure())
+        fewest = min(images.labels.count(each) for each in images.classes) if images.labels else len(images)
+        figures = self._figures(session, images, fewest, resamples=self.sweep.resamples)
+        content = {
+            "figures": {name: asdict(figure) for name, figure in figures.items()},
+            "samples": {"from": str(folder), "count": len(images)},
+            **self._asked(),
+        }
+        write_json(folder / "evaluation.json", content)
+        return figures
+
+    def known(self, folder: Path) -> dict[str, Figure] | None:
+        """Returns the figures that were written into a cell's folder; None where they are not, or of something else."""
+        try:
+            held = read_json(folder / "evaluation.json")
+            if any(held[key] != value for key, value in self._asked().items()):
+                return None
+            return {name: typed(name, held["figures"][name], Figure) for name in self.sweep.figures}
+        except (InputError, TypeError, KeyError, AttributeError):
+            return None
+
+    def images(self, folder: Path) -> ImageSet | None:
+        """Returns a cell's images, None if all were lost."""
+        try:
+            return read_images(folder)
+        except InputError:
+            return None
+
+    def _asked(self) -> dict[str, Any]:
+        """Returns what makes the figures, as `steersman evaluate` records it: guide, judge, targets of the run."""
+        asked: dict[str, Any] = {"reference": self.sweep.reference, "features": self.extractor.name}
+        return asked | {"target": None, "guide": None, "judge": None, "resamples": self.sweep.resamples, "seed": 0}
+
+    def _figures(self, session: Session, images: ImageSet, fewest: int, *, resamples: int) -> dict[str, Figure]:
+        real = None if self.reference.features is None else len(self.reference.features)
+        possible = [
+            name
+            for name in self.sweep.figures
+            if name not in DISTANCES or (fewest >= DISTANCES[name][0] and (real is None or real >= DISTANCES[name][1]))
+        ]
+        found = evaluate(
+            images,
+            self.reference,
+            features=self.extractor,
+            target=session.targets[0].name if len(session.targets) == 1 else None,
+            guide=session.guide,
+            judge=session.judge,
+            figures=possible,
+            resamples=resamples,
+        )
+        return dict.fromkeys(self.sweep.figures, Figure()) | found

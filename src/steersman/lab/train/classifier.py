@@ -1,0 +1,279 @@
+"""Training a classifier, plain or robust to noise.
+
+    plain      -log p(y | x_0)
+    robust     -log p(y | x_t),    x_t = alpha_t x_0 + sigma_t eps,    t uniform, and not told        (nrCG)
+
+A robust classifier is the upper bound that guidance by a plain one is compared with. A judge is plain, but is to judge
+what a generator makes, imperfectly: its training images are shifted, tinted, blurred and noised a little, so that it
+looks for what makes the class and not for how the renderer draws a pixel.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from rich.console import Console
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, Dataset, Subset
+from torchvision.transforms import v2
+
+from steersman.errors import InputError, notice
+from steersman.files import replacing, write_json
+from steersman.lab.data.load import load_data
+from steersman.lab.data.pictures import Pictures
+from steersman.lab.data.sportballs import SportBalls
+from steersman.lab.metrics.classification import accuracy
+from steersman.lab.train.augment import flipped, shifted
+from steersman.lab.train.loop import Batch, Training, fit, recalibrate, seconds_spent
+from steersman.models.classifiers.networks import build_network
+from steersman.models.zoo.load import read_network
+from steersman.schedule import VP, broadcast
+from steersman.typed import finite
+
+__all__ = ["ClassificationLoss", "augmentation", "noisy", "train_classifier"]
+
+HELD_OUT = 4000
+TIMES = (0.1, 0.25, 0.5, 0.75, 0.9)
+"""Where along the forward process the finished classifier is measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+@finite
+class ClassificationLoss:
+    """The cross entropy of a batch.
+
+    Attributes:
+        schedule: The noise that a robust classifier is trained on; None for clean images.
+        transform: What is done to each image (C, H, W) before the noise, at random.
+        flip: Whether half of the images are mirrored.
+        shift: How many pixels they are moved by at most, along each axis.
+        smoothing: Which share of a label is spread over all classes alike, in [0, 1).
+
+    Raises:
+        InputError: A shift or a smoothing out of its range.
+    """
+
+    schedule: VP | None = None
+    transform: Callable[[Tensor], Tensor] | None = None
+    flip: bool = False
+    shift: int = 0
+    smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.shift < 0:
+            raise InputError(f"shift must be at least 0 pixels, got {self.shift}")
+        if not 0 <= self.smoothing < 1:
+            raise InputError(f"smoothing must be in [0, 1), got {self.smoothing}")
+
+    def shown(self, batch: Batch) -> Float[Tensor, "B C H W"]:
+        """Returns what the network sees of a batch."""
+        images = flipped(batch.images, batch.generator) if self.flip else batch.images
+        if self.shift:
+            images = shifted(images, self.shift, batch.generator)
+        if self.transform is not None:
+            images = torch.stack([self.transform(image) for image in images])
+        if self.schedule is not None:
+            times = torch.randint(len(self.schedule.alpha_bar), (len(images),), generator=batch.generator)
+            images = noisy(images, times, self.schedule, batch.generator)
+        return images
+
+    def __call__(self, network: nn.Module, batch: Batch) -> Tensor:
+        """Returns the mean cross entropy, ()."""
+        logits = network(self.shown(batch)).float()
+        return cross_entropy(logits, batch.labels, label_smoothing=self.smoothing)
+
+
+def noisy(
+    x0: Float[Tensor, "B C H W"], times: Tensor, schedule: VP, generator: torch.Generator
+) -> Float[Tensor, "B C H W"]:
+    """Returns ``x_t = alpha_t x_0 + sigma_t eps``.
+
+    Args:
+        x0: Images in [-1, 1].
+        times: ``t``, one for all or one each.
+        schedule: The noise.
+        generator: What ``eps`` is drawn from, on the CPU.
+    """
+    level = schedule.at_time(times)
+    eps = torch.randn(x0.shape, generator=generator).to(x0)
+    return broadcast(level.alpha, x0) * x0 + broadcast(level.sigma, x0) * eps
+
+
+def augmentation(resolution: int) -> Callable[[Tensor], Tensor]:
+    """Returns the random changes of a judge's training images (C, H, W) in [-1, 1]: shift, tint, blur and noise.
+
+    Args:
+        resolution: The side of the images, in pixels; they are shifted by a sixteenth of it at most.
+    """
+    noises = [v2.GaussianNoise(sigma=sigma) for sigma in (0.02, 0.05, 0.1)]
+    return v2.Compose(
+        [
+            v2.Normalize([-1], [2]),
+            v2.RandomCrop(resolution, padding=resolution // 16, padding_mode="edge"),
+            v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.3),
+            v2.RandomApply([v2.GaussianBlur(5, sigma=(0.2, 1.5))], p=0.5),
+            v2.RandomApply([v2.RandomChoice(noises)], p=0.5),
+            v2.Normalize([0.5], [0.5]),
+        ]
+    )
+
+
+def train_classifier(
+    out: Path,
+    training: Training,
+    *,
+    data: str = "sportballs",
+    architecture: str = "mobilenet_v3_small",
+    resolution: int | None = None,
+    num: int = 1_000_000,
+    data_seed: int = 0,
+    robust: bool = False,
+    schedule: VP | None = None,
+    augment: bool = False,
+    flip: bool = False,
+    shift: int = 0,
+    smoothing: float = 0.0,
+    half: bool = False,
+    held_out: int | None = None,
+    held_out_seed: int = 99,
+    command: str | None = None,
+    console: Console | None = None,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Trains a classifier, writes it, and measures what it wrote on images that it was not trained on.
+
+    Args:
+        out: Where ``model.safetensors``, ``card.json`` and ``checkpoint.pt`` go.
+        training: The settings of the loop. The statistics of batch normalisation are measured anew at its end, for the
+            weights that it ends with, averaged or not.
+        data: The data set, as `steersman.lab.data.load_data` reads it.
+        architecture: The network, as `steersman.models.classifiers.build_network` builds it.
+        resolution: The side of the images, in pixels; None for the data's own.
+        num: The size of the data set, where it is drawn.
+        data_seed: Its seed.
+        robust: Whether it is trained on noisy images.
+        schedule: Their noise, and that of the measurements; the cosine schedule of 1000 times if not given.
+        augment: Whether the images are shifted, tinted, blurred and noised a little, as a judge's are.
+        flip: Whether half of the images are mirrored.
+        shift: How many pixels the images are moved by at most, along each axis.
+        smoothing: Which share of a label is spread over all classes alike, in [0, 1).
+        half: Whether the weights are written in float16; the statistics of batch normalisation stay in float32.
+        held_out: How many images it is measured on; of an image folder they are kept out, at most a tenth; of CIFAR-10
+            and MNIST they are the first test images. None for 4000, or all test images.
+        held_out_seed: Their seed, where they are drawn.
+        command: The command line, for the card.
+        console: Where progress and accuracy are told.
+
+    Returns:
+        The network as it was written, in float32 and evaluation mode, and its card.
+
+    Raises:
+        InputError: A setting that cannot be used.
+    """
+    torch.manual_seed(training.seed)
+    schedule = schedule or VP.cosine()
+    images, unseen, classes = _split(data, resolution, num, data_seed, held_out, held_out_seed)
+    channels, height, _ = images[0][0].shape
+    network = build_network(architecture, len(classes), channels)
+    loss = ClassificationLoss(
+        schedule=schedule if robust else None,
+        transform=augmentation(height) if augment else None,
+        flip=flip,
+        shift=shift,
+        smoothing=smoothing,
+    )
+    fit(network, images, loss, training, out, console=console)
+    recalibrate(network, images, loss.shown, training)
+
+    weights, card = out / "model.safetensors", out / "card.json"
+    facts = {
+        "architecture": architecture,
+        "classes": list(classes),
+        "channels": channels,
+        "resolution": height,
+        "robust": robust,
+        "augmented": augment,
+        "data": data,
+        "data_seed": data_seed,
+        "command": command,
+        "images_seen": training.steps * training.batch_size,
+        "hours": round(seconds_spent(out) / 3600, 3),
+    }
+    _write_weights(network, weights, half=half)
+    write_json(card, facts)
+    written, _ = read_network(weights, card)
+    facts["accuracy"] = _measure(written, unseen, schedule, training.batch_size, held_out_seed, classes)
+    write_json(card, facts)
+    (console or Console()).print(f"accuracy: {facts['accuracy']}")
+    return written, facts
+
+
+def _split(
+    spec: str, resolution: int | None, num: int, seed: int, held_out: int | None, held_out_seed: int
+) -> tuple[Dataset, Dataset, tuple[str, ...]]:
+    """Returns the images to train on, those to measure on, and the names of their classes."""
+    if held_out is not None and held_out < 1:
+        raise InputError(f"held_out must be at least 1, got {held_out}")
+    images, classes = load_data(spec, resolution=resolution, num=num, seed=seed)
+    if isinstance(images, Pictures):
+        if images.split != "train":
+            raise InputError(f"a classifier is trained on the training images, got {spec!r}; leave out the split")
+        unseen, _ = load_data(f"{spec.partition('?')[0]}?split=test", resolution=resolution)
+        return images, Subset(unseen, range(min(held_out or len(unseen), len(unseen)))), classes  # pyright: ignore[reportArgumentType]
+    held_out = held_out or HELD_OUT
+    if isinstance(images, SportBalls):
+        if held_out_seed == seed:
+            raise InputError(f"held_out_seed must be another one than the seed of the data, got {seed} for both")
+        unseen, _ = load_data(spec, resolution=resolution, num=held_out, seed=held_out_seed)
+        return images, unseen, classes
+    count = len(images)  # pyright: ignore[reportArgumentType]
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(held_out_seed)).tolist()
+    kept = min(held_out, -(-count // 10))
+    return Subset(images, order[kept:]), Subset(images, order[:kept]), classes
+
+
+@torch.no_grad()
+def _measure(
+    network: nn.Module, data: Dataset, schedule: VP, batch_size: int, seed: int, classes: Sequence[str]
+) -> dict[str, Any]:
+    """Returns the accuracy on clean images, and on noisy ones at some times, fresh noise at each.
+
+    It warns where one class takes all predictions on clean images of several.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    times = [round(share * len(schedule.alpha_bar)) for share in TIMES]
+    logits: dict[int | None, list[Tensor]] = {time: [] for time in (None, *times)}
+    targets = []
+    for images, labels in DataLoader(data, batch_size=batch_size):
+        targets.append(labels)
+        logits[None].append(network(images))
+        for time in times:
+            logits[time].append(network(noisy(images, torch.tensor(time), schedule, generator)))
+    target = torch.cat(targets)
+    predicted = torch.cat(logits[None]).argmax(1).unique()
+    if len(predicted) == 1 and len(target.unique()) > 1:
+        notice(
+            f"the classifier predicts {classes[int(predicted)]!r} for each of the {len(target)} held-out images: it is "
+            "of no use yet; train on more --images or with another --learning-rate"
+        )
+    shares = {time: round(accuracy(torch.cat(values), target), 5) for time, values in logits.items()}
+    return {
+        "held_out": len(target),
+        "held_out_seed": seed,
+        "clean": shares[None],
+        "noisy": {str(time): shares[time] for time in times},
+    }
+
+
+def _write_weights(network: nn.Module, file: Path, *, half: bool) -> None:
+    learned = {name for name, _ in network.named_parameters()}
+    state = {
+        name: value.detach().cpu().to(torch.float16 if half and name in learned else value.dtype).contiguous()
+        for name, value in network.state_dict().items()
+    }
+    with replacing(file) as path:
+        path.write_bytes(save(state))

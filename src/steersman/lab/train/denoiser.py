@@ -1,0 +1,434 @@
+"""Training a denoiser.
+
+With ``x_t = alpha_t x_0 + sigma_t eps``, the loss is ``mean (network(x_t, t, y) - target)^2``; the
+target is what `steersman.denoise.output_for` says of the parameterization. The label y is replaced by the null label
+in a share of the images, so that one set of weights is the conditional and the unconditional model (Ho & Salimans
+2022).
+
+With u uniform in [0, 1), the time is ``t = floor(T k u / (1 + (k - 1) u))`` (Esser et al. 2024, eq. 23): uniform for a
+shift k of 1. A larger one spends more of the training at high noise, where an image's class and place are decided.
+
+With EDM's noise (Karras et al. 2022, eq. 8 and table 1), ``x_t = x_0 + sigma eps``, and with s the root mean square of
+the data, ``ln(sigma / 2 s) ~ N(-1.2, 1.2^2)``, which is EDM's own law for its ``s = 0.5``. The loss of ``x0_hat`` is
+weighted with ``1 / c_out^2``. In terms of the network F of `steersman.models.denoisers.edm` it is
+
+    mean (F(c_in x_t, c_noise, y) - (x_0 - c_skip x_t) / c_out)^2
+    (x_0 - c_skip x_t) / c_out = (sigma x_0 / s - s eps) / sqrt(sigma^2 + s^2)
+
+whose target has unit mean square at every sigma, so that the loss of a network that puts out zeros, as a new one does,
+is 1.
+"""
+
+import copy
+import math
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.unets.unet_2d import UNet2DModel
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from steersman.denoise import Parameterization, output_for
+from steersman.errors import InputError, unknown
+from steersman.files import replacing_in, write_json
+from steersman.lab.data.load import load_data
+from steersman.lab.report import grid
+from steersman.lab.train.augment import flipped
+from steersman.lab.train.loop import Batch, Training, fit
+from steersman.models.denoisers.adm_network import ADMUNet
+from steersman.models.denoisers.diffusers import DiffusersDenoiser
+from steersman.models.denoisers.edm import EDMDenoiser
+from steersman.models.denoisers.load import load_denoiser
+from steersman.models.denoisers.save import scheduler_of
+from steersman.sampling import DDIM, Heun, sample
+from steersman.schedule import EDM, VP, broadcast
+from steersman.typed import finite
+
+PREVIEW = 16  # images in a picture of samples, without labels and with
+MEASURED = 512  # images that the deviation of the data is measured on
+
+WIDTHS = (32, 48, 64, 96, 128)
+LOWEST = 32  # pixels across at the lowest resolution, where attention compares each with each
+
+__all__ = ["Architecture", "DenoisingLoss", "EDMLoss", "train_denoiser", "unet"]
+
+Trained = DiffusersDenoiser | EDMDenoiser
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """What a new U-Net is made of.
+
+    Attributes:
+        widths: Channels at each resolution, the highest first; multiples of 8. None for the first of `WIDTHS`, as many
+            as the side of the images can be halved.
+        layers: Residual blocks at each.
+        attention: At how many resolutions, the lowest ones, there is self-attention.
+        patch: The side of the squares of pixels that become channels first; 1 for pixels as they are. A U-Net of
+            squares of 2 has a quarter of the positions to compute.
+
+    Raises:
+        InputError: A setting out of its range.
+    """
+
+    widths: tuple[int, ...] | None = None
+    layers: int = 1
+    attention: int = 1
+    patch: int = 1
+
+    def __post_init__(self) -> None:
+        widths = WIDTHS if self.widths is None else self.widths
+        if not widths or any(width < 8 or width % 8 for width in widths):
+            raise InputError(f"widths must be multiples of 8, got {', '.join(map(str, widths))}")
+        if not 0 <= self.attention <= len(widths):
+            raise InputError(f"attention must be 0 to {len(widths)}, the number of widths, got {self.attention}")
+        for name in ("layers", "patch"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    def of(self, resolution: int) -> "Architecture":
+        """Returns the architecture with its widths for a side of images.
+
+        Raises:
+            InputError: Its resolutions do not divide the side, or it cannot be halved to one that attention can be at.
+        """
+        if resolution < 1 or resolution % self.patch:
+            raise InputError(f"resolution must be a multiple of {self.patch}, the side of a patch, got {resolution}")
+        side = resolution // self.patch
+        if self.widths is None:
+            halves = min((side & -side).bit_length(), len(WIDTHS))
+            if halves < len(WIDTHS) and side >> (halves - 1) > LOWEST:
+                step = self.patch * 2 ** min(math.ceil(math.log2(side / LOWEST)), len(WIDTHS) - 1)
+                near = ", ".join(str(step * (resolution // step + more)) for more in (0, 1))
+                raise InputError(
+                    f"resolution must be one that can be halved to {LOWEST * self.patch} pixels or fewer, such as "
+                    f"{near}, got {resolution}"
+                )
+            return replace(self, widths=WIDTHS[:halves])
+        step = self.patch * 2 ** (len(self.widths) - 1)
+        if resolution % step:
+            raise InputError(
+                f"resolution must be a multiple of {step}, for patches of {self.patch} and {len(self.widths)} widths, "
+                f"got {resolution}; give fewer widths or another resolution"
+            )
+        return self
+
+
+def unet(
+    resolution: int,
+    classes: int,
+    widths: tuple[int, ...] | None = None,
+    layers: int = 1,
+    *,
+    channels: int = 3,
+    attention: int = 1,
+    patch: int = 1,
+) -> UNet2DModel:
+    """Returns a new U-Net: one width a resolution, attention at the lowest ones, and a null label at the end.
+
+    Args:
+        resolution: The side of the images, in pixels.
+        classes: How many labels; 0 for a model without.
+        widths: As `Architecture` has them.
+        layers: Likewise.
+        channels: Of the images.
+        attention: As `Architecture` has it.
+        patch: Likewise.
+
+    Raises:
+        InputError: A setting out of its range, or a resolution that the widths do not divide.
+    """
+    widths = Architecture(widths=widths, layers=layers, attention=attention, patch=patch).of(resolution).widths
+    assert widths is not None, "of a resolution they are known"
+    if attention > len(widths):
+        raise InputError(f"attention must be 0 to {len(widths)}, the number of widths, got {attention}")
+    plain = len(widths) - attention
+    config: dict[str, Any] = {
+        "sample_size": resolution,
+        "in_channels": channels,
+        "out_channels": channels,
+        "layers_per_block": layers,
+        "block_out_channels": widths,
+        "down_block_types": ("DownBlock2D",) * plain + ("AttnDownBlock2D",) * attention,
+        "up_block_types": ("AttnUpBlock2D",) * attention + ("UpBlock2D",) * plain,
+        "attention_head_dim": math.gcd(*widths[plain:], widths[-1], 32),
+        "norm_num_groups": 8,
+        "resnet_time_scale_shift": "scale_shift",
+        "num_class_embeds": classes + 1 if classes else None,
+    }
+    return UNet2DModel(**config) if patch == 1 else ADMUNet(**config, patch=patch)
+
+
+def _quiet(network: UNet2DModel) -> None:
+    """Zeroes the last convolution of the network and of each residual block, so that it puts out zeros at first."""
+    last = [block.conv2 for block in network.modules() if isinstance(block, ResnetBlock2D)]
+    for conv in (*last, network.conv_out):
+        for weight in conv.parameters():
+            nn.init.zeros_(weight)
+
+
+def _labels(batch: Batch, null: int | None, dropout: float) -> Tensor | None:
+    """Returns the labels, of which a share is replaced by the null label; None for a model without labels."""
+    dropped = torch.rand(len(batch.images), generator=batch.generator) < dropout
+    return None if null is None else torch.where(dropped.to(batch.images.device), null, batch.labels)
+
+
+def _check_dropout(dropout: float) -> None:
+    if not 0 <= dropout <= 1:
+        raise InputError(f"dropout must be in [0, 1], got {dropout}")
+
+
+@dataclass(frozen=True, kw_only=True)
+@finite
+class DenoisingLoss:
+    """The denoising loss of a batch.
+
+    Attributes:
+        schedule: The noise.
+        parameterization: What the network is to put out.
+        null: The null label, or None for a model without labels.
+        dropout: How often the label becomes the null label, in [0, 1].
+        shift: ``k``, above 0.
+        flip: Whether half of the images are mirrored.
+
+    Raises:
+        InputError: A dropout or a shift out of its range.
+    """
+
+    schedule: VP
+    parameterization: Parameterization = "v_prediction"
+    null: int | None = None
+    dropout: float = 0.15
+    shift: float = 1.0
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        _check_dropout(self.dropout)
+        if not 0 < self.shift < math.inf:
+            raise InputError(f"shift must be above 0, got {self.shift}")
+
+    def __call__(self, network: nn.Module, batch: Batch) -> Tensor:
+        """Returns the mean squared error, ()."""
+        x0 = flipped(batch.images, batch.generator) if self.flip else batch.images
+        u = torch.rand(len(x0), generator=batch.generator, dtype=torch.float64)
+        times = (len(self.schedule.alpha_bar) * self.shift * u / (1 + (self.shift - 1) * u)).long()
+        labels = _labels(batch, self.null, self.dropout)
+        eps = torch.randn(x0.shape, generator=batch.generator).to(x0)
+        level = self.schedule.at_time(times)
+        x_t = broadcast(level.alpha, x0) * x0 + broadcast(level.sigma, x0) * eps
+        output = network(x_t, times.to(x0.device), class_labels=labels).sample
+        return (output.float() - output_for(self.parameterization, x0, eps, level)).square().mean()
+
+
+@dataclass(frozen=True, kw_only=True)
+@finite
+class EDMLoss:
+    """EDM's loss of a batch.
+
+    Attributes:
+        sigma_data: ``s``, the root mean square of the data.
+        null: The null label, or None for a model without labels.
+        dropout: How often the label becomes the null label, in [0, 1].
+        flip: Whether half of the images are mirrored.
+        mean: The mean of ``ln(sigma / 2 s)``.
+        deviation: Its standard deviation.
+
+    Raises:
+        InputError: A dropout or ``sigma_data`` out of its range.
+    """
+
+    sigma_data: float = 0.5
+    null: int | None = None
+    dropout: float = 0.15
+    flip: bool = False
+    mean: float = -1.2
+    deviation: float = 1.2
+
+    def __post_init__(self) -> None:
+        _check_dropout(self.dropout)
+        if not 0 < self.sigma_data < math.inf:
+            raise InputError(f"sigma_data must be above 0, got {self.sigma_data}")
+
+    def __call__(self, network: nn.Module, batch: Batch) -> Tensor:
+        """Returns the weighted mean squared error, ()."""
+        x0, s = flipped(batch.images, batch.generator) if self.flip else batch.images, self.sigma_data
+        normal = torch.randn(len(x0), generator=batch.generator, dtype=torch.float64)
+        level = EDM().at_ratio(2 * s * (self.mean + self.deviation * normal).exp())
+        labels = _labels(batch, self.null, self.dropout)
+        eps = torch.randn(x0.shape, generator=batch.generator).to(x0)
+        sigma = broadcast(level.sigma, x0)
+        total = (sigma**2 + s**2).sqrt()
+        output = network((x0 + sigma * eps) / total, level.time.to(x0), class_labels=labels).sample
+        return (output.float() - (sigma * x0 / s - s * eps) / total).square().mean()
+
+
+def train_denoiser(
+    out: Path,
+    training: Training,
+    *,
+    data: str = "sportballs",
+    resolution: int | None = None,
+    num: int = 1_000_000,
+    data_seed: int = 0,
+    noise: str | None = None,
+    architecture: Architecture | None = None,
+    dropout: float = 0.15,
+    shift: float = 1.0,
+    flip: bool = False,
+    init: str | None = None,
+    half: bool = False,
+    command: str = "",
+) -> Trained:
+    """Trains a class-conditional U-Net with a null label, and writes it as a diffusers pipeline's folder.
+
+    Args:
+        out: Where ``unet/``, ``scheduler/``, ``card.json``, ``checkpoint.pt`` and the pictures of samples go.
+        training: The settings of the loop.
+        data: The data set, as `steersman.lab.data.load_data` reads it.
+        resolution: The side of the images, in pixels; None for the data's own, or that of ``init``.
+        num: The size of the data set, where it is drawn.
+        data_seed: Its seed.
+        noise: ``cosine`` for v-prediction on the cosine schedule of 1000 times, ``edm`` for EDM's preconditioning and
+            noise; None for that of ``init``, or else ``cosine``.
+        architecture: The U-Net's; None for that of ``init``, or else the default.
+        dropout: The share of images shown without their label.
+        shift: How far the times of the cosine schedule are shifted towards noise, 1 for not.
+        flip: Whether half of the images are mirrored.
+        init: A denoiser to go on from, as `models.denoisers.load_denoiser` reads it, with its network and noise.
+        half: Whether the weights are written in float16.
+        command: The command line, for the card.
+
+    Returns:
+        The denoiser, with the averaged weights.
+
+    Raises:
+        InputError: A setting that cannot be used, or an ``init`` of other images, labels or noise.
+    """
+    if noise not in (None, "cosine", "edm"):
+        raise unknown("noise", noise, ("cosine", "edm"))
+    if init is not None and architecture is not None:
+        raise InputError("the architecture is that of init; give init or widths, layers, attention and patch, not both")
+    first = None if init is None else load_denoiser(init)
+    if first is not None and resolution is None:
+        resolution = first.shape[-1]
+    images, classes = load_data(data, resolution=resolution, num=num, seed=data_seed)
+    shape = tuple(images[0][0].shape)
+    torch.manual_seed(training.seed)
+    if first is None:
+        trained = _new(architecture or Architecture(), shape, classes, noise or "cosine", dropout, images)
+    else:
+        trained = _going_on(first, str(init), shape, classes, noise)
+    null = len(classes)
+    if isinstance(trained, EDMDenoiser):
+        if shift != 1:
+            raise InputError(f"shift is of the cosine schedule's times; with EDM's noise it must be 1, got {shift}")
+        loss = EDMLoss(sigma_data=trained.sigma_data, null=null, dropout=dropout, flip=flip)
+    else:
+        assert isinstance(trained.schedule, VP)
+        loss = DenoisingLoss(
+            schedule=trained.schedule,
+            parameterization=trained.parameterization,
+            null=null,
+            dropout=dropout,
+            shift=shift,
+            flip=flip,
+        )
+    network: Any = trained.network.requires_grad_(True)
+    scheduler = scheduler_of(trained)
+
+    def write(averaged: UNet2DModel, seen: int) -> None:
+        averaged = copy.deepcopy(averaged)
+        card = {"classes": classes, "resolution": shape[-1], "data": data, "data_seed": data_seed, "command": command}
+        card |= {"images_seen": seen, "dtype": "float16" if half else "float32"}
+        card |= {} if dropout else {"unconditional": False}
+        with replacing_in(out) as beside:
+            (averaged.half() if half else averaged).save_pretrained(beside / "unet")
+            scheduler.save_pretrained(beside / "scheduler")
+            write_json(beside / "card.json", card)
+
+    def preview(averaged: UNet2DModel, seen: int) -> None:
+        write(averaged, seen)
+        frozen: Any = copy.copy(trained)
+        frozen.network = copy.deepcopy(averaged).requires_grad_(False)
+        labels = torch.arange(PREVIEW) % len(classes)
+        rows: dict[str, dict[str, Any]] = {"label": {"label": labels.to(averaged.device)}}
+        if dropout:
+            rows = {"no label": {}} | rows
+        edm = isinstance(trained, EDMDenoiser)
+        draw = (
+            partial(sample, frozen, Heun(), steps=18, spacing="karras")
+            if edm
+            else partial(sample, frozen, DDIM(), steps=25)
+        )
+        drawn = {
+            caption: draw(seeds=range(PREVIEW), condition=condition, device=averaged.device)
+            for caption, condition in rows.items()
+        }
+        grid(drawn, out / f"samples-{seen:08d}.png")
+
+    fit(network, images, loss, training, out, preview=preview)
+    write(network, training.steps * training.batch_size)
+    network.requires_grad_(False)
+    return trained
+
+
+def _new(
+    architecture: Architecture,
+    shape: tuple[int, int, int],
+    classes: tuple[str, ...],
+    noise: str,
+    dropout: float,
+    images: Dataset,
+) -> Trained:
+    channels, height, _ = shape
+    network = unet(
+        height,
+        len(classes),
+        architecture.widths,
+        architecture.layers,
+        channels=channels,
+        attention=architecture.attention,
+        patch=architecture.patch,
+    )
+    _quiet(network)
+    if noise == "edm":
+        return EDMDenoiser(
+            network,
+            shape=shape,
+            classes=classes,
+            unconditional=dropout > 0,
+            sigma_data=_root_mean_square(images),
+        )
+    return DiffusersDenoiser(network, schedule=VP.cosine(), parameterization="v_prediction", classes=classes)
+
+
+def _going_on(
+    first: Any,  # noqa: ANN401
+    init: str,
+    shape: tuple[int, int, int],
+    classes: tuple[str, ...],
+    noise: str | None,
+) -> Trained:
+    if not isinstance(first, DiffusersDenoiser | EDMDenoiser) or not isinstance(first.network, UNet2DModel):
+        raise InputError(f"init must be a U-Net of images with labels, got {init!r}")
+    own = "edm" if isinstance(first, EDMDenoiser) else "cosine"
+    if noise not in (None, own) or not isinstance(first.schedule, VP | EDM):
+        raise InputError(f"noise must be that of init, {own}, got {noise}")
+    if first.latent or first.shape != shape or first.classes != classes:
+        raise InputError(
+            f"init must be of the data's images and labels, {shape} and {', '.join(classes)}; {init!r} is of "
+            f"{first.shape} and {', '.join(first.classes) or 'no labels'}"
+        )
+    return first
+
+
+def _root_mean_square(images: Dataset) -> float:
+    """Returns ``s``: the root mean square of the values of some images, to three digits."""
+    count = len(images)  # pyright: ignore[reportArgumentType]
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:MEASURED]
+    squares = torch.stack([images[index][0].square().mean() for index in order.tolist()])
+    return float(f"{float(squares.mean().sqrt()):.3g}")

@@ -1,0 +1,80 @@
+"""The space that is searched where none is given: around named recipes, whose own settings are tried first.
+
+What all of them have in common is searched together, the rest recipe by recipe:
+
+    steps, levels, sampler, input of the classifier, repeated steps      together
+    scale, of each guide: decades around the recipe's own                by recipe
+    route; how often the gradient is taken in a step                     by recipe
+    strength as it is, within an interval, at every k-th step, or both   by recipe
+    candidates, copies, looks ahead: up to the recipe's own              by recipe
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from steersman.lab.sweep.cells import CASE, RECIPE
+from steersman.lab.tune.space import ANY
+from steersman.recipes import Recipe
+
+__all__ = ["TRIED", "around"]
+
+TRIED = ("default", "freedom", "dsg", "nrcg/ema90", "universal", "elucd-ddpm")
+"""The recipes for off-the-shelf classifiers that are worth a look, from `docs/choosing.md`."""
+
+SPREAD = 30.0  # how far a scale is searched below and above the recipe's own, as a factor
+GATES = ("interval", "every")
+SAMPLERS: dict[str, Any] = {
+    "ddpm": {"kind": "ddpm", "fixed": "small"},
+    "ddim": {"kind": "ddim", "eta": 0.0},
+    "ddim-noise": {"kind": "ddim", "eta": 1.0},
+    "dpmpp": {"kind": "dpmpp"},
+}
+TOGETHER: dict[str, Any] = {
+    "walk.steps": "6..50",
+    "walk.spacing": {ANY: ["linspace", "logsnr"]},
+    "walk.low": "0.01..0.3",
+    "walk.high": "20.0..200.0",
+    "input.size": {ANY: [None, 64, 128]},
+    "sampler": {ANY: SAMPLERS},
+    "recurrence": {ANY: {"once": {"times": 1}, "repeated": {"times": "2..8", "low": "0.1..5.0", "high": "2.0..60.0"}}},
+}
+
+
+def around(recipes: Sequence[Recipe]) -> dict[str, Any]:
+    """Returns the space around some recipes.
+
+    Args:
+        recipes: One or more, of different names.
+    """
+    cases = {recipe.name: {RECIPE: recipe.name, **_own(recipe.resolved())} for recipe in recipes}
+    return {CASE: {ANY: cases}, **TOGETHER}
+
+
+def _own(settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns what is searched for a recipe alone."""
+    guides = {"": settings} | {f"also.{place}.": each for place, each in enumerate(settings["also"])}
+    found: dict[str, Any] = {}
+    for prefix, guide in guides.items():
+        if own := guide["scale"]["value"]:
+            found[f"{prefix}scale"] = f"{own / SPREAD:#.3g}..{own * SPREAD:#.3g}"
+        if (ascents := guide["route"].get("ascents", 1)) > 1:
+            found[f"{prefix}route.ascents"] = f"1..{ascents}"
+        elif not prefix:
+            found["route"] = {ANY: ["direct", "through"]}
+    found["strength"] = _strengths(settings["strength"])
+    for key in ("particles.count", "smoothing.copies", "view.evaluations"):
+        axis, _, option = key.partition(".")
+        if isinstance(settings[axis], dict) and (count := settings[axis].get(option, 1)) > 1:
+            found[key] = f"1..{count}"
+    if settings["view"]["kind"] == "ahead":
+        found["view"] = {ANY: {"ahead": settings["view"], "denoised": {"kind": "denoised", "clip": True}}}
+    return found
+
+
+def _strengths(own: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Returns a strength in all steps, in an interval, at every k-th step, and both."""
+    base = [each for each in (own if isinstance(own, list) else [own]) if each["kind"] not in GATES]
+    interval = {"kind": "interval", "low": "0.03..2.0", "high": "2.5..100.0"}
+    every = {"kind": "every", "k": "2..4"}
+    gated = {"interval": [*base, interval], "every": [*base, every], "both": [*base, interval, every]}
+    return {ANY: {"always": base[0] if len(base) == 1 else base, **gated} if base else gated}

@@ -1,0 +1,1 @@
+"""Denoisers and classifiers: what loads them, and what they are."""

@@ -1,0 +1,174 @@
+"""A network as a denoiser: its schedule, what it predicts, and how it is told the time.
+
+A network F is asked ``F(x_t, c t)`` or, where it has labels, ``F(x_t, c t, y)``, with t the time of the level on the
+schedule that it was trained on. What it returns is read as its prediction type says (`steersman.denoise`); where it
+returns twice the channels, the second half is ADM's learned variance, ``2 f - 1`` of the fraction f.
+
+With labels, ``x0_hat(x_t, y)`` is the conditional model, ``x0_hat(x_t, null)`` the unconditional one, and
+classifier-free guidance of scale ``w`` (Ho & Salimans 2022) predicts
+``x0_hat(null) + w (x0_hat(y) - x0_hat(null))`` from one doubled batch.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from steersman import latent
+from steersman.blocks import in_blocks
+from steersman.denoise import Parameterization, Prediction, check_condition, classifier_free_at_once, to_x0
+from steersman.errors import InputError, unknown
+from steersman.precision import loss_scaled
+from steersman.schedule import Level, Schedule, times
+
+__all__ = ["NetworkDenoiser"]
+
+
+class NetworkDenoiser:
+    """A network with the noise that it was trained on.
+
+    Samples enter and leave in float32 or float64, whatever the network runs in.
+
+    Args:
+        network: Maps noisy samples (B, ...), their times (B,) and, if it has labels, their labels (B,) to its
+            prediction: a tensor, an object with the prediction as ``sample``, or a tuple that starts with it. It is put
+            into evaluation mode, and its weights get no gradients.
+        schedule: The noise schedule of its training, such as ``VP.from_betas(betas)``.
+        shape: The shape of one sample, (C, H, W) for an image. Images are in [-1, 1].
+        parameterization: What the network predicts.
+        classes: The names of its labels, without the null label.
+        null: The label that stands for no label; None for a network trained without one.
+        time_scale: ``c``: the factor from the schedule's time to the network's.
+        time_dtype: The type of the time that the network gets; for an integer type the time is rounded.
+        vae: The decoder of its samples if they are latents: diffusers' `AutoencoderKL` or `VQModel`.
+
+    Attributes:
+        latent: Whether its samples are latents.
+        block: How many images the network gets at a time, None for the whole batch (`steersman.blocks`).
+
+    Raises:
+        InputError: An unknown parameterization, an invalid shape or time scale, or a VAE with other channels.
+
+    Example:
+        >>> import steersman as sm
+        >>> import torch
+        >>> class Network(torch.nn.Module):
+        ...     def forward(self, x_t, time):
+        ...         return 0.1 * x_t
+        >>> denoiser = sm.NetworkDenoiser(Network(), schedule=sm.VP.linear(), shape=(3, 8, 8))
+        >>> sm.sample(denoiser, seeds=2, steps=2, progress=False).tensor.shape
+        torch.Size([2, 3, 8, 8])
+    """
+
+    block: int | None = None
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        schedule: Schedule,
+        shape: Sequence[int],
+        parameterization: Parameterization = "epsilon",
+        classes: Sequence[str] = (),
+        null: int | None = None,
+        time_scale: float = 1.0,
+        time_dtype: torch.dtype = torch.float32,
+        vae: Any = None,  # noqa: ANN401
+    ) -> None:
+        if parameterization not in get_args(Parameterization):
+            raise unknown("parameterization", parameterization, get_args(Parameterization))
+        if not shape or min(shape) < 1:
+            raise InputError(f"shape must be that of one sample, such as (3, 64, 64), got {tuple(shape)}")
+        if not 0 < time_scale < math.inf:
+            raise InputError(f"time_scale must be above 0 and finite, got {time_scale}")
+        if vae is not None and latent.channels(vae.config) != shape[0]:
+            raise InputError(
+                f"vae must be one of {shape[0]} channels, as the network is, got {latent.channels(vae.config)}"
+            )
+        self.network = network.eval().requires_grad_(False)
+        self.vae = None if vae is None else latent.frozen(vae)
+        self.latent = vae is not None
+        self.schedule = schedule
+        self.parameterization: Parameterization = parameterization
+        self.shape = tuple(int(each) for each in shape)
+        self.classes = tuple(classes)
+        self.null = null
+        self.time_scale, self.time_dtype = time_scale, time_dtype
+
+    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "NetworkDenoiser":
+        """Moves network and VAE, and returns self."""
+        nn.Module.to(self.network, device=device, dtype=dtype)
+        if self.vae is not None:
+            latent.cast(self.vae, device, dtype)
+        return self
+
+    def __call__(
+        self,
+        x_t: Float[Tensor, "B *shape"],
+        level: Level,
+        *,
+        label: Int[Tensor, " B"] | None = None,
+        cfg_scale: float = 1.0,
+        cfg_channels: int | None = None,
+        **_others: Any,  # noqa: ANN401
+    ) -> Prediction:
+        """Returns the prediction; without a label, the unconditional one.
+
+        Args:
+            x_t: Noisy samples.
+            level: Their level, one for all or one each.
+            label: A label each.
+            cfg_scale: The classifier-free scale ``w``; at 1 only the conditional model is asked.
+            cfg_channels: To how many channels, the first ones, it is applied; all if None. DiT's released code has 3
+                of 4.
+
+        Raises:
+            InputError: A label for a model without labels, none for a model without null label, a ``cfg_scale``
+                without a label or for a model that is not both conditional and unconditional, channels that there are
+                not, another condition, or a network that returns another shape.
+        """
+        known, unconditional = ("label", "cfg_scale", "cfg_channels"), self.null is not None
+        check_condition(label, cfg_scale, _others, classes=self.classes, unconditional=unconditional, known=known)
+        null = None if self.null is None else torch.full((len(x_t),), self.null, device=x_t.device)
+        if label is None or null is None or cfg_scale == 1:
+            return self._predict(x_t, level, null if label is None else label)
+        predict = partial(self._predict, label=torch.cat([label, null]))
+        return classifier_free_at_once(predict, x_t, level, cfg_scale, cfg_channels)
+
+    def _predict(self, x_t: Tensor, level: Level, label: Tensor | None) -> Prediction:
+        time = times(level, len(x_t), x_t.device, torch.float32) * self.time_scale
+        time = (time if self.time_dtype.is_floating_point else time.round()).to(self.time_dtype)
+        dtype = next(self.network.parameters(), x_t).dtype
+
+        def wide(x: Tensor, *told: Tensor) -> Tensor:
+            return self._output(x.to(dtype), *told).to(x.dtype)
+
+        output = in_blocks(loss_scaled(wide, dtype), self.block, x_t, time, *(() if label is None else (label,)))
+        fraction = None
+        if output.shape[1:] == (2 * x_t.shape[1], *x_t.shape[2:]):
+            output, learned = output.chunk(2, dim=1)
+            fraction = (learned + 1) / 2
+        if output.shape != x_t.shape:
+            raise InputError(
+                f"the denoiser's network must return the shape that it is shown, {tuple(x_t.shape)}, or twice the "
+                f"channels with a learned variance, got {tuple(output.shape)}"
+            )
+        return Prediction(to_x0(self.parameterization, x_t, output, level), fraction)
+
+    def _output(self, x_t: Tensor, time: Tensor, *label: Tensor) -> Tensor:
+        output = self.network(x_t, time, *label)
+        if isinstance(output, Tensor):
+            return output
+        return output[0] if isinstance(output, tuple) else output.sample
+
+    def decode(self, x0: Float[Tensor, "B *shape"]) -> Float[Tensor, "B *image"]:
+        """Returns the sample itself where it is an image, else what the VAE makes of the latent."""
+        return x0 if self.vae is None else latent.decoded(self.vae, x0)
+
+    def encode(self, images: Float[Tensor, "B *image"]) -> Float[Tensor, "B *shape"]:
+        """Returns the images themselves where they are the samples, else the latents that the VAE makes of them."""
+        return images if self.vae is None else latent.encoded(self.vae, images)
