@@ -30,7 +30,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from steersman.denoise import Denoiser
-from steersman.guidance import Constant, Denoised, Guide, Noisy, Route, TargetLogit
+from steersman.guidance import Constant, Denoised, Guide, Noisy, TargetLogit, Wrt
 from steersman.lab.speed.memory import peak_memory
 from steersman.models.classifiers import Classifier, load_classifier
 from steersman.models.denoisers import load_denoiser
@@ -44,7 +44,7 @@ for name in ("", "_backward"):  # torch lacks a formula for the CPU's kernel; it
 GIB = 2**30
 CARD, PEAK, SHARE = "RTX 4090", 165.2, 0.4
 """A card, the TFLOP a second that its maker names for bfloat16, and the share of them that is assumed."""
-STEPS = ("unguided", "direct", "through", "through, recomputing")
+STEPS = ("unguided", "x0_hat", "x_t", "through, recomputing")
 
 ALONE = "DiT-XL/2 256"
 REPEATED = 27 * (256 * 1152 + 1152 + 1152**2 + 1152 + 1001 * 1152)
@@ -178,7 +178,7 @@ def tensors(network: nn.Module) -> list[Tensor]:
 def step(
     denoiser: Denoiser,
     classifier: Classifier,
-    route: Route | None,
+    wrt: Wrt | None,
     condition: Mapping[str, Any],
     *,
     noisy: bool = False,
@@ -190,7 +190,7 @@ def step(
     Args:
         denoiser: The denoiser.
         classifier: The classifier.
-        route: The guide's; None for none.
+        wrt: The guide's; None for none.
         condition: What the denoiser is told.
         noisy: Whether the classifier sees the noisy image; else the denoised one.
     """
@@ -199,21 +199,21 @@ def step(
         noise = torch.zeros(1, *denoiser.shape)
     guide = Guide(
         objective=TargetLogit(classifier=classifier),
-        view=Noisy() if noisy else Denoised(),
-        route=route or "direct",
-        strength=Constant(),
+        input=Noisy() if noisy else Denoised(),
+        wrt=wrt or "x0_hat",
+        weight=Constant(),
     )
-    guides, target = ([guide], 0) if route else ([], None)
+    guides, target = ([guide], 0) if wrt else ([], None)
     sample(denoiser, DDIM(), guides=guides, target=target, steps=1, noise=[noise], condition=condition)
 
 
 def count(
-    denoiser: Any, classifier: Classifier, route: Route | None, condition: Mapping[str, Any], *, noisy: bool = False
+    denoiser: Any, classifier: Classifier, wrt: Wrt | None, condition: Mapping[str, Any], *, noisy: bool = False
 ) -> Counted:
     """Returns what a `step` takes; the arguments are its own."""
     gc.collect()
     with Counting(each for network in networks(denoiser, classifier) for each in tensors(network)) as counting:
-        step(denoiser, classifier, route, condition, noisy=noisy)
+        step(denoiser, classifier, wrt, condition, noisy=noisy)
     return Counted(counting.peak, counting.flop)
 
 
@@ -232,11 +232,11 @@ def measure(pair: Pair, dtype: torch.dtype) -> tuple[list[int], int, list[Counte
     """Returns the parameters of a pair's networks, their bytes, and what the steps take, in the order of `STEPS`."""
     denoiser, classifier = pair.build(dtype)
     held = list(networks(denoiser, classifier))
-    routes: tuple[Route | None, ...] = (None, "direct") if pair.noisy else (None, "direct", "through")
-    counted = [count(denoiser, classifier, route, pair.condition, noisy=pair.noisy) for route in routes]
+    routes: tuple[Wrt | None, ...] = (None, "x0_hat") if pair.noisy else (None, "x0_hat", "x_t")
+    counted = [count(denoiser, classifier, wrt, pair.condition, noisy=pair.noisy) for wrt in routes]
     if not pair.noisy:
         denoiser.network.enable_gradient_checkpointing()
-        counted.append(count(denoiser, classifier, "through", pair.condition))
+        counted.append(count(denoiser, classifier, "x_t", pair.condition))
     return [parameters(each) for each in held], sum(map(size, held)), counted
 
 
@@ -274,16 +274,16 @@ def _markdown(names: list[str], cells: Iterable[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (names, ["---"] * len(names), *cells))
 
 
-def measured(route: Route | None) -> tuple[int, int]:
+def measured(wrt: Wrt | None) -> tuple[int, int]:
     """Returns the bytes that the bundled pair had allocated at the worst moment of a step, and those counted.
 
     Torch's profiler tells of all that its CPU allocator gives and takes back, within an operation too.
     """
     denoiser: Any = load_denoiser("zoo:sportballs")
     classifier = load_classifier("zoo:sportballs-mobilenet")
-    step(denoiser, classifier, route, {})
-    counted = count(denoiser, classifier, route, {})
-    return peak_memory(lambda: step(denoiser, classifier, route, {})), counted.peak
+    step(denoiser, classifier, wrt, {})
+    counted = count(denoiser, classifier, wrt, {})
+    return peak_memory(lambda: step(denoiser, classifier, wrt, {})), counted.peak
 
 
 def checks(pairs: Sequence[Pair]) -> str:
@@ -310,7 +310,7 @@ def checks(pairs: Sequence[Pair]) -> str:
             continue
         flop = measure(kinds[name], torch.bfloat16)[2][0].flop
         cells.append([name, "10⁹ multiply-adds a forward", f"{flop / 2e9:,.1f}", figure])
-    peaks = ((route or "unguided", *measured(route)) for route in (None, "direct", "through"))
+    peaks = ((wrt or "unguided", *measured(wrt)) for wrt in (None, "x0_hat", "x_t"))
     allocated = ([name, *(f"{each / 2**20:.2f}" for each in both)] for name, *both in peaks)
     return CHECKS.format(
         published=_markdown(["denoiser", "of it", "counted", "published"], cells),

@@ -41,8 +41,8 @@ def share(judge: Classifier, images: Float[Tensor, "B 3 H W"], label: int) -> st
     """Returns a judge's accuracy with its interval."""
     with torch.no_grad():
         right = int(correct(judge(images), torch.full((len(images),), label)).sum())
-    low, high = wilson(right, len(images))
-    return f"{right / len(images):.1%} ({low:.0%}-{high:.0%})"
+    ratio_min, ratio_max = wilson(right, len(images))
+    return f"{right / len(images):.1%} ({ratio_min:.0%}-{ratio_max:.0%})"
 
 
 def main() -> None:

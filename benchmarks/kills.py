@@ -33,7 +33,7 @@ from steersman.lab.session import Networks, Session
 from steersman.recipes import load_recipe
 
 FORMATS = ("png", "npz", "webdataset")
-CHANGES = ("walk.steps=3", "particles=1", "recurrence.times=1", "strength=deviation", "smoothing=none")
+CHANGES = ("sampling.steps=3", "particles=1", "recurrence.times=1", "weight=deviation", "smoothing=none")
 LONGEST = 1.5  # seconds before a kill
 
 
@@ -53,7 +53,7 @@ def small(folder: Path, **settings) -> Run:
         denoiser=str(folder),
         classifiers=("zoo:sportballs-mobilenet",),
         judge=None,
-        recipe=load_recipe("default", [*CHANGES, "input.size=null"]),
+        recipe=load_recipe("default", [*CHANGES, "preprocess.size=null"]),
         batch_size=2,
         **settings,
     )

@@ -36,7 +36,7 @@ def seconds(session: Session, out: Path, count: int) -> float:
 
 def processes(room: Path, num: int, steps: int) -> dict[str, float]:
     """Returns the efficiency of two processes."""
-    recipe = load_recipe("freedom", [f"walk.steps={steps}", "recurrence.times=1"])
+    recipe = load_recipe("freedom", [f"sampling.steps={steps}", "recurrence.times=1"])
     run = Run(targets=("baseball",), num=num, classifiers=("zoo:sportballs-mobilenet",), recipe=recipe)
     session = Session(run)
     one, two = (seconds(session, room / str(count), count) for count in (1, 2))

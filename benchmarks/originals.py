@@ -173,7 +173,7 @@ def ours(run: Run, draws: list[Tensor]) -> Draw:
             target=TARGET,
             seeds=range(len(draws[0])),
             noise=draws,
-            **run.recipe.walk(),
+            **run.recipe.sampling(),
         ).clamp(-1, 1)
 
     return draw
@@ -181,7 +181,7 @@ def ours(run: Run, draws: list[Tensor]) -> Draw:
 
 SCALE = 15
 METHODS: dict[str, tuple[Callable[[Path, list[Tensor]], Draw], str, list[str]]] = {
-    "nrcg": (nrcg, "nrcg", [f"scale={SCALE}", "walk.spacing=leading"]),
+    "nrcg": (nrcg, "nrcg", [f"scale={SCALE}", "sampling.spacing=leading"]),
     "elucd": (elucd, "elucd-ddpm/raw", ["smoothing=none"]),
 }
 
@@ -226,7 +226,7 @@ def main() -> None:
     for name, (released, recipe, changes) in METHODS.items():
         if (checkout := getattr(asked, name)) is None:
             continue
-        settings = load_recipe(recipe, [*changes, f"walk.steps={asked.steps}"])
+        settings = load_recipe(recipe, [*changes, f"sampling.steps={asked.steps}"])
         run = Run(targets=(str(TARGET),), num=asked.batch, classifiers=(GUIDE,), judge=None, recipe=settings)
         whole = Placement(block=asked.batch)
         rows = {"float32": replace(run, dtype="auto", placed={"denoiser": whole, "classifier": whole})}

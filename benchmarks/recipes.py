@@ -31,10 +31,10 @@ from steersman.recipes import Recipe, load_recipe
 GUIDE = "zoo:sportballs-mobilenet"
 JUDGE, SECOND = "zoo:sportballs-judge", "zoo:sportballs-judge2"
 SEEN = (JUDGE, "imagenet:efficientnet-lite0")  # in whose features distances are measured
-STEPS = "walk.steps=24"
+STEPS = "sampling.steps=24"
 
 METHODS: dict[str, tuple[str, ...]] = {
-    "default": ("input.size=64",),
+    "default": ("preprocess.size=64",),
     "elucd-ddpm": (STEPS,),
     "elucd-edm": (),
     "nrcg/denoised": (STEPS,),
@@ -94,7 +94,9 @@ def recipe_of(name: str, factor: float = 1.0) -> Recipe:
         return recipe
     settings = recipe.resolved()
     scales = {"scale": settings["scale"]["value"]}
-    scales |= {f"also.{place}.scale": each["scale"]["value"] for place, each in enumerate(settings["also"])}
+    scales |= {
+        f"extra_guides.{place}.scale": each["scale"]["value"] for place, each in enumerate(settings["extra_guides"])
+    }
     return recipe.changed({key: float(f"{value * factor:.3g}") for key, value in scales.items()})
 
 
@@ -188,7 +190,7 @@ def row(out: Path, name: str) -> list[str] | None:
             found.append(frechet_distance(classifier_features(network(spec), images), real(spec, 99)[label]))
     lost = len(metrics["lost"])
     count += lost
-    low, high = wilson(right, count)
+    ratio_min, ratio_max = wilson(right, count)
     timed = out / "time" / name.replace("/", "-") / "metrics.json"
     seconds = f"{1 / json.loads(timed.read_text())['images_per_second']:.1f}" if timed.exists() else "–"
     evaluations = metrics["network_evaluations"]
@@ -197,7 +199,7 @@ def row(out: Path, name: str) -> list[str] | None:
         f"`{name}`" if name != UNGUIDED else name,
         " ".join(METHODS.get(name, ())) or "–",
         "–" if name == UNGUIDED else f"{scale_of(name, factor):g}",
-        f"{right / count:.0%} ({low:.0%}-{high:.0%})" + (f", {lost} images lost" if lost else ""),
+        f"{right / count:.0%} ({ratio_min:.0%}-{ratio_max:.0%})" + (f", {lost} images lost" if lost else ""),
         f"{agreed / count:.0%}",
         *(f"{mean(found):.1f}" for found in distances.values()),
         f"{evaluations['denoiser']:.0f}",

@@ -23,7 +23,7 @@ def test_guidance_that_moves_nothing_is_told_by_how_much_and_which_scale_to_try(
     )
     assert "by 0.004 where they span 2" in line
     assert "--scale 3.8e+02 (now 15)" in line  # 25 times: to a change of 0.1
-    assert "--set strength=constant" in line
+    assert "--set weight=constant" in line
 
 
 def test_a_gradient_of_zero_asks_for_a_bounded_scale():
@@ -31,9 +31,9 @@ def test_a_gradient_of_zero_asks_for_a_bounded_scale():
 
 
 def test_what_is_set_is_not_suggested():
-    line = advice(metrics(0.2, 0.2), [0.0], run("nrcg", "strength=constant"))[0]
-    assert "strength=constant" not in line
-    fooled = advice(metrics(0.9, 0.3), [1.0], run("nrcg", "route=through", "view=ahead"))[0]
+    line = advice(metrics(0.2, 0.2), [0.0], run("nrcg", "weight=constant"))[0]
+    assert "weight=constant" not in line
+    fooled = advice(metrics(0.9, 0.3), [1.0], run("nrcg", "wrt=x_t", "input=lookahead"))[0]
     assert "--set" not in fooled
     assert "--scale 5" in fooled
 

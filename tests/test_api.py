@@ -17,7 +17,7 @@ GUIDED = {"classifier": "zoo:mnist-lenet", "recipe": "nrcg", **FEW}
 
 def test_it_is_the_loop_with_a_bound_recipe():
     denoiser = load_denoiser("zoo:mnist")
-    guides = load_recipe("nrcg", {"walk.steps": 2}).bind("zoo:mnist-lenet")
+    guides = load_recipe("nrcg", {"sampling.steps": 2}).bind("zoo:mnist-lenet")
     samples = sample_batch(denoiser, guides.sampler, guides=guides, target=7, seeds=[3, 5], **guides.sampling)
     result = sample("zoo:mnist", target="7", seeds=[3, 5], **GUIDED)
     torch.testing.assert_close(result.tensor, samples.clamp(-1, 1), rtol=0, atol=1e-5)
@@ -37,7 +37,7 @@ def test_parts_are_texts_or_objects_alike():
     expected = sample("zoo:mnist", target="7", seeds=1, scale=3, **GUIDED).tensor
     objects = {"classifier": classifier, "recipe": load_recipe("nrcg"), "scale": 3, **FEW}
     assert torch.equal(sample(denoiser, target=7, seeds=1, **objects).tensor, expected)
-    bound = load_recipe("nrcg", {"walk.steps": 2}, scale=3).bind(classifier)
+    bound = load_recipe("nrcg", {"sampling.steps": 2}, scale=3).bind(classifier)
     assert torch.equal(sample(denoiser, target=7, seeds=1, recipe=bound, progress=False).tensor, expected)
 
 
@@ -59,10 +59,10 @@ def test_a_callback_sees_each_step_of_each_batch():
     reports = []
     sample("zoo:mnist", target="7", seeds=3, batch_size=2, callback=reports.append, **GUIDED)
     assert [(each.step.index, len(each.x0)) for each in reports] == [(0, 2), (1, 2), (0, 1), (1, 1)]
-    (push,) = reports[0].pushes
-    assert push.gradient.shape == push.stabilized.shape == push.value.shape == (2, 1, 28, 28)
-    torch.testing.assert_close(push.stabilized, 0.01 * push.gradient)  # the first step of nrCG's EMA of 0.99
-    assert push.log_likelihood.shape == (2,)
+    (update,) = reports[0].updates
+    assert update.gradient.shape == update.stabilized.shape == update.value.shape == (2, 1, 28, 28)
+    torch.testing.assert_close(update.stabilized, 0.01 * update.gradient)  # the first step of nrCG's EMA of 0.99
+    assert update.log_likelihood.shape == (2,)
 
 
 def test_memory_that_holds_one_image_is_enough(monkeypatch):

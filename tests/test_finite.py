@@ -81,11 +81,11 @@ def test_so_does_what_holds_several(value, unchecked):
         lambda: Sum([(1.0, objective), (value, objective)]),
         lambda: Switch(above=objective, below=objective, at=value),
         lambda: Toward(objective=objective, target=value),
-        lambda: Guide(objective=objective, scale=value, stabilizer=Chain([Ema()]), strength=Product([Constant()])),
+        lambda: Guide(objective=objective, scale=value, stabilizer=Chain([Ema()]), weight=Product([Constant()])),
         lambda: Preprocess(mean=(0.0, value, 0.0)),
         lambda: Run(blend={"baseball": value}),
         lambda: Run(targets=("baseball",), cfg_scale=value),
-        lambda: Range(low=0.0, high=value, whole=False),
+        lambda: Range(ratio_min=0.0, ratio_max=value, whole=False),
         lambda: Bounds(budget=value),
         lambda: DiffusersSampler(EulerDiscreteScheduler(), s_noise=value),
         lambda: AXES["sampler"]["diffusers"](scheduler="EulerDiscrete", settings={"s_noise": value}),
@@ -98,8 +98,8 @@ def test_a_limit_that_is_none_may_be_said():
     EulerDiscreteScheduler()
     assert DiffusersSampler(EulerDiscreteScheduler(), s_tmax=math.inf).settings == {"s_tmax": math.inf}
     assert AXES["sampler"]["diffusers"](scheduler="EulerDiscrete", settings={"s_tmax": math.inf})
-    assert Particles(high=math.inf) == Particles() and Recurrence(high=math.inf) == Recurrence()
-    assert Heun(high=math.inf) == Heun()
+    assert Particles(ratio_max=math.inf) == Particles() and Recurrence(ratio_max=math.inf) == Recurrence()
+    assert Heun(ratio_max=math.inf) == Heun()
 
 
 @pytest.mark.parametrize("value", NOT_FINITE)
@@ -108,11 +108,13 @@ def test_the_classifier_free_scale_is_finite(mixture, value, unchecked):
         sample(mixture, DDIM(), condition={"label": torch.tensor([0]), "cfg_scale": value}, steps=1)
 
 
-@pytest.mark.parametrize(("low", "high"), [(math.nan, 1.0), (0.0, math.nan), (math.inf, math.inf), (1.0, 0.5)])
-def test_so_is_the_range_of_levels(mixture, low, high):
-    with pytest.raises(InputError, match="low and high must be such that 0 <= low < high, got"):
-        sample(mixture, DDIM(), low=low, high=high, steps=2)
-    assert levels_of(DDIM(), VP.cosine(), 2, low=0.0, high=math.inf)
+@pytest.mark.parametrize(
+    ("ratio_min", "ratio_max"), [(math.nan, 1.0), (0.0, math.nan), (math.inf, math.inf), (1.0, 0.5)]
+)
+def test_so_is_the_range_of_levels(mixture, ratio_min, ratio_max):
+    with pytest.raises(InputError, match="ratio_min and ratio_max must be such that 0 <= ratio_min < ratio_max, got"):
+        sample(mixture, DDIM(), ratio_min=ratio_min, ratio_max=ratio_max, steps=2)
+    assert levels_of(DDIM(), VP.cosine(), 2, ratio_min=0.0, ratio_max=math.inf)
 
 
 @pytest.mark.parametrize("option", ["cfg-scale", "scale"])

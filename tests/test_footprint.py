@@ -18,7 +18,7 @@ from steersman.models.denoisers import DiffusersDenoiser
 from steersman.schedule import VP
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-ROUTES = (None, "direct", "through")
+ROUTES = (None, "x0_hat", "x_t")
 
 
 @pytest.fixture(scope="module")
@@ -141,16 +141,16 @@ class Untracked:
 def counts(footprint, shapes, parts):
     """What networks of shapes take, unguided, direct and through."""
     empty = pair(*(part and shapes(part) for part in parts))
-    return {route: footprint.count(*empty, route, {}) for route in ROUTES}
+    return {wrt: footprint.count(*empty, wrt, {}) for wrt in ROUTES}
 
 
 @pytest.mark.long
 def test_shapes_count_as_values_do(footprint, parts, counts):
     real = pair(*parts)
-    found = {route: footprint.count(*real, route, {}) for route in ROUTES}
+    found = {wrt: footprint.count(*real, wrt, {}) for wrt in ROUTES}
     assert [each.flop for each in counts.values()] == [each.flop for each in found.values()]
-    for route in ROUTES:  # torch 2.7 computes shapes of a gradient with a copy more
-        assert counts[route].peak == pytest.approx(found[route].peak, rel=0.12)
+    for wrt in ROUTES:  # torch 2.7 computes shapes of a gradient with a copy more
+        assert counts[wrt].peak == pytest.approx(found[wrt].peak, rel=0.12)
 
 
 @pytest.mark.few(2)
@@ -158,13 +158,13 @@ def test_arithmetic_is_what_torch_counts(footprint, parts, counts):
     flops = FlopCounterMode(display=False)
     flops.mod_tracker = Untracked()
     with flops:
-        footprint.step(*pair(*parts), "through", {})
-    assert counts["through"].flop == flops.get_total_flops() > 0
+        footprint.step(*pair(*parts), "x_t", {})
+    assert counts["x_t"].flop == flops.get_total_flops() > 0
 
 
 @pytest.mark.few(2)
 def test_guiding_takes_more_and_through_the_denoiser_most(counts):
-    none, direct, through = (counts[route] for route in ROUTES)
+    none, direct, through = (counts[wrt] for wrt in ROUTES)
     assert none.flop < direct.flop < through.flop
     assert none.peak <= direct.peak < through.peak
 
@@ -172,9 +172,9 @@ def test_guiding_takes_more_and_through_the_denoiser_most(counts):
 @pytest.mark.long
 def test_the_vae_recomputes_its_blocks(footprint, shapes):
     empty = pair(shapes(network(4)), shapes(coder()), nn.Sequential(nn.Flatten(), nn.Linear(3 * 24**2, 5)))
-    kept = footprint.count(*empty, "direct", {})
+    kept = footprint.count(*empty, "x0_hat", {})
     empty[0].vae.disable_gradient_checkpointing()
-    again = footprint.count(*empty, "direct", {})
+    again = footprint.count(*empty, "x0_hat", {})
     assert again.peak > kept.peak and again.flop < kept.flop
 
 
@@ -193,7 +193,7 @@ def test_published_sizes(footprint, name, published):
 
 
 @pytest.mark.few(9)
-@pytest.mark.parametrize("route", [None, "through"])
-def test_as_much_as_is_allocated(footprint, route):
-    measured, counted = footprint.measured(route)
+@pytest.mark.parametrize("wrt", [None, "x_t"])
+def test_as_much_as_is_allocated(footprint, wrt):
+    measured, counted = footprint.measured(wrt)
     assert counted <= measured < 1.3 * counted  # the difference is what operations take for themselves

@@ -12,8 +12,8 @@ import pytest
 from metrics.written import write
 from steersman.cli import main
 
-SMALL = "--set walk.steps=2 --set view=denoised --set strength=deviation --set smoothing=none --set particles=1"
-NETWORKS = "--classifier zoo:sportballs-mobilenet --judge none --set recurrence.times=1 --set input.size=null"
+SMALL = "--set sampling.steps=2 --set input=denoised --set weight=deviation --set smoothing=none --set particles=1"
+NETWORKS = "--classifier zoo:sportballs-mobilenet --judge none --set recurrence.times=1 --set preprocess.size=null"
 LONG = pytest.mark.long
 
 

@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from accelerator import awaits_nothing
+from steersman import latent
 from steersman.guidance import ClassProbability
 from steersman.models.classifiers import Classifier
 from steersman.models.classifiers.preprocess import RAW
-from steersman.models.denoisers import EDMDenoiser, NetworkDenoiser, latent, load_denoiser
+from steersman.models.denoisers import EDMDenoiser, NetworkDenoiser, load_denoiser
 from steersman.precision import loss_scaled
 from steersman.schedule import CLEAN, VP, Level
 

@@ -84,8 +84,8 @@ def test_the_classifiers_gradient_turns_one_denoiser_into_the_other(mixture, dra
     """``x0_hat(x_t, y) = x0_hat(x_t) + (sigma^2 / alpha) grad log p(y | x_t)``."""
     x_t = draw(5, 2, 1, 1)
     conditional = mixture(x_t, at, label=torch.full((5,), j)).x0_hat
-    push = shaped(at.sigma) ** 2 / shaped(at.alpha) * gradient(lambda x: mixture.log_posterior(x, at)[:, j], x_t)
-    torch.testing.assert_close(conditional, mixture(x_t, at).x0_hat + push, **ROUNDING)
+    update = shaped(at.sigma) ** 2 / shaped(at.alpha) * gradient(lambda x: mixture.log_posterior(x, at)[:, j], x_t)
+    torch.testing.assert_close(conditional, mixture(x_t, at).x0_hat + update, **ROUNDING)
 
 
 def test_labels_may_differ_from_image_to_image(mixture, draw):

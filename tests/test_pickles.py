@@ -68,7 +68,7 @@ def test_tensors(protocol, read):
     tensors = {
         "plain": whole,
         "parameter": torch.nn.Parameter(torch.randn(3)),
-        "view": whole[1:3, ::2],
+        "input": whole[1:3, ::2],
         "turned": whole.T,
         "scalar": torch.tensor(2.5),
         "empty": torch.empty(0, 3),

@@ -176,8 +176,8 @@ def test_an_image_has_the_same_objective_and_gradient_whatever_is_beside_it(name
 
 
 def test_so_has_the_rescaled_view_whose_length_is_differentiated(threads, mixture):
-    view = Rescaled()
-    assert alike(lambda x: view(x, Prediction(x), LEVEL, mixture).flatten(1)[:, :7], 3 * normal(5, 3, 112, 112))
+    input = Rescaled()
+    assert alike(lambda x: input(x, Prediction(x), LEVEL, mixture).flatten(1)[:, :7], 3 * normal(5, 3, 112, 112))
 
 
 def test_so_have_adams_corrected_averages_however_many_gradients_each_image_has_had(threads):
@@ -220,12 +220,12 @@ CHOICES = [*((name, None) for name in recipe_names(variants=False)), *(("nrcg", 
 @pytest.mark.parametrize(("name", "sampler"), CHOICES)
 def test_an_image_is_the_same_to_the_bit_whatever_its_batch_by_every_recipe_and_sampler(name, sampler):
     """What networks make of a batch is left out: here one is elementwise, the other sees one image at a time."""
-    chosen = load_recipe(name, ["walk.steps=3"])
-    changes = {"walk.steps": 3, "recurrence.times": min(chosen.resolved()["recurrence"]["times"], 2)}
-    changes |= {"sampler": sampler, "recurrence.times": 1, "stabilizer": "normalise"} if sampler else {}
+    chosen = load_recipe(name, ["sampling.steps=3"])
+    changes = {"sampling.steps": 3, "recurrence.times": min(chosen.resolved()["recurrence"]["times"], 2)}
+    changes |= {"sampler": sampler, "recurrence.times": 1, "stabilizer": "rms"} if sampler else {}
     chosen = chosen.changed(changes)
     classifier = logits(5, side=112)
-    others = [(classifier, {0: 0})] * (chosen.resolved()["several"].get("kind") == "switch")
+    others = [(classifier, {0: 0})] * (chosen.resolved()["ensemble"].get("kind") == "switch")
 
     def drawn(*seeds):
         return sample(
@@ -234,7 +234,7 @@ def test_an_image_is_the_same_to_the_bit_whatever_its_batch_by_every_recipe_and_
             guides=chosen.guides(classifier, *others),
             target=0,
             seeds=seeds,
-            **chosen.walk(),
+            **chosen.sampling(),
         )
 
     before = torch.get_num_threads()

@@ -68,7 +68,7 @@ def test_a_walk_from_pure_noise(spacing):
     assert float(levels[0].time) == pytest.approx(first, abs=1e-9)
     assert all(level.alpha.isfinite() and level.sigma.isfinite() for level in levels)
     ratios = [float(level.sigma / level.alpha) for level in levels]
-    assert all(high > low for high, low in zip(ratios, ratios[1:], strict=False))
+    assert all(ratio_max > ratio_min for ratio_max, ratio_min in zip(ratios, ratios[1:], strict=False))
 
 
 @pytest.mark.parametrize(
@@ -117,10 +117,10 @@ def test_at_time_gives_the_trained_levels(name):
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_between_two_times_the_log_ratio_is_linear(name):
-    low, high = (SCHEDULES[name].at_time(time) for time in (100.0, 101.0))
+    ratio_min, ratio_max = (SCHEDULES[name].at_time(time) for time in (100.0, 101.0))
     for share in (0.25, 0.5):
         level = SCHEDULES[name].at_time(100 + share)
-        expected = (low.sigma / low.alpha) ** (1 - share) * (high.sigma / high.alpha) ** share
+        expected = (ratio_min.sigma / ratio_min.alpha) ** (1 - share) * (ratio_max.sigma / ratio_max.alpha) ** share
         torch.testing.assert_close(level.sigma / level.alpha, expected, rtol=1e-14, atol=0)  # float64's rounding
 
 
@@ -185,7 +185,7 @@ def test_a_walk_goes_down():
     walks = [VP.cosine().levels(50, spacing) for spacing in ("linspace", "leading", "trailing", "karras")]
     for levels in (*walks, EDM().levels(50), EDM().levels(50, "karras")):
         ratios = [float(level.sigma / level.alpha) for level in levels]
-        assert all(high > low for high, low in zip(ratios, ratios[1:], strict=False))
+        assert all(ratio_max > ratio_min for ratio_max, ratio_min in zip(ratios, ratios[1:], strict=False))
 
 
 @pytest.mark.parametrize("steps", [2, 10, 18, 36, 256])
@@ -204,9 +204,9 @@ def test_karras_ratios_are_those_of_diffusers(steps):
 
 def test_karras_ratios_are_the_formula():
     """Karras et al. 2022, eq. 5, at rho = 7."""
-    for schedule, low, high in ((EDM(), 0.002, 80.0), (EDM(low=0.01, high=5.0), 0.01, 5.0)):
+    for schedule, ratio_min, ratio_max in ((EDM(), 0.002, 80.0), (EDM(ratio_min=0.01, ratio_max=5.0), 0.01, 5.0)):
         for i, level in enumerate(schedule.levels(18, "karras")[:-1]):
-            expected = (high ** (1 / 7) + i / 17 * (low ** (1 / 7) - high ** (1 / 7))) ** 7
+            expected = (ratio_max ** (1 / 7) + i / 17 * (ratio_min ** (1 / 7) - ratio_max ** (1 / 7))) ** 7
             assert float(level.sigma) == pytest.approx(expected, rel=1e-13)  # float64's rounding, after a power
 
 
@@ -234,7 +234,7 @@ def test_edm_has_levels_of_any_sigma_and_tells_their_logarithm():
 
 def test_edm_starts_from_its_largest_sigma():
     for spacing in ("linspace", "karras", "logsnr"):
-        first, *_, last, _ = EDM(high=5.0).levels(10, spacing)
+        first, *_, last, _ = EDM(ratio_max=5.0).levels(10, spacing)
         assert float(first.sigma) == pytest.approx(5.0, rel=1e-14)
         assert float(last.sigma) == pytest.approx(0.002, rel=1e-13)
         assert float(EDM().levels(1, spacing)[0].sigma) == pytest.approx(80.0, rel=1e-14)
@@ -244,7 +244,7 @@ def test_edm_starts_from_its_largest_sigma():
 @pytest.mark.parametrize("schedule", [VP.cosine(), EDM()], ids=["VP", "EDM"])
 @pytest.mark.parametrize("spacing", ["linspace", "karras", "logsnr"])
 def test_a_walk_within_a_range(schedule, spacing):
-    *levels, last = schedule.levels(9, spacing, low=0.05, high=20.0)
+    *levels, last = schedule.levels(9, spacing, ratio_min=0.05, ratio_max=20.0)
     ratios = torch.stack([level.sigma / level.alpha for level in levels])
     # linspace takes whole times, of which a thousand lie in the range of the cosine schedule
     tolerance = 0.03 if spacing == "linspace" else 1e-9
@@ -256,16 +256,17 @@ def test_a_walk_within_a_range(schedule, spacing):
 
 def test_a_range_ends_where_the_schedule_does():
     for schedule in (VP.cosine(), EDM()):
-        whole, more = schedule.levels(9, "logsnr"), schedule.levels(9, "logsnr", low=1e-9, high=1e9)
+        whole, more = schedule.levels(9, "logsnr"), schedule.levels(9, "logsnr", ratio_min=1e-9, ratio_max=1e9)
         assert [float(level.sigma) for level in more] == [float(level.sigma) for level in whole]
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
 def test_diffusers_own_spacings_know_no_range(spacing):
     with pytest.raises(
-        InputError, match=f"walk.low and walk.high must be 0 and inf with the spacing {spacing}, got 0.0 and 5.0"
+        InputError,
+        match=f"sampling.ratio_min and sampling.ratio_max must be 0 and inf with the spacing {spacing}",
     ):
-        VP.linear().levels(10, spacing, high=5.0)
+        VP.linear().levels(10, spacing, ratio_max=5.0)
 
 
 def test_edms_even_times():
@@ -303,7 +304,7 @@ def test_edm_refuses_a_number_of_steps(steps):
         EDM().levels(steps)
 
 
-@pytest.mark.parametrize("ends", [{"low": 0.0}, {"low": 5.0, "high": 2.0}, {"low": 80.0}])
+@pytest.mark.parametrize("ends", [{"ratio_min": 0.0}, {"ratio_min": 5.0, "ratio_max": 2.0}, {"ratio_min": 80.0}])
 def test_refuses_the_ends_of_edm(ends):
     with pytest.raises(
         InputError, match="schedule.low and schedule.high must be finite and satisfy 0 < low < high, got"
@@ -352,10 +353,10 @@ def test_flow_goes_straight_from_image_to_noise():
 @pytest.mark.parametrize("spacing", ["linspace", "karras", "logsnr"])
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_a_flow_walk_within_a_range(spacing, shift):
-    *levels, last = Flow(shift=shift).levels(9, spacing, low=0.05, high=20.0)
+    *levels, last = Flow(shift=shift).levels(9, spacing, ratio_min=0.05, ratio_max=20.0)
     ratios = [float(level.sigma / level.alpha) for level in levels]
     assert [ratios[0], ratios[-1]] == pytest.approx([20.0, 0.05], rel=1e-12) and last is CLEAN
-    assert all(high > low for high, low in zip(ratios, ratios[1:], strict=False))
+    assert all(ratio_max > ratio_min for ratio_max, ratio_min in zip(ratios, ratios[1:], strict=False))
 
 
 SAMPLERS = [DDIM(), DDIM(eta=1.0), DDPM(), DDPM(fixed="large"), Heun(), Heun(churn=5.0), DPMpp()]
@@ -378,7 +379,7 @@ def test_of_a_walk_from_pure_noise_the_first_step_knows_the_mean_alone(sampler, 
 @pytest.mark.parametrize("sampler", [DDIM(), DDIM(eta=1.0), DDPM(), Heun(), Heun(churn=5.0), DPMpp()])
 def test_a_flow_walk_is_edms_in_other_coordinates(sampler, mixture):
     """From ``z = x / alpha`` and ``sigma / alpha`` alike, every sampler leads to the same images."""
-    walk = {"seeds": range(4), "steps": 8, "spacing": "logsnr", "low": 0.02, "high": 60.0, "dtype": F64}
+    walk = {"seeds": range(4), "steps": 8, "spacing": "logsnr", "ratio_min": 0.02, "ratio_max": 60.0, "dtype": F64}
     edm, flow = (sample(replace(mixture, schedule=each), sampler, **walk) for each in (EDM(), Flow()))
     torch.testing.assert_close(flow, edm, rtol=0, atol=1e-12)  # float64's rounding of z, of up to 200
 
@@ -429,9 +430,10 @@ def test_flow_by_a_size_refuses_what_it_does_not_follow():
         from_diffusers(config, 0.8)
     assert from_diffusers({"shift": 2.0}, 0.8) == Flow(shift=2.0)
     with pytest.raises(
-        InputError, match="walk.low and walk.high must be 0 and inf with the spacing trailing, got 0.1 and inf"
+        InputError,
+        match="sampling.ratio_min and sampling.ratio_max must be 0 and inf with the spacing trailing, got 0.1 and inf",
     ):
-        Flow().levels(10, "trailing", low=0.1)
+        Flow().levels(10, "trailing", ratio_min=0.1)
 
 
 def test_flow_refuses_a_spacing_of_discrete_times():
@@ -442,7 +444,7 @@ def test_flow_refuses_a_spacing_of_discrete_times():
         Flow().levels(0)
 
 
-@pytest.mark.parametrize("settings", [{"shift": 0.0}, {"count": 0}, {"high": 0.0}])
+@pytest.mark.parametrize("settings", [{"shift": 0.0}, {"count": 0}, {"ratio_max": 0.0}])
 def test_refuses_the_settings_of_flow(settings):
     with pytest.raises(InputError, match="schedule.(shift|high) must be .*above .*, got"):
         Flow(**settings)

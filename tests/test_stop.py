@@ -12,7 +12,14 @@ from rich.progress import Progress
 from metrics.written import write
 from steersman.lab.stop import ECHO, Interrupted, Interruptible, Stop
 
-SMALL = ("walk.steps=4", "view=denoised", "strength=deviation", "smoothing=none", "particles=1", "recurrence.times=1")
+SMALL = (
+    "sampling.steps=4",
+    "input=denoised",
+    "weight=deviation",
+    "smoothing=none",
+    "particles=1",
+    "recurrence.times=1",
+)
 BALLS = "sportballs?num=40&resolution=16"
 
 
@@ -20,7 +27,7 @@ BALLS = "sportballs?num=40&resolution=16"
 def commands(denoiser, tmp_path):
     """Each command with the word that stands in its line."""
     networks = ["--denoiser", denoiser, "--classifier", "zoo:sportballs-mobilenet", "--batch-size", 1]
-    changes = [word for change in (*SMALL, "input.size=null") for word in ("--set", change)]
+    changes = [word for change in (*SMALL, "preprocess.size=null") for word in ("--set", change)]
     drawn = [*networks, *changes, "--target", "baseball", "--num", 3, "--out", tmp_path / "out"]
     write(tmp_path / "set", np.zeros((3, 64, 64, 3), np.uint8))
     table = {

@@ -45,7 +45,7 @@ for arguments in {commands}:
 
 def arguments(denoiser, out):
     networks = ["--denoiser", denoiser, "--classifier", "zoo:sportballs-mobilenet", "--judge", "none"]
-    drawn = ["--target", "baseball", "--recipe", "nrcg", "--set", "input.size=null", "--steps", "1"]
+    drawn = ["--target", "baseball", "--recipe", "nrcg", "--set", "preprocess.size=null", "--steps", "1"]
     return ["sample", *networks, *drawn, "--out", str(out)]
 
 

@@ -7,9 +7,6 @@ from .guidance import (
     Adam as Adam,
 )
 from .guidance import (
-    Ahead as Ahead,
-)
-from .guidance import (
     BinaryProbability as BinaryProbability,
 )
 from .guidance import (
@@ -49,6 +46,9 @@ from .guidance import (
     Linear as Linear,
 )
 from .guidance import (
+    Lookahead as Lookahead,
+)
+from .guidance import (
     Mean as Mean,
 )
 from .guidance import (
@@ -61,9 +61,6 @@ from .guidance import (
     Noisy as Noisy,
 )
 from .guidance import (
-    Normalise as Normalise,
-)
-from .guidance import (
     Polyak as Polyak,
 )
 from .guidance import (
@@ -74,6 +71,9 @@ from .guidance import (
 )
 from .guidance import (
     Rescaled as Rescaled,
+)
+from .guidance import (
+    Rms as Rms,
 )
 from .guidance import (
     Sample as Sample,

@@ -23,7 +23,7 @@ from steersman.guidance.targets import Target, resolved
 from steersman.memory import halving, is_out_of_memory
 from steersman.models.classifiers import Classifier
 from steersman.models.denoisers import load_denoiser
-from steersman.pipelines.walk import Walk
+from steersman.pipelines.steered import Steered
 from steersman.precision import ieee
 from steersman.recipes import Guides, Recipe, load_recipe
 from steersman.sampling import Callback
@@ -131,7 +131,7 @@ def sample(
         raise InputError("seeds must hold at least one seed, got none")
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, got {batch_size}")
-    changes = {} if steps is None else {"walk.steps": steps}
+    changes = {} if steps is None else {"sampling.steps": steps}
     guides = _guides(classifier, recipe, changes, scale, device := _device(device, denoiser))
     if isinstance(denoiser, str | Path):
         denoiser = load_denoiser(str(denoiser), device=device)
@@ -140,7 +140,7 @@ def sample(
             raise InputError(f"target needs a classifier that steers to it, got target {target!r} and no classifier")
         if scale is not None:
             raise InputError(f"scale needs a classifier whose gradient it scales, got scale {scale} and no classifier")
-        sampler, settings, guides, targets = guides.sampler(), {**guides.walk(), "particles": None}, (), None
+        sampler, settings, guides, targets = guides.sampler(), {**guides.sampling(), "particles": None}, (), None
     else:
         sampler, settings, targets = guides.sampler, guides.sampling, resolved(guides, target).tolist()
         if len(targets) not in (1, len(seeds)):
@@ -253,8 +253,8 @@ def steer(
     the classifier sees the frames, and the objective is their mean. Which pipelines are covered is a table in
     docs/models.md.
 
-    The gradient with respect to ``x0_hat`` (route direct) leaves the network alone: it may be offloaded, quantised or
-    compiled. The gradient with respect to ``x_t`` (route through) needs one whose weights stay where they are, and that
+    The gradient with respect to ``x0_hat`` (wrt x0_hat) leaves the network alone: it may be offloaded, quantised or
+    compiled. The gradient with respect to ``x_t`` (wrt x_t) needs one whose weights stay where they are, and that
     has a gradient; it may be wrapped by ``torch.compile``, be in half precision, and recompute its blocks. What a
     pipeline computes beside its network, such as a ControlNet's residuals, counts as given there. Guides decode as the
     pipeline does, in the VAE's slices or tiles where it has them, and compute in float32 whatever the parts are in.
@@ -314,7 +314,7 @@ def steer(
         if classifier is None:
             raise InputError("steer needs a guide or a classifier, got neither")
         guide = load_recipe(recipe, scale=scale).bind(classifier, device=str(getattr(pipe, "_execution_device", "cpu")))
-    walk = Walk(
+    walk = Steered(
         pipe,
         (guide,) if isinstance(guide, Guide) else tuple(guide),
         target,

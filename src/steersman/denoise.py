@@ -238,8 +238,8 @@ def to_x0(
             if not (level.alpha > 0).all():
                 raise InputError(
                     "a network that predicts epsilon cannot be asked at a level without signal (alpha = 0), where the "
-                    "noise says nothing of the image; begin at a level with signal (walk.spacing=leading, or a finite "
-                    "walk.high), or use a network that predicts sample, v_prediction or flow_prediction"
+                    "noise says nothing of the image; begin at a level with signal (sampling.spacing=leading, or a "
+                    "finite sampling.ratio_max), or use a network that predicts sample, v_prediction or flow_prediction"
                 )
             return (x_t - sigma * output) / alpha
         case "sample":

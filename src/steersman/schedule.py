@@ -72,7 +72,7 @@ class Schedule(Protocol):
         ...
 
     def levels(
-        self, steps: int, spacing: Spacing = "linspace", low: float = 0.0, high: float = math.inf
+        self, steps: int, spacing: Spacing = "linspace", ratio_min: float = 0.0, ratio_max: float = math.inf
     ) -> tuple[Level, ...]:
         """Returns so many levels, noisiest first, with ratios ``sigma / alpha`` from high to low, and then `CLEAN`."""
         ...
@@ -92,14 +92,27 @@ def times(level: Level, count: int, device: torch.device, dtype: torch.dtype) ->
     return level.time.to(device, dtype).expand(count)
 
 
-def karras_ratios(steps: int, low: float, high: float, rho: float = 7.0) -> Float64[Tensor, " steps"]:
+def karras_ratios(steps: int, ratio_min: float, ratio_max: float, rho: float = 7.0) -> Float64[Tensor, " steps"]:
     """``t_i = (high^(1 / rho) + i / (N - 1) (low^(1 / rho) - high^(1 / rho)))^rho`` (Karras et al. 2022, eq. 5)."""
-    return torch.linspace(high ** (1 / rho), low ** (1 / rho), steps, dtype=torch.float64) ** rho
+    return torch.linspace(ratio_max ** (1 / rho), ratio_min ** (1 / rho), steps, dtype=torch.float64) ** rho
 
 
-def even_ratios(steps: int, low: float, high: float) -> Float64[Tensor, " steps"]:
+def even_ratios(steps: int, ratio_min: float, ratio_max: float) -> Float64[Tensor, " steps"]:
     """``log t_i = log high + i / (N - 1) (log low - log high)``: even steps of the log signal-to-noise ratio."""
-    return torch.linspace(math.log(high), math.log(low), steps, dtype=torch.float64).exp()
+    return torch.linspace(math.log(ratio_max), math.log(ratio_min), steps, dtype=torch.float64).exp()
+
+
+def check_ratios(section: str, ratio_min: float, ratio_max: float, *, apart: bool = False) -> None:
+    """Refuses limits of the noise-to-signal ratio ``sigma / alpha`` that are out of order, or equal where not allowed.
+
+    Raises:
+        InputError: They are.
+    """
+    if not 0 <= ratio_min <= ratio_max or (apart and ratio_min == ratio_max):
+        raise InputError(
+            f"{section}.ratio_min and {section}.ratio_max must satisfy 0 <= ratio_min {'<' if apart else '<='} "
+            f"ratio_max, got {ratio_min} and {ratio_max}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -210,8 +223,10 @@ class VP:
         time = torch.as_tensor(time, dtype=torch.float64, device="cpu")
         below = time.floor().long().clamp(0, len(self.alpha_bar) - 1)
         above = time.ceil().long().clamp(0, len(self.alpha_bar) - 1)
-        low, high, share = self._log_ratio[below], self._log_ratio[above], (time - below).clamp(0, 1)
-        log_ratio = torch.where(high.isfinite(), torch.lerp(low, high, share), low - (-share).log1p())
+        ratio_min, ratio_max, share = self._log_ratio[below], self._log_ratio[above], (time - below).clamp(0, 1)
+        log_ratio = torch.where(
+            ratio_max.isfinite(), torch.lerp(ratio_min, ratio_max, share), ratio_min - (-share).log1p()
+        )
         return self._level(log_ratio, time)
 
     def at_ratio(self, ratio: float | Tensor) -> Level:
@@ -230,7 +245,7 @@ class VP:
         return Level(torch.sigmoid(-2 * log_ratio).sqrt(), torch.sigmoid(2 * log_ratio).sqrt(), time)
 
     def levels(
-        self, steps: int, spacing: Spacing = "linspace", low: float = 0.0, high: float = math.inf
+        self, steps: int, spacing: Spacing = "linspace", ratio_min: float = 0.0, ratio_max: float = math.inf
     ) -> tuple[Level, ...]:
         """Returns the levels of a walk of so many steps, noisiest first, and `CLEAN` after them.
 
@@ -240,17 +255,18 @@ class VP:
                 take every ``T / steps``-th time from the clean and from the noisy end, as diffusers names them, and
                 know no range; ``karras`` and ``logsnr`` spread `karras_ratios` and `even_ratios` over the range, at
                 times that are not whole, of which the first has a signal.
-            low: The last level's ``sigma / alpha``, within the schedule's own range.
-            high: The first level's, likewise.
+            ratio_min: The last level's ``sigma / alpha``, within the schedule's own range.
+            ratio_max: The first level's, likewise.
 
         Raises:
             InputError: More steps than the schedule has times, fewer than one, or an unknown spacing.
         """
         count = len(self.alpha_bar)
-        first, last = self.at_ratio(high), self.at_ratio(low)
-        if spacing in ("leading", "trailing") and (low > 0 or high < math.inf):
+        first, last = self.at_ratio(ratio_max), self.at_ratio(ratio_min)
+        if spacing in ("leading", "trailing") and (ratio_min > 0 or ratio_max < math.inf):
             raise InputError(
-                f"walk.low and walk.high must be 0 and inf with the spacing {spacing}, got {low} and {high}"
+                f"sampling.ratio_min and sampling.ratio_max must be 0 and inf with the spacing {spacing}, "
+                f"got {ratio_min} and {ratio_max}"
             )
         if not 1 <= steps <= count:
             raise InputError(
@@ -279,27 +295,27 @@ class EDM:
     """A variance-exploding schedule, ``x_t = x_0 + sigma eps``, with the time ``ln(sigma) / 4`` (EDM, table 1).
 
     Attributes:
-        low: The smallest ``sigma`` of sampling, at the last level before the clean image.
-        high: The ``sigma`` at which sampling starts. The schedule also has levels beyond these two.
+        ratio_min: The smallest ``sigma`` of sampling, at the last level before the clean image.
+        ratio_max: The ``sigma`` at which sampling starts. The schedule also has levels beyond these two.
 
     Raises:
         InputError: Not ``0 < low < high``.
 
     Example:
         >>> import steersman as sm
-        >>> levels = sm.EDM(low=0.002, high=80.0).levels(4, spacing="karras")
+        >>> levels = sm.EDM(ratio_min=0.002, ratio_max=80.0).levels(4, spacing="karras")
         >>> [round(float(level.sigma), 3) for level in levels]
         [80.0, 9.723, 0.47, 0.002, 0.0]
     """
 
-    low: float = 0.002
-    high: float = 80.0
+    ratio_min: float = 0.002
+    ratio_max: float = 80.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.low < self.high < math.inf:
+        if not 0 < self.ratio_min < self.ratio_max < math.inf:
             raise InputError(
                 "schedule.low and schedule.high must be finite and satisfy 0 < low < high, got "
-                f"{self.low} and {self.high}"
+                f"{self.ratio_min} and {self.ratio_max}"
             )
 
     def start(self, level: Level) -> float:
@@ -316,27 +332,27 @@ class EDM:
         return Level(torch.ones_like(sigma), sigma, sigma.log() / 4)
 
     def levels(
-        self, steps: int, spacing: Spacing = "linspace", low: float = 0.0, high: float = math.inf
+        self, steps: int, spacing: Spacing = "linspace", ratio_min: float = 0.0, ratio_max: float = math.inf
     ) -> tuple[Level, ...]:
         """Returns the levels of a walk of so many steps, noisiest first, and `CLEAN` after them.
 
         Args:
             steps: How many steps.
             spacing: ``linspace`` for even times, which is ``logsnr`` here; ``karras`` for `karras_ratios`.
-            low: The last level's ``sigma``, within the schedule's own range.
-            high: The first level's, likewise.
+            ratio_min: The last level's ``sigma``, within the schedule's own range.
+            ratio_max: The first level's, likewise.
 
         Raises:
             InputError: Fewer than one step, or a spacing that needs discrete times.
         """
         if steps < 1:
             raise InputError(f"steps must be at least 1, got {steps}")
-        low, high = (min(max(ratio, self.low), self.high) for ratio in (low, high))
+        ratio_min, ratio_max = (min(max(ratio, self.ratio_min), self.ratio_max) for ratio in (ratio_min, ratio_max))
         match spacing:
             case "linspace" | "logsnr":
-                sigmas = even_ratios(steps, low, high)
+                sigmas = even_ratios(steps, ratio_min, ratio_max)
             case "karras":
-                sigmas = karras_ratios(steps, low, high)
+                sigmas = karras_ratios(steps, ratio_min, ratio_max)
             case _:
                 raise unknown("spacing of EDM", spacing, ("linspace", "karras", "logsnr"))
         return (*(self.at_ratio(sigma) for sigma in sigmas), CLEAN)
@@ -354,7 +370,7 @@ class Flow:
     Attributes:
         shift: The shift of the levels towards the noise, above 0; 1 for none.
         count: T, the time at ``sigma = 1``.
-        high: The noise-to-signal ratio ``sigma / alpha`` at which sampling starts.
+        ratio_max: The noise-to-signal ratio ``sigma / alpha`` at which sampling starts.
 
     Raises:
         InputError: A shift or count that is not above 0, or a ratio that is not finite.
@@ -368,7 +384,7 @@ class Flow:
 
     shift: float = 1.0
     count: int = 1000
-    high: float = 1000.0
+    ratio_max: float = 1000.0
 
     def __post_init__(self) -> None:
         if not (0 < self.shift < math.inf and self.count >= 1):
@@ -376,10 +392,10 @@ class Flow:
                 "schedule.shift must be above 0 and finite, and schedule.count at least 1, got "
                 f"{self.shift} and {self.count}"
             )
-        if not self._ratio(self._last) < self.high < math.inf:
+        if not self._ratio(self._last) < self.ratio_max < math.inf:
             raise InputError(
                 f"schedule.high must be finite and above {self._ratio(self._last):.3g}, the last level's sigma / "
-                f"alpha, got {self.high}"
+                f"alpha, got {self.ratio_max}"
             )
 
     @classmethod
@@ -435,7 +451,7 @@ class Flow:
         return Level(1 / (1 + ratio), sigma, sigma * self.count)
 
     def levels(
-        self, steps: int, spacing: Spacing = "linspace", low: float = 0.0, high: float = math.inf
+        self, steps: int, spacing: Spacing = "linspace", ratio_min: float = 0.0, ratio_max: float = math.inf
     ) -> tuple[Level, ...]:
         """Returns the levels of a walk of so many steps, noisiest first, and `CLEAN` after them.
 
@@ -444,31 +460,32 @@ class Flow:
             spacing: ``linspace`` for even steps of u, from 1 and to the last one of diffusers' schedulers where no
                 range is given; ``trailing`` for every N-th of u from 1 on, as Flux's pipeline has them, which knows no
                 range; ``karras`` and ``logsnr`` for `karras_ratios` and `even_ratios`.
-            low: The last level's ``sigma / alpha``, within the schedule's own range.
-            high: The first level's, likewise.
+            ratio_min: The last level's ``sigma / alpha``, within the schedule's own range.
+            ratio_max: The first level's, likewise.
 
         Raises:
             InputError: Fewer than one step, or a spacing that needs discrete times.
         """
         if steps < 1:
             raise InputError(f"steps must be at least 1, got {steps}")
-        if spacing == "trailing" and (low > 0 or high < math.inf):
+        if spacing == "trailing" and (ratio_min > 0 or ratio_max < math.inf):
             raise InputError(
-                f"walk.low and walk.high must be 0 and inf with the spacing {spacing}, got {low} and {high}"
+                f"sampling.ratio_min and sampling.ratio_max must be 0 and inf with the spacing {spacing}, "
+                f"got {ratio_min} and {ratio_max}"
             )
-        low = min(max(low, self._ratio(self._last)), self.high)
+        ratio_min = min(max(ratio_min, self._ratio(self._last)), self.ratio_max)
         match spacing:
             case "linspace":
-                first, last = (float(self.at_ratio(max(ratio, low)).sigma) for ratio in (high, low))
+                first, last = (float(self.at_ratio(max(ratio, ratio_min)).sigma) for ratio in (ratio_max, ratio_min))
                 begin, end = (each / (self.shift - (self.shift - 1) * each) for each in (first, last))
                 sigmas = self._bent(torch.linspace(begin, end, steps, dtype=torch.float64))
-                ratios = (sigmas / (1 - sigmas)).clamp(max=self.high)
+                ratios = (sigmas / (1 - sigmas)).clamp(max=self.ratio_max)
             case "trailing":
                 sigmas = self._bent(1 - torch.arange(steps, dtype=torch.float64) / steps)
-                ratios = (sigmas / (1 - sigmas)).clamp(max=self.high)
+                ratios = (sigmas / (1 - sigmas)).clamp(max=self.ratio_max)
             case "karras" | "logsnr":
                 spread = karras_ratios if spacing == "karras" else even_ratios
-                ratios = spread(steps, low, min(max(high, low), self.high))
+                ratios = spread(steps, ratio_min, min(max(ratio_max, ratio_min), self.ratio_max))
             case _:
                 raise unknown("spacing of Flow", spacing, ("linspace", "trailing", "karras", "logsnr"))
         return (*(self.at_ratio(ratio) for ratio in ratios), CLEAN)

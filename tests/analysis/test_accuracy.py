@@ -42,11 +42,11 @@ def test_a_linear_classifier_errs_as_often_as_the_noise_crosses_its_border():
     views = {"noisy": Noisy(), "denoised": Denoised(clip=False)}
     found = seen(denoiser, {"side": side}, images, target, levels, eps=lambda level: eps(level=level), views=views)
     assert denoiser.asked == len(levels)
-    for view, border in (("noisy", 0.2), ("denoised", 0.4)):
+    for input, border in (("noisy", 0.2), ("denoised", 0.4)):
         for place, level in enumerate(levels):
             share = NormalDist().cdf((float(level.alpha) * 0.3 - border) / float(level.sigma))
             deviation = math.sqrt(share * (1 - share) / COUNT)
-            assert abs(float(found["side", view][:, place].double().mean()) - share) < 4 * deviation + 1e-9
+            assert abs(float(found["side", input][:, place].double().mean()) - share) < 4 * deviation + 1e-9
 
 
 def test_the_mixture_is_seen_as_its_exact_posterior_says(mixture, posterior, draw):

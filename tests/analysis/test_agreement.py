@@ -9,7 +9,7 @@ from steersman.lab.report.curves import write_rows
 from steersman.lab.report.scatter import Pair
 from steersman.lab.sweep.table import FRONTS, Row, write_table
 
-HEADER = ("classifier", "view", "name", "integral calibration error")
+HEADER = ("classifier", "input", "name", "integral calibration error")
 HEADER = (*HEADER, "integral calibration error low", "integral calibration error high")
 
 
@@ -55,11 +55,11 @@ def test_names_have_the_same_parts_in_any_order(calibration, tmp_path):
 def test_what_is_varied_is_fixed_or_each_settings_best(tmp_path):
     folder = sweep(
         tmp_path / "sweep",
-        cell(5.0, 0.25, view="noisy", scale="1"),
-        cell(4.0, 0.125, view="noisy", scale="2"),
-        cell(3.0, 0.75, view="denoised", scale="1"),
-        cell(6.0, 1.0, view="denoised", scale="2"),
-        cell(None, 0.5, view="ahead", scale="2"),
+        cell(5.0, 0.25, input="noisy", scale="1"),
+        cell(4.0, 0.125, input="noisy", scale="2"),
+        cell(3.0, 0.75, input="denoised", scale="1"),
+        cell(6.0, 1.0, input="denoised", scale="2"),
+        cell(None, 0.5, input="lookahead", scale="2"),
     )
 
     def found(**choice):
@@ -67,7 +67,7 @@ def test_what_is_varied_is_fixed_or_each_settings_best(tmp_path):
         return {each.name: (each.figures["fid"].value, each.figures["accuracy/guide"].value) for each in cells}
 
     assert found(where={"scale": "1"}) == {"noisy": (5.0, 0.25), "denoised": (3.0, 0.75)}
-    assert found(best=["scale"]) == {"noisy": (4.0, 0.25), "denoised": (3.0, 1.0), "ahead": (None, 0.5)}
+    assert found(best=["scale"]) == {"noisy": (4.0, 0.25), "denoised": (3.0, 1.0), "lookahead": (None, 0.5)}
     assert list(found()) == ["noisy, 1", "noisy, 2", "denoised, 1", "denoised, 2", "ahead, 2"]
     with pytest.raises(InputError, match="unknown setting that the sweep varies 'beta'; known: view, scale"):
         found(best=["beta"])

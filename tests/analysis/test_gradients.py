@@ -12,7 +12,7 @@ from steersman.schedule import CLEAN
 
 def guide(mixture, marginal, scale=1.0):
     clean = ClassProbability(classifier=lambda image, _: mixture.log_posterior(image, CLEAN), marginal=marginal)
-    return Guide(objective=clean, scale=scale, view=Denoised(clip=False))
+    return Guide(objective=clean, scale=scale, input=Denoised(clip=False))
 
 
 def walk(mixture, guides, at=(0, 4), **settings):

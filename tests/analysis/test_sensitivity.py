@@ -53,7 +53,7 @@ def identity(image, level=None):
 def measure(draw):
     images, noise = draw(5, 2, 1, 1), {float(level.time): draw(5, 2, 1, 1) for level, _ in PAIRS}
 
-    def run(classifier=linear, view=None, stabilizers=PLAIN, shared=False, rows=slice(None)):
+    def run(classifier=linear, input=None, stabilizers=PLAIN, shared=False, rows=slice(None)):
         """Returns what was measured, and both noisy images at each pair."""
         found = sensitivities(
             Shrinking(),
@@ -63,7 +63,7 @@ def measure(draw):
             PAIRS,
             objective=Quadratic,
             eps=lambda level: noise[float(level.time)][rows],
-            views={"v": view or Noisy()},
+            views={"v": input or Noisy()},
             stabilizers=stabilizers,
             shared=shared,
         )
@@ -95,7 +95,7 @@ def test_gradients_of_a_quadratic(measure):
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_the_denoiser_is_asked_at_each_images_own_time_unless_told_otherwise(measure, shared):
-    found, both = measure(view=Denoised(clip=False), shared=shared)
+    found, both = measure(input=Denoised(clip=False), shared=shared)
     for place, ((level, next), (x, y)) in enumerate(zip(PAIRS, both, strict=True)):
         k, own = level.alpha, level.alpha if shared else next.alpha
         logits = ratio(k * x @ W.T, own * y @ W.T, (x, y))  # over the distance of the noisy images, not of the views

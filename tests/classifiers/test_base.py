@@ -205,9 +205,9 @@ def test_the_same_walk_in_edms_coordinates(mixture, draw):
     for schedule in (vp, EDM()):
         guide = Guide(
             objective=ClassProbability(classifier=classifier),
-            view=Noisy(),
+            input=Noisy(),
             injection=NoisePrediction(),
-            strength=Constant(),
+            weight=Constant(),
         )
         x = sample(
             replace(mixture, schedule=schedule),
@@ -218,8 +218,8 @@ def test_the_same_walk_in_edms_coordinates(mixture, draw):
             noise=[noise / (1 if schedule is vp else start.sigma)],  # VP starts from 1, EDM from sigma
             steps=6,
             spacing="karras",
-            low=0.05,
-            high=50.0,
+            ratio_min=0.05,
+            ratio_max=50.0,
             clip=False,
             dtype=torch.float64,
         )

@@ -138,7 +138,7 @@ def test_another_size_is_seen_with_interpolated_places(clip):
     classifier = load_classifier(f"clip:{clip}", preprocess="raw")
     classifier.resolve("ball")
     assert classifier(in_range(photo(24, 24))).isfinite().all()
-    with pytest.raises(InputError, match="input.size must be at least 8, a patch of CLIP, got 4"):
+    with pytest.raises(InputError, match="preprocess.size must be at least 8, a patch of CLIP, got 4"):
         classifier(in_range(photo(4, 4)))
 
 

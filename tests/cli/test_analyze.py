@@ -114,7 +114,7 @@ def test_figures_stand_under_their_names(call, tmp_path):
     assert [float(row[1]) for row in points[:3]] == [19, 10, 0] or [float(row[1]) for row in points[:3]] == [19, 9, 0]
     call("calibration", *COMMANDS["calibration"], "--out", tmp_path / "calibration")
     header, *points = rows(tmp_path / "calibration" / "integral.csv")
-    assert header[:5] == ["classifier", "smoothing", "view", "temperature", "name"] and len(points) == 2 * 2 * 2 * 2
+    assert header[:5] == ["classifier", "smoothing", "input", "temperature", "name"] and len(points) == 2 * 2 * 2 * 2
     assert points[0][:5] == ["one", "as trained", "noisy", "τ 1", "one, as trained, noisy, τ 1"]
     assert header[5:] == [f"integral calibration error{end}" for end in ("", " low", " high")]
     assert all(0 <= float(low) <= float(value) <= float(high) <= 1 for value, low, high in (row[5:] for row in points))
@@ -128,7 +128,7 @@ def test_figures_stand_under_their_names(call, tmp_path):
 @pytest.mark.long
 def test_two_classifiers_in_turn(call, tmp_path):
     """At the first of the two steps, the noisier one, the first classifier is asked, then the second."""
-    out = ["calibration", *TWO, "--num", "5", "--steps", "2", "--view", "noisy", "--out", tmp_path]
+    out = ["calibration", *TWO, "--num", "5", "--steps", "2", "--input", "noisy", "--out", tmp_path]
     assert call(*out, "--switch", "both=one,two,0.1")[0] == 0
     assert call(*out, "--switch", "one,two,0", "--switch", "one,two,1e9")[0] == 0  # the same folder: nothing is redone
     errors = {}
@@ -231,7 +231,7 @@ def test_stabilizers_by_name():
     ("command", "changes", "told"),
     [
         ("accuracy", ["--every", "2"], "times, every and count must not be given together"),
-        ("accuracy", ["--view", "x1"], "unknown view 'x1'"),
+        ("accuracy", ["--input", "x1"], "unknown view 'x1'"),
         (
             "accuracy",
             ["--classifier", "one=zoo:2"],

@@ -8,7 +8,7 @@ BAD = [
     ([], "target must be given"),
     (["--target", "baseball", "--recipe", "defualt"], "unknown recipe 'defualt'; did you mean 'default'"),
     (["--target", "baseball", "--set", "view.speed=1"], "unknown setting of view"),
-    (["--target", "baseball", "--set", "walk.steps=many"], "walk.steps must be a valid integer, got 'many'"),
+    (["--target", "baseball", "--set", "sampling.steps=many"], "sampling.steps must be a valid integer, got 'many'"),
     (["--target", "baseball", "--num", "-1"], "num must be 1 to 10000000, got -1"),
     (["--target", "baseball", "--seed", "-1"], "seed must be 0 to 1073741808, got -1"),
     (

@@ -146,7 +146,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(arguments, message, sample
     ("arguments", "said"),
     [
         (["--recipe", "elucd-ddpm"], "a classifier of texts has no ReLU for softplus 3 to replace"),
-        (["--set", "input={preprocess: raw, size: 4}"], "does not take images of 4 pixels"),
+        (["--set", "preprocess={transform: raw, size: 4}"], "does not take images of 4 pixels"),
     ],
 )
 def test_what_a_recipe_asks_for_and_towers_cannot_do_is_said(arguments, said, sample):

@@ -30,7 +30,16 @@ def test_bad_input_is_one_line_and_nothing_is_written(arguments, message, call, 
 @pytest.mark.long
 def test_a_tune_prints_its_front_and_goes_on_with_other_bounds(denoiser, call, tmp_path):
     out = tmp_path / "out"
-    tune = ("tune", "nrcg", "--search", "scale=0.5..50.0", "--search", "walk.steps=2..3", "--set", "input.size=null")
+    tune = (
+        "tune",
+        "nrcg",
+        "--search",
+        "scale=0.5..50.0",
+        "--search",
+        "sampling.steps=2..3",
+        "--set",
+        "preprocess.size=null",
+    )
     tune += ("--classifier", "zoo:sportballs-mobilenet", "--denoiser", denoiser, "--target", "baseball", "--num", 2)
     tune += ("--reference", "sportballs?num=40&resolution=16", "--out", out)
     code, said, _ = call(*tune, "--trials", 2)

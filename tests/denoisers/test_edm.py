@@ -101,9 +101,9 @@ def test_labels_and_their_absence(edm, exact, draw):
         EDMDenoiser(Answering(exact), shape=(2, 1, 1), sigma_data=0.0)
 
 
-@pytest.mark.parametrize("route", ["direct", "through"])
-def test_walks_as_the_mixture_does(route, edm, exact, posterior):
-    guide = Guide(objective=ClassProbability(classifier=posterior), view=Noisy(), route=route, scale=0.5)
+@pytest.mark.parametrize("wrt", ["x0_hat", "x_t"])
+def test_walks_as_the_mixture_does(wrt, edm, exact, posterior):
+    guide = Guide(objective=ClassProbability(classifier=posterior), input=Noisy(), wrt=wrt, scale=0.5)
     settings = {"seeds": range(4), "steps": 6, "spacing": "karras", "clip": False, "dtype": F64}
     for sampler, guides in ((Heun(), []), (DDIM(), [guide])):
         x, y = (sample(each, sampler, guides=guides, target=1, **settings) for each in (edm(), exact))

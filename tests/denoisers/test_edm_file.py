@@ -175,9 +175,11 @@ class SongUNet(DhariwalUNet):
 
 
 class EDMPrecond(Persistent):
-    def __init__(self, size, channels, labels, *, kind=DhariwalUNet, data=0.5, low=0.0, high=math.inf, **settings):
+    def __init__(
+        self, size, channels, labels, *, kind=DhariwalUNet, data=0.5, ratio_min=0.0, ratio_max=math.inf, **settings
+    ):
         super().__init__(img_resolution=size, img_channels=channels, label_dim=labels, use_fp16=True)
-        self.sigma_min, self.sigma_max, self.sigma_data = low, high, data
+        self.sigma_min, self.sigma_max, self.sigma_data = ratio_min, ratio_max, data
         self.model = kind(size, channels, labels, **settings)
         self._init_kwargs = {"model_type": kind.__name__, **settings}
 
@@ -221,7 +223,7 @@ def tiny(tmp_path):
         (5, {"width": 64, "mult": [1, 2], "blocks": 1, "attended": [4]}),
         (0, {"width": 32, "mult": [1, 2], "blocks": 2, "attended": [8, 4]}),
         (3, {"width": 48, "mult": [2, 4], "blocks": 1, "attended": [8, 4], "wider": 2, "dropout": 0.1, "data": 0.3}),
-        (2, {**TINY, "augment": 9, "low": 0.01, "high": 50.0}),
+        (2, {**TINY, "augment": 9, "ratio_min": 0.01, "ratio_max": 50.0}),
         (4, {"width": 128, "mult": [1, 1], "blocks": 1, "attended": [4]}),
         (0, {"width": 32, "mult": [5], "blocks": 1, "attended": [8]}),
     ],
@@ -234,7 +236,9 @@ def test_the_network_within_its_preconditioner(labels, settings, tmp_path):
     assert denoiser.shape == (3, 8, 8) and denoiser.classes == tuple(map(str, range(labels)))
     assert denoiser.unconditional is ("dropout" in settings)
     assert denoiser.sigma_data == settings.get("data", 0.5)
-    assert denoiser.schedule == EDM(low=settings.get("low", 0.002), high=settings.get("high", 80.0))
+    assert denoiser.schedule == EDM(
+        ratio_min=settings.get("ratio_min", 0.002), ratio_max=settings.get("ratio_max", 80.0)
+    )
     label = torch.tensor([1, 0])
     with torch.no_grad():
         for sigma in (80.0, 1.0, 0.05):
@@ -252,7 +256,7 @@ def test_the_network_within_its_preconditioner(labels, settings, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "unsaid"),
     [
-        ({"width": 128, "mult": [1, 1], "blocks": 1, "attended": [4], "low": 0.01, "high": 50.0}, ()),
+        ({"width": 128, "mult": [1, 1], "blocks": 1, "attended": [4], "ratio_min": 0.01, "ratio_max": 50.0}, ()),
         ({"width": 128, "mult": [1], "blocks": 1, "attended": [], "dropout": 0.1, "data": 0.3}, ()),
         ({"width": 160, "mult": [1], "blocks": 1, "attended": [8]}, ("head_channels=64",)),
         ({"width": 64, "mult": [2], "blocks": 1, "attended": []}, ("time_channels=64",)),
@@ -314,7 +318,7 @@ def test_folders_of_edms_schedulers(tmp_path):
     EDMDPMSolverMultistepScheduler(sigma_max=9.0, sigma_data=1.0).save_pretrained(tmp_path / "out" / "scheduler")
     denoiser = load_denoiser(str(tmp_path / "out"))
     assert (denoiser.classes, denoiser.unconditional) == (("0", "1", "2"), False)
-    assert (denoiser.sigma_data, denoiser.schedule) == (1.0, EDM(high=9.0))
+    assert (denoiser.sigma_data, denoiser.schedule) == (1.0, EDM(ratio_max=9.0))
     with pytest.raises(InputError, match="classes must name the 3 labels of the network, got 1 names"):
         EDMDenoiser.from_folder(tmp_path / "out", classes=("a",))
     EDMEulerScheduler(prediction_type="v_prediction").save_pretrained(tmp_path / "out" / "scheduler")

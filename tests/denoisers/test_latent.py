@@ -187,7 +187,7 @@ def test_what_is_clipped_is_the_image_never_the_latent(denoiser, classifier, dra
     assert max(seen) == 1
     assert denoiser.decode(found).abs().max() > 1
     seen.clear()
-    noisy = Guide(objective=ClassProbability(classifier=watching), view=Noisy())
+    noisy = Guide(objective=ClassProbability(classifier=watching), input=Noisy())
     sample(denoiser, DDPM(), guides=[noisy], target=1, seeds=[0, 1], steps=3, noise=loud, dtype=F64)
     assert max(seen) > 1
 
@@ -242,7 +242,7 @@ def test_a_run_draws_images_that_do_not_depend_on_the_batch(dit_folder, tmp_path
     """As ``steersman sample --denoiser FOLDER --recipe elucd-dit --label NAME --cfg-scale 1.5 --gif``."""
     settings: dict = {"denoiser": str(dit_folder), "targets": ("baseball",), "num": 3, "judge": None, "cfg_scale": 1.5}
     settings |= {"classifiers": ("zoo:sportballs-mobilenet",), "label": "volleyball"}
-    recipe = load_recipe("elucd-dit", ["walk.steps=3"])
+    recipe = load_recipe("elucd-dit", ["sampling.steps=3"])
     pixels = []
     for size in (1, 3):
         session = Session(Run(**settings, recipe=recipe, batch_size=size))

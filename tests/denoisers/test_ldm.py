@@ -8,7 +8,7 @@ import torch
 
 from steersman import steer
 from steersman.errors import InputError
-from steersman.guidance import Constant, Denoised, Guide, Normalise
+from steersman.guidance import Constant, Denoised, Guide, Rms
 from steersman.lab.train.denoiser import unet
 from steersman.models.denoisers import load_denoiser
 from steersman.models.denoisers.save import save_folder
@@ -48,7 +48,7 @@ class Bright:
         return image.mean((1, 2, 3))
 
 
-GUIDE = Guide(objective=Bright(), view=Denoised(), stabilizer=Normalise(), strength=Constant(), scale=3.0)
+GUIDE = Guide(objective=Bright(), input=Denoised(), stabilizer=Rms(), weight=Constant(), scale=3.0)
 
 
 def test_an_unguided_walk_is_the_pipelines_own(pipe, folder):

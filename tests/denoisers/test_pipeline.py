@@ -11,7 +11,7 @@ pytest.importorskip("transformers")
 
 from denoisers.texts import SIZES, TEXTS, make
 from steersman.errors import InputError
-from steersman.guidance import ClassProbability, Constant, Denoised, Guide, Normalise
+from steersman.guidance import ClassProbability, Constant, Denoised, Guide, Rms
 from steersman.models.denoisers import load_denoiser
 from steersman.models.denoisers.pipeline import PipelineDenoiser
 from steersman.sampling import DDIM, sample
@@ -177,16 +177,16 @@ def test_a_learned_variance_is_dropped_as_the_pipeline_drops_it(denoiser, draw):
 
 
 @pytest.mark.few(4)
-@pytest.mark.parametrize("route", ["direct", "through"])
+@pytest.mark.parametrize("wrt", ["x0_hat", "x_t"])
 @pytest.mark.parametrize("name", TEXTS)
-def test_guides_of_both_routes(name, route, denoiser):
+def test_guides_of_both_routes(name, wrt, denoiser):
     ours = denoiser(name)
     torch.manual_seed(1)
     network = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 2))
-    settings = {"stabilizer": Normalise(), "strength": Constant(), "view": Denoised(clip=False), "scale": 0.3}
+    settings = {"stabilizer": Rms(), "weight": Constant(), "input": Denoised(clip=False), "scale": 0.3}
     guide = Guide(
         objective=ClassProbability(classifier=lambda image, level=None: network(image.float())),
-        route=route,
+        wrt=wrt,
         **settings,
     )
     given = {"steps": 2, "seeds": [0, 1], "condition": {"prompt": "a ball", "cfg_scale": W}}

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import steersman
 from denoisers.texts import make
 from steersman.errors import InputError
-from steersman.guidance import ClassProbability, Constant, Denoised, Guide, Normalise
+from steersman.guidance import ClassProbability, Constant, Denoised, Guide, Rms
 from steersman.models.denoisers import load_denoiser
 from steersman.models.denoisers.load import is_pipeline
 
@@ -159,7 +159,7 @@ def test_a_pipeline_of_one_file_is_steered(pipe, config, write):
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, 2))
     objective = ClassProbability(classifier=lambda image, level: network(image))
-    settings = {"view": Denoised(clip=False), "stabilizer": Normalise(), "strength": Constant(), "scale": 0.3}
+    settings = {"input": Denoised(clip=False), "stabilizer": Rms(), "weight": Constant(), "scale": 0.3}
     load = diffusers.StableDiffusionPipeline.from_single_file
     settings["objective"] = objective
     one = load(str(write(original(pipe))), config=str(config), local_files_only=True, safety_checker=None)
@@ -167,8 +167,8 @@ def test_a_pipeline_of_one_file_is_steered(pipe, config, write):
     for each in (pipe, one):
         each.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
         each.set_progress_bar_config(disable=True)
-        for route in ("direct", "through"):
-            with steersman.steer(each, Guide(**settings, route=route), target=1):
+        for wrt in ("x0_hat", "x_t"):
+            with steersman.steer(each, Guide(**settings, wrt=wrt), target=1):
                 call = partial(each, "a ball", num_inference_steps=2, output_type="pt", height=16, width=16)
                 images.append(call(generator=torch.Generator().manual_seed(0)).images)
     assert torch.equal(images[0], images[2]) and torch.equal(images[1], images[3])

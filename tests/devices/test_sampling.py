@@ -79,7 +79,7 @@ def compare(accelerator):
 def ours(device, **choices):
     """A guide whose push is a good part of a step."""
     objective = ClassProbability(classifier=classifier().to(device))
-    settings = {"objective": objective, "scale": 0.3, "strength": Constant(), "stabilizer": Ema(beta=0.5)}
+    settings = {"objective": objective, "scale": 0.3, "weight": Constant(), "stabilizer": Ema(beta=0.5)}
     return Guide(**{**settings, **choices})
 
 
@@ -95,14 +95,14 @@ def test_every_recipe(name, model, compare):
     """Of recipes that choose the same on every axis, the first."""
     build, condition = FORMATS.get(name.split("/")[0], (pixels, {}))
     mild = {"polyak": ["scale=1e-6"]}  # its weight, 1 / |g|^2 of a network that knows nothing, is beyond any image
-    recipe = load_recipe(name, ["walk.steps=3", *mild.get(name.split("/")[0], [])])
+    recipe = load_recipe(name, ["sampling.steps=3", *mild.get(name.split("/")[0], [])])
     binary = recipe.resolved()["objective"]["kind"] == "binary"
     beta = recipe.classifier_settings()["softplus"]
 
     def make(device):
         guide = classifier(binary=binary, told_level=name.split("/")[0] in TOLD, beta=beta).to(device)
         told = {key: value.to(device) if torch.is_tensor(value) else value for key, value in condition.items()}
-        given = {"guides": recipe.guides(guide), "condition": told, **recipe.walk()}
+        given = {"guides": recipe.guides(guide), "condition": told, **recipe.sampling()}
         return model(build).to(device), recipe.sampler(), given
 
     compare(make)
@@ -143,7 +143,7 @@ def test_every_scheduler_of_diffusers(name, compare):
 @pytest.mark.parametrize("potential", ["sum", "difference", "max"])
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"fraction": 0.5, "choice": "draw"}, {"low": 0.5}, {"corrected": True, "every": 2}, {"high": 0.0}],
+    [{}, {"fraction": 0.5, "choice": "draw"}, {"ratio_min": 0.5}, {"corrected": True, "every": 2}, {"ratio_max": 0.0}],
     ids=str,
 )
 def test_particles(potential, settings, compare):
@@ -179,8 +179,8 @@ def test_several_ascents_of_a_text(compare):
 
 def test_metal_without_float64(model):
     """On the pretend ``mps``, which refuses float64, a guided run is drawn and judged as on a CPU."""
-    recipe = load_recipe("fk-steering", ["walk.steps=3"])
-    settings = {"target": [1, 0], "seeds": [5, 6], **recipe.walk()}
+    recipe = load_recipe("fk-steering", ["sampling.steps=3"])
+    settings = {"target": [1, 0], "seeds": [5, 6], **recipe.sampling()}
     guide = classifier()
     expected = sample(model(pixels), recipe.sampler(), guides=recipe.guides(guide), **settings)
     said = judged(guide, expected, [1, 0])

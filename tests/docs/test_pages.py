@@ -38,7 +38,7 @@ def short(monkeypatch):
     from steersman.recipes import Recipe
 
     walk, made, balls = (
-        Recipe.walk,
+        Recipe.sampling,
         steersman.lab.run.Run.__post_init__,
         steersman.lab.data.sportballs.SportBalls.preset,
     )

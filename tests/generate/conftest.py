@@ -8,7 +8,7 @@ from steersman.lab.run import Run
 from steersman.lab.session import Networks, Session
 from steersman.recipes import load_recipe
 
-CHANGES = ["walk.steps=3", "particles=1", "recurrence.times=1", "strength=deviation", "smoothing=none"]
+CHANGES = ["sampling.steps=3", "particles=1", "recurrence.times=1", "weight=deviation", "smoothing=none"]
 
 
 @pytest.fixture(scope="session")
@@ -19,7 +19,7 @@ def networks():
 @pytest.fixture(scope="session")
 def run(denoiser):
     """Returns a run; settings are those of `Run`."""
-    recipe = load_recipe("default", [*CHANGES, "input.size=null"])
+    recipe = load_recipe("default", [*CHANGES, "preprocess.size=null"])
     given = {"targets": ("baseball",), "denoiser": denoiser, "classifiers": ("zoo:sportballs-mobilenet",)}
     return lambda **settings: Run(**{**given, "num": 6, "batch_size": 2, "judge": None, "recipe": recipe, **settings})
 

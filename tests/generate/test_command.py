@@ -13,12 +13,12 @@ from steersman.lab.generate import Store, status
 from steersman.lab.stop import ECHO
 
 SMALL = [
-    "walk.steps=12",
+    "sampling.steps=12",
     "particles=1",
     "recurrence.times=1",
-    "strength=deviation",
+    "weight=deviation",
     "smoothing=none",
-    "input.size=null",
+    "preprocess.size=null",
 ]
 
 
@@ -90,7 +90,7 @@ def test_folders_are_numbered_where_settings_differ(denoiser, call, tmp_path, mo
     monkeypatch.chdir(tmp_path)
 
     def sample(*more):
-        words = arguments(denoiser, "x", "--set", "walk.steps=1", *more)[1:]
+        words = arguments(denoiser, "x", "--set", "sampling.steps=1", *more)[1:]
         place = words.index("--out")
         code, out, err = call(*words[:place], *words[place + 2 :])
         return code, out + err
@@ -103,7 +103,7 @@ def test_folders_are_numbered_where_settings_differ(denoiser, call, tmp_path, mo
     assert "images in outputs/baseball\n" in sample("--num", "1", "--scale", "4", "--overwrite")[1]
     assert (tmp_path / "outputs" / "baseball" / "000000.png").read_bytes() != before
     assert sorted(path.name for path in (tmp_path / "outputs").iterdir()) == ["baseball", "baseball-2"]
-    code, said = call(*arguments(denoiser, "outputs/baseball", "--set", "walk.steps=1", "--scale", "5")[1:])[::2]
+    code, said = call(*arguments(denoiser, "outputs/baseball", "--set", "sampling.steps=1", "--scale", "5")[1:])[::2]
     assert code == 2 and "recipe.settings.scale.value: was 4.0, is 5.0" in said
     assert "give another --out, or --overwrite to draw it anew" in said
     (tmp_path / "outputs" / "baseball" / "run.yaml").write_text("{")
@@ -112,7 +112,7 @@ def test_folders_are_numbered_where_settings_differ(denoiser, call, tmp_path, mo
 
 def test_what_went_away_and_cannot_be_drawn_again_is_said_with_1(denoiser, call, tmp_path, monkeypatch):
     monkeypatch.setattr(Store, "write", lambda *_: None)
-    code, said, _ = call(*arguments(denoiser, tmp_path, "--num", "2", "--set", "walk.steps=1")[1:])
+    code, said, _ = call(*arguments(denoiser, tmp_path, "--num", "2", "--set", "sampling.steps=1")[1:])
     assert code == 1
     assert "0 of 2 images are there, others went away while they were drawn; the same command goes on, or:" in said
 

@@ -144,11 +144,11 @@ def test_images_of_other_settings_are_not_taken_for_ones_own(session, tmp_path):
 
 def test_changed_settings_are_named(session, run, tmp_path):
     generate(session(num=2), tmp_path)
-    recipe = run().recipe.changed({"scale": 0.5, "walk.steps": 4})
+    recipe = run().recipe.changed({"scale": 0.5, "sampling.steps": 4})
     with pytest.raises(InputError) as error:
         generate(session(num=3, recipe=recipe), tmp_path)
     assert "num: was 2, is 3; recipe.settings." in str(error.value)
-    assert "walk.steps: was 3, is 4" in str(error.value)
+    assert "sampling.steps: was 3, is 4" in str(error.value)
     assert str(error.value).endswith("give another --out, or --overwrite to draw it anew")
     assert read_run(tmp_path / "run.yaml").num == 2
 
@@ -326,7 +326,7 @@ def planted(session, monkeypatch, where, value):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("where", ["gradient", "classifier", "denoiser"])
 def test_a_value_that_is_not_finite_concerns_its_image_alone(where, value, session, pixels, tmp_path, monkeypatch):
-    recipe = session().run.recipe.changed({"route": "through"})
+    recipe = session().run.recipe.changed({"wrt": "x_t"})
     drawing = session(num=4, batch_size=4, recipe=recipe)
     generate(drawing, tmp_path / "sound")
     with monkeypatch.context() as patch:

@@ -9,7 +9,7 @@ from diffusers import DDPMScheduler
 from PIL import Image
 
 from steersman.errors import InputError
-from steersman.guidance import Push, Step
+from steersman.guidance import Step, Update
 from steersman.lab.advice import advice
 from steersman.lab.run import Run, check_device, read_run
 from steersman.lab.session import Session
@@ -25,8 +25,8 @@ CLASSES = ["baseball", "basketball", "volleyball", "soccer ball"]
 
 
 def run(denoiser, **settings):
-    changes = ["walk.steps=3", "particles=1", "recurrence.times=1", "strength=deviation", "smoothing=none"]
-    changes += ["input.size=null"]
+    changes = ["sampling.steps=3", "particles=1", "recurrence.times=1", "weight=deviation", "smoothing=none"]
+    changes += ["preprocess.size=null"]
     recipe = load_recipe("default", changes)
     given = {"targets": ("baseball",), "num": 2, "denoiser": denoiser, "classifiers": (GUIDE,), "judge": JUDGE}
     return Run(**{**given, "recipe": recipe, **settings})
@@ -81,7 +81,9 @@ def test_images_do_not_depend_on_the_batch(denoiser, tmp_path, batch_size):
 @pytest.mark.long
 def test_a_guided_image_is_the_same_to_the_bit_whatever_its_batch():
     """With the bundled networks; over all of the default's steps, a difference in the last digit becomes visible."""
-    recipe = load_recipe("default", ["walk.steps=3", "particles.count=2", "particles.high=100", "strength=deviation"])
+    recipe = load_recipe(
+        "default", ["sampling.steps=3", "particles.count=2", "particles.ratio_max=100", "weight=deviation"]
+    )
     session = Session(Run(targets=("baseball",), num=5, recipe=recipe, judge=None))
     jobs = [(session.targets[0], seed) for seed in range(5)]
     assert torch.equal(session.draw(jobs[:1])[0], session.draw(jobs)[0])
@@ -108,7 +110,7 @@ def test_unguided_images_are_the_same_for_every_target(denoiser, tmp_path):
 @pytest.mark.few(10)
 @pytest.mark.parametrize("name", recipe_names(variants=False))
 def test_every_recipe_draws(denoiser, tmp_path, name):
-    recipe = load_recipe(name, ["walk.steps=3", "input.size=64"])
+    recipe = load_recipe(name, ["sampling.steps=3", "preprocess.size=64"])
     told = {"label": "baseball", "cfg_scale": 1.5} if name == "elucd-dit" else {}
     metrics = Session(run(denoiser, num=1, recipe=recipe, **told)).generate(tmp_path).metrics
     assert metrics["lost"] == []
@@ -133,8 +135,8 @@ def test_a_blend_steers_to_several_classes_at_once(denoiser, tmp_path):
 @pytest.mark.long
 def test_several_classifiers_steer_together_each_in_its_own_words(denoiser, tmp_path):
     both = (GUIDE, "zoo:sportballs-mobilenet-robust")
-    twice = {"classifiers": (GUIDE, GUIDE), "recipe": run(denoiser).recipe.changed({"several.weights": (1.0, 0.0)})}
-    handed = {"classifiers": both, "recipe": run(denoiser).recipe.changed({"several": {"kind": "switch", "at": 0.0}})}
+    twice = {"classifiers": (GUIDE, GUIDE), "recipe": run(denoiser).recipe.changed({"ensemble.weights": (1.0, 0.0)})}
+    handed = {"classifiers": both, "recipe": run(denoiser).recipe.changed({"ensemble": {"kind": "switch", "at": 0.0}})}
     for name, settings in {"alone": {}, "twice": twice, "both": {"classifiers": both}, "handed": handed}.items():
         Session(run(denoiser, **settings)).generate(tmp_path / name)
     alone, twice, both, handed = (
@@ -145,12 +147,12 @@ def test_several_classifiers_steer_together_each_in_its_own_words(denoiser, tmp_
     assert abs(alone - both).max() > 1
     session = Session(run(denoiser, classifiers=("imagenet:efficientnet-lite0", GUIDE)))
     assert [(target.guide, target.others) for target in session.targets] == [(429, (0,))]
-    with pytest.raises(InputError, match="several: switch must have two classifiers, --classifier twice, got 1"):
+    with pytest.raises(InputError, match="ensemble: switch must have two classifiers, --classifier twice, got 1"):
         Session(run(denoiser, recipe=handed_over(denoiser)))
 
 
 def handed_over(denoiser):
-    return run(denoiser).recipe.changed({"several": "switch"})
+    return run(denoiser).recipe.changed({"ensemble": "switch"})
 
 
 def test_a_judge_without_the_class_says_nothing(denoiser, tmp_path):
@@ -193,9 +195,9 @@ def test_a_folder_with_another_run_is_left_alone(denoiser, tmp_path):
 
 
 REFUSED = [
-    ({"strength": "difference"}, {}, "strength difference needs the prediction without the label too"),
+    ({"weight": "difference"}, {}, "strength difference needs the prediction without the label too"),
     (
-        {"strength": ["difference", {"kind": "interval", "high": 0.1}]},
+        {"weight": ["difference", {"kind": "interval", "ratio_max": 0.1}]},
         {"label": "baseball"},
         "strength difference needs the prediction without the label too",
     ),
@@ -217,7 +219,7 @@ REFUSED = [
 @pytest.mark.few(2)
 @pytest.mark.parametrize(("changes", "settings", "message"), REFUSED)
 def test_what_does_not_go_together_is_refused_before_anything_is_written(denoiser, changes, settings, message):
-    recipe = run(denoiser).recipe.changed({"route": "direct", "view": "denoised", **changes})
+    recipe = run(denoiser).recipe.changed({"wrt": "x0_hat", "input": "denoised", **changes})
     with pytest.raises(InputError, match=message):
         Session(run(denoiser, recipe=recipe, **settings))
 
@@ -274,7 +276,7 @@ def test_how_far_images_were_moved_counts_the_last_steps_repeats():
     for index, repeat, size in ((0, 0, 1.0), (0, 1, 2.0), (1, 0, 3.0), (1, 1, 4.0)):
         x = torch.full((2, 3, 4, 4), size)
         step = Step(index, 2, repeat, 0, CLEAN, CLEAN, torch.zeros(()), torch.zeros(()))
-        watch(Report(step, x, x, (Push(7 * x, x, x, x[:, 0, 0, 0], torch.tensor([True, False]), x), None)))
+        watch(Report(step, x, x, (Update(7 * x, x, x, x[:, 0, 0, 0], torch.tensor([True, False]), x), None)))
     assert watch.moved(2) == [10.0, 10.0]
     assert watch.drops(2) == [0, 4]
     assert len(seen) == 2

@@ -70,8 +70,8 @@ def test_a_tilted_gaussian_is_reached_exactly(one, objective, slope, sampler):
     times a: the exact ``x0_hat`` of the tilted law.
     """
     settings = {"seeds": range(6), "steps": 15, "clip": False, "dtype": F64}
-    choices = {"view": Denoised(clip=False), "strength": Constant(), "injection": NoisePrediction()}
-    guide = Guide(objective=objective, route="through", **choices)
+    choices = {"input": Denoised(clip=False), "weight": Constant(), "injection": NoisePrediction()}
+    guide = Guide(objective=objective, wrt="x_t", **choices)
     tilted = gaussian((one.means[0] + one.covariances[0] @ torch.tensor(slope, dtype=F64)).tolist())
     # 15 steps, the first from alpha = 5e-5, where x0_hat is divided by alpha: 1e-16 / 5e-5 = 2e-12
     close = {"rtol": 0, "atol": 1e-10}
@@ -127,7 +127,7 @@ def test_a_switch_asks_the_one_whose_level_it_is(mixture, exact):
     at = float(levels[6].sigma / levels[6].alpha)
     switch = Switch(above=asking("above"), below=asking("below"), at=at)
     settings = {"target": 1, "steps": 10, "clip": False, "dtype": F64}
-    choices = {"view": Noisy(), "strength": Constant(), "injection": NoisePrediction()}
+    choices = {"input": Noisy(), "weight": Constant(), "injection": NoisePrediction()}
     walk = sample(mixture, DDPM(), guides=[Guide(objective=switch, **choices)], **settings)
     assert asked == {"above": list(levels[:6]), "below": list(levels[6:])}
     assert torch.equal(walk, sample(mixture, DDPM(), guides=[Guide(objective=exact, **choices)], **settings))

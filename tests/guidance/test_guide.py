@@ -5,7 +5,6 @@ from steersman.denoise import Prediction
 from steersman.errors import InputError
 from steersman.guidance import (
     Adam,
-    Ahead,
     Chain,
     ClassProbability,
     Constant,
@@ -16,12 +15,13 @@ from steersman.guidance import (
     Every,
     Guide,
     Interval,
+    Lookahead,
     Mean,
     Momentum,
     NoisePrediction,
     Noisy,
-    Normalise,
     Rescaled,
+    Rms,
     Sample,
     Steering,
     Variance,
@@ -34,7 +34,7 @@ ROUNDING = {"rtol": 1e-12, "atol": 1e-12}
 """Float64's, through one denoiser and one classifier of a few operations each."""
 
 TARGET = torch.tensor([2, 0, 1])
-VIEWS = [Noisy(), Denoised(), Denoised(clip=False), Ahead(), Ahead(clip=False), Rescaled()]
+VIEWS = [Noisy(), Denoised(), Denoised(clip=False), Lookahead(), Lookahead(clip=False), Rescaled()]
 
 
 class Refusing(torch.autograd.Function):
@@ -82,21 +82,21 @@ def gradient(function, x):
 def test_direct_is_the_gradient_at_the_view(mixture, clean, draw, step):
     x_t, at = draw(3, 2, 1, 1), step(4)
     prediction = mixture(x_t, at.level)
-    for view in VIEWS:
-        g, value = Guide(objective=clean, view=view).gradient(x_t, prediction, at, TARGET, mixture)
-        seen = view(x_t, prediction, at.level, mixture)
+    for input in VIEWS:
+        g, value = Guide(objective=clean, input=input).gradient(x_t, prediction, at, TARGET, mixture)
+        seen = input(x_t, prediction, at.level, mixture)
         torch.testing.assert_close(g, gradient(lambda image: clean(image, TARGET, at.level), seen), **ROUNDING)
         torch.testing.assert_close(value, clean(seen, TARGET, at.level), **ROUNDING)
         assert not value.requires_grad
 
 
-@pytest.mark.parametrize("view", VIEWS, ids=repr)
-def test_through_is_the_gradient_of_the_whole(mixture, clean, draw, step, view):
+@pytest.mark.parametrize("input", VIEWS, ids=repr)
+def test_through_is_the_gradient_of_the_whole(mixture, clean, draw, step, input):
     x_t, at = draw(3, 2, 1, 1), step(4)
     leaf = x_t.clone().requires_grad_()
-    guide = Guide(objective=clean, view=view, route="through")
+    guide = Guide(objective=clean, input=input, wrt="x_t")
     g, _ = guide.gradient(leaf, mixture(leaf, at.level), at, TARGET, mixture)
-    whole = gradient(lambda x: clean(view(x, mixture(x, at.level), at.level, mixture), TARGET, at.level), x_t)
+    whole = gradient(lambda x: clean(input(x, mixture(x, at.level), at.level, mixture), TARGET, at.level), x_t)
     torch.testing.assert_close(g, whole, **ROUNDING)
 
 
@@ -105,17 +105,17 @@ def test_through_the_denoiser_is_the_chain_rule(mixture, clean, draw, step):
     x_t, at = draw(1, 2, 1, 1), step(4)
     jacobian = torch.autograd.functional.jacobian(lambda x: mixture(x, at.level).x0_hat, x_t).reshape(2, 2)
     leaf = x_t.clone().requires_grad_()
-    settings = {"objective": clean, "view": Denoised(clip=False)}
-    through, _ = Guide(route="through", **settings).gradient(leaf, mixture(leaf, at.level), at, TARGET[:1], mixture)
+    settings = {"objective": clean, "input": Denoised(clip=False)}
+    through, _ = Guide(wrt="x_t", **settings).gradient(leaf, mixture(leaf, at.level), at, TARGET[:1], mixture)
     direct, _ = Guide(**settings).gradient(x_t, mixture(x_t, at.level), at, TARGET[:1], mixture)
     torch.testing.assert_close(through.flatten(), jacobian.T @ direct.flatten(), **ROUNDING)
 
 
-@pytest.mark.parametrize("route", ["direct", "through"])
-def test_the_classifier_sees_the_decoded_view(mixture, clean, draw, step, route):
+@pytest.mark.parametrize("wrt", ["x0_hat", "x_t"])
+def test_the_classifier_sees_the_decoded_view(mixture, clean, draw, step, wrt):
     x_t, at = draw(3, 2, 1, 1), step(4)
     leaf = x_t.clone().requires_grad_()
-    guide = Guide(objective=clean, view=Noisy(), route=route)
+    guide = Guide(objective=clean, input=Noisy(), wrt=wrt)
     g, _ = guide.gradient(leaf, None, at, TARGET, Latent(mixture))
     expected = gradient(lambda x: clean(3 * x + 0.1, TARGET, at.level), x_t)
     torch.testing.assert_close(g, expected, **ROUNDING)
@@ -124,20 +124,20 @@ def test_the_classifier_sees_the_decoded_view(mixture, clean, draw, step, route)
 SETTINGS = {"target": 1, "seeds": range(3), "steps": 6, "clip": False, "dtype": F64}
 
 
-@pytest.mark.parametrize("view", [Noisy(), Denoised(), Ahead(evaluations=2), Rescaled()], ids=repr)
-def test_direct_never_differentiates_the_denoiser(mixture, clean, view):
-    sample(Undifferentiable(mixture), DDPM(), guides=[Guide(objective=clean, view=view)], **SETTINGS)
+@pytest.mark.parametrize("input", [Noisy(), Denoised(), Lookahead(evaluations=2), Rescaled()], ids=repr)
+def test_direct_never_differentiates_the_denoiser(mixture, clean, input):
+    sample(Undifferentiable(mixture), DDPM(), guides=[Guide(objective=clean, input=input)], **SETTINGS)
 
 
 def test_through_a_view_of_the_noisy_sample_does_not_either(mixture, clean):
-    for view in (Noisy(), Rescaled()):
-        guide = Guide(objective=clean, view=view, route="through")
+    for input in (Noisy(), Rescaled()):
+        guide = Guide(objective=clean, input=input, wrt="x_t")
         assert not guide.differentiates_denoiser
         sample(Undifferentiable(mixture), DDPM(), guides=[guide], **SETTINGS)
 
 
 def test_through_the_denoised_view_does(mixture, clean):
-    guide = Guide(objective=clean, route="through")
+    guide = Guide(objective=clean, wrt="x_t")
     assert guide.differentiates_denoiser
     with pytest.raises(AssertionError, match="the denoiser was differentiated"):
         sample(Undifferentiable(mixture), DDPM(), guides=[guide], **SETTINGS)
@@ -173,7 +173,7 @@ class Network(torch.nn.Module):
 
 def test_no_gradient_is_kept_for_the_denoisers_weights(clean):
     network = Network()
-    images = sample(network, DDPM(), guides=[Guide(objective=clean, route="through")], **SETTINGS)
+    images = sample(network, DDPM(), guides=[Guide(objective=clean, wrt="x_t")], **SETTINGS)
     assert network.weight.grad is None and not images.requires_grad
     *guided, last = network.recorded
     assert all(guided) and not last  # the last step has no variance, so that its push would be zero
@@ -181,7 +181,7 @@ def test_no_gradient_is_kept_for_the_denoisers_weights(clean):
 
 def test_a_graph_is_recorded_only_where_a_guide_needs_it(clean):
     network = Network()
-    guide = Guide(objective=clean, route="through", strength=Every(k=2))
+    guide = Guide(objective=clean, wrt="x_t", weight=Every(k=2))
     sample(network, DDPM(), guides=[guide, Guide(objective=clean)], **SETTINGS)
     assert network.recorded == [True, False, True, False, True, False]
 
@@ -196,9 +196,9 @@ def test_guides_on_one_prediction_push_as_they_would_alone(mixture, clean, draw,
     """Three routes through one graph: none frees it before the last has used it, and the pushes add."""
     x_t, at = draw(3, 2, 1, 1), step(4)
     guides = [
-        Guide(objective=clean, route="through", scale=2.0),
-        Guide(objective=clean, strength=Constant(), injection=NoisePrediction()),
-        Guide(objective=clean, route="through", view=Denoised(clip=False), injection=NoisePrediction()),
+        Guide(objective=clean, wrt="x_t", scale=2.0),
+        Guide(objective=clean, weight=Constant(), injection=NoisePrediction()),
+        Guide(objective=clean, wrt="x_t", input=Denoised(clip=False), injection=NoisePrediction()),
     ]
 
     def steer(guides):
@@ -206,37 +206,37 @@ def test_guides_on_one_prediction_push_as_they_would_alone(mixture, clean, draw,
         prediction = mixture(leaf, at.level)
         steering = Steering(guides, TARGET, mixture)
         estimate = steering.estimate(leaf, prediction, found(leaf, prediction, at), at)
-        return steering.pushes, estimate, steering.mean(torch.zeros_like(x_t))
+        return steering.updates, estimate, steering.mean(torch.zeros_like(x_t))
 
-    pushes, estimate, mean = steer(guides)
+    updates, estimate, mean = steer(guides)
     alone = [steer([guide]) for guide in guides]
-    for push, (each, _, _) in zip(pushes, alone, strict=True):
-        assert torch.equal(push.value, each[0].value)
-    torch.testing.assert_close(mean, pushes[0].value, **ROUNDING)
+    for update, (each, _, _) in zip(updates, alone, strict=True):
+        assert torch.equal(update.value, each[0].value)
+    torch.testing.assert_close(mean, updates[0].value, **ROUNDING)
     plain = found(x_t, mixture(x_t, at.level), at)
-    moved = plain.eps - at.level.sigma * (pushes[1].value + pushes[2].value)
+    moved = plain.eps - at.level.sigma * (updates[1].value + updates[2].value)
     torch.testing.assert_close(estimate.eps, moved, **ROUNDING)
 
 
 def test_a_push_is_scale_times_weight_times_stabilised_gradient(mixture, clean, draw, step):
     x_t, at = draw(3, 2, 1, 1), step(4)
     prediction = mixture(x_t, at.level)
-    guide = Guide(objective=clean, scale=2.5, stabilizer=Normalise(), strength=Variance())
+    guide = Guide(objective=clean, scale=2.5, stabilizer=Rms(), weight=Variance())
     steering = Steering([guide], TARGET, mixture)
     steering.estimate(x_t, prediction, found(x_t, prediction, at), at)
-    (push,) = steering.pushes
+    (update,) = steering.updates
     g = gradient(lambda image: clean(image, TARGET, at.level), prediction.x0_hat.clamp(-1, 1))
-    torch.testing.assert_close(push.gradient, g, **ROUNDING)
+    torch.testing.assert_close(update.gradient, g, **ROUNDING)
     unit = g / g.flatten(1).norm(dim=1).reshape(3, 1, 1, 1)
-    torch.testing.assert_close(push.value, 2.5 * at.variance * unit, **ROUNDING)
-    torch.testing.assert_close(push.log_likelihood, clean(prediction.x0_hat.clamp(-1, 1), TARGET, at.level))
-    assert push.finite.tolist() == [True, True, True]
+    torch.testing.assert_close(update.value, 2.5 * at.variance * unit, **ROUNDING)
+    torch.testing.assert_close(update.log_likelihood, clean(prediction.x0_hat.clamp(-1, 1), TARGET, at.level))
+    assert update.finite.tolist() == [True, True, True]
 
 
 def test_the_second_stage_sees_the_state_as_the_step_found_it(mixture, clean, draw, step):
     """Heun's second evaluation: from the same average as the first, and it does not move the average on."""
     x_t = draw(3, 2, 1, 1)
-    settings = {"view": Noisy(), "strength": Constant(), "injection": NoisePrediction()}
+    settings = {"input": Noisy(), "weight": Constant(), "injection": NoisePrediction()}
     steering = Steering([Guide(objective=clean, stabilizer=Ema(beta=0.9), **settings)], TARGET, mixture)
     gradients, averages = [], []
     for index in range(3):
@@ -263,7 +263,7 @@ def test_a_push_that_does_not_enter_the_estimate_is_taken_once_a_step(mixture, s
         asked.append(level)
         return image.sum((1, 2, 3))
 
-    settings = {"view": Noisy(), "strength": Constant(), "stabilizer": Momentum(beta=0.5)}
+    settings = {"input": Noisy(), "weight": Constant(), "stabilizer": Momentum(beta=0.5)}
     guides = [Guide(objective=objective, injection=injection, **settings) for injection in (Sample(), Mean())]
     steering, x_t = Steering(guides, TARGET, mixture), draw(3, 2, 1, 1)
     for index, size in enumerate((1.0, 1.5, 1.75)):
@@ -275,14 +275,14 @@ def test_a_push_that_does_not_enter_the_estimate_is_taken_once_a_step(mixture, s
             before = found(moved, prediction, at)
             assert steering.estimate(moved, prediction, before, at) is before
         torch.testing.assert_close(steering.mean(x_t), x_t + size, **ROUNDING)
-        assert [float(push.value.max()) for push in steering.pushes] == [size, size]
+        assert [float(update.value.max()) for update in steering.updates] == [size, size]
         assert len(asked) == 2 * (index + 1)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize(
     "stabilizer",
-    [Ema(beta=0.9), Momentum(), Adam(), Adam(corrected=True), Chain([Normalise(), Ema(beta=0.5)])],
+    [Ema(beta=0.9), Momentum(), Adam(), Adam(corrected=True), Chain([Rms(), Ema(beta=0.5)])],
     ids=repr,
 )
 def test_a_gradient_that_is_not_finite_is_dropped_and_its_image_keeps_its_state(mixture, stabilizer, bad, draw, step):
@@ -291,26 +291,26 @@ def test_a_gradient_that_is_not_finite_is_dropped_and_its_image_keeps_its_state(
     wanted[2][1, 0] = bad
     guide = Guide(
         objective=lambda image, target, level: (image * wanted[now]).sum((1, 2, 3)),
-        view=Noisy(),
-        strength=Constant(),
+        input=Noisy(),
+        weight=Constant(),
         stabilizer=stabilizer,
         injection=Mean(),
     )
-    steering, pushes = Steering([guide], TARGET, mixture), []
+    steering, updates = Steering([guide], TARGET, mixture), []
     for now in range(5):
         x_t, at = torch.zeros(3, 2, 1, 1, dtype=F64), step(now)
         steering.estimate(x_t, Prediction(x_t), found(x_t, Prediction(x_t), at), at)
-        pushes.append(steering.pushes[0])
-    assert [push.finite.tolist() for push in pushes] == [[True, now != 2, True] for now in range(5)]
-    assert torch.equal(pushes[2].value[1], torch.zeros(2, 1, 1, dtype=F64))
-    assert not pushes[2].gradient[1].isfinite().all()
+        updates.append(steering.updates[0])
+    assert [update.finite.tolist() for update in updates] == [[True, now != 2, True] for now in range(5)]
+    assert torch.equal(updates[2].value[1], torch.zeros(2, 1, 1, dtype=F64))
+    assert not updates[2].gradient[1].isfinite().all()
     for row in range(3):
         state = stabilizer.init(torch.zeros(1, 2, 1, 1, dtype=F64))
         for now in range(5):
             if row == 1 and now == 2:
                 continue
             expected, state = stabilizer.update(wanted[now][row : row + 1], state)
-            torch.testing.assert_close(pushes[now].value[row : row + 1], expected, **ROUNDING)
+            torch.testing.assert_close(updates[now].value[row : row + 1], expected, **ROUNDING)
 
 
 def test_inactive_steps_leave_the_state_alone(mixture, step, draw):
@@ -318,8 +318,8 @@ def test_inactive_steps_leave_the_state_alone(mixture, step, draw):
     wanted = list(draw(4, 3, 2, 1, 1))
     guide = Guide(
         objective=lambda image, target, level: (image * wanted[now]).sum((1, 2, 3)),
-        view=Noisy(),
-        strength=Every(k=2),
+        input=Noisy(),
+        weight=Every(k=2),
         stabilizer=Ema(beta=0.9),
     )
     steering = Steering([guide], TARGET, mixture)
@@ -327,46 +327,48 @@ def test_inactive_steps_leave_the_state_alone(mixture, step, draw):
         x_t, at = torch.zeros(3, 2, 1, 1, dtype=F64), step(now)
         steering.estimate(x_t, Prediction(x_t), found(x_t, Prediction(x_t), at), at)
         if now % 2:
-            assert steering.pushes == (None,)
+            assert steering.updates == (None,)
     torch.testing.assert_close(steering.states[0][0], 0.09 * wanted[0] + 0.1 * wanted[2], **ROUNDING)
 
 
 def test_gradients_are_taken_only_inside_the_interval(mixture, clean):
-    guide = Guide(objective=clean, route="through", strength=Interval(low=1e9))
+    guide = Guide(objective=clean, wrt="x_t", weight=Interval(ratio_min=1e9))
     sample(Undifferentiable(mixture), DDPM(), guides=[guide], **SETTINGS)
 
 
-@pytest.mark.parametrize("route", ["direct", "through"])
-def test_an_objective_without_a_gradient_is_refused(mixture, route):
-    guide = Guide(objective=lambda image, target, level: (image > 0).sum((1, 2, 3)).double(), route=route)
+@pytest.mark.parametrize("wrt", ["x0_hat", "x_t"])
+def test_an_objective_without_a_gradient_is_refused(mixture, wrt):
+    guide = Guide(objective=lambda image, target, level: (image > 0).sum((1, 2, 3)).double(), wrt=wrt)
     with pytest.raises(InputError, match="objective must be differentiable, got one without a gradient"):
         sample(mixture, DDPM(), guides=[guide], target=0, steps=2, dtype=F64)
 
 
 def test_refuses_a_route(clean, unchecked):
-    with pytest.raises(InputError, match="unknown route 'throgh'; did you mean 'through'"):
-        Guide(objective=clean, route="throgh")
+    with pytest.raises(InputError, match="unknown wrt 'x_tt'; did you mean 'x_t'"):
+        Guide(objective=clean, wrt="x_tt")
 
 
 def denoised(objective, **settings):
-    return Guide(objective=objective, **{"strength": Constant(), "injection": DenoisedImage(), **settings})
+    return Guide(objective=objective, **{"weight": Constant(), "injection": DenoisedImage(), **settings})
 
 
-@pytest.mark.parametrize("view", [Denoised(), Denoised(clip=False), Ahead()], ids=repr)
-def test_each_ascent_starts_where_the_one_before_it_ended(mixture, clean, draw, step, view):
+@pytest.mark.parametrize("input", [Denoised(), Denoised(clip=False), Lookahead()], ids=repr)
+def test_each_ascent_starts_where_the_one_before_it_ended(mixture, clean, draw, step, input):
     x_t, at = draw(3, 2, 1, 1), step(4)
     prediction = mixture(x_t, at.level)
-    seen = begin = view(x_t, prediction, at.level, mixture)
+    seen = begin = input(x_t, prediction, at.level, mixture)
     for _ in range(3):
         seen = seen + 0.05 * gradient(lambda image: clean(image, TARGET, at.level), seen)
-    steering = Steering([denoised(clean, view=view, scale=0.05, ascents=3)], TARGET, mixture)
+    steering = Steering([denoised(clean, input=input, scale=0.05, ascents=3)], TARGET, mixture)
     before = found(x_t, prediction, at)
     after = steering.estimate(x_t, prediction, before, at)
     torch.testing.assert_close(after.x0 - before.x0, seen - begin, **ROUNDING)
-    (push,) = steering.pushes
-    torch.testing.assert_close(push.value, seen - begin, **ROUNDING)
-    torch.testing.assert_close(push.gradient, gradient(lambda image: clean(image, TARGET, at.level), begin), **ROUNDING)
-    torch.testing.assert_close(push.log_likelihood, clean(begin, TARGET, at.level), **ROUNDING)
+    (update,) = steering.updates
+    torch.testing.assert_close(update.value, seen - begin, **ROUNDING)
+    torch.testing.assert_close(
+        update.gradient, gradient(lambda image: clean(image, TARGET, at.level), begin), **ROUNDING
+    )
+    torch.testing.assert_close(update.log_likelihood, clean(begin, TARGET, at.level), **ROUNDING)
 
 
 def test_the_stabilizer_sees_every_ascent(mixture, step, draw):
@@ -379,7 +381,7 @@ def test_the_stabilizer_sees_every_ascent(mixture, step, draw):
         at = step(index)
         prediction = mixture(x_t, at.level)
         steering.estimate(x_t, prediction, found(x_t, prediction, at), at)
-        torch.testing.assert_close(steering.pushes[0].value, torch.full_like(x_t, size), **ROUNDING)
+        torch.testing.assert_close(steering.updates[0].value, torch.full_like(x_t, size), **ROUNDING)
 
 
 def test_an_ascent_whose_gradient_is_not_finite_is_dropped_alone(mixture, step, draw):
@@ -394,49 +396,49 @@ def test_an_ascent_whose_gradient_is_not_finite_is_dropped_alone(mixture, step, 
     steering, x_t, at = Steering([denoised(objective, ascents=3)], TARGET, mixture), draw(3, 2, 1, 1), step(4)
     prediction = mixture(x_t, at.level)
     steering.estimate(x_t, prediction, found(x_t, prediction, at), at)
-    (push,) = steering.pushes
-    assert push.value[:, 0, 0, 0].tolist() == [3, 2, 3]
-    assert push.finite.tolist() == [True, False, True]
+    (update,) = steering.updates
+    assert update.value[:, 0, 0, 0].tolist() == [3, 2, 3]
+    assert update.finite.tolist() == [True, False, True]
 
 
-@pytest.mark.parametrize("route", ["direct", "through"])
+@pytest.mark.parametrize("wrt", ["x0_hat", "x_t"])
 @pytest.mark.parametrize("guided", [False, True])
-def test_a_guided_view_stands_where_the_guides_before_it_moved_the_image(mixture, clean, draw, step, guided, route):
+def test_a_guided_view_stands_where_the_guides_before_it_moved_the_image(mixture, clean, draw, step, guided, wrt):
     """After the noise's injection of p: at ``x0_hat + (sigma^2 / alpha) p``, as in the code of Universal Guidance."""
     x_t, at = draw(3, 2, 1, 1), step(4)
     leaf = x_t.clone().requires_grad_()
-    prediction, view = mixture(leaf, at.level), Denoised(clip=False, guided=guided)
+    prediction, input = mixture(leaf, at.level), Denoised(clip=False, guided=guided)
     guides = [
-        Guide(objective=clean, strength=Constant(), scale=0.1, injection=NoisePrediction()),
-        denoised(clean, view=view, route=route, scale=0.5),
-        denoised(clean, view=view, route=route, scale=0.5),
+        Guide(objective=clean, weight=Constant(), scale=0.1, injection=NoisePrediction()),
+        denoised(clean, input=input, wrt=wrt, scale=0.5),
+        denoised(clean, input=input, wrt=wrt, scale=0.5),
     ]
     steering = Steering(guides, TARGET, mixture)
     steering.estimate(leaf, prediction, found(leaf, prediction, at), at)
-    pushes = [push.value for push in steering.pushes]
-    shift = at.level.sigma**2 / at.level.alpha * pushes[0]
+    updates = [update.value for update in steering.updates]
+    shift = at.level.sigma**2 / at.level.alpha * updates[0]
 
     def expected(shift):
         def whole(x):
-            return clean((mixture(x, at.level).x0_hat if route == "through" else x) + shift, TARGET, at.level)
+            return clean((mixture(x, at.level).x0_hat if wrt == "x_t" else x) + shift, TARGET, at.level)
 
-        return 0.5 * gradient(whole, x_t if route == "through" else prediction.x0_hat.detach())
+        return 0.5 * gradient(whole, x_t if wrt == "x_t" else prediction.x0_hat.detach())
 
-    torch.testing.assert_close(pushes[1], expected(shift if guided else 0.0), **ROUNDING)
-    torch.testing.assert_close(pushes[2], expected(shift + pushes[1] if guided else 0.0), **ROUNDING)
+    torch.testing.assert_close(updates[1], expected(shift if guided else 0.0), **ROUNDING)
+    torch.testing.assert_close(updates[2], expected(shift + updates[1] if guided else 0.0), **ROUNDING)
 
 
 @pytest.mark.parametrize(
     "settings",
-    [{"route": "through"}, {"injection": Mean()}, {"injection": NoisePrediction()}, {"view": Noisy()}],
+    [{"wrt": "x_t"}, {"injection": Mean()}, {"injection": NoisePrediction()}, {"input": Noisy()}],
     ids=lambda settings: next(iter(settings)),
 )
 def test_only_a_denoised_image_that_is_moved_directly_ascends_again(clean, settings):
-    with pytest.raises(InputError, match="route.ascents must be 1 unless the route is direct, .*, got 2"):
+    with pytest.raises(InputError, match="wrt.ascents must be 1 unless the wrt is x0_hat, .*, got 2"):
         denoised(clean, ascents=2, **settings)
     assert denoised(clean, **settings).ascents == 1
 
 
 def test_there_is_at_least_one_ascent(clean):
-    with pytest.raises(InputError, match="route.ascents must be at least 1, got 0"):
+    with pytest.raises(InputError, match="wrt.ascents must be at least 1, got 0"):
         denoised(clean, ascents=0)

@@ -18,10 +18,10 @@ from steersman.guidance import (
     Mean,
     NoisePrediction,
     Noisy,
-    Normalise,
     Polyak,
     Relative,
     Rescaled,
+    Rms,
     Sample,
     Spherical,
     Taper,
@@ -48,58 +48,58 @@ def found(draw):
 
 
 @pytest.fixture
-def push(draw):
+def update(draw):
     return draw(2, 3, 4, 4)
 
 
 @at_every_level
-def test_noise_prediction_adds_the_push_to_the_score(found, push, level):
+def test_noise_prediction_adds_the_push_to_the_score(found, update, level):
     """``score = -eps / sigma``; and ``x_t = alpha x0 + sigma eps`` still holds."""
-    moved = NoisePrediction().estimate(found, push, level)
-    torch.testing.assert_close(-moved.eps / level.sigma, -found.eps / level.sigma + push, **ROUNDING)
+    moved = NoisePrediction().estimate(found, update, level)
+    torch.testing.assert_close(-moved.eps / level.sigma, -found.eps / level.sigma + update, **ROUNDING)
     before, after = (level.alpha * each.x0 + level.sigma * each.eps for each in (found, moved))
     torch.testing.assert_close(after, before, **ROUNDING)
     assert moved.variance is found.variance
-    assert NoisePrediction().mean(found.x0, push) is found.x0
+    assert NoisePrediction().mean(found.x0, update) is found.x0
 
 
-def test_noise_prediction_in_terms_of_flow(found, push):
+def test_noise_prediction_in_terms_of_flow(found, update):
     """``v <- v - (sigma / alpha) p``."""
     level = LEVELS["flow"]
-    moved = NoisePrediction().estimate(found, push, level)
+    moved = NoisePrediction().estimate(found, update, level)
     v, v_moved = (output_for("flow_prediction", each.x0, each.eps, level) for each in (found, moved))
-    torch.testing.assert_close(v_moved, v - level.sigma / level.alpha * push, **ROUNDING)
+    torch.testing.assert_close(v_moved, v - level.sigma / level.alpha * update, **ROUNDING)
 
 
 @pytest.mark.parametrize("times", [(500.0, 499.0), (900.0, 600.0)])
-def test_a_push_of_the_score_moves_ddpms_mean_by_beta_over_root_a(found, push, times):
+def test_a_push_of_the_score_moves_ddpms_mean_by_beta_over_root_a(found, update, times):
     level, next = (VP.linear().at_time(time) for time in times)
-    moved = NoisePrediction().estimate(found, push, level)
+    moved = NoisePrediction().estimate(found, update, level)
     x_t = level.alpha * found.x0 + level.sigma * found.eps
     before, after = (posterior_mean(x_t, each.x0, level, next) for each in (found, moved))
     a = (level.alpha / next.alpha) ** 2
-    torch.testing.assert_close(after - before, (1 - a) / a.sqrt() * push, **ROUNDING)
+    torch.testing.assert_close(after - before, (1 - a) / a.sqrt() * update, **ROUNDING)
 
 
-def test_mean_moves_the_mean_alone(found, push):
-    assert Mean().estimate(found, push, LEVELS["VP"]) is found
-    assert torch.equal(Mean().mean(found.x0, push), found.x0 + push)
+def test_mean_moves_the_mean_alone(found, update):
+    assert Mean().estimate(found, update, LEVELS["VP"]) is found
+    assert torch.equal(Mean().mean(found.x0, update), found.x0 + update)
 
 
-def test_denoised_image_keeps_the_noise(found, push):
+def test_denoised_image_keeps_the_noise(found, update):
     """MPGD."""
-    moved = DenoisedImage().estimate(found, push, LEVELS["VP"])
-    assert torch.equal(moved.x0, found.x0 + push) and moved.eps is found.eps
-    assert DenoisedImage().mean(found.x0, push) is found.x0
+    moved = DenoisedImage().estimate(found, update, LEVELS["VP"])
+    assert torch.equal(moved.x0, found.x0 + update) and moved.eps is found.eps
+    assert DenoisedImage().mean(found.x0, update) is found.x0
 
 
 @at_every_level
-def test_denoised_image_may_keep_the_sample(found, push, level):
+def test_denoised_image_may_keep_the_sample(found, update, level):
     """``x_t = alpha x0 + sigma eps`` holds as before: the noise prediction's injection of ``(alpha / sigma^2) p``."""
-    moved = DenoisedImage(keeps="sample").estimate(found, push, level)
-    torch.testing.assert_close(moved.x0, found.x0 + push, **ROUNDING)
-    torch.testing.assert_close(moved.eps, found.eps - level.alpha / level.sigma * push, **ROUNDING)
-    same = NoisePrediction().estimate(found, level.alpha / level.sigma**2 * push, level)
+    moved = DenoisedImage(keeps="sample").estimate(found, update, level)
+    torch.testing.assert_close(moved.x0, found.x0 + update, **ROUNDING)
+    torch.testing.assert_close(moved.eps, found.eps - level.alpha / level.sigma * update, **ROUNDING)
+    same = NoisePrediction().estimate(found, level.alpha / level.sigma**2 * update, level)
     torch.testing.assert_close(moved.x0, same.x0, **ROUNDING)
     torch.testing.assert_close(moved.eps, same.eps, **ROUNDING)
 
@@ -128,14 +128,14 @@ def test_on_ddpm_the_mean_injection_is_a_noise_injection(mixture, posterior, fix
     """``mu <- mu + s Sigma_t g`` equals ``eps <- eps - (sqrt(a_t) Sigma_t / beta_t) sigma_t s g`` (methods.md)."""
 
     def walk(**choices):
-        guide = Guide(objective=ClassProbability(classifier=posterior), scale=scale, view=Noisy(), **choices)
+        guide = Guide(objective=ClassProbability(classifier=posterior), scale=scale, input=Noisy(), **choices)
         settings = {"target": 2, "seeds": range(20), "steps": 25, "clip": False, "dtype": F64}
         return sample(mixture, DDPM(fixed=fixed), guides=[guide], **settings)
 
-    by_mean, by_noise = walk(), walk(injection=NoisePrediction(), strength=Converted())
+    by_mean, by_noise = walk(), walk(injection=NoisePrediction(), weight=Converted())
     # 25 steps, the first from alpha = 5e-5, where x0_hat is divided by alpha: 1e-16 / 5e-5 = 2e-12
     torch.testing.assert_close(by_mean, by_noise, rtol=0, atol=1e-10)
-    assert (by_mean - walk(injection=NoisePrediction(), strength=Constant())).abs().max() > 1e-3
+    assert (by_mean - walk(injection=NoisePrediction(), weight=Constant())).abs().max() > 1e-3
 
 
 def test_on_ddim_a_pushed_image_reaches_the_sample_through_alpha(mixture):
@@ -146,7 +146,7 @@ def test_on_ddim_a_pushed_image_reaches_the_sample_through_alpha(mixture):
         guide = Guide(
             objective=lambda image, target, level: image.sum((1, 2, 3)),
             scale=scale,
-            strength=Constant(),
+            weight=Constant(),
             injection=DenoisedImage(),
         )
         after[scale] = []
@@ -191,42 +191,42 @@ def test_a_pushed_sample_is_what_the_denoiser_is_asked_about_and_what_is_stepped
     guide = Guide(
         objective=ClassProbability(classifier=posterior),
         scale=0.1,
-        view=Noisy(),
-        strength=Constant(),
+        input=Noisy(),
+        weight=Constant(),
         injection=Sample(),
     )
     reports, _, starts = walk(recording, DDIM(), [guide])
     assert len(recording.asked) == 6
     for report, x_t, asked in zip(reports, starts, recording.asked, strict=True):
-        (level, next), (push,) = (report.step.level, report.step.next), report.pushes
+        (level, next), (update,) = (report.step.level, report.step.next), report.updates
         g = recording.mixture.conditional_direction(x_t, level, 2)
-        torch.testing.assert_close(push.value, 0.1 * g, **ROUNDING)
-        torch.testing.assert_close(asked, x_t + push.value, **ROUNDING)
+        torch.testing.assert_close(update.value, 0.1 * g, **ROUNDING)
+        torch.testing.assert_close(asked, x_t + update.value, **ROUNDING)
         x0 = recording.mixture(asked, level).x0_hat
         expected = next.alpha * x0 + next.sigma * (asked - level.alpha * x0) / level.sigma
         torch.testing.assert_close(report.x, expected, **ROUNDING)
 
 
-@pytest.mark.parametrize("route", ["direct", "through"])
-def test_a_push_of_the_sample_that_depends_on_the_denoiser_asks_it_once_more(recording, posterior, route):
+@pytest.mark.parametrize("wrt", ["x0_hat", "x_t"])
+def test_a_push_of_the_sample_that_depends_on_the_denoiser_asks_it_once_more(recording, posterior, wrt):
     objective = ClassProbability(classifier=posterior)
-    settings = {"scale": 0.1, "route": route, "strength": Constant(), "injection": Sample()}
-    guide = Guide(objective=objective, view=Denoised(clip=False), **settings)
+    settings = {"scale": 0.1, "wrt": wrt, "weight": Constant(), "injection": Sample()}
+    guide = Guide(objective=objective, input=Denoised(clip=False), **settings)
     reports, _, starts = walk(recording, DDPM(), [guide])
     assert len(recording.asked) == 12
     for report, x_t, first, second in zip(reports, starts, recording.asked[::2], recording.asked[1::2], strict=True):
         leaf = x_t.clone().requires_grad_()
-        view = recording.mixture(leaf, report.step.level).x0_hat
-        value = objective(view, torch.full((3,), 2), report.step.level).sum()
-        (g,) = torch.autograd.grad(value, leaf if route == "through" else view)
+        input = recording.mixture(leaf, report.step.level).x0_hat
+        value = objective(input, torch.full((3,), 2), report.step.level).sum()
+        (g,) = torch.autograd.grad(value, leaf if wrt == "x_t" else input)
         assert torch.equal(first, x_t)
         torch.testing.assert_close(second, x_t + 0.1 * g, **ROUNDING)
 
 
-@pytest.mark.parametrize("strength", [Relative(), Polyak()])
-def test_so_does_one_whose_strength_does(recording, posterior, strength):
+@pytest.mark.parametrize("weight", [Relative(), Polyak()])
+def test_so_does_one_whose_strength_does(recording, posterior, weight):
     objective = ClassProbability(classifier=posterior)
-    guide = Guide(objective=objective, scale=0.1, view=Noisy(), strength=strength, injection=Sample())
+    guide = Guide(objective=objective, scale=0.1, input=Noisy(), weight=weight, injection=Sample())
     walk(recording, DDIM(), [guide])
     assert len(recording.asked) == 12
 
@@ -240,9 +240,9 @@ def test_elucds_algorithm_2_before_the_denoiser(recording, posterior, sampler, e
     guide = Guide(
         objective=ClassProbability(classifier=posterior, marginal=0.0),
         scale=0.05,
-        view=Rescaled(),
-        stabilizer=Normalise(by="rms"),
-        strength=Taper(gamma=0.3),
+        input=Rescaled(),
+        stabilizer=Rms(by="rms"),
+        weight=Taper(gamma=0.3),
         injection=Sample(),
     )
     reports, _, starts = walk(recording, sampler, [guide])
@@ -269,16 +269,16 @@ def test_spherical_is_dsgs_mix_on_the_sphere(draw, rate):
     d, radius = variance.sqrt() * eps, math.sqrt(3 * 5 * 5) * variance.sqrt()
     star = -radius * g_loss / length(g_loss)
     mixed = d + rate * (star - d)
-    push = rate * variance.sqrt() * -g_loss / g_loss.square().mean((1, 2, 3), keepdim=True).sqrt()
-    turned = Spherical().deviation(d, push, variance)
+    update = rate * variance.sqrt() * -g_loss / g_loss.square().mean((1, 2, 3), keepdim=True).sqrt()
+    turned = Spherical().deviation(d, update, variance)
     torch.testing.assert_close(turned, radius * mixed / length(mixed), **ROUNDING)
     torch.testing.assert_close(length(turned), radius.expand(4, 1, 1, 1), **ROUNDING)
 
 
 def test_a_push_longer_than_the_noise_turns_it_all_the_way_and_no_further(draw):
-    d, push, variance = 0.5 * draw(2, 3, 4, 4), 100 * draw(2, 3, 4, 4), torch.tensor(0.25, dtype=F64)
-    turned = Spherical().deviation(d, push, variance)
-    torch.testing.assert_close(turned, math.sqrt(48) * 0.5 * push / length(push), **ROUNDING)
+    d, update, variance = 0.5 * draw(2, 3, 4, 4), 100 * draw(2, 3, 4, 4), torch.tensor(0.25, dtype=F64)
+    turned = Spherical().deviation(d, update, variance)
+    torch.testing.assert_close(turned, math.sqrt(48) * 0.5 * update / length(update), **ROUNDING)
 
 
 def test_a_learned_variances_sphere_has_the_summed_variance_for_its_radius(draw):
@@ -293,9 +293,9 @@ def test_a_walk_on_the_sphere(mixture, posterior, sampler, eta):
     guide = Guide(
         objective=ClassProbability(classifier=posterior),
         scale=0.2 * eta,
-        view=Noisy(),
-        stabilizer=Normalise(by="rms"),
-        strength=Deviation(),
+        input=Noisy(),
+        stabilizer=Rms(by="rms"),
+        weight=Deviation(),
         injection=Spherical(),
     )
     reports, draws, starts = walk(mixture, sampler, [guide])
@@ -309,11 +309,11 @@ def test_a_walk_on_the_sphere(mixture, posterior, sampler, eta):
         mixed = d + 0.2 * (radius * g / length(g) - d)
         # DDPM's mean is DDIM's at eta = 1; at the first level beta and alpha = 5e-5 leave eleven digits
         torch.testing.assert_close(report.x, mean + radius * mixed / length(mixed), rtol=0, atol=1e-10)
-    assert reports[-1].pushes == (None,)
+    assert reports[-1].updates == (None,)
 
 
 def test_spherical_refuses_a_sampler_without_noise(mixture, posterior):
-    guide = Guide(objective=ClassProbability(classifier=posterior), strength=Constant(), injection=Spherical())
+    guide = Guide(objective=ClassProbability(classifier=posterior), weight=Constant(), injection=Spherical())
     asked, message = Recording(mixture), "injection must not be spherical with a sampler whose steps end without noise"
     for sampler in (DDIM(), Heun(churn=1.0), DPMpp()):
         with pytest.raises(InputError, match=message):
@@ -327,16 +327,16 @@ def test_spherical_refuses_a_sampler_without_noise(mixture, posterior):
 
 
 @pytest.mark.few(2)
-@pytest.mark.parametrize("route", ["direct", "through"])
-def test_all_injections_together_leave_each_image_to_itself(mixture, posterior, route):
-    settings = {"objective": ClassProbability(classifier=posterior), "route": route, "stabilizer": Ema(beta=0.5)}
+@pytest.mark.parametrize("wrt", ["x0_hat", "x_t"])
+def test_all_injections_together_leave_each_image_to_itself(mixture, posterior, wrt):
+    settings = {"objective": ClassProbability(classifier=posterior), "wrt": wrt, "stabilizer": Ema(beta=0.5)}
     guides = [
-        Guide(scale=0.05, injection=injection, strength=strength, **settings)
+        Guide(scale=0.05, injection=injection, weight=weight, **settings)
         for injection in (Sample(), Spherical(), NoisePrediction(), DenoisedImage(), Mean())
-        for strength in (Constant(), Relative())
+        for weight in (Constant(), Relative())
     ]
     (*_, together), draws, _ = walk(mixture, DDPM(), guides, target=[0, 1, 2])
-    assert all(push is not None for push in together.pushes) and together.x.isfinite().all()
+    assert all(update is not None for update in together.updates) and together.x.isfinite().all()
     for row in range(3):
         alone, *_ = walk(
             mixture, DDPM(), guides, target=row, seeds=[row], noise=[each[row : row + 1] for each in draws]

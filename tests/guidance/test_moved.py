@@ -31,7 +31,7 @@ def drawn(mixture, posterior, sampler, images=100, **choices):
     """Guided samples, the same without guides, and how far each was moved by what was reported."""
     settings = SETTINGS | {"steps": choices.pop("steps", 12), "recurrence": choices.pop("recurrence", None)}
     settings["seeds"] = range(images)
-    guide = Guide(objective=ClassProbability(classifier=posterior), view=Noisy(), **choices)
+    guide = Guide(objective=ClassProbability(classifier=posterior), input=Noisy(), **choices)
     watch = Watch(lambda: None)
     guided = sample(mixture, sampler, guides=[guide], callbacks=[watch], **settings)
     return guided, sample(mixture, sampler, **settings), torch.tensor(watch.moved(images), dtype=F64)
@@ -42,7 +42,7 @@ def drawn(mixture, posterior, sampler, images=100, **choices):
 )
 def test_a_step_into_the_clean_image_moves_it_by_the_change_of_the_image(mixture, posterior, injection):
     guided, unguided, moved = drawn(
-        mixture, posterior, DDIM(), injection=injection, strength=Constant(), scale=1e-5, steps=1
+        mixture, posterior, DDIM(), injection=injection, weight=Constant(), scale=1e-5, steps=1
     )
     assert moved.min() > 0
     torch.testing.assert_close(moved, rms(guided - unguided).flatten(), rtol=1e-6, atol=1e-15)
@@ -53,18 +53,18 @@ def test_before_the_denoiser_is_asked_it_is_the_change_of_what_it_predicts(poste
     one = torch.ones(1, dtype=F64)
     normal = Mixture(weights=one, means=torch.zeros(1, 2, dtype=F64), covariances=torch.eye(2, dtype=F64)[None])
     guided, unguided, moved = drawn(
-        normal, posterior, DDIM(), injection=Sample(), strength=Constant(), scale=0.1, steps=1
+        normal, posterior, DDIM(), injection=Sample(), weight=Constant(), scale=0.1, steps=1
     )
     torch.testing.assert_close(moved, rms(guided - unguided).flatten(), rtol=1e-6, atol=1e-12)
 
 
 WAYS = {
-    "mean": {"injection": Mean(), "strength": Variance(), "scale": 0.3},
-    "noise": {"injection": NoisePrediction(), "strength": Constant(), "scale": 0.1},
-    "denoised": {"injection": DenoisedImage(), "strength": Constant(), "scale": 0.003},
-    "denoised, sample kept": {"injection": DenoisedImage(keeps="sample"), "strength": Constant(), "scale": 0.01},
-    "sample": {"injection": Sample(), "strength": Constant(), "scale": 0.003},
-    "spherical": {"injection": Spherical(), "strength": Product([Deviation(), Relative()]), "scale": 0.05},
+    "mean": {"injection": Mean(), "weight": Variance(), "scale": 0.3},
+    "noise": {"injection": NoisePrediction(), "weight": Constant(), "scale": 0.1},
+    "denoised": {"injection": DenoisedImage(), "weight": Constant(), "scale": 0.003},
+    "denoised, sample kept": {"injection": DenoisedImage(keeps="sample"), "weight": Constant(), "scale": 0.01},
+    "sample": {"injection": Sample(), "weight": Constant(), "scale": 0.003},
+    "spherical": {"injection": Spherical(), "weight": Product([Deviation(), Relative()]), "scale": 0.05},
 }
 
 

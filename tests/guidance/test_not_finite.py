@@ -34,20 +34,22 @@ def drawn(mixture, sizes, sampler=DDIM(), **settings):  # noqa: B008
         target=0,
         seeds=range(len(sizes[0])),
         steps=4,
-        callbacks=[lambda report: dropped.append([push and (~push.finite).tolist() for push in report.pushes][0])],
+        callbacks=[
+            lambda report: dropped.append([update and (~update.finite).tolist() for update in report.updates][0])
+        ],
     )
     return x, dropped
 
 
 @pytest.mark.parametrize("size", [1e-19, 1e-20, 1e-22, 1e-30])
 def test_a_weight_that_overflows_loses_no_image(mixture, size):
-    x, dropped = drawn(mixture, ((size, 1.0),), strength=Polyak())
+    x, dropped = drawn(mixture, ((size, 1.0),), weight=Polyak())
     assert x.isfinite().all() and not any(second for _, second in dropped)
 
 
 def test_adam_forgets_a_gradient_whose_square_overflows(mixture):
     """The image goes on as if that step had not been: the state is the one from before."""
-    x, dropped = drawn(mixture, ((1.0, 1.0), (1e20, 1.0), (1.0, 1.0)), stabilizer=Adam(), strength=Constant())
+    x, dropped = drawn(mixture, ((1.0, 1.0), (1e20, 1.0), (1.0, 1.0)), stabilizer=Adam(), weight=Constant())
     assert dropped == [[False, False], [True, False], [False, False], [False, False]]
     assert x.isfinite().all()
     _, (m, v, n) = Adam().update(torch.ones(1, 2, 1, 1), Adam().init(torch.zeros(1, 2, 1, 1)))
@@ -55,7 +57,7 @@ def test_adam_forgets_a_gradient_whose_square_overflows(mixture):
 
 
 def test_adam_without_a_gradient_and_with_a_vanishing_eps_divides_nothing_by_nothing(mixture):
-    x, dropped = drawn(mixture, ((0.0, 1.0),), stabilizer=Adam(eps=1e-50), strength=Constant())
+    x, dropped = drawn(mixture, ((0.0, 1.0),), stabilizer=Adam(eps=1e-50), weight=Constant())
     assert x.isfinite().all() and dropped == [[True, False]] * 4
 
 
@@ -71,7 +73,7 @@ def test_an_update_that_overflows_the_step_is_dropped_for_that_image(mixture, sa
     if isinstance(injection, Spherical) and isinstance(sampler, Heun):
         pytest.skip("its steps end without noise")
     size = min(size, 3e38)
-    settings = {"sampler": sampler, "strength": Constant(), "injection": injection}
+    settings = {"sampler": sampler, "weight": Constant(), "injection": injection}
     x, dropped = drawn(mixture, ((1.0, size),), **settings)
     small, _ = drawn(mixture, ((1.0, 1.0),), **settings)
     assert x.isfinite().all()
@@ -84,21 +86,21 @@ def test_an_update_that_overflows_the_step_is_dropped_for_that_image(mixture, sa
 @pytest.mark.parametrize(
     "change",
     [
-        "strength={kind: taper, gamma: .inf}",
-        "strength={kind: sine, gamma: .nan}",
-        "strength={kind: interval, low: .inf}",
+        "weight={kind: taper, gamma: .inf}",
+        "weight={kind: sine, gamma: .nan}",
+        "weight={kind: interval, ratio_min: .inf}",
         "stabilizer={kind: clip, norm: .inf}",
         "stabilizer={kind: adam, eps: .inf}",
         "objective.joint=.inf",
         "smoothing={kind: softplus, beta: .inf}",
         "smoothing={kind: montecarlo, radius: .inf}",
-        "several={kind: sum, weights: [.inf]}",
-        "several={kind: switch, at: .inf}",
-        "view={kind: ahead, until: .inf}",
+        "ensemble={kind: sum, weights: [.inf]}",
+        "ensemble={kind: switch, at: .inf}",
+        "input={kind: lookahead, until: .inf}",
         "scale=.inf",
-        "walk.low=.inf",
-        "recurrence.high=.nan",
-        "particles={count: 2, low: .inf}",
+        "sampling.ratio_min=.inf",
+        "recurrence.ratio_max=.nan",
+        "particles={count: 2, ratio_min: .inf}",
         "particles={count: 2, temperature: .nan}",
         "sampler={kind: heun, churn: .inf}",
         "sampler={kind: ddim, eta: .nan}",
@@ -111,5 +113,9 @@ def test_settings_that_are_not_finite_are_refused_in_a_line(change):
 
 
 def test_a_limit_may_be_infinite():
-    for change in ("strength={kind: interval, high: .inf}", "recurrence.high=.inf", "sampler={kind: heun, high: .inf}"):
+    for change in (
+        "weight={kind: interval, ratio_max: .inf}",
+        "recurrence.ratio_max=.inf",
+        "sampler={kind: heun, ratio_max: .inf}",
+    ):
         load_recipe("default", [change])

@@ -74,13 +74,13 @@ def test_a_guide_is_its_settings_that_are_not_defaults():
     guide = Guide(
         objective=ClassProbability(classifier=PETS, marginal=0.5),
         scale=30.0,
-        route="through",
-        strength=Product((Variance(), Interval(low=0.5))),
+        wrt="x_t",
+        weight=Product((Variance(), Interval(ratio_min=0.5))),
         injection=NoisePrediction(),
     )
     assert repr(guide) == (
-        f"Guide(objective=ClassProbability(classifier={PETS!r}, marginal=0.5), scale=30.0, route='through', "
-        "strength=Product(factors=[Variance(), Interval(low=0.5)]), injection=NoisePrediction())"
+        f"Guide(objective=ClassProbability(classifier={PETS!r}, marginal=0.5), scale=30.0, wrt='x_t', "
+        "weight=Product(factors=[Variance(), Interval(ratio_min=0.5)]), injection=NoisePrediction())"
     )
 
 

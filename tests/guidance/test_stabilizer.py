@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from steersman.errors import InputError
-from steersman.guidance import Adam, Chain, Clip, Ema, Identity, Momentum, Normalise
+from steersman.guidance import Adam, Chain, Clip, Ema, Identity, Momentum, Rms
 
 F64 = torch.float64
 ROUNDING = {"rtol": 1e-13, "atol": 1e-14}
@@ -14,10 +14,10 @@ EVERY = [
     Momentum(beta=0.9),
     Adam(),
     Adam(corrected=True),
-    Normalise(),
-    Normalise(by="rms"),
+    Rms(),
+    Rms(by="rms"),
     Clip(norm=0.5),
-    Chain([Normalise(), Ema(beta=0.5), Clip()]),
+    Chain([Rms(), Ema(beta=0.5), Clip()]),
 ]
 
 
@@ -87,9 +87,7 @@ def test_adam_corrected_is_the_optimisers(gradients, beta1, beta2, eps):
 
 
 def test_normalise_keeps_the_direction(gradients):
-    for g, by_norm, by_rms in zip(
-        gradients, run(Normalise(), gradients), run(Normalise(by="rms"), gradients), strict=True
-    ):
+    for g, by_norm, by_rms in zip(gradients, run(Rms(), gradients), run(Rms(by="rms"), gradients), strict=True):
         torch.testing.assert_close(by_norm * norm(g), g, **ROUNDING)
         torch.testing.assert_close(by_rms, by_norm * (3 * 4 * 4) ** 0.5, **ROUNDING)
 
@@ -155,7 +153,7 @@ def test_states_lead_with_the_batch(stabilizer):
         (Adam, {"eps": 0.0}, "stabilizer.eps must be above 0, got 0.0"),
         (Clip, {"norm": 0.0}, "stabilizer.norm must be above 0, got 0.0"),
         (Clip, {"norm": float("nan")}, "Clip.norm must be a finite number, got nan"),
-        (Normalise, {"by": "nrom"}, "unknown stabilizer.by 'nrom'; did you mean 'norm'"),
+        (Rms, {"by": "nrom"}, "unknown stabilizer.by 'nrom'; did you mean 'norm'"),
     ],
 )
 def test_refuses_settings(stabilizer, settings, message, unchecked):

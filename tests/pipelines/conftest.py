@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from steersman.guidance import ClassProbability, Constant, Denoised, Guide, Normalise
+from steersman.guidance import ClassProbability, Constant, Denoised, Guide, Rms
 from steersman.models.classifiers import Classifier
 from steersman.models.classifiers.preprocess import RAW
 from steersman.schedule import CLEAN
@@ -24,12 +24,12 @@ def classifier():
 
 @pytest.fixture(scope="module")
 def guide(classifier):
-    """A guide of pushes that are all as long: ``guide(route="through")``."""
+    """A guide of pushes that are all as long: ``guide(wrt="through")``."""
 
     def build(**settings):
         objective = ClassProbability(classifier=classifier)
-        view = Denoised(clip=False)
-        plain = {"objective": objective, "view": view, "stabilizer": Normalise(), "strength": Constant(), "scale": 0.5}
+        input = Denoised(clip=False)
+        plain = {"objective": objective, "input": input, "stabilizer": Rms(), "weight": Constant(), "scale": 0.5}
         return Guide(**{**plain, **settings})
 
     return build

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import steersman
-from steersman.guidance import Ahead, Interval
+from steersman.guidance import Interval, Lookahead
 from steersman.pipelines.trajectory import Trajectory
 
 diffusers = pytest.importorskip("diffusers")
@@ -39,7 +39,7 @@ class Family:
     @property
     def begins(self):
         """Whether it begins from images."""
-        return "strength" in self.call()
+        return "weight" in self.call()
 
 
 def seeded(build):
@@ -540,9 +540,9 @@ def pictures(size=16, channels=3):
     return torch.rand(2, channels, size, size, generator=torch.Generator().manual_seed(6))
 
 
-def begun(call, strength=0.7):
+def begun(call, weight=0.7):
     """A call that begins from images: two of three steps are made."""
-    return lambda: {**call(), "image": pictures(), "strength": strength}
+    return lambda: {**call(), "image": pictures(), "weight": weight}
 
 
 def masked(call, **more):
@@ -638,7 +638,7 @@ FAMILIES = {
     ),
     "SDXL inpaint": Family(
         lambda: beside(stable_diffusion_xl, "StableDiffusionXLInpaintPipeline", "DDIMScheduler"),
-        masked(of_xl, strength=1.0),
+        masked(of_xl, weight=1.0),
         ("DDIM",),
     ),
     "SD3": Family(stable_diffusion_3, of_3, ("FlowMatchEuler", "FlowMatchHeun"), flow=True),
@@ -793,7 +793,7 @@ QUICK = [  # one of each way to hold samples, and of each way to read a schedule
 def reaching(name, **settings):
     """Settings of a guide that moves a family's images far enough to be seen."""
     if FAMILIES[name].flow:  # where alpha nears 0, what moves the noise moves the image by sigma^2 / alpha as far
-        return {"strength": Interval(high=50.0), **settings}
+        return {"weight": Interval(ratio_max=50.0), **settings}
     return settings
 
 
@@ -867,7 +867,7 @@ def asked_again(pipe, name, guide, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(Trajectory, "make", compared)
-        with steersman.steer(pipe, guide(view=Ahead(clip=False), scale=1e-30), target=1):
+        with steersman.steer(pipe, guide(input=Lookahead(clip=False), scale=1e-30), target=1):
             draw(pipe, name)
     assert len(errors) >= 3
     return float(max(errors))

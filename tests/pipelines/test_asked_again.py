@@ -6,7 +6,7 @@ import torch
 import steersman
 from pipelines.families import FAMILIES, MILD, asked_again, draw, draws, make, unet2d, wide
 from steersman.errors import InputError
-from steersman.guidance import Ahead, Mean, NoisePrediction, Sample
+from steersman.guidance import Lookahead, Mean, NoisePrediction, Sample
 from steersman.models.denoisers import DiffusersDenoiser
 from steersman.recipes import load_recipe
 from steersman.sampling import DDIM, DDPM, Particles, Recurrence, sample
@@ -37,11 +37,11 @@ PLAIN = {"target": [1, 2], "seeds": [0, 1], "steps": 4, "spacing": "leading", "c
 
 
 @pytest.mark.few(2)
-@pytest.mark.parametrize("route", ["direct", "through"])
+@pytest.mark.parametrize("wrt", ["x0_hat", "x_t"])
 @pytest.mark.parametrize("evaluations", [1, 2])
-def test_lookahead_is_our_own(evaluations, route, guide):
+def test_lookahead_is_our_own(evaluations, wrt, guide):
     pipe = make("DDIM", "DDIM", **PIXELS)
-    steering = guide(route=route, view=Ahead(evaluations=evaluations, until=0.1), injection=NoisePrediction())
+    steering = guide(wrt=wrt, input=Lookahead(evaluations=evaluations, until=0.1), injection=NoisePrediction())
     with steersman.steer(pipe, steering, target=[1, 2]):
         images = draw(pipe, "DDIM", 4, eta=0.0)
     expected = sample(ours(), DDIM(), guides=[steering], noise=noise(draws(), 1), **PLAIN)
@@ -50,7 +50,7 @@ def test_lookahead_is_our_own(evaluations, route, guide):
 
 def test_a_sample_is_moved_before_the_network_is_asked(guide):
     pipe = make("DDIM", "DDIM", **PIXELS)
-    steering = [guide(injection=Sample(), route="through"), guide(injection=Mean())]
+    steering = [guide(injection=Sample(), wrt="x_t"), guide(injection=Mean())]
     with steersman.steer(pipe, steering, target=[1, 2]):
         images = draw(pipe, "DDIM", 4, eta=0.0)
     expected = sample(ours(), DDIM(), guides=steering, noise=noise(draws(), 1), **PLAIN)
@@ -60,7 +60,7 @@ def test_a_sample_is_moved_before_the_network_is_asked(guide):
 @pytest.mark.parametrize("scheduler", ["DDIM", "DDPM"])
 def test_recurrence_is_our_own(scheduler, guide):
     pipe = make("DDIM" if scheduler == "DDIM" else "DDPM", scheduler, **PIXELS)
-    steering, recurrence = guide(route="through"), Recurrence(times=3, low=0.2)
+    steering, recurrence = guide(wrt="x_t"), Recurrence(times=3, ratio_min=0.2)
     call = {"eta": 0.0} if scheduler == "DDIM" else {}
     with steersman.steer(pipe, steering, target=[1, 2], recurrence=recurrence):
         images = draw(pipe, "DDIM" if scheduler == "DDIM" else "DDPM", 4, **call)
@@ -73,10 +73,13 @@ def test_recurrence_is_our_own(scheduler, guide):
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.5])
-@pytest.mark.parametrize("low", [0.0, 0.5])
-def test_particles_are_our_own(low, scale, guide):
+@pytest.mark.parametrize("ratio_min", [0.0, 0.5])
+def test_particles_are_our_own(ratio_min, scale, guide):
     pipe, count = make("DDIM", "DDIM", **PIXELS), 3
-    steering, particles = guide(scale=scale), Particles(count=count, low=low, potential="max", temperature=0.05)
+    steering, particles = (
+        guide(scale=scale),
+        Particles(count=count, ratio_min=ratio_min, potential="max", temperature=0.05),
+    )
     with steersman.steer(pipe, steering, target=[1, 2], particles=particles):
         images = draw(pipe, "DDIM", 4, eta=0.0)
     generators = draws()
@@ -105,13 +108,19 @@ def test_a_recipe_s_guides_bring_its_recurrence_and_particles(classifier):
         images.append(draw(pipe, "SD"))
     assert torch.equal(images[1], images[2]) and not torch.equal(images[0], images[1])
     freedom = load_recipe("freedom").guides(classifier)
-    assert freedom.recurrence == Recurrence(times=10, low=3.44, high=25.4) and freedom.particles.count == 1
+    assert freedom.recurrence == Recurrence(times=10, ratio_min=3.44, ratio_max=25.4) and freedom.particles.count == 1
 
 
 @pytest.mark.long
 def test_the_default_recipe_steers_a_pipeline(classifier, likelihood):
     """Lookahead, the gradient through both evaluations, recurrence and particles together."""
-    changes = ("strength=constant", "scale=0.3", "stabilizer.by=norm", "particles.low=0.5", "recurrence.low=0.0")
+    changes = (
+        "weight=constant",
+        "scale=0.3",
+        "stabilizer.by=norm",
+        "particles.ratio_min=0.5",
+        "recurrence.ratio_min=0.0",
+    )
     guides = load_recipe("default", changes).guides(classifier)
     pipe = make("SD", "EulerAncestral")
     plain = draw(pipe, "SD")

@@ -8,17 +8,17 @@ import torch
 import steersman
 from pipelines.families import FAMILIES, draw, make, wide
 from steersman.errors import InputError
-from steersman.guidance import Ahead, Denoised
+from steersman.guidance import Denoised, Lookahead
 
-VIEWS = {"denoised": Denoised(clip=False), "ahead": Ahead(clip=False, until=0.1)}
-CASES = list(itertools.product(["SD3", "SD"], ["direct", "through"], VIEWS))
+VIEWS = {"denoised": Denoised(clip=False), "lookahead": Lookahead(clip=False, until=0.1)}
+CASES = list(itertools.product(["SD3", "SD"], ["x0_hat", "x_t"], VIEWS))
 
 
 @pytest.mark.parametrize(
-    ("name", "route", "view"), wide(CASES, [("SD3", "direct", "denoised"), ("SD", "through", "ahead")])
+    ("name", "wrt", "input"), wide(CASES, [("SD3", "x0_hat", "denoised"), ("SD", "x_t", "lookahead")])
 )
-def test_inference_mode_changes_nothing(name, route, view, guide):
-    pipe, steering = make(name), guide(route=route, view=VIEWS[view])
+def test_inference_mode_changes_nothing(name, wrt, input, guide):
+    pipe, steering = make(name), guide(wrt=wrt, input=VIEWS[input])
     with steersman.steer(pipe, steering, target=1):
         expected = draw(pipe, name)
         with torch.inference_mode():

@@ -9,7 +9,7 @@ import steersman
 from pipelines.families import FAMILIES, draw, embeds, make, reaching, wide
 from steersman import batching as rows
 from steersman.errors import InputError
-from steersman.guidance import Chain, ClassProbability, Constant, Identity, Interval, Normalise
+from steersman.guidance import Chain, ClassProbability, Constant, Identity, Interval, Rms
 from steersman.schedule import CLEAN
 
 
@@ -60,7 +60,7 @@ def test_the_gradient_through_a_pipeline_is_its_slope(name, guide, classifier):
             return objective(image, torch.ones(2, dtype=torch.int64), CLEAN)
 
     seen = Seen()
-    with steersman.steer(pipe, guide(objective=objective, route="through", stabilizer=seen, scale=1e-30), target=1):
+    with steersman.steer(pipe, guide(objective=objective, wrt="x_t", stabilizer=seen, scale=1e-30), target=1):
         draw(pipe, name, 1, **more, latents=start)
     (g,) = seen.gradients
     g = pipe._pack_latents(g, *g.shape) if start.ndim == 3 else g
@@ -76,27 +76,27 @@ def test_only_the_route_through_differentiates_the_network(name, scheduler, guid
     pipe = make(name, scheduler)
     seen = []
     hook = pipe.unet.register_forward_hook(lambda module, inputs, output: seen.append(torch.is_grad_enabled()))
-    late = Interval(high=0.2)  # the first step's network is asked before its level is known
-    for route, strength, expected in (
-        ("direct", Constant(), [False] * 3),
-        ("through", Constant(), [True] * 3),
-        ("through", late, [True, False, True]),
+    late = Interval(ratio_max=0.2)  # the first step's network is asked before its level is known
+    for wrt, weight, expected in (
+        ("x0_hat", Constant(), [False] * 3),
+        ("x_t", Constant(), [True] * 3),
+        ("x_t", late, [True, False, True]),
     ):
         seen.clear()
-        with steersman.steer(pipe, guide(route=route, strength=strength), target=1):
+        with steersman.steer(pipe, guide(wrt=wrt, weight=weight), target=1):
             draw(pipe, name)
         assert seen == expected
     hook.remove()
 
 
 @pytest.mark.few(9)
-@pytest.mark.parametrize("route", ["direct", "through"])
-def test_a_compiled_network_is_steered_as_well(route, guide):
+@pytest.mark.parametrize("wrt", ["x0_hat", "x_t"])
+def test_a_compiled_network_is_steered_as_well(wrt, guide):
     pipe = make("SD")
-    with steersman.steer(pipe, guide(route=route), target=1):
+    with steersman.steer(pipe, guide(wrt=wrt), target=1):
         expected = draw(pipe, "SD")
     pipe.unet = torch.compile(pipe.unet, backend="eager")
-    with steersman.steer(pipe, guide(route=route), target=1):
+    with steersman.steer(pipe, guide(wrt=wrt), target=1):
         found = draw(pipe, "SD")
     assert (found - expected).abs().max() < 1e-4
 
@@ -109,7 +109,7 @@ def test_a_network_compiled_in_place_is_steered_without_its_gradient(guide):
     pipe.unet.compile(backend="eager")
     with steersman.steer(pipe, guide(), target=1):
         assert (draw(pipe, "SD") - expected).abs().max() < 1e-4
-    with pytest.raises(InputError, match="compiled in place"), steersman.steer(pipe, guide(route="through"), target=1):
+    with pytest.raises(InputError, match="compiled in place"), steersman.steer(pipe, guide(wrt="x_t"), target=1):
         pass
 
 
@@ -121,20 +121,20 @@ def test_inference_mode_does_not_matter(guide):
             assert torch.equal(draw(pipe, "SD"), expected)
 
 
-HALVES = [(name, dtype, route) for name in ("SD", "Flux") for dtype in HALF for route in ("direct", "through")]
-HALVES += [(name, "bfloat16", "through") for name in NEW]
+HALVES = [(name, dtype, wrt) for name in ("SD", "Flux") for dtype in HALF for wrt in ("x0_hat", "x_t")]
+HALVES += [(name, "bfloat16", "x_t") for name in NEW]
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype", "route"),
-    wide(HALVES, [("SD", "bfloat16", "direct"), ("Flux", "float16", "through"), ("FLUX.2", "bfloat16", "through")]),
+    ("name", "dtype", "wrt"),
+    wide(HALVES, [("SD", "bfloat16", "x0_hat"), ("Flux", "float16", "x_t"), ("FLUX.2", "bfloat16", "x_t")]),
 )
-def test_half_precision_is_steered_in_float32(name, dtype, route, guide, likelihood):
+def test_half_precision_is_steered_in_float32(name, dtype, wrt, guide, likelihood):
     pipe, dtype = make(name).to(getattr(torch, dtype)), getattr(torch, dtype)
     more = {key: rows.each_tensor(each, lambda x: cast(x, dtype)) for key, each in FAMILIES[name].call().items()}
     plain = draw(pipe, name, **more).float()
     seen = Seen()
-    settings = reaching(name, route=route, stabilizer=Chain((Normalise(), seen)))
+    settings = reaching(name, wrt=wrt, stabilizer=Chain((Rms(), seen)))
     with steersman.steer(pipe, guide(**settings), target=1):
         steered = draw(pipe, name, **more).float()
     assert {g.dtype for g in seen.gradients} == {torch.float32}

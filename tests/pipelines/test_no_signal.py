@@ -13,7 +13,7 @@ from steersman.lab.train.denoiser import unet
 ABLE = ("DDIM", "DDPM", "DPMSolverMultistep", "EulerAncestralDiscrete", "EulerDiscrete", "UniPCMultistep")
 
 
-WAYS = {"direct": NoisePrediction(), "through": Mean()}
+WAYS = {"x0_hat": NoisePrediction(), "x_t": Mean()}
 
 
 def pipeline(name, **changes):
@@ -35,16 +35,16 @@ def images(pipe):
 
 
 @pytest.mark.parametrize(
-    ("name", "route"),
-    wide([(name, route) for name in ABLE for route in WAYS], [("DDIM", "through"), ("EulerDiscrete", "direct")]),
+    ("name", "wrt"),
+    wide([(name, wrt) for name in ABLE for wrt in WAYS], [("DDIM", "x_t"), ("EulerDiscrete", "x0_hat")]),
 )
-def test_a_pipeline_that_begins_without_signal_is_steered(name, route, guide, likelihood):
-    injection = WAYS[route]
+def test_a_pipeline_that_begins_without_signal_is_steered(name, wrt, guide, likelihood):
+    injection = WAYS[wrt]
     pipe = pipeline(name)
     plain = images(pipe)
-    with steer(pipe, guide(route=route, injection=injection, scale=0.0), 1):
+    with steer(pipe, guide(wrt=wrt, injection=injection, scale=0.0), 1):
         assert torch.equal(images(pipe), plain)
-    with steer(pipe, guide(route=route, injection=injection), 1):
+    with steer(pipe, guide(wrt=wrt, injection=injection), 1):
         steered = images(pipe)
     assert steered.isfinite().all()
     assert (likelihood(steered, 1) > likelihood(plain, 1)).all()

@@ -7,20 +7,20 @@ import pytest
 import steersman
 from pipelines.families import FAMILIES, draw, make, wide
 from steersman.batching import each_tensor
-from steersman.guidance import Ahead, ClassProbability, Denoised
+from steersman.guidance import ClassProbability, Denoised, Lookahead
 from steersman.pipelines.trajectory import Trajectory
 
 CASES = ["DDPM", "DiT", "SD", "SDXL", "SD3", "Flux", "FLUX.2", "Z-Image", "Wan"]
 
 
-WAYS = {"direct": Denoised(clip=False), "through": Ahead(clip=False, until=0.1)}
+WAYS = {"x0_hat": Denoised(clip=False), "x_t": Lookahead(clip=False, until=0.1)}
 
 
 @pytest.mark.parametrize(
-    ("name", "route"),
-    wide([(name, route) for name in CASES for route in WAYS], [("DDPM", "direct"), ("SD", "through")]),
+    ("name", "wrt"),
+    wide([(name, wrt) for name in CASES for wrt in WAYS], [("DDPM", "x0_hat"), ("SD", "x_t")]),
 )
-def test_no_step_after_the_first_waits_for_the_accelerator(name, route, guide, classifier, accelerator, monkeypatch):
+def test_no_step_after_the_first_waits_for_the_accelerator(name, wrt, guide, classifier, accelerator, monkeypatch):
     make_step, waits = Trajectory.make, []
 
     def unwatched(call):
@@ -47,7 +47,7 @@ def test_no_step_after_the_first_waits_for_the_accelerator(name, route, guide, c
     pipe.to("cuda")
     objective = ClassProbability(classifier=copy.deepcopy(classifier).to("cuda"))
     call = each_tensor(FAMILIES[name].call(), lambda x: x.to("cuda"))
-    with steersman.steer(pipe, guide(objective=objective, route=route, view=WAYS[route]), target=1):
+    with steersman.steer(pipe, guide(objective=objective, wrt=wrt, input=WAYS[wrt]), target=1):
         draw(pipe, name, **{**call, "output_type": "latent", "generator": None})
     assert len(waits) >= 3
     assert not any(waits[1:])

@@ -12,10 +12,10 @@ from torch import nn
 import steersman
 from pipelines.families import draw, draws, embeds, make
 from steersman.errors import InputError
-from steersman.guidance import Ahead, Denoised, Normalise, Sample
+from steersman.guidance import Denoised, Lookahead, Rms, Sample
 from steersman.sampling import Particles, Recurrence
 
-ROUTES = ["direct", "through"]
+ROUTES = ["x0_hat", "x_t"]
 
 
 def pixels(network, scheduler, steps=3, around=contextlib.nullcontext, **more):
@@ -58,11 +58,11 @@ class Bare(nn.Module):
 
 
 @pytest.mark.few(3)
-@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("wrt", ROUTES)
 @pytest.mark.parametrize("held", ["pipeline", "parts", "module"])
-def test_a_loop_over_pixels_is_steered_as_the_pipeline(held, route, guide):
+def test_a_loop_over_pixels_is_steered_as_the_pipeline(held, wrt, guide):
     pipe = make("DDIM", "DDIM", clip_sample=False)
-    settings = {"route": route, "view": Ahead(clip=False, until=0.1)}
+    settings = {"wrt": wrt, "input": Lookahead(clip=False, until=0.1)}
     with steersman.steer(pipe, guide(**settings), target=[1, 2]):
         expected = draw(pipe, "DDIM", eta=0.5)
     network = Bare(pipe.unet) if held == "module" else pipe.unet
@@ -82,14 +82,14 @@ WAYS = {
 
 
 @pytest.mark.few(9)
-@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("wrt", ROUTES)
 @pytest.mark.parametrize("way", WAYS)
-def test_a_loop_over_latents_is_steered_whatever_it_does_with_gradients(way, route, guide):
+def test_a_loop_over_latents_is_steered_whatever_it_does_with_gradients(way, wrt, guide):
     pipe = make("SD", "Euler")
-    with steersman.steer(pipe, guide(route=route), target=[1, 2]):
+    with steersman.steer(pipe, guide(wrt=wrt), target=[1, 2]):
         expected = draw(pipe, "SD", output_type="latent")
     outside, inside = WAYS[way]
-    with steersman.steer(pipe, guide(route=route), target=[1, 2]), outside():
+    with steersman.steer(pipe, guide(wrt=wrt), target=[1, 2]), outside():
         was = torch.is_grad_enabled()
         found = latents(pipe, inside)
         assert torch.is_grad_enabled() == was
@@ -100,8 +100,8 @@ def test_a_loop_over_latents_is_steered_whatever_it_does_with_gradients(way, rou
 @pytest.mark.parametrize(
     ("settings", "more"),
     [
-        ({"injection": Sample(), "route": "through"}, {}),
-        ({"route": "through"}, {"recurrence": Recurrence(times=2)}),
+        ({"injection": Sample(), "wrt": "x_t"}, {}),
+        ({"wrt": "x_t"}, {"recurrence": Recurrence(times=2)}),
         ({"scale": 0.0}, {"particles": Particles(count=6, temperature=0.01, potential="max")}),
     ],
     ids=["sample", "recurrence", "particles"],
@@ -125,7 +125,7 @@ def test_a_loop_whose_network_has_no_gradient_is_refused_in_a_line(guide):
     try:
         with (
             pytest.raises(InputError, match="no gradient leads from the network's answer") as said,
-            steersman.steer(pipe, guide(route="through"), target=1),
+            steersman.steer(pipe, guide(wrt="x_t"), target=1),
         ):
             pixels(pipe.unet, pipe.scheduler)
     finally:
@@ -150,7 +150,7 @@ def test_steps_out_of_order_are_refused_in_a_line(guide):
 
 def test_what_is_done_after_a_loop_is_not_kept(guide):
     pipe = make("DDIM", clip_sample=False)
-    with steersman.steer(pipe, guide(route="through", view=Denoised(), stabilizer=Normalise()), target=1):
+    with steersman.steer(pipe, guide(wrt="x_t", input=Denoised(), stabilizer=Rms()), target=1):
         x = pixels(pipe.unet, pipe.scheduler)
         kept = torch.zeros(())
         for _ in range(3):

@@ -31,17 +31,17 @@ def state_of(pipe):
 
 
 @pytest.mark.parametrize(
-    ("name", "route"),
+    ("name", "wrt"),
     wide(
-        [(name, route) for name in ("DDPM", "DiT", "SD", "Flux") for route in ("direct", "through")],
-        [("SD", "through"), ("DDPM", "direct")],
+        [(name, wrt) for name in ("DDPM", "DiT", "SD", "Flux") for wrt in ("x0_hat", "x_t")],
+        [("SD", "x_t"), ("DDPM", "x0_hat")],
     ),
 )
-def test_the_pipeline_is_left_as_it_was(name, route, guide):
+def test_the_pipeline_is_left_as_it_was(name, wrt, guide):
     pipe = make(name)
     draw(pipe, name)
     before = state_of(pipe)
-    with steersman.steer(pipe, guide(route=route), target=1):
+    with steersman.steer(pipe, guide(wrt=wrt), target=1):
         assert state_of(pipe) != before
         draw(pipe, name)
     assert state_of(pipe) == before
@@ -54,7 +54,7 @@ def test_the_pipeline_is_left_as_it_was(name, route, guide):
 
     calls = []
     network = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
-    with pytest.raises(Stop), steersman.steer(pipe, guide(route=route), target=1):
+    with pytest.raises(Stop), steersman.steer(pipe, guide(wrt=wrt), target=1):
         hook = network.register_forward_hook(lambda *_: calls.append(0) or (stop() if len(calls) == 2 else None))
         draw(pipe, name)
     hook.remove()
@@ -73,7 +73,7 @@ def test_an_offloaded_pipeline_is_steered_without_its_gradient(guide):
         accelerate.cpu_offload(module, torch.device("cpu"))
     with steersman.steer(pipe, guide(), target=1):
         assert (draw(pipe, "SD") - expected).abs().max() < 1e-5
-    with pytest.raises(InputError, match="offloaded"), steersman.steer(pipe, guide(route="through"), target=1):
+    with pytest.raises(InputError, match="offloaded"), steersman.steer(pipe, guide(wrt="x_t"), target=1):
         pass
 
 
@@ -88,7 +88,7 @@ def test_a_pipeline_whose_models_come_and_go_is_steered_without_its_gradient(gui
         _, before = accelerate.cpu_offload_with_hook(module, device, prev_module_hook=before)
     with steersman.steer(pipe, guide(), target=1):
         assert (draw(pipe, "SD") - expected).abs().max() < 1e-5
-    with pytest.raises(InputError, match="offloaded"), steersman.steer(pipe, guide(route="through"), target=1):
+    with pytest.raises(InputError, match="offloaded"), steersman.steer(pipe, guide(wrt="x_t"), target=1):
         pass
 
 
@@ -109,7 +109,7 @@ def test_models_that_come_and_go_on_an_accelerator_are_steered(name, guide, clas
     assert (found[0] - found[1]).abs().max() < 1e-5
     with (
         pytest.raises(InputError, match="offloaded"),
-        steersman.steer(pipe, guide(objective=objective, route="through"), target=1),
+        steersman.steer(pipe, guide(objective=objective, wrt="x_t"), target=1),
     ):
         pass
 
@@ -146,10 +146,10 @@ def test_a_vae_in_slices_or_tiles_is_differentiated_so(how, guide, likelihood):
 
 def test_a_network_that_recomputes_has_the_same_gradient(guide):
     pipe = make("SD")
-    with steersman.steer(pipe, guide(route="through"), target=1):
+    with steersman.steer(pipe, guide(wrt="x_t"), target=1):
         expected = draw(pipe, "SD")
     pipe.unet.enable_gradient_checkpointing()
-    with steersman.steer(pipe, guide(route="through"), target=1):
+    with steersman.steer(pipe, guide(wrt="x_t"), target=1):
         assert (draw(pipe, "SD") - expected).abs().max() < 1e-5
     assert pipe.unet.is_gradient_checkpointing
 
@@ -169,7 +169,7 @@ def test_the_vae_s_blocks_are_computed_again_rather_than_kept(guide, monkeypatch
         return sum(size for place, size in sizes.items() if place not in weights)
 
     few = kept()
-    monkeypatch.setattr("steersman.pipelines.walk.recomputed", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr("steersman.pipelines.steered.recomputed", lambda _: contextlib.nullcontext())
     assert few < 0.5 * kept()
 
 

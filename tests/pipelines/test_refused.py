@@ -74,7 +74,7 @@ def test_what_shows_only_later_is_refused_then(guide):
     pipe = make("DDIM", clip_sample=False)
     with pytest.raises(InputError, match="noise"), steersman.steer(pipe, guide(injection=Spherical()), target=1):
         draw(pipe, "DDIM", eta=0.0)
-    through = guide(route="through")
+    through = guide(wrt="x_t")
     with pytest.raises(InputError, match="does not come from the sample"), steersman.steer(pipe, through, target=1):
         output = pipe.unet(torch.randn(2, 3, 16, 16), 0).sample
         pipe.scheduler.step(output, pipe.scheduler.timesteps[0], torch.zeros(2, 3, 16, 16))

@@ -30,7 +30,7 @@ diffusers = pytest.importorskip("diffusers")
 
 @pytest.mark.parametrize(("name", "scheduler"), wide(PAIRS, QUICK))
 def test_without_a_push_no_bit_changes(name, scheduler, guide):
-    idle = [guide(scale=0.0, route="through"), guide(strength=Interval(low=1e6, high=1e7))]
+    idle = [guide(scale=0.0, wrt="x_t"), guide(weight=Interval(ratio_min=1e6, ratio_max=1e7))]
     pipe = make(name, scheduler)
     plain = draw(pipe, name)
     with pytest.warns(UserWarning, match="no step was guided"), steersman.steer(pipe, idle, target=1):
@@ -38,9 +38,9 @@ def test_without_a_push_no_bit_changes(name, scheduler, guide):
 
 
 WAYS = {
-    "direct-mean": ("direct", Mean()),
-    "direct-denoised": ("direct", DenoisedImage()),
-    "through-noise": ("through", NoisePrediction()),
+    "direct-mean": ("x0_hat", Mean()),
+    "direct-denoised": ("x0_hat", DenoisedImage()),
+    "through-noise": ("x_t", NoisePrediction()),
 }
 EACH_WAY = [("SD", "PNDM", way) for way in WAYS] + [
     ("DDPM", "DDPM", "through-noise"),
@@ -61,8 +61,8 @@ EACH_WAY = [("SD", "PNDM", way) for way in WAYS] + [
 def test_images_go_where_they_are_steered(name, scheduler, way, guide, likelihood):
     pipe = make(name, scheduler)
     plain = draw(pipe, name)
-    route, injection = WAYS[way]
-    with steersman.steer(pipe, guide(**reaching(name, route=route, injection=injection)), target="green"):
+    wrt, injection = WAYS[way]
+    with steersman.steer(pipe, guide(**reaching(name, wrt=wrt, injection=injection)), target="green"):
         steered = draw(pipe, name)
     assert steered.isfinite().all()
     assert (likelihood(steered, 1) > likelihood(plain, 1) + FAMILIES[name].margin).all()
@@ -97,7 +97,7 @@ def test_the_classifier_sees_what_the_pipeline_draws(name, scheduler, guide, cla
 @pytest.mark.parametrize("name", ["DDPM", "SD"])
 def test_every_call_is_a_walk_of_its_own(name, guide):
     pipe = make(name)
-    steering = guide(stabilizer=Ema(beta=0.9), strength=Sine(gamma=0.3))
+    steering = guide(stabilizer=Ema(beta=0.9), weight=Sine(gamma=0.3))
     with steersman.steer(pipe, steering, target=1):
         first, second = draw(pipe, name), draw(pipe, name)
     assert torch.equal(first, second)
@@ -166,12 +166,12 @@ def test_from_an_image_the_walk_begins_further_on(guide, likelihood):
     call = {
         "prompt": ["a ball", "a dab"],
         "image": torch.zeros(2, 3, 16, 16),
-        "strength": 0.5,
+        "weight": 0.5,
         "num_inference_steps": 6,
         "output_type": "pt",
     }
     plain = pipe(**call, generator=draws()).images * 2 - 1
-    with steersman.steer(pipe, guide(strength=Noted(note)), target=1):
+    with steersman.steer(pipe, guide(weight=Noted(note)), target=1):
         steered = pipe(**call, generator=draws()).images * 2 - 1
     assert steps == [(0, 3, 0), (1, 3, 0), (2, 3, 0)]
     assert (likelihood(steered, 1) > likelihood(plain, 1) + 0.01).all()
@@ -184,7 +184,7 @@ def test_a_view_that_clips_does_so_after_the_decoder(guide, classifier):
             return ClassProbability(classifier=classifier)(image, target, level)
 
     pipe, ranges = make("SD"), []
-    with steersman.steer(pipe, guide(objective=Range(), view=Denoised()), target=1):
+    with steersman.steer(pipe, guide(objective=Range(), input=Denoised()), target=1):
         draw(pipe, "SD")
     assert [shape for shape, _ in ranges] == [
         (2, 3, 16, 16)

@@ -15,7 +15,7 @@ from pipelines.families import FAMILIES, PAIRS, asked_again, draw, make, reachin
 from steersman.errors import InputError
 from steersman.guidance import Mean, NoisePrediction
 from steersman.models.denoisers.folder import PIPELINES
-from steersman.pipelines.walk import MEMORYLESS
+from steersman.pipelines.steered import MEMORYLESS
 from steersman.sampling import Particles, Recurrence
 
 diffusers = pytest.importorskip("diffusers")
@@ -127,7 +127,7 @@ def measured(name, scheduler, guide, likelihood, monkeypatch):
         gained = likelihood(steered, 1) - likelihood(plain, 1)
         return steered.isfinite().all() and len(gained) == 2 and (gained > FAMILIES[name].margin).all()
 
-    direct, through = steers(injection=Mean()), steers(route="through", injection=NoisePrediction())
+    direct, through = steers(injection=Mean()), steers(wrt="x_t", injection=NoisePrediction())
     error = asked_again(pipe, name, guide, monkeypatch)
     again = ["lookahead"] if error < 1e-5 else []
     for more, setting in (("recurrence", Recurrence(times=2)), ("particles", Particles(count=2))):

@@ -55,27 +55,27 @@ def few(*axes, quick):
 DDPMS = few(
     ["fixed_small", "fixed_large", "learned_range"],
     INJECTIONS,
-    ["direct", "through"],
+    ["x0_hat", "x_t"],
     quick=[
-        ("fixed_small", "Spherical", "direct"),
-        ("fixed_large", "NoisePrediction", "through"),
-        ("learned_range", "Mean", "through"),
-        ("learned_range", "DenoisedImage", "direct"),
+        ("fixed_small", "Spherical", "x0_hat"),
+        ("fixed_large", "NoisePrediction", "x_t"),
+        ("learned_range", "Mean", "x_t"),
+        ("learned_range", "DenoisedImage", "x0_hat"),
     ],
 )
 
 
 @pytest.mark.few(2)
-@pytest.mark.parametrize(("variance", "injection", "route"), DDPMS)
-def test_ddpm_is_our_own(variance, injection, route, guide):
+@pytest.mark.parametrize(("variance", "injection", "wrt"), DDPMS)
+def test_ddpm_is_our_own(variance, injection, wrt, guide):
     injection = INJECTIONS[injection]
     network = unet2d(6 if variance == "learned_range" else 3)
     settings = {"clip_sample": False, "variance_type": variance, "timestep_spacing": "leading"}
     pipe = diffusers.DDPMPipeline(network, diffusers.DDPMScheduler(**MILD, **settings))
     pipe.set_progress_bar_config(disable=True)
     steering = [
-        guide(route=route, injection=injection, strength=Variance(), stabilizer=Ema(beta=0.5), scale=20.0),
-        guide(route=route, view=Noisy()),
+        guide(wrt=wrt, injection=injection, weight=Variance(), stabilizer=Ema(beta=0.5), scale=20.0),
+        guide(wrt=wrt, input=Noisy()),
     ]
     with steersman.steer(pipe, steering, target=[1, 2]):
         images = draw(pipe, "DDPM", 5)
@@ -96,7 +96,7 @@ def test_ddpm_is_our_own(variance, injection, route, guide):
 
 def test_ddpm_that_clips_is_our_own(guide):
     pipe = make("DDPM")
-    steering = guide(view=Denoised())
+    steering = guide(input=Denoised())
     with steersman.steer(pipe, steering, target=0):
         images = draw(pipe, "DDPM", 5)
     expected = sample(
@@ -112,15 +112,15 @@ def test_ddpm_that_clips_is_our_own(guide):
     assert (expected.clamp(-1, 1) - images).abs().max() < 1e-5
 
 
-DDIMS = few([0.0], THREE, ["direct", "through"], quick=[(0.0, "NoisePrediction", "direct")])
-DDIMS += few([0.5], INJECTIONS, ["direct", "through"], quick=[(0.5, "Mean", "through"), (0.5, "Spherical", "direct")])
+DDIMS = few([0.0], THREE, ["x0_hat", "x_t"], quick=[(0.0, "NoisePrediction", "x0_hat")])
+DDIMS += few([0.5], INJECTIONS, ["x0_hat", "x_t"], quick=[(0.5, "Mean", "x_t"), (0.5, "Spherical", "x0_hat")])
 
 
-@pytest.mark.parametrize(("eta", "injection", "route"), DDIMS)
-def test_ddim_is_our_own(eta, injection, route, guide):
+@pytest.mark.parametrize(("eta", "injection", "wrt"), DDIMS)
+def test_ddim_is_our_own(eta, injection, wrt, guide):
     injection = INJECTIONS[injection]
     pipe = make("DDIM", "DDIM", clip_sample=False)
-    steering = guide(route=route, injection=injection, stabilizer=Ema(beta=0.5), scale=1.0)
+    steering = guide(wrt=wrt, injection=injection, stabilizer=Ema(beta=0.5), scale=1.0)
     with steersman.steer(pipe, steering, target=[1, 2]):
         images = draw(pipe, "DDIM", 5, eta=eta)
     settings = {"seeds": [0, 1], "steps": 5, "spacing": "leading", "clip": False, "noise": iter(noise(5))}
@@ -137,14 +137,14 @@ SAME = {
 
 
 COORDINATES = few(
-    SAME, THREE, ["direct", "through"], quick=[("Euler", "Mean", "through"), ("DPMSolverMultistep", THREE[1], "direct")]
+    SAME, THREE, ["x0_hat", "x_t"], quick=[("Euler", "Mean", "x_t"), ("DPMSolverMultistep", THREE[1], "x0_hat")]
 )
 
 
-@pytest.mark.parametrize(("scheduler", "injection", "route"), COORDINATES)
-def test_a_scheduler_s_coordinates_make_no_difference(scheduler, injection, route, guide):
+@pytest.mark.parametrize(("scheduler", "injection", "wrt"), COORDINATES)
+def test_a_scheduler_s_coordinates_make_no_difference(scheduler, injection, wrt, guide):
     injection = INJECTIONS[injection]
-    steering = guide(route=route, injection=injection, strength=Signal(), stabilizer=Identity(), scale=0.3)
+    steering = guide(wrt=wrt, injection=injection, weight=Signal(), stabilizer=Identity(), scale=0.3)
     both, own = SAME[scheduler]
     images = []
     for name, settings in (("DDIM", {"clip_sample": False}), (scheduler, own)):
@@ -161,12 +161,10 @@ def same_levels(scheduler, own, steps, device=None):
     scheduler.timesteps = scheduler.sigmas[:-1] * 1000
 
 
-@pytest.mark.parametrize(
-    ("injection", "route"), few(THREE, ["direct", "through"], quick=[("DenoisedImage", "through")])
-)
-def test_flow_matching_is_the_same_by_two_schedulers(injection, route, guide):
+@pytest.mark.parametrize(("injection", "wrt"), few(THREE, ["x0_hat", "x_t"], quick=[("DenoisedImage", "x_t")]))
+def test_flow_matching_is_the_same_by_two_schedulers(injection, wrt, guide):
     injection = INJECTIONS[injection]
-    steering = guide(route=route, injection=injection, strength=Signal(), stabilizer=Identity(), scale=0.1)
+    steering = guide(wrt=wrt, injection=injection, weight=Signal(), stabilizer=Identity(), scale=0.1)
     images = []
     for name, settings in (("FlowMatchEuler", {}), ("DPMSolverMultistep", {"solver_order": 1})):
         pipe = make("Sana", name, **settings)
@@ -197,7 +195,7 @@ def test_a_step_knows_the_levels_of_the_whole_walk(scheduler, guide):
     """A strength whose mean over the walk is 1, whichever levels the scheduler visits, and how often."""
     WEIGHTS.clear()
     pipe = make("SD", scheduler)
-    with steersman.steer(pipe, guide(strength=Noting(rising=False)), target=1):
+    with steersman.steer(pipe, guide(weight=Noting(rising=False)), target=1):
         draw(pipe, "SD", steps=6)
     assert len(WEIGHTS) >= 6
     assert sum(WEIGHTS) / len(WEIGHTS) == pytest.approx(1, abs=1e-6)
@@ -221,7 +219,7 @@ def test_a_corrector_does_not_undo_a_push(predict_x0, injection, guide):
     scheduler = Corrected(**MILD, **settings)
     pipe = diffusers.DDPMPipeline(unet2d(), scheduler)
     pipe.set_progress_bar_config(disable=True)
-    steering = guide(injection=injection, scale=1.0, strength=Interval(high=2.0))
+    steering = guide(injection=injection, scale=1.0, weight=Interval(ratio_max=2.0))
     with steersman.steer(pipe, steering, target=[1, 2]):
         images = draw(pipe, "DDPM", 6)
     theirs = diffusers.UniPCMultistepScheduler(**MILD, **settings)
@@ -278,7 +276,7 @@ def test_a_push_is_carried_on_from_a_sample_that_a_scheduler_keeps(case, guide):
                 z = scheduler.step(drawn, time, z).prev_sample
         return z
 
-    pushing = guide(objective=Direction(), view=Noisy(), stabilizer=Identity(), scale=0.01)
+    pushing = guide(objective=Direction(), input=Noisy(), stabilizer=Identity(), scale=0.01)
     alpha, sigma = (each.double() for each in scheduler_levels(scheduler))
     k = {"": alpha[-1] / alpha[1:], "++": sigma[-1] / sigma[1:]}
     k = k.get(kind, (sigma[-1] / sigma[1:]) ** 2 * alpha[1:] / alpha[-1])

@@ -60,7 +60,7 @@ def draws(draw):
 
 def run(draws, recipe, *changes):
     made = load_recipe(recipe, changes)
-    walk = {"target": TARGET, "seeds": range(2), "noise": iter(draws), "dtype": F64, **made.walk()}
+    walk = {"target": TARGET, "seeds": range(2), "noise": iter(draws), "dtype": F64, **made.sampling()}
     return sample(Adm(), made.sampler(), guides=made.guides(GUIDE), **walk)
 
 
@@ -120,7 +120,7 @@ def algorithm_2(draws, times, scale, eta):
 @pytest.mark.parametrize("steps", [2, 10])
 @pytest.mark.parametrize("scale", [0.0, 0.5, 20.0])
 def test_ddpm_is_algorithm_1(draws, scale, steps):
-    ours = run(draws, "adm-cg", f"walk.steps={steps}", f"scale={scale}")
+    ours = run(draws, "adm-cg", f"sampling.steps={steps}", f"scale={scale}")
     torch.testing.assert_close(ours, algorithm_1(draws, linspace(steps), scale), **ROUNDING)
 
 
@@ -128,30 +128,44 @@ def test_ddpm_is_algorithm_1(draws, scale, steps):
 @pytest.mark.parametrize("scale", [0.0, 1.0, 20.0])
 @pytest.mark.parametrize(("spacing", "times"), [("leading", range(0, 1000, 100)), ("linspace", linspace(10))])
 def test_ddim_is_algorithm_2(draws, spacing, times, scale, eta):
-    settings = ["walk.steps=10", f"walk.spacing={spacing}", f"scale={scale}", f"sampler.eta={eta}"]
+    settings = ["sampling.steps=10", f"sampling.spacing={spacing}", f"scale={scale}", f"sampler.eta={eta}"]
     ours = run(draws, "adm-cg/ddim", *settings)
     torch.testing.assert_close(ours, algorithm_2(draws, list(times), scale, eta), **ROUNDING)
 
 
 @pytest.mark.parametrize(
     "change",
-    ["sampler.fixed=small", "walk.spacing=leading", "walk.clip=false", "strength=constant", "view=denoised", "scale=0"],
+    [
+        "sampler.fixed=small",
+        "sampling.spacing=leading",
+        "sampling.clip=false",
+        "weight=constant",
+        "input=denoised",
+        "scale=0",
+    ],
 )
 def test_any_other_choice_on_ddpm_is_noticed(draws, change):
     expected = algorithm_1(draws, linspace(10), 20.0)
-    ours = run(draws, "adm-cg", "walk.steps=10", "scale=20", change)
+    ours = run(draws, "adm-cg", "sampling.steps=10", "scale=20", change)
     assert (ours - expected).abs().max() > 1e-5
 
 
 @pytest.mark.parametrize(
-    "change", ["walk.spacing=linspace", "walk.keeps=noise", "walk.clip=false", "injection=denoised", "view=denoised"]
+    "change",
+    [
+        "sampling.spacing=linspace",
+        "sampling.keeps=noise",
+        "sampling.clip=false",
+        "injection=denoised",
+        "input=denoised",
+    ],
 )
 def test_any_other_choice_on_ddim_is_noticed(draws, change):
     expected = algorithm_2(draws, list(range(0, 1000, 100)), 1.0, 0.0)
-    ours = run(draws, "adm-cg/ddim", "walk.steps=10", change)
+    ours = run(draws, "adm-cg/ddim", "sampling.steps=10", change)
     assert (ours - expected).abs().max() > 1e-5
 
 
 def test_the_ddim_variant_keeps_the_released_scale_and_spacing():
     made = load_recipe("adm-cg/ddim").resolved()
-    assert (made["scale"]["value"], made["walk"]["steps"], made["walk"]["spacing"]) == (1.0, 25, "leading")
+    assert (made["scale"]["value"], made["sampling"]["steps"], made["sampling"]["spacing"]) == (1.0, 25, "leading")

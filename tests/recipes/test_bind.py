@@ -24,7 +24,9 @@ def classifier():
 
 def test_input_and_smoothing_of_the_recipe_reach_the_classifier(classifier):
     """EluCD's released code feeds the sample as it is, and smooths by softplus 3."""
-    recipe = load_recipe("elucd-ddpm", {"input": {"preprocess": "raw"}, "smoothing": {"kind": "softplus", "beta": 3.0}})
+    recipe = load_recipe(
+        "elucd-ddpm", {"preprocess": {"transform": "raw"}, "smoothing": {"kind": "softplus", "beta": 3.0}}
+    )
     guides = recipe.bind(classifier)
     used = guides[0].objective.classifier
     assert (used.softplus, used.smoothed, used.preprocess) == (3.0, 1, RAW)

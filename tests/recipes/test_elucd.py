@@ -56,7 +56,7 @@ def run(denoiser, draws, made):
     settings = made.classifier_settings()
     assert settings["preprocess"] == "raw" and settings["size"] is None
     guide = Classifier(Louder(), preprocess=RAW, names="abcde").smooth(settings["softplus"])
-    walk = {"target": TARGET, "seeds": range(2), "noise": iter(draws), "dtype": F64, **made.walk()}
+    walk = {"target": TARGET, "seeds": range(2), "noise": iter(draws), "dtype": F64, **made.sampling()}
     return sample(denoiser, made.sampler(), guides=made.guides(guide), **walk)
 
 
@@ -109,7 +109,7 @@ def algorithm_1(draws, steps, scale, *, joint=1.0, marginal=0.5, gamma=0.3, rele
 @pytest.mark.parametrize("marginal", [0.0, 0.5])
 def test_ddpm_is_algorithm_1(draw, variant, gamma, marginal):
     draws = [draw(2, *SHAPE) for _ in range(10)]
-    changes = [f"strength.gamma={gamma}", f"objective.marginal={marginal}", "walk.steps=10", "scale=5"]
+    changes = [f"weight.gamma={gamma}", f"objective.marginal={marginal}", "sampling.steps=10", "scale=5"]
     ours = run(Adm(), draws, load_recipe(f"elucd-ddpm/{variant}", changes))
     expected = algorithm_1(draws, 10, 5.0, marginal=marginal, gamma=gamma, released=variant == "released")
     torch.testing.assert_close(ours, expected, **ROUNDING)
@@ -118,27 +118,27 @@ def test_ddpm_is_algorithm_1(draw, variant, gamma, marginal):
 def test_ddpm_as_published_is_algorithm_1(draw):
     """Table 7's settings; the number of steps, 250 there, is what the others are independent of."""
     draws, published = [draw(2, *SHAPE) for _ in range(40)], load_recipe("elucd-ddpm/released")
-    assert published.walk()["steps"] == 250
-    ours = run(Adm(), draws, published.changed({"walk.steps": 40}))
+    assert published.sampling()["steps"] == 250
+    ours = run(Adm(), draws, published.changed({"sampling.steps": 40}))
     torch.testing.assert_close(ours, algorithm_1(draws, 40, 1.0, released=True), **ROUNDING)
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        "strength.peak=own",
+        "weight.peak=own",
         "sampler.fixed=small",
-        "strength.gamma=0.2",
+        "weight.gamma=0.2",
         "objective.marginal=1",
         "objective.joint=0.9",
         "smoothing.beta=8",
-        "view.clip=false",
-        "route=through",
+        "input.clip=false",
+        "wrt=x_t",
     ],
 )
 def test_any_other_choice_on_ddpm_is_noticed(draw, change):
     draws = [draw(2, *SHAPE) for _ in range(10)]
-    ours = run(Adm(), draws, load_recipe("elucd-ddpm/released", ["walk.steps=10", "scale=5", change]))
+    ours = run(Adm(), draws, load_recipe("elucd-ddpm/released", ["sampling.steps=10", "scale=5", change]))
     assert (ours - algorithm_1(draws, 10, 5.0, released=True)).abs().max() > 1e-5
 
 
@@ -159,7 +159,7 @@ def denoised(x, sigma):
     return 0.25 / total * x + sigma * 0.5 / total.sqrt() * INNER(x / total.sqrt())
 
 
-def algorithm_2(draws, steps, scale, *, gamma=0.3, churn=0.0, low=0.0, high=math.inf, noise=1.0):
+def algorithm_2(draws, steps, scale, *, gamma=0.3, churn=0.0, ratio_min=0.0, ratio_max=math.inf, noise=1.0):
     """EDM's own, from ``x + w_i rms(x) g / rms(g)``, ``g = grad log p(y | x / max(1, rms(x)))`` before the churn."""
     i = torch.arange(steps, dtype=F64)
     sigmas = (80 ** (1 / 7) + i / (steps - 1) * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
@@ -170,7 +170,7 @@ def algorithm_2(draws, steps, scale, *, gamma=0.3, churn=0.0, low=0.0, high=math
         g = gradient(x / rms(x).clamp(min=1), 5.0, 1.0, 0.0)
         weight = max(scale * (steps + 1 - i) / (steps + 1), 1e-5) + math.sin(math.pi * i / steps) * scale * gamma
         x = x + weight * rms(x) * g / rms(g)
-        if churn and low <= sigma <= high:
+        if churn and ratio_min <= sigma <= ratio_max:
             hat = sigma * (1 + min(churn / steps, math.sqrt(2) - 1))
             x = x + noise * (hat**2 - sigma**2).sqrt() * rest.pop(0)
             sigma = hat
@@ -182,7 +182,7 @@ def algorithm_2(draws, steps, scale, *, gamma=0.3, churn=0.0, low=0.0, high=math
     return x
 
 
-CHURN = {"churn": 40.0, "low": 0.05, "high": 50.0, "noise": 1.003}
+CHURN = {"churn": 40.0, "ratio_min": 0.05, "ratio_max": 50.0, "noise": 1.003}
 
 
 @pytest.mark.parametrize(
@@ -203,10 +203,10 @@ def test_edm_as_published_is_algorithm_2(draw, recipe, steps, scale, churn):
 def test_edm_with_churn_and_a_floor_is_algorithm_2(draw):
     """At this scale the falling line meets 1e-5 in the last four of 40 steps; as published, in the last of 250."""
     published = load_recipe("elucd-edm/250").resolved()
-    assert published["strength"]["floor"] * published["scale"]["value"] == pytest.approx(1e-5)
-    draws, settings = [draw(2, *SHAPE) for _ in range(41)], ["walk.steps=40", "scale=1e-4"]
+    assert published["weight"]["floor"] * published["scale"]["value"] == pytest.approx(1e-5)
+    draws, settings = [draw(2, *SHAPE) for _ in range(41)], ["sampling.steps=40", "scale=1e-4"]
     ours = {
-        floor: run(Preconditioned(), draws, load_recipe("elucd-edm/250", [*settings, f"strength.floor={floor}"]))
+        floor: run(Preconditioned(), draws, load_recipe("elucd-edm/250", [*settings, f"weight.floor={floor}"]))
         for floor in (0.0, 0.1)
     }
     expected = algorithm_2(draws, 40, 1e-4, **CHURN)
@@ -218,22 +218,22 @@ def test_edm_with_churn_and_a_floor_is_algorithm_2(draw):
 @pytest.mark.parametrize(
     "change",
     [
-        "strength.gamma=0.2",
-        "strength=constant",
+        "weight.gamma=0.2",
+        "weight=constant",
         "stabilizer.by=norm",
-        "view=denoised",
-        "view=noisy",
+        "input=denoised",
+        "input=noisy",
         "objective.marginal=1",
         "smoothing.beta=8",
         "injection=mean",
         "sampler.noise=1",
-        "sampler.high=80",
-        "sampler.low=0",
-        "walk.clip=true",
+        "sampler.ratio_max=80",
+        "sampler.ratio_min=0",
+        "sampling.clip=true",
     ],
 )
 def test_any_other_choice_on_edm_is_noticed(draw, change):
     draws = [draw(2, *SHAPE) for _ in range(19)]
-    changes = ["walk.steps=18", "scale=0.004", "strength.floor=0", change]
+    changes = ["sampling.steps=18", "scale=0.004", "weight.floor=0", change]
     ours = run(Preconditioned(), draws, load_recipe("elucd-edm/250", changes))
     assert (ours - algorithm_2(draws, 18, 0.004, **CHURN)).abs().max() > 1e-5

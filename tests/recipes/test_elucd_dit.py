@@ -53,13 +53,13 @@ def walk(denoiser, recipe, classifier, draws, condition=None):
         noise=draws,
         dtype=F64,
         condition={"label": LABEL, "cfg_scale": W} if condition is None else condition,
-        **recipe.walk(),
+        **recipe.sampling(),
     )
 
 
 def test_the_formula_on_the_mixture(mixture, posterior, draw):
     """Six steps of the exact denoisers and the exact gradient of a classifier of clean images, unclipped."""
-    recipe = load_recipe("elucd-dit", [*CHANGES, "walk.steps=6", "view.clip=false", "walk.clip=false"])
+    recipe = load_recipe("elucd-dit", [*CHANGES, "sampling.steps=6", "input.clip=false", "sampling.clip=false"])
     draws = [draw(4, 2, 1, 1) for _ in range(6)]
 
     def classifier(image, level=None):
@@ -68,8 +68,8 @@ def test_the_formula_on_the_mixture(mixture, posterior, draw):
     x, levels = draws[0], mixture.schedule.levels(6)
     for index, (level, next) in enumerate(zip(levels, levels[1:], strict=False)):
         null, alone = mixture(x, level).x0_hat, mixture(x, level, label=LABEL).x0_hat
-        view = (null + W * (alone - null)).requires_grad_()
-        (g,) = torch.autograd.grad(log_likelihood(classifier(view)).sum(), view)
+        input = (null + W * (alone - null)).requires_grad_()
+        (g,) = torch.autograd.grad(log_likelihood(classifier(input)).sum(), input)
         eps = guided(eps_from_x0(x, alone, level), eps_from_x0(x, null, level), g)
         x = ddpm(x, eps, None, level, next, draws[index + 1] if index < 5 else None)
     torch.testing.assert_close(walk(mixture, recipe, classifier, draws), x, rtol=0, atol=1e-10)
@@ -80,16 +80,16 @@ def test_two_steps_of_a_dit_pipeline(dit_folder, draw):
     denoiser = load_denoiser(str(dit_folder), dtype=F64)
     torch.manual_seed(1)
     network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Tanh(), nn.Flatten(), nn.Linear(8 * 14**2, 4)).to(F64)
-    recipe = load_recipe("elucd-dit", [*CHANGES, "walk.steps=2"])
+    recipe = load_recipe("elucd-dit", [*CHANGES, "sampling.steps=2"])
     draws = [draw(4, 4, 8, 8) for _ in range(2)]
     x, levels = draws[0], denoiser.schedule.levels(2)
     for level, next, noise in zip(levels, levels[1:], [draws[1], None], strict=False):
         time = level.time.expand(4)
         eps, learned = denoiser.network(x, time, class_labels=LABEL).sample.chunk(2, dim=1)
         null, _ = denoiser.network(x, time, class_labels=torch.full((4,), 4)).sample.chunk(2, dim=1)
-        view = ((x - level.sigma * (null + W * (eps - null))) / level.alpha).detach().requires_grad_()
-        image = denoiser.vae.decode(view / 0.18215).sample.clamp(-1, 1)
-        (g,) = torch.autograd.grad(log_likelihood(network(image)).sum(), view)
+        input = ((x - level.sigma * (null + W * (eps - null))) / level.alpha).detach().requires_grad_()
+        image = denoiser.vae.decode(input / 0.18215).sample.clamp(-1, 1)
+        (g,) = torch.autograd.grad(log_likelihood(network(image)).sum(), input)
         assert (g.abs().amax((1, 2, 3)) > 0).all()
         x = ddpm(x, guided(eps, null, g), (learned + 1) / 2, level, next, noise)
     found = walk(denoiser, recipe, lambda image, level=None: network(image), draws)
@@ -97,7 +97,7 @@ def test_two_steps_of_a_dit_pipeline(dit_folder, draw):
 
 
 def test_a_denoiser_without_its_unconditional_prediction_is_refused(mixture, posterior):
-    recipe = load_recipe("elucd-dit", [*CHANGES, "walk.steps=2"])
+    recipe = load_recipe("elucd-dit", [*CHANGES, "sampling.steps=2"])
     for condition in ({}, {"label": LABEL}):
         with pytest.raises(InputError, match="strength difference needs the prediction without the label too"):
             walk(mixture, recipe, posterior, None, condition=condition)

@@ -30,14 +30,14 @@ def velocity(mixture, x_t, level, **condition):
     return (x_t - (1 - level.sigma) * x0) / level.sigma - x0
 
 
-def euler(mixture, x, push=lambda x_t, level: 0):
+def euler(mixture, x, update=lambda x_t, level: 0):
     for level, next in pairwise(mixture.schedule.levels(STEPS)):
-        x = x + (next.sigma - level.sigma) * (velocity(mixture, x, level) + push(x, level))
+        x = x + (next.sigma - level.sigma) * (velocity(mixture, x, level) + update(x, level))
     return x
 
 
 def walk(denoiser, recipe, classifier, start, target=TARGET):
-    settings = {**recipe.walk(), "seeds": range(len(start)), "dtype": F64}
+    settings = {**recipe.sampling(), "seeds": range(len(start)), "dtype": F64}
     return sample(
         denoiser, recipe.sampler(), guides=recipe.guides(classifier), target=target, noise=[start], **settings
     )
@@ -49,34 +49,34 @@ def test_ddim_on_flow_is_euler_along_the_velocity(flowing, draw):
     torch.testing.assert_close(x, euler(flowing, flowing.schedule.levels(STEPS)[0].sigma * start), **EXACT)
 
 
-@pytest.mark.parametrize("route", ["through", "direct"])
-def test_the_velocity_is_guided(route, flowing, posterior, draw):
+@pytest.mark.parametrize("wrt", ["x_t", "x0_hat"])
+def test_the_velocity_is_guided(wrt, flowing, posterior, draw):
     clean = flowing.schedule.at_time(50.0)
 
     def classifier(image, level=None):
         return posterior(image, clean)
 
-    def push(x_t, level):
+    def update(x_t, level):
         if level.sigma / level.alpha > 11.5:
             return 0
         with torch.enable_grad():
             leaf = x_t.clone().requires_grad_()
             x0 = flowing(leaf, level).x0_hat
-            seen = leaf if route == "through" else x0
+            seen = leaf if wrt == "x_t" else x0
             (g,) = torch.autograd.grad(classifier(x0).log_softmax(1)[:, TARGET].sum(), seen)
         return -level.sigma / level.alpha * 0.7 * g
 
-    recipe = load_recipe("flow" if route == "through" else "flow/direct", [f"walk.steps={STEPS}", "scale=0.7"])
+    recipe = load_recipe("flow" if wrt == "x_t" else "flow/direct", [f"sampling.steps={STEPS}", "scale=0.7"])
     start = draw(6, 2, 1, 1)
     first = flowing.schedule.levels(STEPS)[0].sigma * start
-    x, expected = walk(flowing, recipe, classifier, start), euler(flowing, first, push)
+    x, expected = walk(flowing, recipe, classifier, start), euler(flowing, first, update)
     torch.testing.assert_close(x, expected, **EXACT)
     assert (x - euler(flowing, first)).abs().max() > 0.1
 
 
 def test_at_scale_one_it_is_the_model_of_the_class(flowing, posterior, draw):
     """With the exact noise-aware classifier, ``x0_hat + (sigma^2 / alpha) g`` is the conditional denoised image."""
-    changes = ["view=noisy", "strength=constant", f"walk.steps={STEPS}"]
+    changes = ["input=noisy", "weight=constant", f"sampling.steps={STEPS}"]
     x = walk(flowing, load_recipe("flow", changes), posterior, start := draw(6, 2, 1, 1))
     condition = {"label": torch.full((6,), TARGET)}
     settings = {"seeds": range(6), "steps": STEPS, "clip": False, "noise": [start], "dtype": F64}

@@ -114,7 +114,7 @@ def test_algorithm_1(name, denoiser, classifiers, draw):
     wanted = algorithm_1(
         denoiser, classifier, draws, binary=binary, denoised=denoised, kind=kind, beta=beta, scale=scale
     )
-    recipe = load_recipe(name, [f"walk.steps={STEPS}"])
+    recipe = load_recipe(name, [f"sampling.steps={STEPS}"])
     found = sample(
         denoiser,
         recipe.sampler(),
@@ -123,10 +123,10 @@ def test_algorithm_1(name, denoiser, classifiers, draw):
         seeds=range(COUNT),
         noise=draws,
         dtype=F64,
-        **recipe.walk(),
+        **recipe.sampling(),
     )
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-10)
     unguided = sample(
-        denoiser, recipe.sampler(), seeds=range(COUNT), noise=draws, dtype=F64, **{**recipe.walk(), "steps": STEPS}
+        denoiser, recipe.sampler(), seeds=range(COUNT), noise=draws, dtype=F64, **{**recipe.sampling(), "steps": STEPS}
     )
     assert (found - unguided).abs().amax((1, 2, 3)).min() > 1e-3

@@ -29,10 +29,10 @@ MOVED = {"kind": "denoised", "keeps": "sample"}  # where a guide may ascend more
 MORE = {
     "objective": [{"kind": "class", "marginal": 0.5}],
     "smoothing": [["softplus", "montecarlo"]],
-    "view": [{"kind": "denoised", "clip": False, "guided": True}],
-    "route": [{"kind": "direct", "ascents": 2}],
-    "stabilizer": [["normalise", "ema"]],
-    "strength": [["deviation", {"kind": "interval", "low": 0.1, "high": 5.0}]],
+    "input": [{"kind": "denoised", "clip": False, "guided": True}],
+    "wrt": [{"kind": "x0_hat", "ascents": 2}],
+    "stabilizer": [["rms", "ema"]],
+    "weight": [["deviation", {"kind": "interval", "ratio_min": 0.1, "ratio_max": 5.0}]],
     "injection": [MOVED],
     "sampler": [
         {"kind": "ddpm", "fixed": "large"},
@@ -40,29 +40,29 @@ MORE = {
         {"kind": "heun", "churn": 1.0},
         {"kind": "diffusers", "scheduler": "EulerAncestralDiscrete"},
     ],
-    "walk": [
+    "sampling": [
         *({"steps": 3, "spacing": each, "clip": False} for each in ("trailing", "karras")),
-        {"steps": 3, "spacing": "logsnr", "low": 0.05, "high": 50.0},
+        {"steps": 3, "spacing": "logsnr", "ratio_min": 0.05, "ratio_max": 50.0},
         {"steps": 3, "keeps": "noise"},
     ],
-    "recurrence": [{"times": 2, "high": 100.0}],
+    "recurrence": [{"times": 2, "ratio_max": 100.0}],
     "particles": [
-        {"count": 3, "high": 0.0},
+        {"count": 3, "ratio_max": 0.0},
         {"count": 2, "potential": "difference", "fraction": 0.5, "choice": "draw"},
-        {"count": 2, "potential": "max", "low": 0.5, "every": 2},
+        {"count": 2, "potential": "max", "ratio_min": 0.5, "every": 2},
         {"count": 2, "potential": "difference", "choice": "draw", "corrected": True},
     ],
 }
 CHOICES = {
     axis: [*({"kind": kind} if len(kinds) > 1 else {} for kind in kinds), *MORE.get(axis, [])]
     for axis, kinds in AXES.items()
-    if axis not in ("input", "scale")
+    if axis not in ("preprocess", "scale")
 } | {
-    "walk": MORE["walk"],
-    "also": [
+    "sampling": MORE["sampling"],
+    "extra_guides": [
         [],
-        [{"route": {"kind": "direct", "ascents": 2}, "view": "denoised", "injection": MOVED, "scale": 0.05}],
-        [{"view": {"kind": "denoised", "guided": True}}, {"loss": "root", "stabilizer": "adam", "scale": -0.05}],
+        [{"wrt": {"kind": "x0_hat", "ascents": 2}, "input": "denoised", "injection": MOVED, "scale": 0.05}],
+        [{"input": {"kind": "denoised", "guided": True}}, {"loss": "root", "stabilizer": "adam", "scale": -0.05}],
     ],
 }
 
@@ -108,9 +108,9 @@ def kinds(section):
 def refused(settings):
     """Why a combination cannot be, as its message begins."""
     noiseless = {"heun", "dpmpp"} | ({"ddim"} if not settings["sampler"].get("eta") else set())
-    ascends = settings["route"].get("ascents", 1) > 1
-    if ascends and (settings["injection"]["kind"] != "denoised" or settings["view"]["kind"] in ("noisy", "rescaled")):
-        return "route.ascents must be 1 unless the route is direct"
+    ascends = settings["wrt"].get("ascents", 1) > 1
+    if ascends and (settings["injection"]["kind"] != "denoised" or settings["input"]["kind"] in ("noisy", "rescaled")):
+        return "wrt.ascents must be 1 unless the wrt is x0_hat"
     noiseless |= {"diffusers"} if "scheduler" not in settings["sampler"] else set()
     sampler, injection = settings["sampler"]["kind"], settings["injection"]["kind"]
     corrected = settings["particles"].get("corrected", False)
@@ -124,8 +124,8 @@ def refused(settings):
         return lacks_noise[0]
     if corrected and injection in ("sample", "spherical"):
         return "particles.corrected must be false with a guidance update of the "
-    if sampler == "diffusers" and "spacing" in settings["walk"]:
-        return "walk.spacing, walk.low and walk.high"
+    if sampler == "diffusers" and "spacing" in settings["sampling"]:
+        return "sampling.spacing, sampling.ratio_min and sampling.ratio_max"
     return lacks_noise[0] if lacks_noise else None
 
 
@@ -167,11 +167,11 @@ def classifiers():
 
 def walk(settings, denoiser, classifier, seeds, targets, **given):
     recipe = Recipe(name="pair", title="", settings={**settings, "scale": 0.1}).check()
-    others = [(classifier, {0: 1, 1: 0})] if "switch" in kinds(settings["several"]) else []
+    others = [(classifier, {0: 1, 1: 0})] if "switch" in kinds(settings["ensemble"]) else []
     guides = recipe.guides(classifier, *others)
-    if "difference" in kinds(settings["strength"]):
+    if "difference" in kinds(settings["weight"]):
         given["condition"] = {"label": torch.tensor(targets), "cfg_scale": 1.5}
-    return sample(denoiser, recipe.sampler(), guides=guides, target=targets, seeds=seeds, **recipe.walk(), **given)
+    return sample(denoiser, recipe.sampler(), guides=guides, target=targets, seeds=seeds, **recipe.sampling(), **given)
 
 
 def check(settings, denoiser, classifier, tolerance, **given):
@@ -179,12 +179,12 @@ def check(settings, denoiser, classifier, tolerance, **given):
     if reason is not None:
         with pytest.raises(InputError, match=reason):
             walk(settings, denoiser, classifier, SEEDS, TARGETS, **given)
-        if reason.startswith("route"):
+        if reason.startswith("wrt"):
             check(
-                settings | {"injection": MOVED, "view": {"kind": "denoised"}}, denoiser, classifier, tolerance, **given
+                settings | {"injection": MOVED, "input": {"kind": "denoised"}}, denoiser, classifier, tolerance, **given
             )
-        if reason.startswith("walk"):
-            check(settings | {"walk": THEIR_OWN}, denoiser, classifier, tolerance, **given)
+        if reason.startswith("sampling"):
+            check(settings | {"sampling": THEIR_OWN}, denoiser, classifier, tolerance, **given)
         return
     together = walk(settings, denoiser, classifier, SEEDS, TARGETS, **given)
     assert together.shape == (3, *denoiser.shape)

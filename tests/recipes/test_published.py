@@ -239,7 +239,7 @@ METHODS = {
     "dps/tfg-code": (["scale=0.3"], lambda it: dps(it, 0.3, lambda loss: loss.log()), 1),
     "tfg": ([], lambda it: tfg(it, 1.0, 0.25, 0.001, 1, 4), 1),
     "tfg/imagenet": (["scale=0.2", "smoothing.copies=3"], lambda it: tfg(it, 0.2, 0.5, 0.1, 3, 4), 1),
-    "tfg/recurrent": (["scale=0.2", "also.0.scale=0.1"], lambda it: tfg(it, 0.2, 0.1, 0.001, 1, 4), 4),
+    "tfg/recurrent": (["scale=0.2", "extra_guides.0.scale=0.1"], lambda it: tfg(it, 0.2, 0.1, 0.001, 1, 4), 4),
     "lgd": (["scale=0.5"], lambda it: lgd(it, 0.5, 10), 1),
     "mpgd": (["scale=0.1"], lambda it: mpgd(it, 0.1, eta=0.0, clip=False), 1),
     "mpgd/tfg-code": (["scale=0.1"], lambda it: mpgd(it, 0.1, eta=1.0, clip=True), 1),
@@ -256,10 +256,10 @@ METHODS = {
 @pytest.mark.parametrize("name", METHODS)
 def test_the_recipe_is_the_method(name, mixture):
     changes, method, times = METHODS[name]
-    recipe = load_recipe(name, [f"walk.steps={STEPS}", *changes])
+    recipe = load_recipe(name, [f"sampling.steps={STEPS}", *changes])
     mixture = replace(mixture, schedule=VP.linear())
-    problem = Problem(mixture, recipe.walk())
-    given = {"seeds": range(BATCH), "noise": iter(problem.noise), "dtype": F64, **recipe.walk()}
+    problem = Problem(mixture, recipe.sampling())
+    given = {"seeds": range(BATCH), "noise": iter(problem.noise), "dtype": F64, **recipe.sampling()}
     found = sample(mixture, recipe.sampler(), guides=recipe.guides(problem.classifier), target=TARGET, **given)
     plain = sample(mixture, recipe.sampler(), **given)
     torch.testing.assert_close(found, problem.walked(method(problem), times), **ROUNDING)

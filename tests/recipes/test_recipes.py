@@ -137,12 +137,18 @@ def model(tmp_path_factory):
 
 
 def two_steps(name, build, condition, model):
-    recipe = load_recipe(name, ["walk.steps=2"])
+    recipe = load_recipe(name, ["sampling.steps=2"])
     settings = recipe.classifier_settings()
     binary = recipe.resolved()["objective"]["kind"] == "binary"
     guide = classifier(binary=binary, told_level=name.split("/")[0] in TOLD, beta=settings["softplus"])
     reports = []
-    given = {"target": [1, 0], "seeds": [5, 6], "condition": condition, "callbacks": [reports.append], **recipe.walk()}
+    given = {
+        "target": [1, 0],
+        "seeds": [5, 6],
+        "condition": condition,
+        "callbacks": [reports.append],
+        **recipe.sampling(),
+    }
     guides = recipe.guides(guide)
     x = sample(model(build), recipe.sampler(), guides=guides, **given)
     return x, reports, guides
@@ -158,10 +164,10 @@ def test_runs_two_steps_on_a_model_of_its_own_format(name, model):
     assert x.isfinite().all()
     assert denoiser.decode(x).shape == (2, 3, 8, 8)
     assert len({report.step.index for report in reports}) == 2
-    pushes = [push for report in reports for push in report.pushes if push is not None]
+    updates = [update for report in reports for update in report.updates if update is not None]
     acted = any(guide.active(report.step) for guide in guides for report in reports)
-    assert all(push.finite.all() for push in pushes)
-    assert any(push.value.abs().max() > 0 for push in pushes) == acted
+    assert all(update.finite.all() for update in updates)
+    assert any(update.value.abs().max() > 0 for update in updates) == acted
 
 
 @pytest.mark.parametrize("name", [each for each in recipe_names() if each.startswith("flow")], **NAME)

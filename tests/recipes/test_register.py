@@ -140,8 +140,8 @@ def test_what_cannot_be_registered_is_refused(sign):
         def update(self, g, state):
             return g, state
 
-    with pytest.raises(InputError, match="unknown axis that takes options of one's own 'route'"):
-        register("route", "mine")
+    with pytest.raises(InputError, match="unknown axis that takes options of one's own 'wrt'"):
+        register("wrt", "mine")
     with pytest.raises(InputError, match="must be of small letters, digits and '-', got 'my sign'"):
         register("stabilizer", "my sign")
     with pytest.raises(InputError, match="stabilizer Open: the setting beta must have a default"):

@@ -40,10 +40,10 @@ def flat(image, level=None):
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_loads_and_fills_in_every_setting(name):
     resolved = load_recipe(name).resolved()
-    assert list(resolved) == [*AXES, "also"]
-    sections = [*resolved.items(), *(each for guide in resolved.pop("also") for each in guide.items())]
+    assert list(resolved) == [*AXES, "extra_guides"]
+    sections = [*resolved.items(), *(each for guide in resolved.pop("extra_guides") for each in guide.items())]
     for axis, section in sections:
-        if axis == "also":
+        if axis == "extra_guides":
             continue
         for full in section if isinstance(section, list) else [section]:
             kinds = AXES[axis]
@@ -63,26 +63,26 @@ def test_the_resolved_settings_written_as_a_file_make_the_same_recipe(name, tmp_
 def test_the_papers_settings():
     """nrCG's SportBalls and CelebA settings, and EluCD's Table 7, as published."""
     (nrcg,) = load_recipe("nrcg").guides(classifier=flat)
-    assert (nrcg.route, nrcg.scale, nrcg.stabilizer, nrcg.strength) == ("through", 15, Ema(beta=0.99), Variance())
+    assert (nrcg.wrt, nrcg.scale, nrcg.stabilizer, nrcg.weight) == ("x_t", 15, Ema(beta=0.99), Variance())
     (celeba,) = load_recipe("nrcg/celeba").guides(classifier=flat)
     assert (celeba.scale, type(celeba.objective).__name__) == (150, "BinaryProbability")
     (adam,) = load_recipe("nrcg/adam").guides(classifier=flat)
     assert adam.stabilizer == Adam(beta1=0.9, beta2=0.999, eps=1e-4)
     elucd = load_recipe("elucd-ddpm")
     (guide,) = elucd.guides(classifier=flat)
-    assert (guide.route, guide.scale, guide.strength) == ("direct", 1, Sine(gamma=0.3))
+    assert (guide.wrt, guide.scale, guide.weight) == ("x0_hat", 1, Sine(gamma=0.3))
     assert (guide.objective.joint, guide.objective.marginal) == (1, 0.5)
     assert elucd.classifier_settings() == {"preprocess": "own", "size": None, "softplus": 3.0, "adapt": True}
-    assert elucd.walk()["steps"] == 250
+    assert elucd.sampling()["steps"] == 250
 
 
 def test_a_list_is_a_chain_or_a_product():
     recipe = load_recipe(
-        "nrcg", ["stabilizer=[{kind: clip, norm: 2}, ema]", "strength=[variance, {kind: interval, low: 1}]"]
+        "nrcg", ["stabilizer=[{kind: clip, norm: 2}, ema]", "weight=[variance, {kind: interval, ratio_min: 1}]"]
     )
     (guide,) = recipe.guides(classifier=flat)
     assert guide.stabilizer == Chain((Clip(norm=2.0), Ema()))
-    assert guide.strength == Product((Variance(), Interval(low=1.0, high=math.inf)))
+    assert guide.weight == Product((Variance(), Interval(ratio_min=1.0, ratio_max=math.inf)))
 
 
 def test_a_change_of_kind_starts_from_that_kinds_defaults():
@@ -100,33 +100,37 @@ def test_a_change_of_kind_starts_from_that_kinds_defaults():
         ("nrcg", ["stabilizer.bta=1"], "unknown setting of stabilizer 'ema' 'bta'; did you mean 'beta'"),
         ("nrcg", ["stabilizer.beta=much"], "stabilizer.beta must be a valid number, got 'much'"),
         ("nrcg", ["stabilizer.beta=2"], "stabilizer.beta must be at least 0 and below 1, got 2.0"),
-        ("nrcg", ["view=nosy"], "unknown view 'nosy'; did you mean 'noisy'"),
-        ("nrcg", ["walk.steps=0"], "walk.steps must be at least 1, got 0"),
+        ("nrcg", ["input=nosy"], "unknown input 'nosy'; did you mean 'noisy'"),
+        ("nrcg", ["sampling.steps=0"], "sampling.steps must be at least 1, got 0"),
         ("nrcg", ["beta"], "--set must be axis.option=value, as in stabilizer.beta=0.9, got 'beta'"),
-        ("nrcg", ["view=[noisy, noisy]"], "view must be one of denoised, ahead, noisy, rescaled, got a list"),
+        ("nrcg", ["input=[noisy, noisy]"], "input must be one of denoised, lookahead, noisy, rescaled, got a list"),
         ("nrcg", ["scale=.nan"], "scale.value must be a finite number, got nan"),
-        ("nrcg", ["also=noisy"], "also must be a list of mappings of objective, loss, "),
-        ("nrcg", ["also=[{walk: 3}]"], "also.0: unknown axis of a further guide 'walk'"),
-        ("nrcg", ["also=[{}, {view: nosy}]"], "also.1: unknown view 'nosy'; did you mean 'noisy'"),
-        ("nrcg", ["also=[{scale: .nan}]"], "also.0: scale.value must be a finite number, got nan"),
+        ("nrcg", ["extra_guides=noisy"], "extra_guides must be a list of mappings of objective, loss, "),
+        ("nrcg", ["extra_guides=[{sampling: 3}]"], "extra_guides.0: unknown axis of a further guide 'sampling'"),
+        ("nrcg", ["extra_guides=[{}, {input: nosy}]"], "extra_guides.1: unknown input 'nosy'; did you mean 'noisy'"),
+        ("nrcg", ["extra_guides=[{scale: .nan}]"], "extra_guides.0: scale.value must be a finite number, got nan"),
         (
             "nrcg",
-            ["also.0.scale=3"],
-            "also must be also.N.axis with N below 0, the number of further guides, got also.0.scale",
+            ["extra_guides.0.scale=3"],
+            "extra_guides must be extra_guides.N.axis with N below 0, the number of further guides, got extra_guides.0.scale",
         ),
         (
             "nrcg",
-            ["also=[{}]", "also.0=3"],
-            "also must be also.N.axis with N below 1, the number of further guides, got also.0",
+            ["extra_guides=[{}]", "extra_guides.0=3"],
+            "extra_guides must be extra_guides.N.axis with N below 1, the number of further guides, got extra_guides.0",
         ),
-        ("nrcg", ["also=[{route: {kind: direct, ascents: 2}}]"], "also.0: route.ascents must be 1 unless the route is"),
         (
             "nrcg",
-            ["also=[{smoothing: softplus}]"],
-            "also.0.smoothing must have softplus None, as the first guide, which has the same classifier, got 8.0",
+            ["extra_guides=[{wrt: {kind: x0_hat, ascents: 2}}]"],
+            "extra_guides.0: wrt.ascents must be 1 unless wrt is",
+        ),
+        (
+            "nrcg",
+            ["extra_guides=[{smoothing: softplus}]"],
+            "extra_guides.0.smoothing must have softplus None, as the first guide, which has the same classifier",
         ),
         ("nrcg", ["loss=rot"], "unknown loss 'rot'; did you mean 'root'"),
-        ("nrcg", ["walk.keeps=nose"], "walk.keeps must be 'noise' or 'sample', got 'nose'"),
+        ("nrcg", ["sampling.keeps=nose"], "sampling.keeps must be 'noise' or 'sample', got 'nose'"),
         ("absent.yaml", [], "'absent.yaml' cannot be read (No such file or directory)"),
         ("default", ["objective.marginal=.nan"], "objective.marginal must be a finite number, got nan"),
     ],
@@ -145,7 +149,7 @@ def test_bad_input_is_one_line_that_says_what_is_allowed(name, changes, message)
         ("- a", "must hold a mapping with name, title"),
         ("title: t\nsetings: {}", "unknown key of a recipe 'setings'; did you mean 'settings'"),
         ("title: t", "settings is missing"),
-        ("title: t\nsettings: {vieww: noisy}", "unknown axis 'vieww'; did you mean 'view'"),
+        ("title: t\nsettings: {inputt: noisy}", "unknown axis 'inputt'; did you mean 'input'"),
     ],
 )
 def test_a_bad_file_is_refused(text, message, tmp_path):
@@ -170,10 +174,10 @@ def test_a_classifier_of_noisy_images_sees_them():
 
     noise_aware.schedule = VP.linear()
     (guide,) = load_recipe("adm-cg").guides(noise_aware)
-    assert guide.view == Noisy()
+    assert guide.input == Noisy()
     for changes, message in (
-        (["view=denoised"], "^view must be noisy .*, got denoised"),
-        (["also=[{view: ahead}]"], "^also.0: view must be noisy .*, got ah"),
+        (["input=denoised"], "^input must be noisy .*, got denoised"),
+        (["extra_guides=[{input: lookahead}]"], "^extra_guides.0: input must be noisy .*, got ah"),
     ):
         recipe = load_recipe("adm-cg", changes)
         assert recipe.guides(flat)
@@ -194,29 +198,31 @@ def test_smoothings_stand_together():
 def test_a_further_guide_is_the_first_but_for_what_is_said():
     """TFG's two routes: the objective, the view and the averaging are the first guide's."""
     first, second = load_recipe("tfg").guides(classifier=flat)
-    assert (first.route, first.scale, first.injection, first.ascents) == ("through", 1, Mean(), 1)
-    assert first.strength == Product((Transition(), Signal()))
-    assert (second.route, second.scale, second.injection, second.ascents) == ("direct", 0.25, DenoisedImage(), 4)
-    assert second.strength == Transition()
-    assert (second.objective, second.view) == (first.objective, first.view) == (first.objective, Denoised())
+    assert (first.wrt, first.scale, first.injection, first.ascents) == ("x_t", 1, Mean(), 1)
+    assert first.weight == Product((Transition(), Signal()))
+    assert (second.wrt, second.scale, second.injection, second.ascents) == ("x0_hat", 0.25, DenoisedImage(), 4)
+    assert second.weight == Transition()
+    assert (second.objective, second.input) == (first.objective, first.input) == (first.objective, Denoised())
 
 
 def test_a_further_guide_changes_by_its_number():
-    recipe = load_recipe("tfg/imagenet", ["also.0.scale=0.1", "also.0.route.ascents=2", "view.clip=false"])
-    (own,) = recipe.resolved()["also"]
-    assert (own["scale"], own["route"]) == ({"value": 0.1}, {"kind": "direct", "ascents": 2})
-    assert own["view"] == {"kind": "denoised", "clip": False, "guided": False}
-    assert recipe.changed({"also": []}).resolved()["also"] == []
+    recipe = load_recipe(
+        "tfg/imagenet", ["extra_guides.0.scale=0.1", "extra_guides.0.wrt.ascents=2", "input.clip=false"]
+    )
+    (own,) = recipe.resolved()["extra_guides"]
+    assert (own["scale"], own["wrt"]) == ({"value": 0.1}, {"kind": "x0_hat", "ascents": 2})
+    assert own["input"] == {"kind": "denoised", "clip": False, "guided": False}
+    assert recipe.changed({"extra_guides": []}).resolved()["extra_guides"] == []
 
 
 def test_the_last_change_of_a_further_guide_holds():
-    changes = ["also=[{strength: constant}]", "also.0.strength.kind=linear", "also.0.strength=signal"]
+    changes = ["extra_guides=[{weight: constant}]", "extra_guides.0.weight.kind=linear", "extra_guides.0.weight=signal"]
     _, second = load_recipe("nrcg", changes).guides(classifier=flat)
-    assert second.strength == Signal()
+    assert second.weight == Signal()
 
 
 def test_each_guide_has_its_loss_over_all_classifiers():
-    recipe = load_recipe("nrcg", ["loss=root", "also=[{loss: log}, {loss: none}]"])
+    recipe = load_recipe("nrcg", ["loss=root", "extra_guides=[{loss: log}, {loss: none}]"])
     root, log, plain = recipe.guides(flat, (flat, {0: 1, 1: 0}))
     assert root.objective == Root(objective=plain.objective)
     assert log.objective == Log(objective=plain.objective)

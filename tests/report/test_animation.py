@@ -6,7 +6,7 @@ import torch
 from PIL import Image, ImageSequence
 
 from steersman.errors import InputError
-from steersman.guidance.steering import Push
+from steersman.guidance.steering import Update
 from steersman.guidance.step import Step
 from steersman.lab.report import Frames, animation, heat
 from steersman.sampling.loop import Report
@@ -18,8 +18,8 @@ def report(index: int, count: int, *, active: bool = True) -> Report:
     zero = torch.zeros(())
     step = Step(index, count, 0, 0, level, level, zero, zero)
     image = torch.full((3, 3, 4, 4), index / count)
-    push = Push(image, image + 1, image, torch.zeros(3), torch.ones(3, dtype=torch.bool), image) if active else None
-    return Report(step, image - 1, image, (push,))
+    update = Update(image, image + 1, image, torch.zeros(3), torch.ones(3, dtype=torch.bool), image) if active else None
+    return Report(step, image - 1, image, (update,))
 
 
 def test_heat_is_black_at_zero_and_brightest_at_the_largest_norm():

@@ -70,7 +70,7 @@ def picture(uri):
 def run(folder, targets=("baseball",), num=3, side=16, **changes):
     folder.mkdir(parents=True)
     record = {"targets": list(targets), "num": num, "seed": 5, "denoiser": EVIL, "recipe": {"name": "mine"}}
-    record["recipe"]["settings"] = {"scale": {"value": 0.25}, "strength": ["deviation", {"kind": "interval"}]}
+    record["recipe"]["settings"] = {"scale": {"value": 0.25}, "weight": ["deviation", {"kind": "interval"}]}
     (folder / "run.yaml").write_text(yaml.safe_dump(record | {"versions": {"torch": "1.2.3"}}))
     said = {"accuracy": {"guide": 0.75, "judge": None}, "probability": {"guide": 0.5, "judge": None}}
     metrics = said | {"seconds": 12.34, "network_evaluations": {"denoiser": 24, "classifier": 8}, "lost": []} | changes

@@ -44,9 +44,9 @@ def test_all_files_are_needed_by_one():
 def test_what_the_papers_say():
     for name, steps, fid in (("", 18, 2.35), ("/10", 10, 3.38), ("/36", 36, 2.22), ("/250", 250, 1.33)):
         wanted = load_reproduction(f"elucd-imagenet64{name}")
-        assert (wanted.load_recipe().walk()["steps"], wanted.published["guided"]["fid"]) == (steps, fid)
+        assert (wanted.load_recipe().sampling()["steps"], wanted.published["guided"]["fid"]) == (steps, fid)
     assert load_reproduction("elucd-imagenet128/resnet101").published["guided"]["fid"] == 2.19
-    assert load_reproduction("nrcg-celeba").load_recipe().resolved()["input"]["preprocess"] == "raw"
+    assert load_reproduction("nrcg-celeba").load_recipe().resolved()["preprocess"]["transform"] == "raw"
 
 
 def test_heuns_method_asks_the_denoiser_twice_but_for_the_last_step():

@@ -42,7 +42,7 @@ class Uneven:
     def start(self, level):
         return float(level.sigma)
 
-    def levels(self, steps, spacing="linspace", low=0.0, high=math.inf):
+    def levels(self, steps, spacing="linspace", ratio_min=0.0, ratio_max=math.inf):
         places = torch.arange(steps + 1)
         shares = (places + 0.25 * (places % 2)).double() / steps
         return tuple(self.at_ratio(10.0 * 0.002**share) for share in shares)
@@ -64,20 +64,20 @@ def solution(uneven, start):
 
     Solved by 200 steps of the classical Runge-Kutta method; 400 of them differ by less than 3e-8.
     """
-    high, low = uneven.schedule.levels(2)[::2]
+    ratio_max, ratio_min = uneven.schedule.levels(2)[::2]
 
     def slope(z, log_t):
         level = uneven.schedule.at_ratio(log_t.exp())
         return z - uneven(level.alpha * z, level).x0_hat
 
-    z, places = high.sigma * start / high.alpha, torch.linspace(math.log(10.0), math.log(0.02), 201).double()
+    z, places = ratio_max.sigma * start / ratio_max.alpha, torch.linspace(math.log(10.0), math.log(0.02), 201).double()
     for here, there in pairwise(places):
         h = there - here
         first = slope(z, here)
         second = slope(z + h / 2 * first, here + h / 2)
         third = slope(z + h / 2 * second, here + h / 2)
         z = z + h / 6 * (first + 2 * second + 2 * third + slope(z + h * third, there))
-    return low.alpha * z
+    return ratio_min.alpha * z
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +97,13 @@ def order(uneven, start):
 @pytest.fixture(scope="module")
 def conditional_solution(uneven, start):
     """The same ODE of class 2 alone, in closed form: along each axis it keeps the number of deviations."""
-    high, low = uneven.schedule.levels(2)[::2]
+    ratio_max, ratio_min = uneven.schedule.levels(2)[::2]
     values, axes = torch.linalg.eigh(uneven.covariances[2])
-    away = (high.sigma * start[:, :, 0, 0] - high.alpha * uneven.means[2]) @ axes
-    scaled = away * ((low.alpha**2 * values + low.sigma**2) / (high.alpha**2 * values + high.sigma**2)).sqrt()
-    return (low.alpha * uneven.means[2] + scaled @ axes.T)[..., None, None]
+    away = (ratio_max.sigma * start[:, :, 0, 0] - ratio_max.alpha * uneven.means[2]) @ axes
+    scaled = (
+        away
+        * (
+            (ratio_min.alpha**2 * values + ratio_min.sigma**2) / (ratio_max.alpha**2 * values + ratio_max.sigma**2)
+        ).sqrt()
+    )
+    return (ratio_min.alpha * uneven.means[2] + scaled @ axes.T)[..., None, None]

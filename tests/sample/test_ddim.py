@@ -81,7 +81,7 @@ def test_eta_zero_follows_the_ode_to_first_order(mixture, draw):
         label = {"label": torch.full((50,), 2)}
         settings = {"seeds": range(50), "steps": steps, "clip": False, "dtype": F64, "condition": label}
         errors.append(float((sample(fine, DDIM(), noise=[start], **settings) - exact).square().mean().sqrt()))
-    ratios = [high / low for high, low in zip(errors, errors[1:], strict=False)]
+    ratios = [ratio_max / ratio_min for ratio_max, ratio_min in zip(errors, errors[1:], strict=False)]
     # order 1 is a factor of 2, up to the second-order term, which halves as well
     assert all(1.8 < ratio < 2.6 for ratio in ratios) and 1.9 < ratios[-1] < 2.1, (errors, ratios)
 

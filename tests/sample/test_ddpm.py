@@ -67,17 +67,17 @@ def test_clipped_draws_and_moves_nothing_more_without_guides(mixture, draw):
 
 
 @pytest.mark.parametrize("injection", [Mean(), Sample()], ids=repr)
-@pytest.mark.parametrize("route", ["direct", "through"])
-def test_clipped_guides_the_last_step_by_the_variance_of_the_one_before(mixture, posterior, route, injection):
+@pytest.mark.parametrize("wrt", ["x0_hat", "x_t"])
+def test_clipped_guides_the_last_step_by_the_variance_of_the_one_before(mixture, posterior, wrt, injection):
     guide = Guide(
-        objective=ClassProbability(classifier=posterior), route=route, view=Denoised(clip=False), injection=injection
+        objective=ClassProbability(classifier=posterior), wrt=wrt, input=Denoised(clip=False), injection=injection
     )
     reports, walk = [], {"target": 1, "seeds": range(4), "steps": 6, "dtype": F64}
     sample(mixture, DDPM(fixed="clipped"), guides=[guide], callbacks=[reports.append], **walk)
-    (push,), before = reports[-1].pushes, reports[-2].step
-    expected = reverse_variance(before.level, before.next) * push.gradient
+    (update,), before = reports[-1].updates, reports[-2].step
+    expected = reverse_variance(before.level, before.next) * update.gradient
     assert expected.abs().min() > 0
-    torch.testing.assert_close(push.value, expected, rtol=1e-12, atol=0)  # float64's rounding
+    torch.testing.assert_close(update.value, expected, rtol=1e-12, atol=0)  # float64's rounding
 
 
 def test_refuses_a_variance(unchecked):

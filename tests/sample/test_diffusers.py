@@ -28,16 +28,16 @@ from steersman.batching import take
 from steersman.denoise import output_for
 from steersman.errors import InputError
 from steersman.guidance import (
-    Ahead,
     ClassProbability,
     Constant,
     DenoisedImage,
     Ema,
     Guide,
     Interval,
+    Lookahead,
     NoisePrediction,
     Noisy,
-    Normalise,
+    Rms,
     Signal,
     Spherical,
 )
@@ -284,7 +284,7 @@ def test_a_level_between_that_is_not_the_schedulers_is_noticed(back, on, monkeyp
 
 @pytest.fixture
 def guide(posterior):
-    return Guide(objective=ClassProbability(classifier=posterior), view=Noisy(), stabilizer=Ema(beta=0.5), scale=0.5)
+    return Guide(objective=ClassProbability(classifier=posterior), input=Noisy(), stabilizer=Ema(beta=0.5), scale=0.5)
 
 
 @pytest.mark.few(7)
@@ -365,9 +365,9 @@ PAIRS = {
 INJECTIONS = {
     "none": {"scale": 0.0},
     "mean": {},
-    "noise": {"injection": NoisePrediction(), "strength": Interval(low=0.1, high=5.0), "scale": 0.5},
-    "denoised": {"injection": DenoisedImage(), "strength": Constant(), "scale": 0.05},
-    "spherical": {"injection": Spherical(), "strength": Constant(), "stabilizer": Normalise(), "scale": 0.02},
+    "noise": {"injection": NoisePrediction(), "weight": Interval(ratio_min=0.1, ratio_max=5.0), "scale": 0.5},
+    "denoised": {"injection": DenoisedImage(), "weight": Constant(), "scale": 0.05},
+    "spherical": {"injection": Spherical(), "weight": Constant(), "stabilizer": Rms(), "scale": 0.02},
 }
 
 
@@ -404,7 +404,9 @@ def test_repeats_and_chooses_as_our_own_sampler_does(pair, how, on, guide):
     own, scheduler, settings = PAIRS[pair]
     theirs = DiffusersSampler(scheduler, **settings)
     walk = {"guides": [guide], "target": TARGETS, "steps": 10, "clip": True}
-    walk[how] = Recurrence(times=3, low=0.2, high=3.0) if how == "recurrence" else Particles(count=4, high=5.0)
+    walk[how] = (
+        Recurrence(times=3, ratio_min=0.2, ratio_max=3.0) if how == "recurrence" else Particles(count=4, ratio_max=5.0)
+    )
     x, y = (ours(on(scheduler), sampler, **walk) for sampler in (At(own, theirs), theirs))
     assert distance(x, y) < 1e-4
 
@@ -479,7 +481,7 @@ def test_a_large_variance_is_told():
 
 @pytest.mark.parametrize(
     "choices",
-    [{"injection": NoisePrediction(), "strength": Constant()}, {"strength": Signal()}],
+    [{"injection": NoisePrediction(), "weight": Constant()}, {"weight": Signal()}],
     ids=["noise", "signal"],
 )
 def test_guides_that_divide_by_the_signal_rest_at_pure_noise(on, guide, choices):
@@ -488,13 +490,13 @@ def test_guides_that_divide_by_the_signal_rest_at_pure_noise(on, guide, choices)
     settings = {"target": TARGETS, "callbacks": [reports.append]}
     guided = ours(on(scheduler), DiffusersSampler(scheduler), guides=[replace(guide, **choices)], **settings)
     assert guided.isfinite().all()
-    assert [report.pushes[0] is None for report in reports] == [True] + [False] * (STEPS - 1)
+    assert [report.updates[0] is None for report in reports] == [True] + [False] * (STEPS - 1)
     assert (guided - ours(on(scheduler), DiffusersSampler(scheduler))).abs().max() > 1e-3
 
 
 def test_a_view_from_further_on_begins_at_pure_noise(on, guide):
     scheduler = FlowMatchEulerDiscreteScheduler()
-    ahead = replace(guide, view=Ahead(evaluations=3))
+    ahead = replace(guide, input=Lookahead(evaluations=3))
     assert ours(on(scheduler), DiffusersSampler(scheduler), guides=[ahead], target=TARGETS).isfinite().all()
 
 
@@ -544,8 +546,14 @@ def test_refuses_a_schedule_that_is_not_the_denoisers(scheduler, schedule, mixtu
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"spacing": "karras"}, "walk.spacing, walk.low and walk.high must be linspace, .*, got karras, 0.0 and inf"),
-        ({"low": 0.1}, "walk.spacing, walk.low and walk.high must be .*, got linspace, 0.1 and inf"),
+        (
+            {"spacing": "karras"},
+            "sampling.spacing, sampling.ratio_min and sampling.ratio_max must be linspace, .*, got karras, 0.0 and inf",
+        ),
+        (
+            {"ratio_min": 0.1},
+            "sampling.spacing, sampling.ratio_min and sampling.ratio_max must be .*, got linspace, 0.1 and inf",
+        ),
         ({"steps": 0}, "steps must be between 1 and 1000, got 0"),
         ({"steps": 1001}, "steps must be between 1 and 1000, got 1001"),
     ],

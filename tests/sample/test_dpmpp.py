@@ -13,7 +13,7 @@ F64 = torch.float64
 
 
 @pytest.mark.parametrize("clip", [True, False])
-@pytest.mark.parametrize("recurrence", [None, Recurrence(times=3, low=0.2, high=3.0)])
+@pytest.mark.parametrize("recurrence", [None, Recurrence(times=3, ratio_min=0.2, ratio_max=3.0)])
 def test_a_walk_is_the_formula_step_by_step(recording, draw, recurrence, clip):
     """Lu et al. 2022, Algorithm 2; of first order where the sample was renoised, as the history is another sample's."""
     reports, draws = [], [2 * draw(4, 2, 1, 1) for _ in range(40)]
@@ -59,7 +59,7 @@ def test_its_order_is_two(order, solution):
 @pytest.fixture
 def guide(posterior):
     objective = ClassProbability(classifier=posterior)
-    return Guide(objective=objective, view=Noisy(), strength=Constant(), injection=NoisePrediction())
+    return Guide(objective=objective, input=Noisy(), weight=Constant(), injection=NoisePrediction())
 
 
 @pytest.mark.few(3)
@@ -96,7 +96,12 @@ def test_a_wrong_correction_is_of_first_order(order, solution, factor):
 
 def test_an_image_depends_on_its_seed_and_target_alone(mixture, guide):
     seeds, targets = [11, 3, 8], [2, 0, 1]
-    settings = {"guides": [guide], "steps": 10, "dtype": F64, "recurrence": Recurrence(times=2, low=0.2, high=3.0)}
+    settings = {
+        "guides": [guide],
+        "steps": 10,
+        "dtype": F64,
+        "recurrence": Recurrence(times=2, ratio_min=0.2, ratio_max=3.0),
+    }
     together = sample(mixture, DPMpp(), seeds=seeds, target=targets, **settings)
     for row, (seed, target) in enumerate(zip(seeds, targets, strict=True)):
         alone = sample(mixture, DPMpp(), seeds=[seed], target=target, **settings)

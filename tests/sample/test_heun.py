@@ -15,11 +15,11 @@ from steersman.schedule import EDM, VP
 F64 = torch.float64
 
 
-def algorithm_2(denoise, z, ts, draws, churn, low, high, noise):
+def algorithm_2(denoise, z, ts, draws, churn, ratio_min, ratio_max, noise):
     """EDM's Algorithm 2 as it is printed, in its own symbols; a draw only where gamma is above 0."""
     draws = iter(draws)
     for t, t_next in pairwise(ts):
-        gamma = min(churn / (len(ts) - 1), math.sqrt(2) - 1) if low <= t <= high else 0
+        gamma = min(churn / (len(ts) - 1), math.sqrt(2) - 1) if ratio_min <= t <= ratio_max else 0
         t_hat = t + gamma * t
         z_hat = z + math.sqrt(t_hat**2 - t**2) * noise * next(draws) if gamma else z
         d = (z_hat - denoise(z_hat, t_hat)) / t_hat
@@ -43,7 +43,7 @@ def test_a_walk_is_edms_algorithm(mixture, draw, schedule, steps, churn):
 
     ts = [float(level.sigma / level.alpha) for level in levels]
     expected = algorithm_2(denoise, schedule.start(levels[0]) * draws[0] / levels[0].alpha, ts, draws[1:], *churn)
-    sampler = Heun(**dict(zip(("churn", "low", "high", "noise"), churn, strict=True)))
+    sampler = Heun(**dict(zip(("churn", "ratio_min", "ratio_max", "noise"), churn, strict=True)))
     settings = {"seeds": range(4), "steps": steps, "spacing": "karras", "clip": False, "dtype": F64}
     # float64's rounding, divided by the first level's alpha of 5e-5; two steps from there end at 1e4
     torch.testing.assert_close(
@@ -87,7 +87,7 @@ def objective(posterior):
 
 @pytest.fixture
 def guide(objective):
-    return Guide(objective=objective, view=Noisy(), strength=Constant(), injection=NoisePrediction())
+    return Guide(objective=objective, input=Noisy(), weight=Constant(), injection=NoisePrediction())
 
 
 @pytest.mark.long
@@ -195,18 +195,18 @@ def churned_statistics(mixture, sampler):
     40 steps of 2,000 samples, from exact ones at the first level.
     """
     count, steps, generator = 2000, 40, torch.Generator().manual_seed(0)
-    high, low = mixture.schedule.levels(2)[::2]
+    ratio_max, ratio_min = mixture.schedule.levels(2)[::2]
     x0 = mixture.sample(count, generator)
     draws = [torch.randn(count, 2, 1, 1, generator=generator, dtype=F64) for _ in range(1 + steps)]
-    draws[0] = (high.alpha * x0 + high.sigma * draws[0]) / mixture.schedule.start(high)
+    draws[0] = (ratio_max.alpha * x0 + ratio_max.sigma * draws[0]) / mixture.schedule.start(ratio_max)
     x = sample(mixture, sampler, seeds=range(count), steps=steps, clip=False, noise=iter(draws), dtype=F64)
-    means, weights = low.alpha * mixture.means, mixture.weights
-    second = low.alpha**2 * mixture.covariances + low.sigma**2 * torch.eye(2, dtype=F64)
+    means, weights = ratio_min.alpha * mixture.means, mixture.weights
+    second = ratio_min.alpha**2 * mixture.covariances + ratio_min.sigma**2 * torch.eye(2, dtype=F64)
     second = torch.einsum("k,kij->ij", weights, second + means[:, :, None] * means[:, None])
     exact = torch.cat([weights, weights @ means, second.flatten()[[0, 1, 3]]])
     values = x[:, :, 0, 0]
     products = values[:, [0, 0, 1]] * values[:, [0, 1, 1]]
-    found = torch.cat([mixture.log_posterior(x, low).exp(), values, products], 1)
+    found = torch.cat([mixture.log_posterior(x, ratio_min).exp(), values, products], 1)
     return (found.mean(0) - exact) / found.std(0) * math.sqrt(count)
 
 
@@ -264,7 +264,7 @@ class Seen(Variance):
 
 def test_both_stages_are_weighed_by_the_variance_of_the_step(mixture, objective):
     seen, settings = Seen(), {"steps": 4, "dtype": F64, "target": 0}
-    guide = Guide(objective=objective, view=Noisy(), strength=seen, injection=NoisePrediction())
+    guide = Guide(objective=objective, input=Noisy(), weight=seen, injection=NoisePrediction())
     sample(mixture, Heun(), guides=[guide], **settings)
     levels = mixture.schedule.levels(4)
     assert [(step.index, step.stage) for step in seen.steps] == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]
@@ -278,9 +278,9 @@ def test_an_interval_may_begin_between_the_stages(mixture, objective):
     """The gradient goes through the denoiser at the second stage alone."""
     levels = mixture.schedule.levels(4)
     at = float(levels[2].sigma / levels[2].alpha)
-    strength = Interval(low=at * 0.9, high=at * 1.1)
-    view = Denoised(clip=False)
-    guide = Guide(objective=objective, view=view, route="through", strength=strength, injection=NoisePrediction())
+    weight = Interval(ratio_min=at * 0.9, ratio_max=at * 1.1)
+    input = Denoised(clip=False)
+    guide = Guide(objective=objective, input=input, wrt="x_t", weight=weight, injection=NoisePrediction())
     settings = {"steps": 4, "dtype": F64, "clip": False}
     guided = sample(mixture, Heun(), guides=[guide], target=0, **settings)
     assert guided.isfinite().all() and not torch.equal(guided, sample(mixture, Heun(), **settings))
@@ -300,7 +300,10 @@ def test_an_image_depends_on_its_seed_and_target_alone(mixture, guide):
     [
         ({"churn": -1.0}, "sampler.churn must be at least 0, got -1.0"),
         ({"churn": math.nan}, "Heun.churn must be a finite number, got nan"),
-        ({"low": 2.0, "high": 1.0}, "sampler.low and sampler.high must satisfy 0 <= low <= high, got 2.0 and 1.0"),
+        (
+            {"ratio_min": 2.0, "ratio_max": 1.0},
+            "sampler.ratio_min and sampler.ratio_max must satisfy 0 <= ratio_min <= ratio_max, got 2.0 and 1.0",
+        ),
         ({"noise": 0.0}, "sampler.noise must be above 0 and finite, got 0.0"),
     ],
 )

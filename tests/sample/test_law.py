@@ -60,7 +60,7 @@ def distance(mixture, sampler, guide, steps):
 
 
 def guided(objective, **choices):
-    settings = {"objective": objective, "view": Noisy(), "strength": Constant(), "injection": NoisePrediction()}
+    settings = {"objective": objective, "input": Noisy(), "weight": Constant(), "injection": NoisePrediction()}
     return Guide(**settings | choices)
 
 
@@ -88,8 +88,8 @@ MUTANTS = {
     "half the noise": lambda exact: guided(
         lambda image, target, level: exact(image, target, level._replace(sigma=level.sigma / 2))
     ),
-    "denoised view": lambda exact: guided(exact, view=Denoised(clip=False)),
-    "denoised view, through": lambda exact: guided(exact, view=Denoised(clip=False), route="through"),
+    "denoised view": lambda exact: guided(exact, input=Denoised(clip=False)),
+    "denoised view, through": lambda exact: guided(exact, input=Denoised(clip=False), wrt="x_t"),
 }
 
 

@@ -12,7 +12,7 @@ from steersman.guidance import (
     Guide,
     NoisePrediction,
     Noisy,
-    Normalise,
+    Rms,
     Sine,
     reverse_variance,
 )
@@ -34,15 +34,19 @@ def objective(posterior):
 @pytest.fixture
 def settings(objective):
     """One choice of each kind that could tie one image to another."""
-    noisy = Guide(objective=objective, view=Noisy())
-    through = Guide(objective=objective, route="through", scale=0.5, stabilizer=Ema(beta=0.9))
-    chain = Chain([Normalise(), Adam()])
-    adam = Guide(objective=objective, stabilizer=chain, scale=0.1, strength=Constant(), injection=NoisePrediction())
+    noisy = Guide(objective=objective, input=Noisy())
+    through = Guide(objective=objective, wrt="x_t", scale=0.5, stabilizer=Ema(beta=0.9))
+    chain = Chain([Rms(), Adam()])
+    adam = Guide(objective=objective, stabilizer=chain, scale=0.1, weight=Constant(), injection=NoisePrediction())
     return {
         "unguided": {"sampler": DDPM()},
         "guided": {"sampler": DDPM(fixed="large"), "guides": [noisy]},
         "two guides": {"sampler": DDIM(eta=0.5), "guides": [through, adam]},
-        "recurrence": {"sampler": DDPM(), "guides": [noisy], "recurrence": Recurrence(times=2, low=0.2, high=3.0)},
+        "recurrence": {
+            "sampler": DDPM(),
+            "guides": [noisy],
+            "recurrence": Recurrence(times=2, ratio_min=0.2, ratio_max=3.0),
+        },
     }
 
 
@@ -100,7 +104,7 @@ def test_recurrence_repeats_inside_its_window_alone(recording):
     levels = recording.schedule.levels(12)
     ratios = [float(level.sigma / level.alpha) for level in levels]
     reports = []
-    recurrence = Recurrence(times=3, low=ratios[8], high=ratios[5])
+    recurrence = Recurrence(times=3, ratio_min=ratios[8], ratio_max=ratios[5])
     draw(recording, DDPM(), recurrence=recurrence, callbacks=[reports.append])
     visited = [index for index in range(12) for _ in range(3 if 5 <= index <= 8 else 1)]
     assert [report.step.index for report in reports] == visited
@@ -112,7 +116,7 @@ def test_recurrence_renoises_one_step_back(recording):
     """``x_t = r x_s + sqrt(beta) eps``, so that what was asked for again has the level's own noise."""
     order, reports = ["start", "step", "renoise", "step", "renoise", "step"], []
     draws = draws_of(SEEDS, order)
-    recurrence = Recurrence(times=3, low=100.0)  # the first step alone
+    recurrence = Recurrence(times=3, ratio_min=100.0)  # the first step alone
     rest = draws_of(SEEDS, ["step"] * 10)
     draw(recording, DDPM(), noise=draws + rest, recurrence=recurrence, callbacks=[reports.append])
     level, next = reports[0].step.level, reports[0].step.next
@@ -134,7 +138,7 @@ def test_a_bad_gradient_of_one_image_is_dropped_and_no_other_notices(mixture, ob
                 factor[2] = float("nan")
             return factor * objective(image, target, level)
 
-        guide = Guide(objective=planted, stabilizer=Ema(beta=0.9), scale=0.1, strength=Constant())
+        guide = Guide(objective=planted, stabilizer=Ema(beta=0.9), scale=0.1, weight=Constant())
         return draw(mixture, DDPM(), guides=[guide], callbacks=[reports.append]), reports
 
     (clean, _), (spoiled, reports) = walk(False), walk(True)
@@ -143,8 +147,8 @@ def test_a_bad_gradient_of_one_image_is_dropped_and_no_other_notices(mixture, ob
     assert spoiled[2].isfinite().all() and not torch.equal(spoiled[2], clean[2])
     for index, report in enumerate(reports):
         dropped = index in (3, 4)
-        assert report.pushes[0].finite.tolist() == [True, True, not dropped, True, True]
-        assert bool((report.pushes[0].value[2] == 0).all()) == dropped
+        assert report.updates[0].finite.tolist() == [True, True, not dropped, True, True]
+        assert bool((report.updates[0].value[2] == 0).all()) == dropped
 
 
 def test_callbacks_see_each_step_in_turn(recording):
@@ -157,7 +161,7 @@ def test_callbacks_see_each_step_in_turn(recording):
     assert [(report.step.level, report.step.next) for report in reports] == list(zip(levels, levels[1:], strict=False))
     assert all(torch.equal(report.x, asked[0]) for report, asked in zip(reports, recording.asked[1:], strict=False))
     assert torch.equal(reports[-1].x, x)
-    assert all(report.pushes == () for report in reports)
+    assert all(report.updates == () for report in reports)
 
 
 def test_a_report_holds_the_steps_own_variance(mixture):
@@ -223,7 +227,7 @@ class Learned:
 def test_a_walk_is_the_same_on_every_device(device):
     if not (device == "cpu" or torch.cuda.is_available()):
         pytest.skip("compares with an accelerator")
-    guide = Guide(objective=lambda image, target, level: -image.square().sum((1, 2, 3)), view=Noisy(), strength=Sine())
+    guide = Guide(objective=lambda image, target, level: -image.square().sum((1, 2, 3)), input=Noisy(), weight=Sine())
     ours, theirs = (draw(Learned(), DDPM(), guides=[guide], device=place).cpu() for place in ("cpu", device))
     torch.testing.assert_close(ours, theirs, **ROUNDING)
 
@@ -267,10 +271,13 @@ def test_refuses_what_no_class_or_image_answers_to(recording, settings, changes,
     [
         ({"times": 0}, "recurrence.times must be at least 1, got 0"),
         (
-            {"low": 2.0, "high": 1.0},
-            "recurrence.low and recurrence.high must satisfy 0 <= low <= high, got 2.0 and 1.0",
+            {"ratio_min": 2.0, "ratio_max": 1.0},
+            "recurrence.ratio_min and recurrence.ratio_max must satisfy 0 <= ratio_min <= ratio_max, got 2.0 and 1.0",
         ),
-        ({"low": -1.0}, "recurrence.low and recurrence.high must satisfy 0 <= low <= high, got -1.0 and inf"),
+        (
+            {"ratio_min": -1.0},
+            "recurrence.ratio_min and recurrence.ratio_max must satisfy 0 <= ratio_min <= ratio_max, got -1.0 and inf",
+        ),
     ],
 )
 def test_refuses_a_recurrence(settings, message):

@@ -32,7 +32,7 @@ def by_hand(name):
     if family == "flow":
         yield Flow(shift=2.5, count=500), made(num_train_timesteps=500, shift=2.5)
     if family == "edm":
-        yield EDM(low=0.01, high=30.0), made(sigma_min=0.01, sigma_max=30.0)
+        yield EDM(ratio_min=0.01, ratio_max=30.0), made(sigma_min=0.01, sigma_max=30.0)
 
 
 CASES = [pytest.param(name, *each, id=f"{name} {type(each[0]).__name__}") for name in KNOWN for each in by_hand(name)]
@@ -50,7 +50,7 @@ def distance(x, y):
 @pytest.mark.few(4)
 @pytest.mark.parametrize(("name", "schedule", "scheduler"), CASES)
 def test_is_the_scheduler_made_by_hand(name, schedule, scheduler, mixture, posterior):
-    guide = Guide(objective=ClassProbability(classifier=posterior), view=Noisy(), stabilizer=Ema(beta=0.5), scale=0.3)
+    guide = Guide(objective=ClassProbability(classifier=posterior), input=Noisy(), stabilizer=Ema(beta=0.5), scale=0.3)
     steered = {"guides": [guide], "target": [2, 0, 1, 1, 2]}
     named = NamedScheduler(scheduler=name.removesuffix("Scheduler"))
     for settings in ({}, steered):
@@ -63,7 +63,7 @@ def test_is_the_scheduler_made_by_hand(name, schedule, scheduler, mixture, poste
 @pytest.mark.few(2)
 @pytest.mark.parametrize("scheduler", ["UniPCMultistep", "KDPM2AncestralDiscrete", "DDPM"])
 def test_repeats_and_chooses_as_the_scheduler_made_by_hand(scheduler, mixture, posterior):
-    guide = Guide(objective=ClassProbability(classifier=posterior), view=Noisy(), scale=0.3)
+    guide = Guide(objective=ClassProbability(classifier=posterior), input=Noisy(), scale=0.3)
     schedule, theirs = next(by_hand(scheduler + "Scheduler"))
     steered = {"guides": [guide], "target": 1, "recurrence": Recurrence(times=2), "particles": Particles(count=3)}
     x, y = (
@@ -131,7 +131,7 @@ ABLE = ("DDIM", "DDPM", "DPMSolverMultistep", "EulerAncestralDiscrete", "EulerDi
 def test_on_a_schedule_that_ends_without_signal(name, mixture, posterior):
     """Those that diffusers lets begin there do, told v; the others are refused, and those for EDM as before."""
     schedule = VP.from_diffusers({"beta_schedule": "scaled_linear", "rescale_betas_zero_snr": True})
-    guide = Guide(objective=ClassProbability(classifier=posterior), view=Noisy(), scale=0.3)
+    guide = Guide(objective=ClassProbability(classifier=posterior), input=Noisy(), scale=0.3)
     for spacing in ({}, {"timestep_spacing": "trailing"}):
         if name not in ABLE:
             with pytest.raises(InputError, match="sampler.scheduler"):

@@ -94,8 +94,14 @@ def test_draws_that_nothing_uses_are_refused(mixture):
 
 @pytest.mark.parametrize("wrong", [torch.tensor([0.5]), torch.tensor([0.5, 1.5]), torch.tensor([0.5, float("nan")])])
 def test_a_draw_for_the_choice_is_a_number_an_image(mixture, posterior, wrong):
-    weigher = Guide(objective=ClassProbability(classifier=posterior), view=Noisy(), scale=0)
-    settings = {"guides": [weigher], "target": 0, "particles": Particles(count=2, high=0), "seeds": [0, 1], "steps": 1}
+    weigher = Guide(objective=ClassProbability(classifier=posterior), input=Noisy(), scale=0)
+    settings = {
+        "guides": [weigher],
+        "target": 0,
+        "particles": Particles(count=2, ratio_max=0),
+        "seeds": [0, 1],
+        "steps": 1,
+    }
     start = torch.zeros(4, *mixture.shape)
     sample(mixture, DDIM(), noise=[start, torch.tensor([0.5, 1.0])], **settings)
     with pytest.raises(InputError, match="noise: draw 2, for the choice, must be"):

@@ -88,11 +88,11 @@ def exact(posterior):
 
 
 def mean_injection(objective, **choices):
-    return Guide(**{"objective": objective, "view": Noisy(), "strength": Variance()} | choices)
+    return Guide(**{"objective": objective, "input": Noisy(), "weight": Variance()} | choices)
 
 
 def noise_injection(objective, **choices):
-    return mean_injection(objective, strength=Constant(), injection=NoisePrediction(), **choices)
+    return mean_injection(objective, weight=Constant(), injection=NoisePrediction(), **choices)
 
 
 @pytest.mark.few(2)
@@ -110,7 +110,7 @@ def test_the_exact_conditional_walk_halves_its_distance_as_the_steps_double(mixt
     """T = 10, 20 .. 160, without sampling noise; what guidance is held against below."""
     distances = [distance(mixture, *exact_moments(mixture, sampler, steps)) for steps in (10, 20, 40, 80, 160)]
     ratios = [far / near for far, near in pairwise(distances)]
-    assert all(low < ratio < 2.3 for low, ratio in zip(least, ratios, strict=True)), (distances, ratios)
+    assert all(ratio_min < ratio < 2.3 for ratio_min, ratio in zip(least, ratios, strict=True)), (distances, ratios)
 
 
 @pytest.mark.few(3)
@@ -138,7 +138,7 @@ def test_a_mean_injection_halves_its_distance_as_the_steps_double(mixture, exact
         x = walk(mixture, DDPM(fixed=fixed), steps, draws, guides=[mean_injection(exact)])
         distances.append(distance(mixture, *moments(x)))
     ratios = [far / near for far, near in pairwise(distances)]
-    assert all(low < ratio for low, ratio in zip(least, ratios, strict=True)), (distances, ratios)
+    assert all(ratio_min < ratio for ratio_min, ratio in zip(least, ratios, strict=True)), (distances, ratios)
     assert distances[-1] < most
 
 
@@ -198,22 +198,20 @@ MUTANTS = {
     "sign": lambda exact, schedule, steps: mean_injection(exact, scale=-1.0),
     "factor 2": lambda exact, schedule, steps: mean_injection(exact, scale=2.0),
     "factor 1/2": lambda exact, schedule, steps: mean_injection(exact, scale=0.5),
-    "deviation for variance": lambda exact, schedule, steps: mean_injection(exact, strength=Deviation()),
-    "variance of neighbours": lambda exact, schedule, steps: mean_injection(exact, strength=Trained(schedule)),
-    "variance a step late": lambda exact, schedule, steps: mean_injection(exact, strength=OffByOne(schedule, steps, 1)),
-    "variance a step early": lambda exact, schedule, steps: mean_injection(
-        exact, strength=OffByOne(schedule, steps, -1)
-    ),
+    "deviation for variance": lambda exact, schedule, steps: mean_injection(exact, weight=Deviation()),
+    "variance of neighbours": lambda exact, schedule, steps: mean_injection(exact, weight=Trained(schedule)),
+    "variance a step late": lambda exact, schedule, steps: mean_injection(exact, weight=OffByOne(schedule, steps, 1)),
+    "variance a step early": lambda exact, schedule, steps: mean_injection(exact, weight=OffByOne(schedule, steps, -1)),
     "next target": lambda exact, schedule, steps: mean_injection(
         lambda image, target, level: exact(image, (target + 1) % 3, level)
     ),
     "level a step early": lambda exact, schedule, steps: mean_injection(Told(exact, schedule, steps, -1)),
-    "denoised view": lambda exact, schedule, steps: mean_injection(exact, view=Denoised(clip=False)),
+    "denoised view": lambda exact, schedule, steps: mean_injection(exact, input=Denoised(clip=False)),
     "denoised view, through": lambda exact, schedule, steps: mean_injection(
-        exact, view=Denoised(clip=False), route="through"
+        exact, input=Denoised(clip=False), wrt="x_t"
     ),
     "noise: level a step early": lambda exact, schedule, steps: noise_injection(Told(exact, schedule, steps, -1)),
-    "noise: denoised view": lambda exact, schedule, steps: noise_injection(exact, view=Denoised(clip=False)),
+    "noise: denoised view": lambda exact, schedule, steps: noise_injection(exact, input=Denoised(clip=False)),
     "noise: factor 2": lambda exact, schedule, steps: noise_injection(exact, scale=2.0),
 }
 """Guides that are wrong on purpose.

@@ -50,7 +50,7 @@ def objective(posterior):
 @pytest.fixture
 def weigher(objective):
     """A guide that weighs and does not push."""
-    return Guide(objective=objective, view=Noisy(), scale=0)
+    return Guide(objective=objective, input=Noisy(), scale=0)
 
 
 def walk(mixture, sampler, guides, particles, seeds=SEEDS, target=TARGETS, **settings):
@@ -116,7 +116,7 @@ def test_an_effective_sample_size_of_just_that_fraction_is_drawn_anew():
 
 
 def test_the_likeliest_goes_on_alone_whatever_the_weights():
-    swarm = Swarm(Particles(count=3, low=1.0), 1, "cpu")
+    swarm = Swarm(Particles(count=3, ratio_min=1.0), 1, "cpu")
     swarm.weights = torch.tensor([[9.0, 0.0, 0.0]], dtype=F64)
     assert swarm.choose(torch.tensor([-2.0, -1.0, -3.0]), at(0.9), torch.tensor([0.1], dtype=F64)).tolist() == [1]
     assert swarm.count == 1
@@ -126,8 +126,8 @@ def test_the_likeliest_goes_on_alone_whatever_the_weights():
 def test_candidates_without_a_likelihood_do_not_go_on_while_another_has_one():
     said = torch.tensor([math.nan, -80.0, -math.inf, math.inf])
     for choice in ("likeliest", "draw"):
-        for low, expected in ((0.0, [1, 1, 1, 1]), (2.0, [1])):
-            swarm = Swarm(Particles(count=4, low=low, choice=choice), 1, "cpu")
+        for ratio_min, expected in ((0.0, [1, 1, 1, 1]), (2.0, [1])):
+            swarm = Swarm(Particles(count=4, ratio_min=ratio_min, choice=choice), 1, "cpu")
             assert swarm.choose(said, at(1.0), torch.tensor([0.9], dtype=F64)).tolist() == expected
     swarm = Swarm(Particles(count=4), 1, "cpu")
     assert swarm.choose(said.new_full((4,), math.nan), at(1.0), torch.rand(1).double()).tolist() == [0, 1, 2, 3]
@@ -145,7 +145,7 @@ def test_a_time_at_which_no_candidate_has_a_likelihood_leaves_the_weights_as_the
 
 
 def test_when_candidates_are_weighed():
-    swarm = Swarm(Particles(count=2, low=1.0, high=5.0, every=2), 1, "cpu")
+    swarm = Swarm(Particles(count=2, ratio_min=1.0, ratio_max=5.0, every=2), 1, "cpu")
     assert [swarm.weighs(at(ratio), index) for index, ratio in enumerate([6.0, 5.0, 4.0, 3.0, 2.0, 0.9])] == [
         False, False, True, False, True, True,
     ]  # fmt: skip
@@ -160,7 +160,7 @@ def test_when_candidates_are_weighed():
     [
         ({"count": 0}, "particles.count and particles.every must be at least 1, got 0 and 1"),
         ({"every": 0}, "particles.count and particles.every must be at least 1, got 1 and 0"),
-        ({"low": -1.0}, "particles.low and particles.high must be at least 0, got -1.0 and inf"),
+        ({"ratio_min": -1.0}, "particles.ratio_min and particles.ratio_max must be at least 0, got -1.0 and inf"),
         ({"temperature": 0.0}, "particles.temperature must be above 0 and finite, got 0.0"),
         ({"fraction": 1.5}, "particles.fraction must be between 0 and 1, got 1.5"),
         ({"potential": "mean"}, "unknown particles.potential 'mean'"),
@@ -182,12 +182,12 @@ SAMPLERS = {"ddpm": DDPM(), "ddim": DDIM(), "dpmpp": DPMpp(), "heun": Heun(churn
 def test_the_first_candidate_walks_as_the_image_would_alone(mixture, name):
     alone = sample(mixture, SAMPLERS[name], seeds=SEEDS, steps=8, clip=False, dtype=F64)
     indifferent = Guide(objective=lambda image, target, level: image.new_zeros(len(image)), scale=0)
-    together = walk(mixture, SAMPLERS[name], [indifferent], Particles(count=3, high=0))
+    together = walk(mixture, SAMPLERS[name], [indifferent], Particles(count=3, ratio_max=0))
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-12)
 
 
 def test_best_of_n_is_the_likeliest_of_its_candidates(mixture, weigher, posterior):
-    best = walk(mixture, DDPM(), [weigher], Particles(count=6, high=0))
+    best = walk(mixture, DDPM(), [weigher], Particles(count=6, ratio_max=0))
     alone = walk(mixture, DDPM(), [weigher], None)
     said = [posterior(x, CLEAN).gather(1, torch.tensor(TARGETS)[:, None])[:, 0] for x in (best, alone)]
     assert (said[0] >= said[1]).all()
@@ -202,16 +202,16 @@ def test_best_of_n_is_the_likeliest_of_its_candidates(mixture, weigher, posterio
         {"sampler": DDPM()},
         {"sampler": Heun(churn=4.0)},
         {"sampler": DPMpp()},
-        {"sampler": DDIM(eta=0.5), "recurrence": Recurrence(times=2, low=0.2, high=3.0)},
+        {"sampler": DDIM(eta=0.5), "recurrence": Recurrence(times=2, ratio_min=0.2, ratio_max=3.0)},
     ],
     ids=["ddpm", "heun", "dpmpp", "recurrence"],
 )
 def test_an_image_does_not_depend_on_its_neighbours(mixture, objective, settings):
     guides = [
-        Guide(objective=objective, view=Noisy(), scale=0),
-        Guide(objective=objective, route="through", scale=0.5, stabilizer=Ema(beta=0.9)),
+        Guide(objective=objective, input=Noisy(), scale=0),
+        Guide(objective=objective, wrt="x_t", scale=0.5, stabilizer=Ema(beta=0.9)),
     ]
-    particles = Particles(count=3, low=0.3, every=2, fraction=0.9)
+    particles = Particles(count=3, ratio_min=0.3, every=2, fraction=0.9)
     together = walk(mixture, guides=guides, particles=particles, **settings)
     alone = [
         walk(mixture, guides=guides, particles=particles, seeds=[seed], target=[target], **settings)
@@ -241,7 +241,7 @@ def test_no_network_is_asked_more_than_the_method_needs(mixture, posterior):
 
     objective = ClassProbability(classifier=counted)
     ratio = [float(level.sigma / level.alpha) for level in mixture.schedule.levels(6)]
-    particles = Particles(count=4, low=(ratio[2] + ratio[3]) / 2)
+    particles = Particles(count=4, ratio_min=(ratio[2] + ratio[3]) / 2)
     for guide in (Guide(objective=objective, scale=0), Guide(objective=objective)):
         denoiser = Counting(mixture)
         asked.clear()
@@ -249,7 +249,7 @@ def test_no_network_is_asked_more_than_the_method_needs(mixture, posterior):
         assert denoiser.asked == [20] * 4 + [5] * 2
         assert asked == [20] * 4 + ([5] if guide.scale else [])  # the last step has no variance, so takes no gradient
     denoiser = Counting(mixture)
-    walk(denoiser, DDPM(), [Guide(objective=objective, scale=0)], Particles(count=4, high=0), steps=6)
+    walk(denoiser, DDPM(), [Guide(objective=objective, scale=0)], Particles(count=4, ratio_max=0), steps=6)
     assert denoiser.asked == [20] * 6
 
 
@@ -262,7 +262,7 @@ def test_a_churned_step_begins_elsewhere_and_the_averages_move_once(mixture, obj
             seen.append((state[0], moved[0]))
             return stable, moved
 
-    guide = Guide(objective=objective, stabilizer=Watched(beta=0.5), strength=Constant(), injection=NoisePrediction())
+    guide = Guide(objective=objective, stabilizer=Watched(beta=0.5), weight=Constant(), injection=NoisePrediction())
     walk(mixture, Heun(churn=0.5), [guide], Particles(count=2, fraction=0), steps=2)
     # the first step: weighed, its first evaluation from the same average, its second likewise; then one step more
     assert [torch.equal(each[0], seen[0][0]) for each in seen[:3]] == [True] * 3
@@ -272,14 +272,14 @@ def test_a_churned_step_begins_elsewhere_and_the_averages_move_once(mixture, obj
 
 def test_callbacks_are_shown_each_image_once(mixture, weigher):
     shown = []
-    walk(mixture, DDPM(), [weigher], Particles(count=4, low=1.0), callbacks=[lambda report: shown.append(report)])
+    walk(mixture, DDPM(), [weigher], Particles(count=4, ratio_min=1.0), callbacks=[lambda report: shown.append(report)])
     assert {len(report.x) for report in shown} == {len(SEEDS)}
     assert {len(report.x0) for report in shown} == {len(SEEDS)}
 
 
 def test_conditions_go_with_their_images(mixture, weigher):
     labels = torch.tensor(TARGETS)
-    own = walk(mixture, DDPM(), [weigher], Particles(count=3, high=0), condition={"label": labels}, steps=40)
+    own = walk(mixture, DDPM(), [weigher], Particles(count=3, ratio_max=0), condition={"label": labels}, steps=40)
     # each class's own law lies within four deviations of 0.25 of its mean
     assert ((own[:, :, 0, 0] - mixture.means[labels]).norm(dim=1) < 1.0).all()
 
@@ -312,11 +312,11 @@ def corrections(monkeypatch):
 
 
 def pushing(objective, **choices):
-    return Guide(**{"objective": objective, "view": Noisy(), "strength": Constant()} | choices)
+    return Guide(**{"objective": objective, "input": Noisy(), "weight": Constant()} | choices)
 
 
 PUSHES = {
-    "mean": {"injection": Mean(), "strength": Variance(), "scale": 3.0},
+    "mean": {"injection": Mean(), "weight": Variance(), "scale": 3.0},
     "noise": {"injection": NoisePrediction()},
     "denoised": {"injection": DenoisedImage(), "scale": 0.2},
 }
@@ -331,7 +331,7 @@ def test_a_correction_is_the_ratio_of_the_steps_densities(mixture, objective, co
     start, *draws = (torch.randn(10, 2, 1, 1, generator=generator, dtype=F64) for _ in range(6))
     settings = {"seeds": range(5), "callbacks": [reports.append], "steps": 6, "target": 2}
     settings |= {"noise": [start, *draws], "clip": False}
-    particles = Particles(count=2, high=0.0, corrected=True)
+    particles = Particles(count=2, ratio_max=0.0, corrected=True)
     settings["noise"].append(torch.full((5,), 0.5, dtype=F64))  # the last choice's
     walk(mixture, DDPM(fixed=fixed), [guide], particles, **settings)
     assert len(corrections) == 5
@@ -359,7 +359,7 @@ def test_a_step_without_noise_is_not_pushed(mixture, objective, corrections):
     settings["callbacks"].append(reports.append)
     guide = pushing(objective, injection=NoisePrediction())
     walk(mixture, DDPM(), [guide], Particles(count=2, corrected=True), **settings)
-    assert [report.pushes[0] is None for report in reports] == [False] * 7 + [True]
+    assert [report.updates[0] is None for report in reports] == [False] * 7 + [True]
     assert len(corrections) == 7
     for report in reports[-1:]:
         assert torch.equal(report.x, report.x0)
@@ -375,14 +375,14 @@ def test_without_a_push_there_is_nothing_to_correct(mixture, weigher, correction
 
 
 def test_one_that_goes_on_alone_is_pushed_as_ever(mixture, objective, corrections):
-    """Below ``low`` there is nobody to be weighed against; down to the image."""
+    """Below ``ratio_min`` there is nobody to be weighed against; down to the image."""
     reports = []
-    particles = Particles(count=2, low=1.0, corrected=True)
+    particles = Particles(count=2, ratio_min=1.0, corrected=True)
     guide = pushing(objective, injection=NoisePrediction(), scale=0.5)
     walk(mixture, DDPM(), [guide], particles, callbacks=[reports.append])
     above = sum(float(report.step.level.sigma / report.step.level.alpha) > 1 for report in reports)
     assert len(corrections) == above < 7
-    assert reports[-1].pushes[0] is not None
+    assert reports[-1].updates[0] is not None
 
 
 @pytest.mark.few(2)
@@ -399,8 +399,8 @@ def test_a_correction_knows_any_samplers_step(mixture, objective, corrections, n
         "EulerAncestral": DiffusersSampler(EulerAncestralDiscreteScheduler(**betas)),
         "SDE-DPM++": DiffusersSampler(DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++", **betas)),
     }
-    guide = pushing(objective, injection=Mean(), strength=Variance(), scale=0.5)
-    particles = Particles(count=2, high=0.0, corrected=True)
+    guide = pushing(objective, injection=Mean(), weight=Variance(), scale=0.5)
+    particles = Particles(count=2, ratio_max=0.0, corrected=True)
     walk(mixture, samplers[name], [guide], particles, range(2500), 2, steps=6)
     ratios = torch.stack(corrections).exp()
     assert len(ratios) == 5 and float(ratios.std(1).max()) < 0.7
@@ -532,7 +532,7 @@ def crude(mixture):
 @pytest.mark.long
 def test_corrected_and_pushed_too_hard_they_near_the_same_law(objective, error):
     """At scale 3, where guidance alone is 0.19 away at any count; T = 10: measured .022, .013, .003."""
-    guide = pushing(objective, injection=Mean(), strength=Variance(), scale=3.0)
+    guide = pushing(objective, injection=Mean(), weight=Variance(), scale=3.0)
     assert error(guide, 4, corrected=True) < 0.035
     assert error(guide, 16, corrected=True) < 0.035
     assert error(guide, 64, corrected=True) < 0.035
@@ -542,17 +542,17 @@ def test_corrected_and_pushed_too_hard_they_near_the_same_law(objective, error):
 
 def test_a_good_push_makes_fewer_particles_do(objective, weigher, error):
     """The exact classifier's, at scale 1: four are 0.048 away, where as many that are only weighed are 0.114."""
-    assert error(pushing(objective, strength=Variance()), 4, corrected=True) < 0.07 < error(weigher, 4, rows=8_000)
+    assert error(pushing(objective, weight=Variance()), 4, corrected=True) < 0.07 < error(weigher, 4, rows=8_000)
 
 
 TWISTS = {
     "a crude classifier's, back through the denoiser": (
         "small",
-        {"view": Denoised(clip=False), "route": "through", "strength": Variance(), "scale": 2.0},
+        {"input": Denoised(clip=False), "wrt": "x_t", "weight": Variance(), "scale": 2.0},
     ),
     "a crude classifier's, into the denoised image": (
         "large",
-        {"view": Denoised(clip=False), "injection": DenoisedImage(), "scale": 0.05},
+        {"input": Denoised(clip=False), "injection": DenoisedImage(), "scale": 0.05},
     ),
     "the exact classifier's, twice, into the noise": ("large", {"injection": NoisePrediction(), "scale": 2.0}),
 }

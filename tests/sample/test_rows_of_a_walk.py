@@ -81,18 +81,18 @@ class Learned:
 BETAS = {"beta_schedule": "squaredcos_cap_v2"}
 SDE = DiffusersSampler(DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++", **BETAS))
 WAYS = {
-    "peak": {"sampler": DDPM(), "learned": True, "guide": {"strength": Sine(gamma=0.9)}},
+    "peak": {"sampler": DDPM(), "learned": True, "guide": {"weight": Sine(gamma=0.9)}},
     "corrected": {"sampler": SDE, "corrected": True, "guide": {"injection": NoisePrediction()}},
-    "corrected, learned": {"sampler": DDPM(), "learned": True, "corrected": True, "guide": {"strength": Variance()}},
+    "corrected, learned": {"sampler": DDPM(), "learned": True, "corrected": True, "guide": {"weight": Variance()}},
     "multistep": {"sampler": DPMpp(), "guide": {"injection": NoisePrediction()}},
     "ancestral": {"sampler": DiffusersSampler(EulerAncestralDiscreteScheduler(**BETAS)), "guide": {}},
     "stages": {"sampler": Heun(churn=2.0), "guide": {"injection": NoisePrediction(), "stabilizer": Ema(beta=0.5)}},
     "stages, learned": {
         "sampler": Heun(),
         "learned": True,
-        "guide": {"injection": NoisePrediction(), "strength": Variance()},
+        "guide": {"injection": NoisePrediction(), "weight": Variance()},
     },
-    "before": {"sampler": Heun(), "guide": {"injection": Sample(), "view": Denoised(), "stabilizer": Adam()}},
+    "before": {"sampler": Heun(), "guide": {"injection": Sample(), "input": Denoised(), "stabilizer": Adam()}},
     "states": {
         "sampler": DDIM(eta=0.5),
         "guide": {"stabilizer": Chain([Adam(beta2=0.5, corrected=True), Clip(norm=0.2), Ema(beta=0.8)])},
@@ -113,7 +113,7 @@ def test_everything_goes_with_its_row(mixture, posterior, monkeypatch, name):
 def drawn(monkeypatch, mixture, posterior, shuffled, *, sampler, guide, learned=False, corrected=False, **settings):
     """The rows at the end, what each step's weights were corrected by, and the order of the rows."""
     orders = Orders(monkeypatch, shuffled=shuffled)
-    choices = {"view": Noisy(), "strength": Constant(), "injection": Mean(), "scale": 0.05} | guide
+    choices = {"input": Noisy(), "weight": Constant(), "injection": Mean(), "scale": 0.05} | guide
     x = sample(
         Learned(mixture) if learned else mixture,
         sampler,

@@ -15,7 +15,7 @@ GUIDE = "zoo:sportballs-mobilenet"
 
 def run(denoiser, recipe="nrcg", **settings):
     given = {"targets": ("baseball",), "num": 5, "denoiser": denoiser, "classifiers": (GUIDE,), "judge": None}
-    return Run(**given, recipe=load_recipe(recipe, ["walk.steps=3"]), **settings)
+    return Run(**given, recipe=load_recipe(recipe, ["sampling.steps=3"]), **settings)
 
 
 class Watched(nn.Module):

@@ -90,7 +90,7 @@ def run(spec, classifier="smooth", denoiser="denoiser", wrt="x0_hat", **settings
     name, *changes = RECIPES[wrt]
     given = {"targets": ("baseball",), "num": 2, "judge": None, "dtype": "auto", "batch_size": 4}
     given |= {"denoiser": denoiser if "/" in denoiser else spec(denoiser), "classifiers": (spec(classifier),)}
-    return Run(**{**given, "recipe": load_recipe(name, ["walk.steps=3", "scale=5", *changes]), **settings})
+    return Run(**{**given, "recipe": load_recipe(name, ["sampling.steps=3", "scale=5", *changes]), **settings})
 
 
 def placed(run):

@@ -23,7 +23,7 @@ PLACED = {
 
 def run(denoiser, **settings):
     given = {"targets": ("baseball",), "num": 2, "denoiser": denoiser, "classifiers": (GUIDE,), "judge": None}
-    return Run(**{**given, "recipe": load_recipe("nrcg", ["walk.steps=3", "scale=5"]), **settings})
+    return Run(**{**given, "recipe": load_recipe("nrcg", ["sampling.steps=3", "scale=5"]), **settings})
 
 
 def drawn(run, seeds=range(3)):
@@ -77,7 +77,7 @@ def test_the_fastest_is_chosen_and_what_is_usual_stays_unless_it_pays():
 
 @pytest.mark.parametrize("recipe, back", [("nrcg", True), ("elucd-ddpm", False)])
 def test_the_denoiser_is_measured_with_a_gradient_on_the_route_through_alone(denoiser, recipe, back):
-    settings = load_recipe(recipe, ["walk.steps=3", "smoothing=none"])
+    settings = load_recipe(recipe, ["sampling.steps=3", "smoothing=none"])
     session = Session(run(denoiser, recipe=settings), rehearse=False)
     seen = []
     session.denoiser.network.register_forward_hook(lambda *_: seen.append(torch.is_grad_enabled()))

@@ -41,7 +41,7 @@ class Copies(TorchDispatchMode):
 
 def walk(name, steps):
     """Walks without candidates, whose weights are kept on the host, and returns how many copies went to the device."""
-    recipe = load_recipe(name, [f"walk.steps={steps}", "particles=1"])
+    recipe = load_recipe(name, [f"sampling.steps={steps}", "particles=1"])
     binary = "binary" in str(recipe.resolved()["objective"])
     network = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 1 if binary else 4)
@@ -62,7 +62,7 @@ def walk(name, steps):
             seeds=[0, 1],
             device="meta",
             condition={"label": torch.tensor([0, 1], device="meta"), "cfg_scale": 2.0},
-            **recipe.walk(),
+            **recipe.sampling(),
         )
     return copies.count
 

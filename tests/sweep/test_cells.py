@@ -27,20 +27,22 @@ def test_the_cells_are_the_cross_product_on_the_same_seeds():
 
 
 def test_values_with_commas_stand_in_brackets_or_quotes():
-    assert varied(["strength=[deviation, {kind: interval, low: 0.5}],variance", "label='a, b',c"]) == {
-        "strength": [["deviation", {"kind": "interval", "low": 0.5}], "variance"],
+    assert varied(["weight=[deviation, {kind: interval, low: 0.5}],variance", "label='a, b',c"]) == {
+        "weight": [["deviation", {"kind": "interval", "low": 0.5}], "variance"],
         "label": ["a, b", "c"],
     }
-    (first, second) = sweep("strength=[deviation, {kind: interval, low: 0.5}],variance").cells()
-    assert [each["kind"] for each in first.run.recipe.resolved()["strength"]] == ["deviation", "interval"]
-    assert second.run.recipe.resolved()["strength"]["kind"] == "variance"
+    (first, second) = sweep("weight=[deviation, {kind: interval, low: 0.5}],variance").cells()
+    assert [each["kind"] for each in first.run.recipe.resolved()["weight"]] == ["deviation", "interval"]
+    assert second.run.recipe.resolved()["weight"]["kind"] == "variance"
 
 
 def test_recipes_and_classifiers_vary_whole_and_changes_hold_in_all():
-    cells = sweep("recipe=nrcg/ema90,nrcg/adam", "classifier=zoo:a,[zoo:a, zoo:b]", changes=("walk.steps=7",)).cells()
+    cells = sweep(
+        "recipe=nrcg/ema90,nrcg/adam", "classifier=zoo:a,[zoo:a, zoo:b]", changes=("sampling.steps=7",)
+    ).cells()
     assert [cell.run.recipe.name for cell in cells] == ["nrcg/ema90", "nrcg/ema90", "nrcg/adam", "nrcg/adam"]
     assert [cell.run.classifiers for cell in cells[:2]] == [("zoo:a",), ("zoo:a", "zoo:b")]
-    assert {cell.run.recipe.walk()["steps"] for cell in cells} == {7}
+    assert {cell.run.recipe.sampling()["steps"] for cell in cells} == {7}
 
 
 def test_a_case_is_several_settings_under_a_name():
@@ -49,7 +51,7 @@ def test_a_case_is_several_settings_under_a_name():
     ).cells()
     assert (robust.run.recipe.name, robust.run.classifiers) == ("nrcg/robust", ("zoo:robust",))
     assert robust.run.recipe.resolved()["scale"] == {"value": 3}
-    assert plain.run.recipe.walk()["steps"] == 9
+    assert plain.run.recipe.sampling()["steps"] == 9
     assert [cell.name for cell in (robust, plain)] == ["case=robust", "case=recipe=nrcg/none steps=9"]
 
 

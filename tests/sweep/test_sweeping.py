@@ -14,13 +14,13 @@ from steersman.lab.sweep import Sweep, Sweeping, varied
 
 REFERENCE = "sportballs?num=40&resolution=16"
 CHANGES = (
-    "walk.steps=2",
-    "view=denoised",
-    "strength=deviation",
+    "sampling.steps=2",
+    "input=denoised",
+    "weight=deviation",
     "smoothing=none",
     "particles=1",
     "recurrence.times=1",
-    "input.size=null",
+    "preprocess.size=null",
 )
 
 
@@ -39,7 +39,7 @@ def table(folder):
         return list(csv.DictReader(file))
 
 
-TWO = ("scale=0.5,4", "stabilizer=normalise,ema")
+TWO = ("scale=0.5,4", "stabilizer=rms,ema")
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def done(denoiser, tmp_path_factory):
 
 
 def test_a_sweep_writes_a_run_a_cell_and_compares_them(done):
-    cells = [f"scale={scale},stabilizer={kind}" for scale in (0.5, 4) for kind in ("normalise", "ema")]
+    cells = [f"scale={scale},stabilizer={kind}" for scale in (0.5, 4) for kind in ("rms", "ema")]
     assert sorted(path.name for path in (done / "cells").iterdir()) == sorted(cells)
     for name in cells:
         held = {path.name for path in (done / "cells" / name).iterdir()}
@@ -74,9 +74,7 @@ def test_a_sweep_writes_a_run_a_cell_and_compares_them(done):
 
 def test_the_table_has_what_was_varied_the_figures_and_the_cost(done):
     rows = table(done)
-    assert [(row["scale"], row["stabilizer"]) for row in rows] == [
-        (s, k) for s in ("0.5", "4") for k in ("normalise", "ema")
-    ]
+    assert [(row["scale"], row["stabilizer"]) for row in rows] == [(s, k) for s in ("0.5", "4") for k in ("rms", "ema")]
     for row in rows:
         assert float(row["accuracy/judge low"]) <= float(row["accuracy/judge"]) <= float(row["accuracy/judge high"])
         assert float(row["fid"]) > 0 and float(row["cfid"]) > 0
@@ -93,17 +91,17 @@ def test_the_table_has_what_was_varied_the_figures_and_the_cost(done):
     curves = (done / "fid.csv").read_text().splitlines()
     assert curves[0] == "curve,x,y,spread,above"
     assert [line.split(",")[:2] for line in curves[1:]] == [
-        [f"stabilizer={kind}", scale] for kind in ("normalise", "ema") for scale in ("0.5", "4.0")
+        [f"stabilizer={kind}", scale] for kind in ("rms", "ema") for scale in ("0.5", "4.0")
     ]
     assert [line.split(",")[2] for line in curves[1:3]] == [rows[0]["fid"], rows[2]["fid"]]
 
 
 @pytest.mark.long
 def test_the_same_seed_and_settings_in_two_sweeps_give_the_same_pixels(done, denoiser, tmp_path):
-    asked = sweep(denoiser, "scale=4,9", changes=(*CHANGES, "stabilizer=normalise"), base={"num": 2, "seed": 1})
+    asked = sweep(denoiser, "scale=4,9", changes=(*CHANGES, "stabilizer=rms"), base={"num": 2, "seed": 1})
     sweeping = Sweeping(asked, tmp_path / "other")
     sweeping.draw()
-    other, first = pixels(tmp_path / "other/cells/scale=4"), pixels(done / "cells/scale=4,stabilizer=normalise")
+    other, first = pixels(tmp_path / "other/cells/scale=4"), pixels(done / "cells/scale=4,stabilizer=rms")
     assert list(other) == ["000001.png", "000002.png"]
     assert all(abs(other[name] - first[name]).max() <= 1 for name in other)  # they stood in another batch
     assert any(abs(other[name] - pixels(tmp_path / "other/cells/scale=9")[name]).max() > 1 for name in other)
@@ -138,7 +136,7 @@ def test_a_killed_sweep_goes_on_with_the_missing_cells_only(denoiser, tmp_path, 
 
     monkeypatch.setattr(Session, "generate", counted)
     again = Sweeping(asked, out)
-    assert [cell.folder for cell in again.missing()] == ["scale=4,stabilizer=normalise", "scale=4,stabilizer=ema"]
+    assert [cell.folder for cell in again.missing()] == ["scale=4,stabilizer=rms", "scale=4,stabilizer=ema"]
     again.draw()
     assert len(drawn) == len(set(drawn)) == 4
     assert all(os.stat(path).st_mtime_ns == time for path, time in before.items())
@@ -164,7 +162,7 @@ def test_a_folder_of_another_sweep_is_left_alone(done, denoiser):
 def test_a_version_of_something_else_is_not_another_setting(done, denoiser):
     file = done / "sweep.yaml"
     record = yaml.safe_load(file.read_text())
-    assert record["varied"] == {"scale": [0.5, 4], "stabilizer": ["normalise", "ema"]}
+    assert record["varied"] == {"scale": [0.5, 4], "stabilizer": ["rms", "ema"]}
     assert record["shared"]["recipe"]["settings"]["walk"]["steps"] == 2
     assert "stabilizer" not in record["shared"]["recipe"]["settings"]
     file.write_text(yaml.safe_dump(record | {"versions": {"torch": "1.0"}}))

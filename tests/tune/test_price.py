@@ -8,7 +8,7 @@ from steersman.lab.tune.price import Prices
 from steersman.recipes import load_recipe
 
 STEPS = 6
-PLAIN = ("walk.steps=6", "input.size=null")
+PLAIN = ("sampling.steps=6", "preprocess.size=null")
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +31,13 @@ def counted(denoiser, networks, tmp_path):
 @pytest.mark.parametrize(
     ("recipe", "evaluations", "passes"),
     [
-        (("nrcg", "strength=constant"), (STEPS, STEPS), (STEPS, STEPS)),
-        (("nrcg", "strength=constant", "route=direct"), (STEPS, STEPS), (0, STEPS)),
-        (("nrcg", "strength=[constant, {kind: every, k: 3}]"), (STEPS, 2), (2, 2)),
+        (("nrcg", "weight=constant"), (STEPS, STEPS), (STEPS, STEPS)),
+        (("nrcg", "weight=constant", "wrt=x0_hat"), (STEPS, STEPS), (0, STEPS)),
+        (("nrcg", "weight=[constant, {kind: every, k: 3}]"), (STEPS, 2), (2, 2)),
         (("freedom", "recurrence=2"), (2 * STEPS, 2 * STEPS), (2 * STEPS, 2 * STEPS)),
-        (("nrcg", "strength=constant", "particles={count: 3, low: 0}", "scale=0"), (3 * STEPS, 3 * STEPS + 3), (0, 0)),
+        (("nrcg", "weight=constant", "particles={count: 3, low: 0}", "scale=0"), (3 * STEPS, 3 * STEPS + 3), (0, 0)),
     ],
-    ids=["through", "direct", "every third", "repeated", "candidates"],
+    ids=["x_t", "x0_hat", "every third", "repeated", "candidates"],
 )
 def test_calls_and_passes_back_are_those_of_the_recipe(counted, recipe, evaluations, passes):
     cost = counted(*recipe)
@@ -49,7 +49,7 @@ def test_calls_and_passes_back_are_those_of_the_recipe(counted, recipe, evaluati
 @pytest.mark.parametrize(("num", "changes"), [(5, ()), (1, ("particles={count: 3, low: 0}",))])
 def test_the_cost_is_the_same_wherever_it_is_reported(networks, denoiser, tmp_path, num, changes):
     """In ``metrics.json`` and so in a sweep, and in a tune; whatever the batch, and what fills it up."""
-    recipe = load_recipe("nrcg", ("walk.steps=2", "strength=constant", "input.size=null", *changes))
+    recipe = load_recipe("nrcg", ("sampling.steps=2", "weight=constant", "preprocess.size=null", *changes))
     settings = {"denoiser": denoiser, "classifiers": ("zoo:sportballs-mobilenet",), "judge": None}
     run = Run(targets=("baseball",), num=num, recipe=recipe, label="baseball", cfg_scale=1.5, **settings)
     session = Session(run, networks)
@@ -66,20 +66,20 @@ def test_unguided_an_image_costs_the_denoisers_evaluations(counted):
 
 @pytest.mark.long
 def test_times_are_measured_once_and_weigh_the_counts(counted, tmp_path):
-    first = counted("nrcg", "strength=constant")
+    first = counted("nrcg", "weight=constant")
     held = Prices(tmp_path / "prices.json").known
     denoiser, denoiser_back, guide, guide_back = (held[name] for name in sorted(held))
     assert denoiser == 1 < denoiser_back and 0 < guide < guide_back
     assert first.value == pytest.approx(STEPS * (denoiser_back + guide_back), abs=0.006)
-    assert counted("nrcg", "strength=constant").value == first.value
-    assert counted("nrcg", "strength=constant", "route=direct").value < first.value
+    assert counted("nrcg", "weight=constant").value == first.value
+    assert counted("nrcg", "weight=constant", "wrt=x0_hat").value < first.value
     assert Prices(tmp_path / "prices.json").known == held
-    counted("nrcg", "strength=constant", "input.size=64")
+    counted("nrcg", "weight=constant", "preprocess.size=64")
     assert len(Prices(tmp_path / "prices.json").known) == 6
 
 
 @pytest.mark.long
 def test_a_latent_models_decoder_costs_too(counted, dit_folder):
-    cost = counted("nrcg", "strength=constant", denoiser=str(dit_folder))
+    cost = counted("nrcg", "weight=constant", denoiser=str(dit_folder))
     assert cost.evaluations == {"denoiser": STEPS, "decoder": STEPS + 1, "classifier": STEPS}
     assert cost.passes == {"denoiser": STEPS, "decoder": STEPS, "classifier": STEPS}

@@ -27,13 +27,13 @@ class Told:
 
 
 def test_a_range_is_whole_and_by_decades_as_its_ends_are():
-    told = Told(**{"scale": 0.5, "steps": 8, "view.until": 0.25})
-    space = space_of(["scale=0.01..1", "steps=4..32", "view.until=0.2..0.5"])
-    assert chosen(space, told) == {"scale": 0.5, "steps": 8, "view.until": 0.25}
+    told = Told(**{"scale": 0.5, "steps": 8, "input.until": 0.25})
+    space = space_of(["scale=0.01..1", "steps=4..32", "input.until=0.2..0.5"])
+    assert chosen(space, told) == {"scale": 0.5, "steps": 8, "input.until": 0.25}
     assert told.asked == {
         "scale": Range(low=0.01, high=1, whole=False),
         "steps": Range(low=4, high=32, whole=True),
-        "view.until": Range(low=0.2, high=0.5, whole=False),
+        "input.until": Range(low=0.2, high=0.5, whole=False),
     }
     assert [each.by_decades for each in told.asked.values()] == [True, False, False]
     assert Range(low=3, high=30, whole=True).by_decades and not Range(low=0, high=30, whole=True).by_decades
@@ -46,22 +46,20 @@ def test_numbers_have_few_digits_and_stay_within_their_range():
 
 
 def test_what_stands_inside_one_of_several_is_asked_only_there():
-    (given,) = [
-        "case={name: plain, route: direct}, {name: gated, strength: [variance, {kind: interval, low: 0.1..2.0}]}"
-    ]
+    (given,) = ["case={name: plain, wrt: x0_hat}, {name: gated, weight: [variance, {kind: interval, low: 0.1..2.0}]}"]
     space = space_of([given])
     plain = Told(case="plain")
-    assert chosen(space, plain) == {"route": "direct"}
+    assert chosen(space, plain) == {"wrt": "x0_hat"}
     assert plain.asked == {"case": ("plain", "gated")}
-    gated = Told(**{"case": "gated", "case=gated.strength.1.low": 0.5})
-    assert chosen(space, gated) == {"strength": ["variance", {"kind": "interval", "low": 0.5}]}
+    gated = Told(**{"case": "gated", "case=gated.weight.1.low": 0.5})
+    assert chosen(space, gated) == {"weight": ["variance", {"kind": "interval", "low": 0.5}]}
 
 
 def test_names_of_choices_are_their_values_or_given():
-    told = Told(route="through", sampler="fast")
-    space = {"route": {ANY: ["direct", "through"]}, "sampler": {ANY: {"fast": {"kind": "dpmpp"}, "slow": "ddpm"}}}
-    assert chosen(space, told) == {"route": "through", "sampler": {"kind": "dpmpp"}}
-    assert told.asked == {"route": ("direct", "through"), "sampler": ("fast", "slow")}
+    told = Told(wrt="x_t", sampler="fast")
+    space = {"wrt": {ANY: ["x0_hat", "x_t"]}, "sampler": {ANY: {"fast": {"kind": "dpmpp"}, "slow": "ddpm"}}}
+    assert chosen(space, told) == {"wrt": "x_t", "sampler": {"kind": "dpmpp"}}
+    assert told.asked == {"wrt": ("x0_hat", "x_t"), "sampler": ("fast", "slow")}
 
 
 @pytest.mark.parametrize(
@@ -69,7 +67,7 @@ def test_names_of_choices_are_their_values_or_given():
     [
         (["scale=3..1"], "search: a range must be LOW..HIGH with LOW < HIGH, got 3..1"),
         (["case={name: a, scale: 1..3}, {name: b, scale: 3..1}"], "got 3..1"),
-        (["route=direct,direct"], "search: each value of a choice may be given only once, got direct, direct"),
+        (["wrt=x0_hat,direct"], "search: each value of a choice may be given only once, got direct, direct"),
         (["sclae=1..3"], "unknown setting to vary 'sclae'; did you mean 'scale'"),
         (["scale"], "vary must be axis.option=a,b,c, as in scale=5,10,20, got 'scale'"),
     ],
@@ -80,28 +78,28 @@ def test_a_space_without_sense_is_refused(given, told):
 
 
 def test_settings_are_found_in_the_space_the_nearest_where_they_lie_beyond():
-    settings = load_recipe("freedom", ["walk.steps=24", "strength=[relative, {kind: every, k: 3}]"]).resolved()
+    settings = load_recipe("freedom", ["sampling.steps=24", "weight=[relative, {kind: every, k: 3}]"]).resolved()
     space = space_of(
         [
             "scale=0.1..10.0",
             "steps=4..40",
-            "walk.steps=4..40",
-            "route=direct,through",
+            "sampling.steps=4..40",
+            "wrt=x0_hat,through",
             "sampler.eta=0,1",
-            "also.0.scale=1..3",
+            "extra_guides.0.scale=1..3",
         ]
     ) | {
-        "strength": {ANY: {"plain": "relative", "gated": ["relative", {"kind": "every", "k": "2..4"}]}},
-        "walk.high": "1.0..100.0",
+        "weight": {ANY: {"plain": "relative", "gated": ["relative", {"kind": "every", "k": "2..4"}]}},
+        "sampling.high": "1.0..100.0",
     }
     assert placed(space, settings) == {
         "scale": 0.1,
-        "walk.steps": 24,
-        "route": "through",
+        "sampling.steps": 24,
+        "wrt": "x_t",
         "sampler.eta": "1",
-        "strength": "gated",
-        "strength=gated.1.k": 3,
-        "walk.high": 100.0,
+        "weight": "gated",
+        "weight=gated.1.k": 3,
+        "sampling.high": 100.0,
     }
 
 
@@ -109,13 +107,13 @@ def test_settings_are_found_in_the_space_the_nearest_where_they_lie_beyond():
 def test_a_recipe_lies_in_the_space_around_it(name):
     """What is chosen at its own point are its own settings, but for numbers beyond a range."""
     tune = Tune(
-        recipes=(name,), changes=("walk.steps=24",), reference="sportballs", settings={"targets": ("baseball",)}
+        recipes=(name,), changes=("sampling.steps=24",), reference="sportballs", settings={"targets": ("baseball",)}
     )
     (point,) = tune.points()
     told = Told(**point)
     values = chosen(tune.searched, told)
     assert set(told.asked) == set(point)
-    found, own = tune.sweep.run(values).recipe.resolved(), load_recipe(name, ["walk.steps=24"]).resolved()
+    found, own = tune.sweep.run(values).recipe.resolved(), load_recipe(name, ["sampling.steps=24"]).resolved()
     beyond = {axis for axis in own if found[axis] != own[axis]}
     assert beyond <= {"walk", "recurrence"}
     assert {**found["walk"], "low": 0, "high": 0} == {**own["walk"], "low": 0, "high": 0}
@@ -124,7 +122,7 @@ def test_a_recipe_lies_in_the_space_around_it(name):
 def test_the_space_around_several_recipes_starts_with_each():
     tune = Tune(recipes=("freedom", "elucd-ddpm"), reference="sportballs")
     assert [point["case"] for point in tune.points()] == ["freedom", "elucd-ddpm"]
-    assert [point["walk.steps"] for point in tune.points()] == [50, 50]
+    assert [point["sampling.steps"] for point in tune.points()] == [50, 50]
 
 
 def test_the_space_that_is_given_starts_with_the_recipes_own_settings_and_those_that_it_names():

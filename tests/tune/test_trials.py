@@ -20,7 +20,7 @@ TRIALS = [
     trial(2, 13, 10.0, 30.0),  # 81.3%
     trial(3, 12, 12.0, 20.0),  # 75%
     trial(4, 16, 25.0, 120.0),
-    Trial(number=5, settings={}, reason="walk.steps must be at least 1, got 0"),
+    Trial(number=5, settings={}, reason="sampling.steps must be at least 1, got 0"),
 ]
 
 

@@ -12,8 +12,8 @@ from steersman.lab.tune import Bounds, Tune, Tuning, space_of
 from steersman.recipes import load_recipe
 
 REFERENCE = "sportballs?num=40&resolution=16"
-CHANGES = ("strength=deviation", "input.size=null", "walk.steps=3")
-SPACE = ("scale=0.5..50.0", "walk.steps=2..4", "sampler=ddpm,ddim")
+CHANGES = ("weight=deviation", "preprocess.size=null", "sampling.steps=3")
+SPACE = ("scale=0.5..50.0", "sampling.steps=2..4", "sampler=ddpm,ddim")
 
 
 def tune(denoiser, *given, **settings):
@@ -44,7 +44,7 @@ def test_a_tune_writes_its_trials_a_table_plots_and_a_recipe(done):
     with (done / "tune.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["trial"] for row in rows] == ["0", "1", "2", "3"]
-    assert rows[0]["settings"] == "scale=15.0, walk.steps=3, sampler=ddpm"  # the recipe's own
+    assert rows[0]["settings"] == "scale=15.0, sampling.steps=3, sampler=ddpm"  # the recipe's own
     assert (rows[0]["denoiser evaluations"], rows[0]["denoiser passes back"]) == (
         "3",
         "2",
@@ -98,13 +98,13 @@ def test_beyond_the_budget_nothing_is_drawn(denoiser, tmp_path, monkeypatch):
     with pytest.raises(
         InputError, match="3 proposals in a row cannot be drawn; the last: an image must cost at most budget, 1, got"
     ):
-        worked(tune(denoiser, "walk.steps=3..4"), tmp_path, 1, bounds=Bounds(budget=1))
+        worked(tune(denoiser, "sampling.steps=3..4"), tmp_path, 1, bounds=Bounds(budget=1))
     assert not (tmp_path / "trials").exists()
 
 
 @pytest.mark.long
 def test_settings_that_were_drawn_before_are_not_drawn_again(denoiser, tmp_path):
-    trials = worked(tune(denoiser, "walk.steps=2,3"), tmp_path, 4)
+    trials = worked(tune(denoiser, "sampling.steps=2,3"), tmp_path, 4)
     assert {path.name for path in (tmp_path / "trials").iterdir()} == {
         f"{t.number:04d}" for t in trials if t.same is None
     }

@@ -28,7 +28,7 @@ Data = Annotated[
 ]
 Num = Annotated[int | None, typer.Option(help="Number of images, chosen at random from the data; by default all.")]
 Views = Annotated[
-    list[str] | None, typer.Option("--view", help="Classifier input; repeat for more. By default noisy and denoised.")
+    list[str] | None, typer.Option("--input", help="Classifier input; repeat for more. By default noisy and denoised.")
 ]
 Times = Annotated[str | None, typer.Option(metavar="T,T,…", help="Use only the noise levels nearest to these times.")]
 Every = Annotated[
@@ -54,7 +54,7 @@ def accuracy(
     classifier: Classifiers = None,
     data: Data = BALLS,
     num: Num = None,
-    view: Views = None,
+    input: Views = None,
     times: Times = None,
     every: Every = None,
     count: Count = None,
@@ -73,7 +73,7 @@ def accuracy(
         Scope(
             denoiser=denoiser,
             classifiers=classifier,
-            views=view,
+            views=input,
             preprocess=preprocess,
             size=size,
             times=times,
@@ -97,7 +97,7 @@ def sensitivity(
     classifier: Classifiers = None,
     data: Data = BALLS,
     num: Num = None,
-    view: Views = None,
+    input: Views = None,
     stabilizer: Annotated[
         list[str] | None,
         typer.Option(
@@ -137,7 +137,7 @@ def sensitivity(
         Scope(
             denoiser=denoiser,
             classifiers=classifier,
-            views=view,
+            views=input,
             preprocess=preprocess,
             size=size,
             times=times,
@@ -168,7 +168,7 @@ def calibration(
         list[str] | None,
         typer.Option("--class", help="Class to draw; repeat for more. By default all classes of the denoiser."),
     ] = None,
-    view: Views = None,
+    input: Views = None,
     softplus: Annotated[
         str,
         typer.Option(
@@ -183,7 +183,7 @@ def calibration(
         list[str] | None,
         typer.Option(
             metavar="[NAME=]ABOVE,BELOW,AT",
-            help="Also measure two classifiers as one: ABOVE where sigma / alpha > AT, else BELOW (several.at of a "
+            help="Also measure two classifiers as one: ABOVE where sigma / alpha > AT, else BELOW (ensemble.at of a "
             "recipe); repeat for more.",
         ),
     ] = None,
@@ -205,7 +205,7 @@ def calibration(
         Scope(
             denoiser=denoiser,
             classifiers=classifier,
-            views=view,
+            views=input,
             preprocess=preprocess,
             size=size,
             times=times,

@@ -58,4 +58,4 @@ def bench(
         compile=compile,
     )
     run = Run(**settings, recipe=load_recipe(recipe, options.changes(set_, steps=steps)))
-    time_it(run, steps=whole.walk()["steps"], repeats=repeats, out=out)
+    time_it(run, steps=whole.sampling()["steps"], repeats=repeats, out=out)

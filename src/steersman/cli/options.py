@@ -78,7 +78,7 @@ def changes(
     set_: list[str] | None, *, sampler: str | None = None, steps: int | None = None, scale: float | None = None
 ) -> list[str]:
     """Returns the changes to a recipe that options say, the short ones last."""
-    short = {"sampler.kind": sampler, "walk.steps": steps, "scale": scale}
+    short = {"sampler.kind": sampler, "sampling.steps": steps, "scale": scale}
     return [*(set_ or ()), *(f"{key}={value}" for key, value in short.items() if value is not None)]
 
 

@@ -58,5 +58,7 @@ def axes() -> None:
             settings = ", ".join(f"{axis}.{key}={default_of(field)}" for key, field in settings_of(option).items())
             name = kind if len(kinds) > 1 else ""
             table.add_row("" if place else axis, name, escape(settings), escape(describe(option)))
-    table.add_row("also", "", "also=[{AXIS: ...}, ...]", "Further guides, each as the first but for these axes.")
+    table.add_row(
+        "extra_guides", "", "extra_guides=[{AXIS: ...}, ...]", "Further guides, each as the first but for these axes."
+    )
     Console().print(table)

@@ -1,13 +1,14 @@
 from steersman.guidance.average import Augmented, MonteCarlo
 from steersman.guidance.combine import Sum, Switch, Toward, Translated
-from steersman.guidance.guide import Guide, Route
+from steersman.guidance.guide import Guide, Wrt
 from steersman.guidance.injection import DenoisedImage, Estimate, Injection, Mean, NoisePrediction, Sample, Spherical
+from steersman.guidance.input import ClassifierInput, Denoised, Lookahead, Noisy, Rescaled
 from steersman.guidance.loss import Log, Root
 from steersman.guidance.objective import BinaryProbability, ClassProbability, Objective, TargetLogit
-from steersman.guidance.stabilizer import Adam, Chain, Clip, Ema, Identity, Momentum, Normalise, Stabilizer, State
-from steersman.guidance.steering import Push, Steering
+from steersman.guidance.stabilizer import Adam, Chain, Clip, Ema, Identity, Momentum, Rms, Stabilizer, State
+from steersman.guidance.steering import Steering, Update
 from steersman.guidance.step import Step, posterior_mean, reverse_variance
-from steersman.guidance.strength import (
+from steersman.guidance.weight import (
     Constant,
     Deviation,
     Difference,
@@ -19,16 +20,15 @@ from steersman.guidance.strength import (
     Relative,
     Signal,
     Sine,
-    Strength,
     Taper,
     Transition,
     Variance,
+    Weight,
 )
-from steersman.guidance.view import Ahead, Denoised, Noisy, Rescaled, View
 
 __all__ = [
     "Adam",
-    "Ahead",
+    "Lookahead",
     "Augmented",
     "BinaryProbability",
     "Chain",
@@ -53,15 +53,15 @@ __all__ = [
     "MonteCarlo",
     "NoisePrediction",
     "Noisy",
-    "Normalise",
+    "Rms",
     "Objective",
     "Polyak",
     "Product",
-    "Push",
+    "Update",
     "Relative",
     "Rescaled",
     "Root",
-    "Route",
+    "Wrt",
     "Sample",
     "Signal",
     "Sine",
@@ -70,7 +70,7 @@ __all__ = [
     "State",
     "Steering",
     "Step",
-    "Strength",
+    "Weight",
     "Sum",
     "Switch",
     "Taper",
@@ -79,7 +79,7 @@ __all__ = [
     "Transition",
     "Translated",
     "Variance",
-    "View",
+    "ClassifierInput",
     "posterior_mean",
     "reverse_variance",
 ]

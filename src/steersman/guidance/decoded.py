@@ -24,6 +24,6 @@ class _Clipped:
 
 def after_decoding(guide: Guide) -> Guide:
     """Returns the same guide, that clips the decoded image in place of the latents."""
-    if not getattr(guide.view, "clip", False) or not is_dataclass(guide.view):
+    if not getattr(guide.input, "clip", False) or not is_dataclass(guide.input):
         return guide
-    return replace(guide, view=replace(guide.view, clip=False), objective=_Clipped(objective=guide.objective))
+    return replace(guide, input=replace(guide.input, clip=False), objective=_Clipped(objective=guide.objective))

@@ -18,17 +18,17 @@ from torch import Tensor
 from steersman.denoise import Denoiser, Prediction
 from steersman.errors import InputError, unknown
 from steersman.guidance.injection import DenoisedImage, Injection, Mean
+from steersman.guidance.input import ClassifierInput, Denoised
 from steersman.guidance.objective import Objective
 from steersman.guidance.stabilizer import Identity, Stabilizer
 from steersman.guidance.step import Step
-from steersman.guidance.strength import Strength, Variance
-from steersman.guidance.view import Denoised, View
+from steersman.guidance.weight import Variance, Weight
 from steersman.schedule import Level
 from steersman.typed import brief, finite
 
-__all__ = ["Guide", "Route"]
+__all__ = ["Guide", "Wrt"]
 
-Route = Literal["direct", "through"]
+Wrt = Literal["x0_hat", "x_t"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,13 +40,13 @@ class Guide:
         objective: The log-likelihood that guidance maximises; it holds the classifier.
         scale: The guidance scale ``s``, comparable only among guides with the same route and injection. At 0 no
             gradient is taken.
-        view: The classifier input: the noisy, denoised, lookahead or rescaled image.
-        route: ``direct`` for the gradient with respect to the classifier input, which never differentiates the
+        input: The classifier input: the noisy, denoised, lookahead or rescaled image.
+        wrt: ``direct`` for the gradient with respect to the classifier input, which never differentiates the
             denoiser; ``through`` for the gradient with respect to ``x_t``.
         ascents: The number of gradients in a step, at least 1. More than one needs the route ``direct``, a classifier
             input of the denoised image and the injection `DenoisedImage`.
         stabilizer: How the gradients of successive steps are combined.
-        strength: The guidance weight ``w_t`` over time.
+        weight: The guidance weight ``w_t`` over time.
         injection: Where the guidance update enters the step.
 
     The repr shows the settings that differ from their defaults.
@@ -65,46 +65,46 @@ class Guide:
 
     objective: Objective
     scale: float = 1.0
-    view: View = field(default_factory=Denoised)
-    route: Route = "direct"
+    input: ClassifierInput = field(default_factory=Denoised)
+    wrt: Wrt = "x0_hat"
     ascents: int = 1
     stabilizer: Stabilizer = field(default_factory=Identity)
-    strength: Strength = field(default_factory=Variance)
+    weight: Weight = field(default_factory=Variance)
     injection: Injection = field(default_factory=Mean)
 
     def __repr__(self) -> str:
         return brief(self)
 
     def __post_init__(self) -> None:
-        if self.route not in get_args(Route):
-            raise unknown("route", self.route, get_args(Route))
+        if self.wrt not in get_args(Wrt):
+            raise unknown("wrt", self.wrt, get_args(Wrt))
         if self.ascents < 1:
-            raise InputError(f"route.ascents must be at least 1, got {self.ascents}")
-        again = self.route == "direct" and self.view.needs_denoiser and isinstance(self.injection, DenoisedImage)
+            raise InputError(f"wrt.ascents must be at least 1, got {self.ascents}")
+        again = self.wrt == "x0_hat" and self.input.needs_denoiser and isinstance(self.injection, DenoisedImage)
         if self.ascents > 1 and not again:
             raise InputError(
-                "route.ascents must be 1 unless the route is direct, the view is of the denoised image and the "
+                "wrt.ascents must be 1 unless wrt is x0_hat, the input is the denoised image and the "
                 f"injection is denoised, got {self.ascents}"
             )
 
     @property
     def sees_guided(self) -> bool:
         """Whether its view is the denoised image as the guides before it left it."""
-        return isinstance(self.view, Denoised) and self.view.guided
+        return isinstance(self.input, Denoised) and self.input.guided
 
     @property
     def needs_denoiser(self) -> bool:
-        """Whether its push depends on the prediction."""
-        return self.view.needs_denoiser or self.strength.needs_denoiser
+        """Whether its update depends on the prediction."""
+        return self.input.needs_denoiser or self.weight.needs_denoiser
 
     @property
     def differentiates_denoiser(self) -> bool:
         """Whether its gradient flows back through the denoiser."""
-        return self.route == "through" and self.view.needs_denoiser
+        return self.wrt == "x_t" and self.input.needs_denoiser
 
     def active(self, step: Step) -> bool:
-        """Whether it can push at a step; told before anything is computed."""
-        return bool(self.scale) and self.injection.defined(step.level) and self.strength.active(step)
+        """Whether it can update at a step; told before anything is computed."""
+        return bool(self.scale) and self.injection.defined(step.level) and self.weight.active(step)
 
     @torch.enable_grad()
     def gradient(
@@ -132,18 +132,18 @@ class Guide:
         Raises:
             InputError: The objective has no gradient.
         """
-        with torch.set_grad_enabled(self.route == "through"):
-            view = self.view(x_t, prediction, step.level, denoiser)
-            view = view if moved is None else view + moved
-        if self.route == "direct":
-            view = view.detach().requires_grad_()
-        log_likelihood = self.objective(denoiser.decode(view), target, step.level)
+        with torch.set_grad_enabled(self.wrt == "x_t"):
+            input = self.input(x_t, prediction, step.level, denoiser)
+            input = input if moved is None else input + moved
+        if self.wrt == "x0_hat":
+            input = input.detach().requires_grad_()
+        log_likelihood = self.objective(denoiser.decode(input), target, step.level)
         if not log_likelihood.requires_grad:
             raise InputError(
                 "objective must be differentiable, got one without a gradient; set scale 0 if it is only to weigh "
                 "particles"
             )
-        leaf = view if self.route == "direct" else x_t
+        leaf = input if self.wrt == "x0_hat" else x_t
         (g,) = torch.autograd.grad(log_likelihood.sum(), leaf, retain_graph=retain_graph)
         return g, log_likelihood.detach()
 
@@ -157,4 +157,4 @@ class Guide:
         denoiser: Denoiser,
     ) -> Float[Tensor, " B"]:
         """Returns what the gradient is taken of, alone; the arguments are `gradient`'s."""
-        return self.objective(denoiser.decode(self.view(x_t, prediction, level, denoiser)), target, level)
+        return self.objective(denoiser.decode(self.input(x_t, prediction, level, denoiser)), target, level)

@@ -1,4 +1,4 @@
-"""Injections: where the push ``p = s w_t g`` of a guide enters the step.
+"""Injections: where the update ``p = s w_t g`` of a guide enters the step.
 
     sample       x_t <- x_t + p,  before the denoiser is asked for the step                     (EluCD, Algorithm 2)
     noise        eps <- eps - sigma p,  so  x0_hat <- x0_hat + (sigma^2 / alpha) p
@@ -48,7 +48,7 @@ class Estimate(NamedTuple):
 
 @runtime_checkable
 class Injection(Protocol):
-    """Lets a push into the step at one moment; at the others, nothing changes.
+    """Lets an update into the step at one moment; at the others, nothing changes.
 
     Attributes:
         moment: That moment, the name of the method that is its own.
@@ -57,23 +57,23 @@ class Injection(Protocol):
     moment: ClassVar[Moment]
 
     def defined(self, level: Level) -> bool:
-        """Whether a push has a value at a level."""
+        """Whether an update has a value at a level."""
         return True
 
-    def sample(self, x_t: Float[Tensor, "B C H W"], push: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+    def sample(self, x_t: Float[Tensor, "B C H W"], update: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """Returns the sample to step from; the denoiser is asked about it."""
         return x_t
 
-    def estimate(self, estimate: Estimate, push: Float[Tensor, "B C H W"], level: Level) -> Estimate:
+    def estimate(self, estimate: Estimate, update: Float[Tensor, "B C H W"], level: Level) -> Estimate:
         """Returns the estimate to step by."""
         return estimate
 
-    def mean(self, mean: Float[Tensor, "B C H W"], push: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+    def mean(self, mean: Float[Tensor, "B C H W"], update: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """Returns the mean of the next sample."""
         return mean
 
     def deviation(
-        self, deviation: Float[Tensor, "B C H W"], push: Float[Tensor, "B C H W"], variance: Float[Tensor, "..."]
+        self, deviation: Float[Tensor, "B C H W"], update: Float[Tensor, "B C H W"], variance: Float[Tensor, "..."]
     ) -> Float[Tensor, "B C H W"]:
         """Returns what is added to that mean, of which the sampler drew one of the given variance."""
         return deviation
@@ -96,9 +96,9 @@ class Sample(Injection):
 
     moment: ClassVar[Moment] = "sample"
 
-    def sample(self, x_t: Float[Tensor, "B C H W"], push: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+    def sample(self, x_t: Float[Tensor, "B C H W"], update: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """Returns ``x_t + p``."""
-        return x_t + push
+        return x_t + update
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,10 +124,10 @@ class NoisePrediction(Injection):
         """Whether there is a signal."""
         return bool((level.alpha > 0).all())
 
-    def estimate(self, estimate: Estimate, push: Float[Tensor, "B C H W"], level: Level) -> Estimate:
+    def estimate(self, estimate: Estimate, update: Float[Tensor, "B C H W"], level: Level) -> Estimate:
         """Returns ``eps - sigma p`` and its ``x0``."""
-        alpha, sigma = broadcast(level.alpha, push), broadcast(level.sigma, push)
-        return estimate._replace(x0=estimate.x0 + sigma**2 / alpha * push, eps=estimate.eps - sigma * push)
+        alpha, sigma = broadcast(level.alpha, update), broadcast(level.sigma, update)
+        return estimate._replace(x0=estimate.x0 + sigma**2 / alpha * update, eps=estimate.eps - sigma * update)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,12 +156,12 @@ class DenoisedImage(Injection):
         if self.keeps not in get_args(Kept):
             raise unknown("injection.keeps", self.keeps, get_args(Kept))
 
-    def estimate(self, estimate: Estimate, push: Float[Tensor, "B C H W"], level: Level) -> Estimate:
+    def estimate(self, estimate: Estimate, update: Float[Tensor, "B C H W"], level: Level) -> Estimate:
         """Returns ``x0 + p``, with the ``eps`` that was or with ``eps - (alpha / sigma) p``."""
         eps = estimate.eps
         if self.keeps == "sample":
-            eps = eps - broadcast(level.alpha / level.sigma, push) * push
-        return estimate._replace(x0=estimate.x0 + push, eps=eps)
+            eps = eps - broadcast(level.alpha / level.sigma, update) * update
+        return estimate._replace(x0=estimate.x0 + update, eps=eps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,16 +172,16 @@ class Mean(Injection):
         >>> import steersman as sm
         >>> import torch
         >>> objective = sm.TargetLogit(classifier=sm.load_classifier("zoo:mnist-lenet"))
-        >>> guide = sm.Guide(objective=objective, strength=sm.Variance(), injection=sm.Mean())
+        >>> guide = sm.Guide(objective=objective, weight=sm.Variance(), injection=sm.Mean())
         >>> guide.injection.mean(torch.ones(1, 1, 1, 2), 0.5 * torch.ones(1, 1, 1, 2))
         tensor([[[[1.5000, 1.5000]]]])
     """
 
     moment: ClassVar[Moment] = "mean"
 
-    def mean(self, mean: Float[Tensor, "B C H W"], push: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+    def mean(self, mean: Float[Tensor, "B C H W"], update: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """Returns ``mu + p``."""
-        return mean + push
+        return mean + update
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,10 +202,10 @@ class Spherical(Injection):
     moment: ClassVar[Moment] = "deviation"
 
     def deviation(
-        self, deviation: Float[Tensor, "B C H W"], push: Float[Tensor, "B C H W"], variance: Float[Tensor, "..."]
+        self, deviation: Float[Tensor, "B C H W"], update: Float[Tensor, "B C H W"], variance: Float[Tensor, "..."]
     ) -> Float[Tensor, "B C H W"]:
-        """Returns ``r m / |m|``, r the root of the summed variances; without a push, the noise at the length r."""
-        radius, size = norm(torch.ones_like(push) * variance.to(push.dtype).sqrt()), norm(push)
+        """Returns ``r m / |m|``, r the root of the summed variances; without an update, the noise at the length r."""
+        radius, size = norm(torch.ones_like(update) * variance.to(update.dtype).sqrt()), norm(update)
         rate = (size / radius).clamp(max=1)
-        mixed = (1 - rate) * deviation + rate * radius * (push / torch.where(size > 0, size, 1))
+        mixed = (1 - rate) * deviation + rate * radius * (update / torch.where(size > 0, size, 1))
         return radius * mixed / norm(mixed)

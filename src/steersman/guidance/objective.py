@@ -14,7 +14,7 @@ labels, the target and its absence are two classes with the logits ``o / 2`` and
     logit     o
     binary    log sigmoid(o)
 
-and no objective of a label pushes any other label. These are symmetric: a target and its absence are guided alike.
+and no objective of a label updates any other label. These are symmetric: a target and its absence are guided alike.
 """
 
 from dataclasses import dataclass

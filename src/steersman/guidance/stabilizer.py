@@ -26,7 +26,7 @@ from steersman.batching import norm, rms
 from steersman.errors import InputError, unknown
 from steersman.typed import finite
 
-__all__ = ["Adam", "Chain", "Clip", "Ema", "Identity", "Momentum", "Normalise", "Stabilizer", "State"]
+__all__ = ["Adam", "Chain", "Clip", "Ema", "Identity", "Momentum", "Rms", "Stabilizer", "State"]
 
 State = tuple
 """Tensors that lead with B, or such states."""
@@ -171,7 +171,7 @@ class Adam:
 
 @dataclass(frozen=True, kw_only=True)
 @finite
-class Normalise:
+class Rms:
     """The gradient scaled to unit length, over one sample; a zero gradient stays zero.
 
     Attributes:
@@ -180,7 +180,7 @@ class Normalise:
     Example:
         >>> import steersman as sm
         >>> import torch
-        >>> normalise, g = sm.Normalise(by="norm"), torch.tensor([3.0, 4.0]).reshape(1, 1, 1, 2)
+        >>> normalise, g = sm.Rms(by="norm"), torch.tensor([3.0, 4.0]).reshape(1, 1, 1, 2)
         >>> used, state = normalise.update(g, normalise.init(g))
         >>> [round(value, 2) for value in used.flatten().tolist()]
         [0.6, 0.8]
@@ -243,11 +243,11 @@ class Chain:
         links: The stabilizers, in the order in which they are applied.
 
     Example:
-        In a recipe it is a list: ``stabilizer: [{kind: normalise}, {kind: ema, beta: 0.5}]``.
+        In a recipe it is a list: ``stabilizer: [{kind: rms}, {kind: ema, beta: 0.5}]``.
 
         >>> import steersman as sm
         >>> import torch
-        >>> chain, g = sm.Chain((sm.Normalise(), sm.Ema(beta=0.5))), torch.tensor([3.0, 4.0]).reshape(1, 1, 1, 2)
+        >>> chain, g = sm.Chain((sm.Rms(), sm.Ema(beta=0.5))), torch.tensor([3.0, 4.0]).reshape(1, 1, 1, 2)
         >>> used, state = chain.update(g, chain.init(g))
         >>> [round(value, 2) for value in used.flatten().tolist()]
         [0.3, 0.4]

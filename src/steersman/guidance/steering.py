@@ -1,7 +1,7 @@
 """Guides at work during one walk.
 
-Each gradient g is stabilised, weighed, and the push ``p = s w_t g`` enters the step. Several ascents take it again and
-again, each at the view moved by the pushes before:
+Each gradient g is stabilised, weighed, and the update ``p = s w_t g`` enters the step. Ascents take it again and
+again, each at the view moved by the updates before:
 
     p = sum_k p_k,  p_k = s w_t g_k,  g_k = d/d view at view + p_1 + .. + p_(k-1)      (Bansal et al. 2023; TFG, 2024)
 
@@ -32,12 +32,12 @@ from steersman.guidance.stabilizer import State
 from steersman.guidance.step import Step
 from steersman.schedule import Level, broadcast
 
-__all__ = ["Push", "Steering"]
+__all__ = ["Update", "Steering"]
 
 LARGEST = 2.0**50  # of what enters a step; networks sum the squares of what they are given, in float32 up to 2^128
 
 
-class Push(NamedTuple):
+class Update(NamedTuple):
     """What one guide made of one step.
 
     Attributes:
@@ -58,7 +58,7 @@ class Push(NamedTuple):
 
 
 class Steering:
-    """Guides at work in one walk of a batch: their stabilizers' states, and what they push.
+    """Guides at work in one walk of a batch: their stabilizers' states, and what they update.
 
     Args:
         guides: The guides.
@@ -66,7 +66,7 @@ class Steering:
         denoiser: The denoiser, which needs no more conditions.
 
     Attributes:
-        rests: Whether none of them pushes for now.
+        rests: Whether none of them updates for now.
         step: The step whose updates were taken last.
     """
 
@@ -76,10 +76,10 @@ class Steering:
         self.step: Step | None = None
         self.states: list[State] | None = None
         self.found: list[State] = []
-        self.taken: list[Push | None] = [None] * len(self.guides)
+        self.taken: list[Update | None] = [None] * len(self.guides)
 
     @property
-    def pushes(self) -> tuple[Push | None, ...]:
+    def updates(self) -> tuple[Update | None, ...]:
         """What each guide made of the step, None where it was not active."""
         return tuple(self.taken)
 
@@ -97,7 +97,7 @@ class Steering:
         x_t: Float[Tensor, "B C H W"],
         prediction: Prediction,
         level: Level,
-        pushes: Sequence[Push | None] = (),
+        updates: Sequence[Update | None] = (),
     ) -> Float[Tensor, " B"]:
         """Returns the sum over the guides.
 
@@ -105,14 +105,14 @@ class Steering:
             x_t: Noisy images.
             prediction: What the denoiser made of them.
             level: Their level.
-            pushes: What the guides made of this level already; those at this very sample tell their likelihood.
+            updates: What the guides made of this level already; those at this very sample tell their likelihood.
         """
         assert self.target is not None, "the loop refuses particles without guides, and guides without targets"
         found = [
             guide.log_likelihood(x_t, prediction, level, self.target, self.denoiser)
-            if push is None or guide.injection.moment == "sample"
-            else push.log_likelihood
-            for guide, push in zip_longest(self.guides, pushes)
+            if update is None or guide.injection.moment == "sample"
+            else update.log_likelihood
+            for guide, update in zip_longest(self.guides, updates)
         ]
         return total(torch.stack(found, 1))
 
@@ -126,7 +126,7 @@ class Steering:
         ]
 
     def needs_denoiser(self, step: Step) -> bool:
-        """Whether the denoiser must be asked before the step, for pushes that enter there."""
+        """Whether the denoiser must be asked before the step, for updates that enter there."""
         return any(self.guides[place].needs_denoiser for place in self._asked(step, before=True))
 
     def differentiates_denoiser(self, step: Step, *, before: bool = False) -> bool:
@@ -136,23 +136,23 @@ class Steering:
     @property
     def differentiates_sample(self) -> bool:
         """Whether a guide takes its gradient with respect to the noisy sample."""
-        return any(guide.route == "through" for guide in self.guides)
+        return any(guide.wrt == "x_t" for guide in self.guides)
 
     def sample(
         self, x_t: Float[Tensor, "B C H W"], prediction: Prediction | None, step: Step
     ) -> Float[Tensor, "B C H W"]:
-        """Returns the sample to step from, with the pushes that enter before the denoiser is asked."""
+        """Returns the sample to step from, with the updates that enter before the denoiser is asked."""
         moved = x_t.detach()
         for place, last in self._turns(x_t, step, before=True):
-            push = self._push(place, x_t, prediction, step, retain_graph=not last)
-            after = self.guides[place].injection.sample(moved, push.value)
+            update = self._push(place, x_t, prediction, step, retain_graph=not last)
+            after = self.guides[place].injection.sample(moved, update.value)
             moved = self._entered(place, moved, after, step, step.level)
         return moved
 
     def estimate(
         self, x_t: Float[Tensor, "B C H W"], prediction: Prediction, estimate: Estimate, step: Step
     ) -> Estimate:
-        """Takes each active guide's push at a level, and returns the estimate with those that enter there.
+        """Takes each active guide's update at a level, and returns the estimate with those that enter there.
 
         The stabilizers' states move on in the first stage of a step; its second sees them as the step found them.
         """
@@ -160,16 +160,16 @@ class Steering:
         for place, last in self._turns(x_t, step, before=False):
             guide = self.guides[place]
             moved = estimate.x0 - found if guide.sees_guided else None
-            push = self._push(place, x_t, prediction, step, moved=moved, retain_graph=not last)
-            after = guide.injection.estimate(estimate, push.value, step.level)
+            update = self._push(place, x_t, prediction, step, moved=moved, retain_graph=not last)
+            after = guide.injection.estimate(estimate, update.value, step.level)
             estimate = self._estimated(place, estimate, after, step)
         return estimate
 
     def mean(self, mean: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        """Returns the step's mean with the pushes that enter there."""
-        for place, push in enumerate(self.taken):
-            if push is not None and self.step is not None:
-                after = self.guides[place].injection.mean(mean, push.value)
+        """Returns the step's mean with the updates that enter there."""
+        for place, update in enumerate(self.taken):
+            if update is not None and self.step is not None:
+                after = self.guides[place].injection.mean(mean, update.value)
                 mean = self._entered(place, mean, after, self.step, self.step.next)
         return mean
 
@@ -180,7 +180,7 @@ class Steering:
             noisy: Whether its steps end with noise, or None if that is not known.
 
         Raises:
-            InputError: A push would turn that noise, but there is none.
+            InputError: A update would turn that noise, but there is none.
         """
         if noisy is False and any(guide.injection.moment == "deviation" for guide in self.guides):
             raise InputError(
@@ -191,17 +191,17 @@ class Steering:
     def deviation(
         self, deviation: Float[Tensor, "B C H W"] | None, variance: Float[Tensor, "..."] | None, step: Step
     ) -> Float[Tensor, "B C H W"] | None:
-        """Returns the step's own noise with the pushes that enter there; None into a clean image.
+        """Returns the step's own noise with the updates that enter there; None into a clean image.
 
         Raises:
-            InputError: A push enters there, but the sampler draws no noise after its mean.
+            InputError: A update enters there, but the sampler draws no noise after its mean.
         """
         if deviation is None or variance is None:
             self.check(noisy=not step.next.sigma > 0)
             return deviation
-        for place, push in enumerate(self.taken):
-            if push is not None:
-                after = self.guides[place].injection.deviation(deviation, push.value, variance)
+        for place, update in enumerate(self.taken):
+            if update is not None:
+                after = self.guides[place].injection.deviation(deviation, update.value, variance)
                 deviation = self._entered(place, deviation, after, step, step.next)
         return deviation
 
@@ -243,12 +243,12 @@ class Steering:
         self, place: int, finite: Bool[Tensor, " B"], change: Float[Tensor, "B C H W"], step: Step, level: Level
     ) -> None:
         """Writes down how far a sample's change moves the images, and whose update was dropped; of a first stage."""
-        push = self.taken[place]
-        if step.stage == 0 and push is not None:
+        update = self.taken[place]
+        if step.stage == 0 and update is not None:
             alpha, sigma = (broadcast(value, change) for value in level[:2])
-            value = torch.where(_lead(finite, push.value), push.value, 0)
+            value = torch.where(_lead(finite, update.value), update.value, 0)
             moved = alpha / (alpha**2 + sigma**2) * change
-            self.taken[place] = push._replace(value=value, finite=push.finite & finite, moved=moved)
+            self.taken[place] = update._replace(value=value, finite=update.finite & finite, moved=moved)
 
     def _turns(self, x_t: Float[Tensor, "B C H W"], step: Step, *, before: bool) -> Iterator[tuple[int, bool]]:
         """Yields the guides' places that act now, and of each whether none after it differentiates the denoiser."""
@@ -274,8 +274,8 @@ class Steering:
         *,
         moved: Float[Tensor, "B C H W"] | None = None,
         retain_graph: bool,
-    ) -> Push:
-        """Takes a guide's push, and keeps it and the stabilizer's state, but for the second stage of a step."""
+    ) -> Update:
+        """Takes a guide's update, and keeps it and the stabilizer's state, but for the second stage of a step."""
         guide, state = self.guides[place], self.found[place]
         first, state = self._ascend(guide, x_t, prediction, step, state, moved, retain_graph=retain_graph)
         value, finite = first.value, first.finite
@@ -283,11 +283,11 @@ class Steering:
             at = value if moved is None else moved + value
             more, state = self._ascend(guide, x_t, prediction, step, state, at, retain_graph=retain_graph)
             value, finite = value + more.value, finite & more.finite
-        push = first._replace(value=value, finite=finite)
+        update = first._replace(value=value, finite=finite)
         if step.stage == 0:
             assert self.states is not None, "the guides' turns began with them"
-            self.states[place], self.taken[place] = state, push
-        return push
+            self.states[place], self.taken[place] = state, update
+        return update
 
     def _ascend(
         self,
@@ -299,8 +299,8 @@ class Steering:
         moved: Float[Tensor, "B C H W"] | None,
         *,
         retain_graph: bool,
-    ) -> tuple[Push, State]:
-        """Returns the push of one gradient, taken where the view has been moved to, and the stabilizer's next state."""
+    ) -> tuple[Update, State]:
+        """Returns the update of one gradient at the moved classifier input, and the stabilizer's next state."""
         assert self.target is not None, "the loop refuses guides without targets"
         g, log_likelihood = guide.gradient(
             x_t, prediction, step, self.target, self.denoiser, moved=moved, retain_graph=retain_graph
@@ -309,12 +309,12 @@ class Steering:
         safe = torch.where(_lead(finite, g), g, 0)
         with torch.no_grad():
             stable, after = guide.stabilizer.update(safe, state)
-            weight = guide.strength(step, x_t, prediction, stable)
+            weight = guide.weight(step, x_t, prediction, stable)
             value = (guide.scale * weight * stable).to(g.dtype)
             # An update or a state may overflow although the gradient did not: both are dropped as a gradient is.
             finite = finite & _all_finite((value, after))
             value = torch.where(_lead(finite, g), value, 0)
-        return Push(value, g, stable.to(g.dtype), log_likelihood, finite, torch.zeros_like(value)), _keep(
+        return Update(value, g, stable.to(g.dtype), log_likelihood, finite, torch.zeros_like(value)), _keep(
             finite, after, state
         )
 

@@ -9,7 +9,7 @@ from steersman.lab.run import Run
 __all__ = ["advice"]
 
 DISAGREE = 0.25  # a difference in accuracy between guide and judge that is worth a word
-STEADIER = {"route": "through", "view": "ahead"}  # choices that a gradient fools less easily
+STEADIER = {"wrt": "x_t", "input": "lookahead"}  # choices that a gradient fools less easily
 UNMOVED = 0.01  # guidance that moves an image in [-1, 1] by a smaller root mean square leaves it as it was
 VISIBLE = 0.1  # a change that shows
 MOST = 30.0  # times the scale that was, at most, for the next try
@@ -31,7 +31,7 @@ def advice(metrics: Mapping[str, Any], moved: Sequence[float], run: Run) -> list
         tries = [
             f"{each} (now {_scale(run):g})" for each in _scaled(run, min(MOST, VISIBLE / max(mean, VISIBLE / MOST)))
         ]
-        tries += ["--set strength=constant"] if _chosen(run, "strength") != ["constant"] else []
+        tries += ["--set weight=constant"] if _chosen(run, "weight") != ["constant"] else []
         warnings.append(
             f"The guidance hardly changed the images: by {mean:.2g} where they span 2. Try {' or '.join(tries)}."
         )
@@ -54,7 +54,7 @@ def advice(metrics: Mapping[str, Any], moved: Sequence[float], run: Run) -> list
             "before you trust either."
         )
     if mean is not None and judge is not None and judge < 0.5 and not warnings:
-        tries = _scaled(run, 3.0) + [f"--steps {2 * run.recipe.walk()['steps']}"]
+        tries = _scaled(run, 3.0) + [f"--steps {2 * run.recipe.sampling()['steps']}"]
         seen = "Neither guide nor judge sees" if guide is not None and guide < 0.5 else "The judge does not see"
         warnings.append(f"{seen} the target in more than half of the images. Try {' or '.join(tries)}.")
     return warnings

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from steersman.errors import InputError
 from steersman.guidance import Guide
 from steersman.guidance.step import Step, reverse_variance
-from steersman.guidance.strength import compares
+from steersman.guidance.weight import compares
 from steersman.lab.realism import noise_error
 from steersman.lab.run import TARGET, Run
 from steersman.lab.speed.placement import DTYPES, prepare
@@ -106,8 +106,8 @@ class Session:
         for counted in self.counted.values():
             metered(counted)
         self.judge = loaded.classifier(run.judge, device=run.device) if run.judge else None
-        walk = run.recipe.walk()
-        walked = (walk[key] for key in ("steps", "spacing", "low", "high"))
+        walk = run.recipe.sampling()
+        walked = (walk[key] for key in ("steps", "spacing", "ratio_min", "ratio_max"))
         levels = levels_of(run.recipe.sampler(), self.denoiser.schedule, *walked)
         self.targets = self._targets()
         self.guides = self._guides() if run.guided else []
@@ -196,7 +196,7 @@ class Session:
         for guide in self.guides:
             guide.objective(image, torch.tensor([self.targets[0].guide], device=device), CLEAN)
             if guide.scale:
-                guide.strength(step, blank, prediction, blank)
+                guide.weight(step, blank, prediction, blank)
         return []
 
     def _elsewhere(self, index: int) -> tuple[int, ...]:
@@ -219,7 +219,7 @@ class Session:
                 raise InputError(
                     "cfg-scale must not be 1 with a negative-prompt, as 1 uses the prompt alone; give another cfg-scale"
                 )
-            asks = {"unconditional": True} if any(compares(guide.strength) for guide in self.guides) else {}
+            asks = {"unconditional": True} if any(compares(guide.weight) for guide in self.guides) else {}
             return texts | {"cfg_scale": run.cfg_scale} | asks
         if texts:
             said = next(iter(texts)).replace("_", "-")
@@ -268,7 +268,7 @@ class Session:
             **settings: Settings of sampling in place of the recipe's.
         """
         run = self.run
-        walk = run.recipe.walk() | settings
+        walk = run.recipe.sampling() | settings
         if not (guided := guided and run.guided):
             walk["particles"] = None
         return sample(
@@ -291,7 +291,7 @@ class Session:
 
     def unguided_errors(self) -> list[float]:
         """Returns the same for a few samples that the denoiser draws without guidance."""
-        steps = min(COMPARED_STEPS, self.run.recipe.walk()["steps"])
+        steps = min(COMPARED_STEPS, self.run.recipe.sampling()["steps"])
 
         def errors(jobs: Sequence[tuple[Target, int]]) -> list[float]:
             samples = self.samples(jobs, guided=False, steps=steps, recurrence=None)
@@ -347,7 +347,7 @@ class Session:
             if size == 1:
                 raise InputError(
                     f"device: the memory of {self.run.device} does not hold one image; use a device with more memory, "
-                    "another dtype, or a recipe whose route is direct"
+                    "another dtype, or a recipe whose wrt is x0_hat"
                 )
             self.fit(size // 2)
             if size == self.run.at_once:

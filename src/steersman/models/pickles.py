@@ -394,8 +394,8 @@ def _build(made: Any, state: Any, strict: bool) -> None:  # noqa: ANN401
     made.state = state
 
 
-def _stored(kind: Any, name: Any, key: Any, _location: Any, count: Any, view: Any = None) -> Stored:  # noqa: ANN401
-    if kind != "storage" or type(name) is not Name or view is not None:
+def _stored(kind: Any, name: Any, key: Any, _location: Any, count: Any, input: Any = None) -> Stored:  # noqa: ANN401
+    if kind != "storage" or type(name) is not Name or input is not None:
         raise ValueError("a persistent id that is no whole storage's")
     return Stored(DTYPES[name.text], _of(str, key), _of(int, count))
 

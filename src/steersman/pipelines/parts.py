@@ -84,14 +84,14 @@ class Parts(NamedTuple):
         if (through or asks) and any(map(_compiled_in_place, self.networks)):
             raise InputError(
                 "pipe: its network is compiled in place, so that what enters it is not seen here; use "
-                "torch.compile(network) instead, or the gradient with respect to x0_hat (route direct) without "
+                "torch.compile(network) instead, or the gradient with respect to x0_hat (wrt x0_hat) without "
                 "lookahead, recurrence and particles"
             )
         differentiated = [*(self.networks if through else ()), *([] if self.vae is None else [self.vae])]
         if through and any(_moves(each) for part in differentiated for each in part.modules()):
             raise InputError(
                 "gradient with respect to x_t: the pipeline's weights are offloaded, cast or cached between calls, and "
-                "the gradient needs them as they were; take it with respect to x0_hat (route direct), or keep the "
+                "the gradient needs them as they were; take it with respect to x0_hat (wrt x0_hat), or keep the "
                 "pipeline on one device"
             )
         if any(weight.is_inference() for part in differentiated for weight in part.parameters()):

@@ -232,7 +232,7 @@ class Turn:
         told = any(call.run in self.recording.networks for call in _following(self.calls, [self.time]))
         if not isinstance(self.time, Tensor) or not told:
             raise InputError(
-                "view: lookahead asks the network at another time, but what this pipeline tells its network does not "
+                "input: lookahead asks the network at another time, but what this pipeline tells its network does not "
                 "come from the scheduler's time; use the denoised input"
             )
         dtype = self.time.dtype if self.time.is_floating_point() else torch.float32
@@ -301,7 +301,7 @@ def _check_graph(outcome: Any) -> None:  # noqa: ANN401
     if not any(each.requires_grad for each in _tensors(outcome)):
         raise InputError(
             "gradient with respect to x_t: no gradient leads from the network's answer to its input, as when the "
-            "network is quantised without one; take it with respect to x0_hat (route direct)"
+            "network is quantised without one; take it with respect to x0_hat (wrt x0_hat)"
         )
 
 

@@ -4,14 +4,14 @@ From the output u that the scheduler is given, its sample and levels, with ``h =
 
     x_t = h sample,   x0_hat = x0(u, x_t),
 
-the guides make their pushes, and these enter the step through what goes into ``step`` and what comes out of it:
+the guides make their updates, and these enter the step through what goes into ``step`` and what comes out of it:
 
     sample       the sample moved by p / h, of which the network is asked again
     estimate     (x0, eps) moved by (d0, de):   u += output(d0, de),   sample += (alpha d0 + sigma de) / h
     mean         the next sample += p / h_s
     deviation    the next sample, less the mean that it was drawn around
 
-Which output belongs to ``(d0, de)`` is linear in them, so that a push of zero changes no bit. DDPM's step is made from
+Which output belongs to ``(d0, de)`` is linear in them, so that a zero update changes no bit. DDPM's step is made from
 ``x_t`` and ``x0``, and keeps the sample: its ``de`` is ``-alpha d0 / sigma``. Where a scheduler goes on from a sample
 that it kept (UniPC, singlestep methods), what moved the given one moves that one as well, divided by k (`levels.kept`).
 
@@ -204,11 +204,11 @@ class Trajectory:
         if self.swarm.count > 1:
             raise InputError(
                 f"particles: the pipeline ended after {self.calls} of {len(self.places)} steps, when each image still "
-                f"had {self.swarm.count}; let it make all steps, or give particles.low a level that it reaches"
+                f"had {self.swarm.count}; let it make all steps, or give particles.ratio_min a level that it reaches"
             )
 
     def make(self, own: Callable[..., Any], call: inspect.BoundArguments, turn: Turn) -> Any:  # noqa: ANN401
-        """Makes the scheduler's step, with the guides' pushes, and returns its outcome.
+        """Makes the scheduler's step, with the guides' updates, and returns its outcome.
 
         Args:
             own: The scheduler's own step.
@@ -245,7 +245,7 @@ class Trajectory:
         return outcomes[0].replaced(samples[0], both=last and self.plan.name == "LCMScheduler")
 
     def _guided(self, samples: list[Tensor], output: Tensor | None, repeat: int) -> _Ready:
-        """Lets the guides take their pushes, and changes what the scheduler is given by those that enter there.
+        """Lets the guides take their updates, and changes what the scheduler is given by those that enter there.
 
         Args:
             samples: What the scheduler is given.
@@ -268,9 +268,9 @@ class Trajectory:
         estimate = Estimate(x0_hat, eps, step.variance)
         guided = self.steering.estimate(x_t, prediction, estimate, step)
         changed = guided is not estimate
-        self.guided |= any(push is not None for push in self.steering.pushes)
+        self.guided |= any(update is not None for update in self.steering.updates)
         if step.stage == 0 and self.swarm.weighs(level, self.index):
-            said = self.steering.log_likelihood(x_t, prediction, level, self.steering.pushes)
+            said = self.steering.log_likelihood(x_t, prediction, level, self.steering.updates)
             rows = self._choose(said, level)
             samples, outputs = self._chosen(samples, rows), self._chosen(outputs, rows)
             x_t, estimate, guided = take((x_t.detach(), estimate, guided), rows)
@@ -286,14 +286,14 @@ class Trajectory:
         return _Ready(samples, outputs, x_t.detach(), guided.x0)
 
     def _moved_before(self, samples: list[Tensor], output: Tensor | None, step: Step) -> list[Tensor] | None:
-        """Returns the samples with the pushes that enter before the network is asked; None where there are none."""
+        """Returns the samples with the updates that enter before the network is asked; None where there are none."""
         if step.stage or not any(guide.injection.moment == "sample" for guide in self.plan.guides):
             return None
         through = self.steering.differentiates_denoiser(step, before=True)
         x_t, _, prediction = self._predicted(samples, output, through=through)
         moved = self.steering.sample(x_t, prediction, step) - x_t.detach()
-        pushes = zip(self.plan.guides, self.steering.pushes, strict=True)
-        if all(push is None for guide, push in pushes if guide.injection.moment == "sample"):
+        updates = zip(self.plan.guides, self.steering.updates, strict=True)
+        if all(update is None for guide, update in updates if guide.injection.moment == "sample"):
             return None
         self.guided = True
         return [x + self._held(each, like=x) for x, each in zip(samples, self._split(moved), strict=True)]
@@ -388,8 +388,8 @@ class Trajectory:
         """Returns the next samples moved by what enters the step at its end."""
         moments = {
             guide.injection.moment
-            for guide, push in zip(self.plan.guides, self.steering.pushes, strict=True)
-            if push is not None
+            for guide, update in zip(self.plan.guides, self.steering.updates, strict=True)
+            if update is not None
         } & {"mean", "deviation"}
         if not moments or not self.place.whole:
             return samples
@@ -403,9 +403,9 @@ class Trajectory:
         if turned is not None and deviation is not None:
             more = more + turned - deviation
         scale = self.place.held[1]
-        pushes = [self._held(each, like=x, scale=scale) for x, each in zip(samples, self._split(more), strict=True)]
-        self.pushed = pushes[0]
-        return [x + push for x, push in zip(samples, pushes, strict=True)]
+        updates = [self._held(each, like=x, scale=scale) for x, each in zip(samples, self._split(more), strict=True)]
+        self.pushed = updates[0]
+        return [x + update for x, update in zip(samples, updates, strict=True)]
 
     def _mean(
         self, ready: _Ready, own: Callable[..., Any], calls: Sequence[inspect.BoundArguments]

@@ -1,7 +1,7 @@
 """The axes of the design space as a recipe names them: for each axis its options, for each option its settings.
 
 A recipe's section is a mapping with ``kind`` and that option's settings, a bare kind, or, for stabilizers and
-strengths, a list of them: a chain, a product. An axis with one option has no kind, and a bare value is its first
+weights, a list of them: a chain, a product. An axis with one option has no kind, and a bare value is its first
 setting. The settings are the fields of the option's dataclass, so there is one place for each name, default and bound.
 """
 
@@ -13,21 +13,21 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from steersman.errors import InputError, unknown
-from steersman.guidance import average, injection, loss, objective, stabilizer, strength, view
-from steersman.guidance.guide import Route
+from steersman.guidance import average, injection, input, loss, objective, stabilizer, weight
+from steersman.guidance.guide import Wrt
 from steersman.models.classifiers.module import imported
 from steersman.sampling import DDIM, DDPM, DPMpp, Heun, NamedScheduler, Particles, Recurrence
-from steersman.schedule import Spacing
+from steersman.schedule import Spacing, check_ratios
 from steersman.trust import CODE
 from steersman.typed import check_finite, finite, typed
 
 __all__ = [
     "AXES",
     "HandOver",
-    "Input",
+    "Preprocessing",
     "Softplus",
     "Unchanged",
-    "Walk",
+    "Sampling",
     "build",
     "default_of",
     "describe",
@@ -59,16 +59,16 @@ class Unsmoothed:
 
 @dataclass(frozen=True, kw_only=True)
 @finite
-class Input:
+class Preprocessing:
     """What the classifier is fed.
 
     Attributes:
-        preprocess: ``own`` for what it was trained with, ``raw`` for the sample as it is (EluCD's released code).
+        transform: ``own`` for what it was trained with, ``raw`` for the sample as it is (EluCD's released code).
         size: The side in pixels to resize to, or None for its own; a network of a smaller size keeps that, and so does
             one that takes its own alone.
     """
 
-    preprocess: Literal["own", "raw"] = "own"
+    transform: Literal["own", "raw"] = "own"
     size: int | None = None
 
 
@@ -89,7 +89,7 @@ class Direct:
     """The gradient with respect to the view; the denoiser is never differentiated.
 
     Attributes:
-        ascents: How often it is taken in a step, each time at the view moved by the pushes before; more than once only
+        ascents: How often it is taken in a step, each time at the view moved by the updates before; more than once only
             with the injection denoised.
     """
 
@@ -103,14 +103,14 @@ class Through:
 
 @dataclass(frozen=True, kw_only=True)
 @finite
-class Walk:
+class Sampling:
     """The levels that are visited.
 
     Attributes:
         steps: How many steps.
         spacing: Which of the schedule's levels.
-        low: The smallest noise-to-signal ratio ``sigma / alpha`` among them, before the clean image.
-        high: The largest, where the walk starts.
+        ratio_min: The smallest noise-to-signal ratio ``sigma / alpha`` among them, before the clean image.
+        ratio_max: The largest, where the walk starts.
         clip: Whether the denoised image is clipped to [-1, 1] before each step.
         keeps: What clipping keeps: ``sample`` for ``x_t = alpha x0 + sigma eps``, or ``noise`` for the model's own eps,
             as with diffusers' DDIM.
@@ -118,18 +118,17 @@ class Walk:
 
     steps: int = 50
     spacing: Spacing = "linspace"
-    low: float = 0.0
-    high: float = math.inf
+    ratio_min: float = 0.0
+    ratio_max: float = math.inf
     clip: bool = True
     keeps: injection.Kept = "sample"
 
     def __post_init__(self) -> None:
         if self.steps < 1:
-            raise InputError(f"walk.steps must be at least 1, got {self.steps}")
+            raise InputError(f"sampling.steps must be at least 1, got {self.steps}")
         if self.spacing not in get_args(Spacing):
-            raise unknown("walk.spacing", self.spacing, get_args(Spacing))
-        if not 0 <= self.low < self.high:
-            raise InputError(f"walk.low and walk.high must satisfy 0 <= low < high, got {self.low} and {self.high}")
+            raise unknown("sampling.spacing", self.spacing, get_args(Spacing))
+        check_ratios("sampling", self.ratio_min, self.ratio_max, apart=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +161,7 @@ class Scale:
     """How strong the guidance is.
 
     Attributes:
-        value: ``s``; comparable only among recipes with the same route, strength and injection.
+        value: ``s``; comparable only among recipes with the same route, weight and injection.
     """
 
     value: float = 1.0
@@ -175,38 +174,43 @@ AXES: dict[str, dict[str, type]] = {
         "binary": objective.BinaryProbability,
     },
     "loss": {"none": Unchanged, "root": loss.Root, "log": loss.Log},
-    "input": {"image": Input},
-    "several": {"sum": Together, "switch": HandOver},
+    "preprocess": {"image": Preprocessing},
+    "ensemble": {"sum": Together, "switch": HandOver},
     "smoothing": {
         "none": Unsmoothed,
         "softplus": Softplus,
         "augment": average.Augmented,
         "montecarlo": average.MonteCarlo,
     },
-    "view": {"denoised": view.Denoised, "ahead": view.Ahead, "noisy": view.Noisy, "rescaled": view.Rescaled},
-    "route": {"direct": Direct, "through": Through},
+    "input": {
+        "denoised": input.Denoised,
+        "lookahead": input.Lookahead,
+        "noisy": input.Noisy,
+        "rescaled": input.Rescaled,
+    },
+    "wrt": {"x0_hat": Direct, "x_t": Through},
     "stabilizer": {
         "none": stabilizer.Identity,
         "ema": stabilizer.Ema,
         "momentum": stabilizer.Momentum,
         "adam": stabilizer.Adam,
-        "normalise": stabilizer.Normalise,
+        "rms": stabilizer.Rms,
         "clip": stabilizer.Clip,
     },
-    "strength": {
-        "variance": strength.Variance,
-        "deviation": strength.Deviation,
-        "sine": strength.Sine,
-        "constant": strength.Constant,
-        "linear": strength.Linear,
-        "interval": strength.Interval,
-        "every": strength.Every,
-        "signal": strength.Signal,
-        "transition": strength.Transition,
-        "taper": strength.Taper,
-        "relative": strength.Relative,
-        "difference": strength.Difference,
-        "polyak": strength.Polyak,
+    "weight": {
+        "variance": weight.Variance,
+        "deviation": weight.Deviation,
+        "sine": weight.Sine,
+        "constant": weight.Constant,
+        "linear": weight.Linear,
+        "interval": weight.Interval,
+        "every": weight.Every,
+        "signal": weight.Signal,
+        "transition": weight.Transition,
+        "taper": weight.Taper,
+        "relative": weight.Relative,
+        "difference": weight.Difference,
+        "polyak": weight.Polyak,
     },
     "injection": {
         "mean": injection.Mean,
@@ -217,7 +221,7 @@ AXES: dict[str, dict[str, type]] = {
     },
     "scale": {"factor": Scale},
     "sampler": {"ddpm": DDPM, "ddim": DDIM, "heun": Heun, "dpmpp": DPMpp, "diffusers": NamedScheduler},
-    "walk": {"levels": Walk},
+    "sampling": {"levels": Sampling},
     "recurrence": {"repeat": Recurrence},
     "particles": {"candidates": Particles},
 }
@@ -225,7 +229,7 @@ AXES: dict[str, dict[str, type]] = {
 
 LISTS: dict[str, Callable[[tuple], Any]] = {
     "stabilizer": stabilizer.Chain,
-    "strength": strength.Product,
+    "weight": weight.Product,
     "smoothing": tuple,
 }
 """Axes on which several options may stand together, and what they make."""
@@ -233,14 +237,14 @@ LISTS: dict[str, Callable[[tuple], Any]] = {
 FIXED = ("classifier", "objective")
 """Fields of an option that are not settings: the parts that it is built around."""
 
-assert set(get_args(Route)) == set(AXES["route"])
+assert set(get_args(Wrt)) == set(AXES["wrt"])
 
 
 PROTOCOLS: dict[str, tuple[str, ...]] = {
     "objective": ("__call__",),
-    "view": ("__call__", "needs_denoiser"),
+    "input": ("__call__", "needs_denoiser"),
     "stabilizer": ("init", "update"),
-    "strength": ("__call__", "active", "needs_denoiser"),
+    "weight": ("__call__", "active", "needs_denoiser"),
     "injection": ("defined", "moment"),
     "sampler": ("init", "step", "noisy", "fixed"),
 }
@@ -257,7 +261,7 @@ def register(axis: str, name: str) -> Callable[[Option], Option]:
     ``module:PACKAGE.NAME:CLASS`` takes the place of the name, without registration.
 
     Args:
-        axis: ``objective``, ``view``, ``stabilizer``, ``strength``, ``injection`` or ``sampler``.
+        axis: ``objective``, ``input``, ``stabilizer``, ``weight``, ``injection`` or ``sampler``.
         name: The option's name in recipes.
 
     Raises:

@@ -4,8 +4,8 @@ A recipe is a YAML file: what it is, the settings of each axis (`steersman.recip
 some of them. ``NAME`` or ``NAME/VARIANT`` names a bundled one, a path one's own. Unknown keys are refused with the
 known ones.
 
-The settings describe one guide; under ``also`` there may stand further ones, each a mapping of what is other than with
-the first.
+The settings describe one guide; under ``extra_guides`` there may stand further ones, each a mapping of what is other
+than with the first.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -34,9 +34,9 @@ __all__ = ["ALSO", "Guides", "Recipe", "load_recipe", "recipe_names"]
 
 BUNDLED = Path(str(resources.files("steersman.recipes")))
 AVERAGES = ("augment", "montecarlo")
-PARTS = ("view", "stabilizer", "strength", "injection")
-ALSO = "also"
-OWN = ("objective", "loss", "smoothing", *PARTS, "route", "scale")
+PARTS = ("input", "stabilizer", "weight", "injection")
+ALSO = "extra_guides"
+OWN = ("objective", "loss", "smoothing", *PARTS, "wrt", "scale")
 """The axes on which a further guide may differ from the first."""
 
 
@@ -57,7 +57,7 @@ class Guides(list[Guide]):
     def __init__(self, recipe: "Recipe", classifier: Logits) -> None:
         super().__init__()
         self.recipe, self.classifier = recipe, classifier
-        self.sampler, self.sampling = recipe.sampler(), recipe.walk()
+        self.sampler, self.sampling = recipe.sampler(), recipe.sampling()
         self.recurrence: Recurrence = self.sampling["recurrence"]
         self.particles: Particles = self.sampling["particles"]
 
@@ -100,8 +100,8 @@ class Recipe(BaseModel):
 
         Args:
             changes: By axis (a whole section) or by ``axis.option`` (one setting of it); a section whose kind changes
-                starts from that kind's defaults. By ``also``, the list of the further guides, or by ``also.N.axis`` and
-                ``also.N.axis.option`` what is other with one of them, the first of them 0.
+                starts from that kind's defaults. By ``extra_guides``, their list, or by ``extra_guides.N.axis`` and
+                ``extra_guides.N.axis.option`` what is other with one of them, the first of them 0.
             name: A new name, if it gets one.
 
         Raises:
@@ -119,7 +119,7 @@ class Recipe(BaseModel):
         return self.model_copy(update={"settings": settings, "name": name or self.name})
 
     def resolved(self) -> dict[str, Any]:
-        """Returns every axis's section with every setting filled in, and the further guides' under ``also``."""
+        """Returns every axis's section with every setting filled in, and the further guides' under ``extra_guides``."""
         first, *further = self._each()
         own = [{axis: plain(axis, each.settings.get(axis, {})) for axis in OWN} for each in further]
         return {axis: plain(axis, first.settings.get(axis, {})) for axis in AXES} | {ALSO: own}
@@ -133,11 +133,11 @@ class Recipe(BaseModel):
         for axis in self.settings:
             if axis not in AXES and axis != ALSO:
                 raise unknown("axis", axis, [*AXES, ALSO])
-        handed_over = isinstance(self._build("several"), HandOver)
+        handed_over = isinstance(self._build("ensemble"), HandOver)
         self.guides(_no_classifier, *[(_no_classifier, {})] * handed_over)
         self.classifier_settings()
         self.sampler()
-        self.walk()
+        self.sampling()
         return self
 
     def _each(self) -> list["Recipe"]:
@@ -157,7 +157,7 @@ class Recipe(BaseModel):
 
     def classifier_settings(self) -> dict[str, Any]:
         """Returns the settings with which `models.classifiers.load_classifier` loads the guide's classifier."""
-        seen = self._build("input")
+        seen = self._build("preprocess")
         softplus, *others = [each._softplus() for each in self._each()]
         for place, other in enumerate(others):
             if other != softplus:
@@ -165,7 +165,7 @@ class Recipe(BaseModel):
                     f"{ALSO}.{place}.smoothing must have softplus {softplus}, as the first guide, which has the same "
                     f"classifier, got {other}"
                 )
-        return {"preprocess": seen.preprocess, "size": seen.size, "softplus": softplus, "adapt": True}
+        return {"preprocess": seen.transform, "size": seen.size, "softplus": softplus, "adapt": True}
 
     def _softplus(self) -> float | None:
         """Returns the sharpness of the classifier's softened ReLUs, or None for the classifier as it was trained."""
@@ -240,12 +240,12 @@ class Recipe(BaseModel):
         """Returns the guide of a recipe without further ones."""
         choices = {axis: self._build(axis) for axis in PARTS}
         knows_noise = any(getattr(each, "schedule", None) is not None for each in (classifier, *(c for c, _ in others)))
-        if knows_noise and not isinstance(choices["view"], Noisy):
-            kind = normal("view", self.settings.get("view", {}))[0]["kind"]
+        if knows_noise and not isinstance(choices["input"], Noisy):
+            kind = normal("input", self.settings.get("input", {}))[0]["kind"]
             raise InputError(
-                f"view must be noisy for a classifier of noisy images, which takes their noise level, got {kind}"
+                f"input must be noisy for a classifier of noisy images, which takes their noise level, got {kind}"
             )
-        (route,) = normal("route", self.settings.get("route", {}))
+        (wrt,) = normal("wrt", self.settings.get("wrt", {}))
         objectives = [self._objective(each) for each in (classifier, *(each for each, _ in others))]
         if blend:
             objectives = [
@@ -259,8 +259,8 @@ class Recipe(BaseModel):
         return Guide(
             objective=loss.objective if isinstance(loss, Unchanged) else loss,
             scale=self._build("scale").value,
-            route=route["kind"],
-            ascents=route.get("ascents", 1),
+            wrt=wrt["kind"],
+            ascents=wrt.get("ascents", 1),
             **choices,
         )
 
@@ -278,23 +278,23 @@ class Recipe(BaseModel):
         return objective
 
     def _combined(self, objectives: Sequence[Objective]) -> Objective:
-        several, count = self._build("several"), len(objectives)
+        several, count = self._build("ensemble"), len(objectives)
         if isinstance(several, HandOver):
             if count != 2:
-                raise InputError(f"several: switch must have two classifiers, --classifier twice, got {count}")
+                raise InputError(f"ensemble: switch must have two classifiers, --classifier twice, got {count}")
             return Switch(above=objectives[0], below=objectives[1], at=several.at)
         weights = several.weights or (1.0,) * count
         if len(weights) != count:
-            raise InputError(f"several.weights must hold one for each of {count} classifiers, got {len(weights)}")
+            raise InputError(f"ensemble.weights must hold one for each of {count} classifiers, got {len(weights)}")
         return Sum(list(zip(weights, objectives, strict=True))) if weights != (1.0,) else objectives[0]
 
     def sampler(self) -> Sampler:
         """Returns the sampler."""
         return self._build("sampler")
 
-    def walk(self) -> dict[str, Any]:
+    def sampling(self) -> dict[str, Any]:
         """Returns how the levels are walked, as `steersman.sampling.sample` takes it."""
-        walk = self._build("walk")
+        walk = self._build("sampling")
         chosen = {axis: self._build(axis) for axis in ("recurrence", "particles")}
         return vars(walk) | chosen
 
@@ -391,7 +391,7 @@ def load_recipe(
 
     Example:
         >>> import steersman as sm
-        >>> recipe = sm.load_recipe("nrcg", {"stabilizer": "adam", "walk.steps": 25}, scale=5)
+        >>> recipe = sm.load_recipe("nrcg", {"stabilizer": "adam", "sampling.steps": 25}, scale=5)
         >>> recipe.resolved()["scale"]
         {'value': 5.0}
         >>> recipe.bind("zoo:mnist-lenet")[0].stabilizer

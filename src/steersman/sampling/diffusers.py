@@ -140,24 +140,26 @@ class DiffusersSampler:
         """None: a scheduler tells when it draws."""
         return None
 
-    def levels(self, schedule: Schedule, steps: int, spacing: Spacing, low: float, high: float) -> tuple[Level, ...]:
+    def levels(
+        self, schedule: Schedule, steps: int, spacing: Spacing, ratio_min: float, ratio_max: float
+    ) -> tuple[Level, ...]:
         """Returns the levels that the scheduler's timesteps visit, and the last where it ends.
 
         Args:
             schedule: The denoiser's, which must have these levels at these times.
             steps: How many steps.
             spacing: Only ``linspace``, which is the default; the scheduler's configuration has its own.
-            low: Only 0.
-            high: Only infinity.
+            ratio_min: Only 0.
+            ratio_max: Only infinity.
 
         Raises:
             InputError: Another spacing or range, a number of steps that the scheduler cannot do, a scheduler that is
                 not on the denoiser's schedule, or one of ``epsilon`` at a level without signal.
         """
-        if spacing != "linspace" or low > 0 or high != float("inf"):
+        if spacing != "linspace" or ratio_min > 0 or ratio_max != float("inf"):
             raise InputError(
-                "walk.spacing, walk.low and walk.high must be linspace, 0 and inf, as a diffusers scheduler has its "
-                f"own timesteps, got {spacing}, {low} and {high}"
+                "sampling.spacing, sampling.ratio_min and sampling.ratio_max must be linspace, 0 and inf, as a "
+                f"scheduler has its own timesteps, got {spacing}, {ratio_min} and {ratio_max}"
             )
         walk = self._walk(steps)
         for place in walk.places[:-1]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from steersman.errors import InputError
 from steersman.guidance.step import Step, transition
 from steersman.sampling.sampler import Draw, Move, Predict, Sampler
-from steersman.schedule import Level, broadcast
+from steersman.schedule import Level, broadcast, check_ratios
 from steersman.typed import finite
 
 __all__ = ["Heun"]
@@ -31,8 +31,8 @@ class Heun(Sampler):
 
     Attributes:
         churn: ``S_churn``, the amount of noise added over all steps, at least 0.
-        low: ``S_tmin``, lower limit of the noise-to-signal ratio ``sigma / alpha`` at which noise is added.
-        high: ``S_tmax``, upper limit of the ratio.
+        ratio_min: ``S_tmin``, lower limit of the noise-to-signal ratio ``sigma / alpha`` at which noise is added.
+        ratio_max: ``S_tmax``, upper limit of the ratio.
         noise: ``S_noise``, the standard deviation of the added noise relative to what the level needs, above 0.
 
     Example:
@@ -43,17 +43,14 @@ class Heun(Sampler):
     """
 
     churn: float = 0.0
-    low: float = 0.0
-    high: float = math.inf
+    ratio_min: float = 0.0
+    ratio_max: float = math.inf
     noise: float = 1.0
 
     def __post_init__(self) -> None:
         if not self.churn >= 0:
             raise InputError(f"sampler.churn must be at least 0, got {self.churn}")
-        if not 0 <= self.low <= self.high:
-            raise InputError(
-                f"sampler.low and sampler.high must satisfy 0 <= low <= high, got {self.low} and {self.high}"
-            )
+        check_ratios("sampler", self.ratio_min, self.ratio_max)
         if not 0 < self.noise < math.inf:
             raise InputError(f"sampler.noise must be above 0 and finite, got {self.noise}")
 
@@ -81,7 +78,7 @@ class Heun(Sampler):
     ) -> tuple[Float[Tensor, "B C H W"], Level]:
         """Takes a sample up to ``t_hat``, or as far as the schedule goes."""
         t = float(step.level.sigma / step.level.alpha)
-        churned = self.low <= t <= self.high and t < math.inf
+        churned = self.ratio_min <= t <= self.ratio_max and t < math.inf
         gamma = min(self.churn / step.count, math.sqrt(2) - 1) if churned else 0.0
         if gamma == 0:
             return x_t, step.level

@@ -2,11 +2,11 @@
 
     for each pair of levels:
         repeat:
-            push                  x_t <- x_t + the pushes that enter before the denoiser is asked
+            update                  x_t <- x_t + the updates that enter before the denoiser is asked
             choose                of an image's candidates, the likelier go on
-            predict, guided       x0_hat, eps  <-  denoiser, clipped, then the guides' pushes
-            step                  x_s = mean + pushes + deviation, which pushes may turn
-            correct               the candidates' weights for what the pushes did, where that is asked for
+            predict, guided       x0_hat, eps  <-  denoiser, clipped, then the guides' updates
+            step                  x_s = mean + updates + deviation, which updates may turn
+            correct               the candidates' weights for what the updates did, where that is asked for
             renoise               x_t = r x_s + sqrt(beta) eps, unless it was the last repeat  (Bansal et al. 2023)
 
 Levels are float64, guidance is float32 or float64, and the networks see their own dtype.
@@ -29,7 +29,7 @@ from steersman.errors import InputError, unknown
 from steersman.guidance.decoded import after_decoding
 from steersman.guidance.guide import Guide
 from steersman.guidance.injection import Estimate, Kept
-from steersman.guidance.steering import Push, Steering
+from steersman.guidance.steering import Steering, Update
 from steersman.guidance.step import Step, reverse_variance, transition
 from steersman.guidance.targets import Target, resolved
 from steersman.names import each_class, resolve
@@ -37,7 +37,7 @@ from steersman.precision import ieee
 from steersman.sampling.noise import GivenNoise, Noise, SeededNoise
 from steersman.sampling.particles import Particles, Swarm
 from steersman.sampling.sampler import Draw, Sampler, levels_of
-from steersman.schedule import Level, Schedule, Spacing, broadcast
+from steersman.schedule import Level, Schedule, Spacing, broadcast, check_ratios
 from steersman.typed import finite
 
 __all__ = ["Callback", "Recurrence", "Report", "labelled", "sample"]
@@ -50,7 +50,7 @@ class Report(NamedTuple):
         step: The step: its index, its levels, its variance.
         x: The sample after the step.
         x0: The denoised image that the step used, with the guidance updates.
-        pushes: The gradient and the update of each guide, None for a guide that was not active.
+        updates: The gradient and the update of each guide, None for a guide that was not active.
 
     Example:
         >>> import steersman as sm
@@ -59,14 +59,14 @@ class Report(NamedTuple):
         >>> result = sm.sample("zoo:mnist", classifier="zoo:mnist-lenet", target="7", **settings)
         >>> [(report.step.index, report.x0.shape) for report in reports]
         [(0, torch.Size([1, 1, 28, 28])), (1, torch.Size([1, 1, 28, 28]))]
-        >>> [push is not None for push in (report.pushes[0] for report in reports)]
+        >>> [update is not None for update in (report.updates[0] for report in reports)]
         [True, False]
     """
 
     step: Step
     x: Float[Tensor, "B C H W"]
     x0: Float[Tensor, "B C H W"]
-    pushes: tuple[Push | None, ...]
+    updates: tuple[Update | None, ...]
 
 
 Callback = Callable[[Report], None]
@@ -79,31 +79,28 @@ class Recurrence:
 
     Attributes:
         times: How often a step is done, at least 1.
-        low: Lower limit of the noise-to-signal ratio ``sigma / alpha`` at which steps are repeated.
-        high: Upper limit of the ratio.
+        ratio_min: Lower limit of the noise-to-signal ratio ``sigma / alpha`` at which steps are repeated.
+        ratio_max: Upper limit of the ratio.
 
     Example:
         >>> import steersman as sm
-        >>> recurrence = sm.Recurrence(times=3, low=1.0, high=10.0)
+        >>> recurrence = sm.Recurrence(times=3, ratio_min=1.0, ratio_max=10.0)
         >>> [recurrence.at(sm.EDM().at_ratio(ratio)) for ratio in (50.0, 5.0, 0.5)]
         [1, 3, 1]
     """
 
     times: int = 1
-    low: float = 0.0
-    high: float = float("inf")
+    ratio_min: float = 0.0
+    ratio_max: float = float("inf")
 
     def __post_init__(self) -> None:
         if self.times < 1:
             raise InputError(f"recurrence.times must be at least 1, got {self.times}")
-        if not 0 <= self.low <= self.high:
-            raise InputError(
-                f"recurrence.low and recurrence.high must satisfy 0 <= low <= high, got {self.low} and {self.high}"
-            )
+        check_ratios("recurrence", self.ratio_min, self.ratio_max)
 
     def at(self, level: Level) -> int:
         """Returns how often the step from a level is done."""
-        return self.times if self.low <= float(level.sigma / level.alpha) <= self.high else 1
+        return self.times if self.ratio_min <= float(level.sigma / level.alpha) <= self.ratio_max else 1
 
 
 @torch.no_grad()
@@ -117,8 +114,8 @@ def sample(
     seeds: Sequence[int] = (0,),
     steps: int = 50,
     spacing: Spacing = "linspace",
-    low: float = 0.0,
-    high: float = math.inf,
+    ratio_min: float = 0.0,
+    ratio_max: float = math.inf,
     clip: bool = True,
     keeps: Kept = "sample",
     recurrence: Recurrence | None = None,
@@ -140,8 +137,8 @@ def sample(
         seeds: One an image; an image depends on its seed and the settings alone.
         steps: How many steps.
         spacing: Which of the schedule's levels they visit.
-        low: The smallest noise-to-signal ratio ``sigma / alpha`` among them, before the clean image.
-        high: The largest, where the walk starts.
+        ratio_min: The smallest noise-to-signal ratio ``sigma / alpha`` among them, before the clean image.
+        ratio_max: The largest, where the walk starts.
         clip: Whether the denoised image is clipped to [-1, 1] before each step, as pixel models expect; latents never
             are, and where a guide's view clips, it is the image decoded of them that is clipped.
         keeps: What clipping keeps: ``sample`` for ``x_t = alpha x0 + sigma eps``, or ``noise`` for the model's own eps.
@@ -181,7 +178,7 @@ def sample(
     swarm.check(guides, noisy=sampler.noisy)
     for each in (denoiser, steering):
         each.take(swarm.rows)
-    levels = levels_of(sampler, denoiser.schedule, steps, spacing, low, high)
+    levels = levels_of(sampler, denoiser.schedule, steps, spacing, ratio_min, ratio_max)
     given = None if noise is None else GivenNoise(noise, len(seeds), denoiser.shape, device, dtype)
     draws: Noise = given or SeededNoise(seeds, denoiser.shape, device, dtype)
     x = draws("start", swarm.count) * denoiser.schedule.start(levels[0])
@@ -214,7 +211,7 @@ def sample(
 
 
 def _report(predictor: "_Predictor", x_s: Float[Tensor, "N C H W"], swarm: Swarm) -> Report:
-    report = Report(predictor.step, x_s, predictor.x0, predictor.steering.pushes)
+    report = Report(predictor.step, x_s, predictor.x0, predictor.steering.updates)
     return take(report, swarm.leaders) if swarm.count > 1 else report
 
 
@@ -238,7 +235,7 @@ class _Predictor:
         return self.denoiser.schedule
 
     def before(self, x_t: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        """Returns the sample with the pushes that enter it; the denoiser is asked only where one depends on it."""
+        """Returns the sample with the updates that enter it; the denoiser is asked only where one depends on it."""
         step = self.step._replace(peak=torch.maximum(self.peak, self.step.variance.to(self.peak.dtype)))
         through = self.steering.differentiates_denoiser(step, before=True)
         x_t = x_t.detach().requires_grad_(through or self.steering.differentiates_sample)
@@ -250,7 +247,7 @@ class _Predictor:
         """Returns what the guides say of each row; the step, where it begins there, asks nothing again."""
         prediction, estimate = self._ask(x_t, self.step.level, 0)
         self.known = _Known(x_t, estimate)
-        return self.steering.log_likelihood(x_t, prediction, self.step.level, self.steering.pushes)
+        return self.steering.log_likelihood(x_t, prediction, self.step.level, self.steering.updates)
 
     def take(self, x_t: Float[Tensor, "N C H W"], rows: Int[Tensor, " M"]) -> Float[Tensor, "M C H W"]:
         """Goes on with those rows, and returns the sample's."""

@@ -119,9 +119,11 @@ class NamedScheduler(Sampler):
     def _serves(self, schedule: Schedule) -> bool:
         return FAMILIES[_class_name(self.scheduler)] in _SERVED.get(type(schedule), ())
 
-    def levels(self, schedule: Schedule, steps: int, spacing: Spacing, low: float, high: float) -> tuple[Level, ...]:
+    def levels(
+        self, schedule: Schedule, steps: int, spacing: Spacing, ratio_min: float, ratio_max: float
+    ) -> tuple[Level, ...]:
         """Returns the levels that the scheduler's timesteps visit, as `DiffusersSampler.levels` does."""
-        return self.on(schedule).levels(schedule, steps, spacing, low, high)
+        return self.on(schedule).levels(schedule, steps, spacing, ratio_min, ratio_max)
 
     def step(
         self, x_t: Float[Tensor, "B C H W"], step: Step, predict: Predict, draw: Draw, state: tuple
@@ -140,8 +142,8 @@ def _of(schedule: Schedule, family: Family) -> dict[str, Any]:
             # Without signal, epsilon says nothing of x0, so that the scheduler could not be told it.
             no_signal = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
             return betas if schedule.alpha_bar[-1] > 0 else betas | no_signal
-        case EDM(low=low, high=high):
-            return {"sigma_min": low, "sigma_max": high}
+        case EDM(ratio_min=ratio_min, ratio_max=ratio_max):
+            return {"sigma_min": ratio_min, "sigma_max": ratio_max}
         case Flow(shift=shift, count=count) if family == "flow":
             return {"num_train_timesteps": count, "shift": shift}
         case Flow(shift=shift, count=count):

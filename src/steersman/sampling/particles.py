@@ -12,16 +12,16 @@ and as many candidates are drawn by their weights, systematically (Kitagawa 1996
 With differences the potentials of a whole walk multiply to ``exp(lambda r(x_0))``: many particles then draw from
 ``p(x_0) exp(lambda r(x_0))``.
 
-No gradient is needed: a guide of scale 0 weighs and does not push. A guide that pushes gives its likelihood with the
+No gradient is needed: a guide of scale 0 weighs and does not update. A guide that updates gives its likelihood with the
 gradient, at no further cost; but then the candidates come from another walk. A step that it moves by delta, from
 ``N(mu, Sigma)`` to ``x_s = mu + delta + d``, is corrected for by (Wu et al. 2023, twisted SMC)
 
     log N(x_s; mu, Sigma) / N(x_s; mu + delta, Sigma) = -sum (d + delta / 2) delta / Sigma
 
-so that many particles draw from the same ``p(x_0) exp(lambda r(x_0))``, whatever pushes them. With a push towards where
-they should be, fewer of them are enough. A push longer than the step's own noise leaves few of them any weight: so does
-the noise injection's at low noise on DDPM, as it goes by ``beta``, but the small variance is less. The step into the
-clean image has no density, and is not pushed.
+so that many particles draw from the same ``p(x_0) exp(lambda r(x_0))``, whatever moves them. With an update towards
+where they should be, fewer of them are enough. An update longer than the step's own noise leaves few of them any
+weight: so does the noise injection's at low noise on DDPM, as it goes by ``beta``, but the small variance is less. The
+step into the clean image has no density, and is not pushed.
 """
 
 import math
@@ -52,12 +52,12 @@ WORST = -1e12  # the log-weight of a candidate without a finite likelihood; fini
 class Particles:
     """Several particles an image, weighted by the guides' log-likelihood and resampled during sampling.
 
-    With ``high=0`` there is no resampling: best of n.
+    With ``ratio_max=0`` there is no resampling: best of n.
 
     Attributes:
         count: The number of particles of an image, at least 1.
-        low: The noise-to-signal ratio ``sigma / alpha`` from which on one particle is kept; 0 for the clean image.
-        high: Upper limit of the ratio at which particles are weighted.
+        ratio_min: The noise-to-signal ratio ``sigma / alpha`` from which on one is kept; 0 for the clean image.
+        ratio_max: Upper limit of the ratio at which particles are weighted.
         every: Particles are weighted at every k-th step between these limits.
         potential: How the weights grow: ``sum``, ``difference`` or ``max``.
         temperature: ``1 / lambda``, above 0; at a low temperature only the likeliest particles survive.
@@ -75,8 +75,8 @@ class Particles:
     """
 
     count: int = 1
-    low: float = 0.0
-    high: float = math.inf
+    ratio_min: float = 0.0
+    ratio_max: float = math.inf
     every: int = 1
     potential: Potential = "sum"
     temperature: float = 1.0
@@ -89,8 +89,11 @@ class Particles:
             raise InputError(
                 f"particles.count and particles.every must be at least 1, got {self.count} and {self.every}"
             )
-        if not (self.low >= 0 and self.high >= 0):
-            raise InputError(f"particles.low and particles.high must be at least 0, got {self.low} and {self.high}")
+        if not (self.ratio_min >= 0 and self.ratio_max >= 0):
+            raise InputError(
+                f"particles.ratio_min and particles.ratio_max must be at least 0, got {self.ratio_min} and "
+                f"{self.ratio_max}"
+            )
         if not 0 < self.temperature < math.inf:
             raise InputError(f"particles.temperature must be above 0 and finite, got {self.temperature}")
         if not 0 <= self.fraction <= 1:
@@ -132,23 +135,24 @@ class Swarm:
         """Whether the candidates are weighed before the step from a level, the index-th."""
         ratio = float(level.sigma / level.alpha)
         return self.count > 1 and (
-            ratio <= self.particles.low or (ratio <= self.particles.high and index % self.particles.every == 0)
+            ratio <= self.particles.ratio_min
+            or (ratio <= self.particles.ratio_max and index % self.particles.every == 0)
         )
 
     @property
     def corrects(self) -> bool:
-        """Whether the weights make up for the guides' pushes."""
+        """Whether the weights make up for the guides' updates."""
         return self.particles.corrected and self.count > 1
 
     def check(self, guides: Sequence[Guide], *, noisy: bool | None) -> None:
-        """Refuses pushes that the weights cannot make up for.
+        """Refuses updates that the weights cannot make up for.
 
         Args:
             guides: The guides.
             noisy: Whether the sampler's steps end with noise, or None if that is not known.
 
         Raises:
-            InputError: A push enters elsewhere than through the mean of a step, or there is no noise around that mean.
+            InputError: An update enters elsewhere than through the mean of a step, or there is no noise around it.
         """
         if not self.corrects:
             return
@@ -167,7 +171,7 @@ class Swarm:
         deviation: Float[Tensor, "N C H W"] | None,
         variance: Float[Tensor, "..."] | None,
     ) -> None:
-        """Lets the weights grow by how much likelier a step is without its pushes than with them.
+        """Lets the weights grow by how much likelier a step is without its updates than with them.
 
         Args:
             delta: By how much they moved the step's mean.
@@ -198,7 +202,7 @@ class Swarm:
         r = torch.where(r.isfinite(), r, WORST)
         share, uniform = self.weights.softmax(1), send(uniform.to(self.dtype), self.device)
         places = torch.arange(self.count, device=self.device)
-        if float(level.sigma / level.alpha) <= self.particles.low:
+        if float(level.sigma / level.alpha) <= self.particles.ratio_min:
             place = _drawn(share, uniform[:, None]) if self.particles.choice == "draw" else r.argmax(1, keepdim=True)
             self.count = 1
         else:

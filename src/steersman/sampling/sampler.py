@@ -57,7 +57,7 @@ class Sampler(Protocol):
     """Steps from level to level. One that inherits from it has ``small`` variances and no state, but where it says so.
 
     Attributes:
-        fixed: Which reverse variance belongs to its steps where the model learned none; strengths follow it, whatever
+        fixed: Which reverse variance belongs to its steps where the model learned none; weights follow it, whatever
             noise is drawn.
         noisy: Whether its steps end with noise, but for the one into a clean image; None where only a step tells.
     """
@@ -85,7 +85,9 @@ class Sampler(Protocol):
 class OwnLevels(Protocol):
     """A sampler that brings the levels of its walk with it."""
 
-    def levels(self, schedule: Schedule, steps: int, spacing: Spacing, low: float, high: float) -> tuple[Level, ...]:
+    def levels(
+        self, schedule: Schedule, steps: int, spacing: Spacing, ratio_min: float, ratio_max: float
+    ) -> tuple[Level, ...]:
         """Returns its levels on a denoiser's schedule, noisiest first, one more than steps.
 
         Raises:
@@ -99,19 +101,21 @@ def levels_of(
     schedule: Schedule,
     steps: int,
     spacing: Spacing = "linspace",
-    low: float = 0.0,
-    high: float = math.inf,
+    ratio_min: float = 0.0,
+    ratio_max: float = math.inf,
 ) -> tuple[Level, ...]:
     """Returns the levels of a sampler's walk: its own where it brings some, else the schedule's.
 
     Raises:
         InputError: The range is none, or the sampler or the schedule refuses it.
     """
-    if not 0 <= low < high:
-        raise InputError(f"low and high must be such that 0 <= low < high, got {low} and {high}")
+    if not 0 <= ratio_min < ratio_max:
+        raise InputError(
+            f"ratio_min and ratio_max must be such that 0 <= ratio_min < ratio_max, got {ratio_min} and {ratio_max}"
+        )
     if isinstance(sampler, OwnLevels):
-        return sampler.levels(schedule, steps, spacing, low, high)
-    return schedule.levels(steps, spacing, low, high)
+        return sampler.levels(schedule, steps, spacing, ratio_min, ratio_max)
+    return schedule.levels(steps, spacing, ratio_min, ratio_max)
 
 
 def randomly(variance: Float[Tensor, "..."], draw: Draw, step: Step) -> Float[Tensor, "B C H W"] | None:

@@ -27,10 +27,10 @@ class Watch:
 
     def __call__(self, report: Report) -> None:
         """Takes a step's report."""
-        for push in report.pushes:
-            if push is not None:
-                self.dropped = (~push.finite).to(torch.int64) + self.dropped
-                self.change = self.change + push.moved
+        for update in report.updates:
+            if update is not None:
+                self.dropped = (~update.finite).to(torch.int64) + self.dropped
+                self.change = self.change + update.moved
         if report.step.repeat == 0:
             self.on_step()
 
@@ -41,7 +41,7 @@ class Watch:
     def moved(self, count: int) -> list[float] | list[None]:
         """Returns how far guidance moved each of so many images, in the units of a sample; None where none was active.
 
-        It is the root mean square of the sum of what each update moved (`steersman.guidance.Push.moved`).
+        It is the root mean square of the sum of what each update moved (`steersman.guidance.Update.moved`).
         """
         return rms(self.change).flatten().tolist() if self.change.ndim else [None] * count
 

@@ -33,7 +33,7 @@ from steersman.schedule import Level, Schedule
 __all__ = ["calibration"]
 
 PANELS = 4  # reliability diagrams side by side
-PARTS = ("classifier", "smoothing", "view", "temperature")
+PARTS = ("classifier", "smoothing", "input", "temperature")
 """What names a setting."""
 
 
@@ -129,7 +129,9 @@ def _show(
         for time, each in zip(x, row, strict=True)
         for numbers_of in filled_bins(each)
     ]
-    write_rows(out / "reliability.csv", ("curve", "x", "low", "high", "count", "confidence", "accuracy"), rows)
+    write_rows(
+        out / "reliability.csv", ("curve", "x", "ratio_min", "ratio_max", "count", "confidence", "accuracy"), rows
+    )
     panels = choose(levels, count=min(PANELS, len(levels)))
     count = len(next(iter(values.values())))
     draw_reliability(
@@ -155,7 +157,7 @@ def _write_integrals(out: Path, found: Mapping[Key, tuple[str, Figure]], about: 
 
 
 def _ends(figure: Figure) -> tuple[float | None, float | None, float | None]:
-    return figure.value, figure.low, figure.high
+    return figure.value, figure.ratio_min, figure.ratio_max
 
 
 def _turns(text: str, known: Collection[str]) -> Turns:

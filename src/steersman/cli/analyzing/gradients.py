@@ -52,8 +52,10 @@ def gradients(
         (classifier,) = scope.load_classifiers(**first.classifier_settings()).values()
     index = classifier.resolve(target)
     condition = _label(denoiser, target) if label else None
-    walk = first.walk()
-    levels = levels_of(first.sampler(), denoiser.schedule, *(walk[key] for key in ("steps", "spacing", "low", "high")))
+    walk = first.sampling()
+    levels = levels_of(
+        first.sampler(), denoiser.schedule, *(walk[key] for key in ("steps", "spacing", "ratio_min", "ratio_max"))
+    )
     at = scope.places(levels[:-1])
     settings = scope.settings() | {"target": target, "num": num, "label": label, "seed": seed, "shown": shown}
     settings |= {"recipes": {name: each.resolved() for name, each in recipes.items()}}
@@ -73,7 +75,7 @@ def gradients(
                 condition=told,
                 device=scope.device,
                 callbacks=[lambda report: None if report.step.repeat else on_step()],
-                **each.walk(),
+                **each.sampling(),
             )
             found |= {(name, *key): value for key, value in of_guide.items()}
         return found

@@ -6,7 +6,7 @@ from typing import Any
 
 from steersman.blocks import block_size
 from steersman.errors import InputError
-from steersman.guidance import View
+from steersman.guidance import ClassifierInput
 from steersman.lab.analysis.times import choose
 from steersman.lab.run import check_device
 from steersman.models.classifiers import Classifier, load_classifier
@@ -66,9 +66,9 @@ class Scope:
             found[name] = spec
         return found
 
-    def shown(self) -> dict[str, View]:
+    def shown(self) -> dict[str, ClassifierInput]:
         """Returns the views by name."""
-        return {name: build("view", name) for name in self.views or ("noisy", "denoised")}
+        return {name: build("input", name) for name in self.views or ("noisy", "denoised")}
 
     def load_denoiser(self) -> Any:  # noqa: ANN401
         """Returns the denoiser, in blocks of one size."""

@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from steersman.denoise import Denoiser
+from steersman.guidance.input import ClassifierInput
 from steersman.guidance.objective import Logits
-from steersman.guidance.view import View
 from steersman.lab.analysis.noise import noised
 from steersman.lab.analysis.parts import Key
 from steersman.lab.metrics import correct
@@ -31,7 +31,7 @@ def seen(
     levels: Sequence[Level],
     *,
     eps: Callable[[Level], Float[Tensor, "B C H W"]],
-    views: Mapping[str, View],
+    views: Mapping[str, ClassifierInput],
     on_step: Callable[[], None] = lambda: None,
 ) -> dict[Key, Bool[Tensor, "B T"]]:
     """Returns, by classifier and view, at which levels each image is given its class.
@@ -48,13 +48,13 @@ def seen(
         views: What the classifiers are shown, by name.
         on_step: Called after each level.
     """
-    found: dict[Key, list[Tensor]] = {(name, view): [] for name in classifiers for view in views}
-    asked = any(view.needs_denoiser for view in views.values())
+    found: dict[Key, list[Tensor]] = {(name, input): [] for name in classifiers for input in views}
+    asked = any(input.needs_denoiser for input in views.values())
     for level in levels:
         x_t = noised(images, eps(level), level)
         prediction = denoiser(x_t, level) if asked else None
-        for shown, view in views.items():
-            image = denoiser.decode(view(x_t, prediction, level, denoiser))
+        for shown, input in views.items():
+            image = denoiser.decode(input(x_t, prediction, level, denoiser))
             for name, classifier in classifiers.items():
                 multilabel = getattr(classifier, "multilabel", False)
                 found[name, shown].append(correct(classifier(image, level), targets[name], multilabel=multilabel))

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from steersman.denoise import Conditioned, Denoiser, Prediction
 from steersman.errors import InputError
+from steersman.guidance.input import ClassifierInput
 from steersman.guidance.objective import Logits
-from steersman.guidance.view import View
 from steersman.lab.analysis.parts import Key
 from steersman.lab.metrics.classification import confidence, correct
 from steersman.precision import ieee
@@ -60,7 +60,7 @@ def trusted(
     targets: Mapping[Key, Int[Tensor, " B"]],
     seeds: Sequence[int],
     *,
-    views: Mapping[str, View],
+    views: Mapping[str, ClassifierInput],
     temperatures: Sequence[float] = (1.0,),
     at: Collection[int] | None = None,
     condition: Mapping[str, Any] | None = None,
@@ -102,8 +102,8 @@ def trusted(
         x_t, level, prediction = overheard.answers[0]
         overheard.answers.clear()
         if at is None or report.step.index in at:
-            for shown, view in views.items():
-                image = denoiser.decode(view(x_t, prediction, level, told))
+            for shown, input in views.items():
+                image = denoiser.decode(input(x_t, prediction, level, told))
                 for key, classifier in classifiers.items():
                     logits, target = classifier(image, level), targets[key]
                     head = {"multilabel": getattr(classifier, "multilabel", False)}

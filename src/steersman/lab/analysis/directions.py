@@ -15,9 +15,9 @@ from torch import Tensor
 
 from steersman.errors import InputError
 from steersman.guidance.guide import Guide
+from steersman.guidance.input import Denoised
 from steersman.guidance.objective import ClassProbability
 from steersman.guidance.step import Step
-from steersman.guidance.view import Denoised
 from steersman.mixture import Mixture
 from steersman.schedule import CLEAN, Level
 
@@ -73,7 +73,7 @@ def fields(mixture: Mixture, x_t: Float[Tensor, "P 2 1 1"], level: Level, target
     def of_clean(image: Float[Tensor, "B D 1 1"], level: Level | None = None) -> Float[Tensor, "B K"]:
         return mixture.log_posterior(image, CLEAN)
 
-    guide = Guide(objective=ClassProbability(classifier=of_clean), view=Denoised(clip=False), route="through")
+    guide = Guide(objective=ClassProbability(classifier=of_clean), input=Denoised(clip=False), wrt="x_t")
     leaf, zero = x_t.detach().requires_grad_(), torch.zeros(())
     step = Step(0, 1, 0, 0, level, CLEAN, zero, zero)
     targets = torch.full((len(x_t),), target)

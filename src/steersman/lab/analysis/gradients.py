@@ -66,8 +66,8 @@ def followed(
     def look(report: Report) -> None:
         if report.step.repeat:
             return
-        push = report.pushes[0]
-        g = torch.full_like(report.x, float("nan")) if push is None else push.gradient
+        update = report.updates[0]
+        g = torch.full_like(report.x, float("nan")) if update is None else update.gradient
         norms.append(norm(g).flatten())
         if report.step.index in at:
             images.append(denoiser.decode(report.x0))
@@ -85,7 +85,7 @@ def followed(
         **walk,
     )
     if not any(bool(norm.isfinite().any()) for norm in norms):
-        raise InputError("the guide has no gradient at any step; give it a scale other than 0 and a strength above 0")
+        raise InputError("the guide has no gradient at any step; give it a scale other than 0 and a weight above 0")
     return {
         (NORM,): torch.stack(norms, 1),
         (IMAGE,): torch.stack(images, 1).float(),

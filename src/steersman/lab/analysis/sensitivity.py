@@ -22,10 +22,10 @@ from torch import Tensor
 from steersman.batching import norm
 from steersman.denoise import Denoiser, Prediction
 from steersman.guidance.guide import Guide
+from steersman.guidance.input import ClassifierInput
 from steersman.guidance.objective import Logits, Objective
 from steersman.guidance.stabilizer import Stabilizer, State
 from steersman.guidance.step import Step, reverse_variance
-from steersman.guidance.view import View
 from steersman.lab.analysis.noise import noised
 from steersman.lab.analysis.parts import Key
 from steersman.precision import ieee
@@ -62,7 +62,7 @@ def sensitivities(
     *,
     objective: Callable[[Logits], Objective],
     eps: Callable[[Level], Float[Tensor, "B C H W"]],
-    views: Mapping[str, View],
+    views: Mapping[str, ClassifierInput],
     stabilizers: Mapping[str, Stabilizer],
     shared: bool = False,
     on_step: Callable[[], None] = lambda: None,
@@ -84,9 +84,9 @@ def sensitivities(
     """
     heard = {name: _Heard(classifier) for name, classifier in classifiers.items()}
     guides = {
-        (name, shown): Guide(objective=objective(classifier), view=view, route="through")
+        (name, shown): Guide(objective=objective(classifier), input=input, wrt="x_t")
         for name, classifier in heard.items()
-        for shown, view in views.items()
+        for shown, input in views.items()
     }
     states = {
         (*key, name): [stabilizer.init(images), stabilizer.init(images)]
@@ -120,7 +120,7 @@ def _said(
 ) -> dict[Key, tuple[Tensor, Tensor]]:
     """Returns logits and gradient of each guide at noisy images; the denoiser is asked once."""
     x = x.detach().requires_grad_()
-    asked = any(guide.view.needs_denoiser for guide in guides.values())
+    asked = any(guide.input.needs_denoiser for guide in guides.values())
     with torch.enable_grad():
         prediction: Prediction | None = denoiser(x, level) if asked else None
     variance = reverse_variance(level, next)

@@ -163,7 +163,7 @@ def _draw(
     tell: Callable[[str], object],
 ) -> None:
     """Draws images and writes each batch as it comes."""
-    size, steps = session.run.at_once, session.run.recipe.walk()["steps"]
+    size, steps = session.run.at_once, session.run.recipe.sampling()["steps"]
     batches = (places[first : first + size] for first in range(0, len(places), size))
 
     def halt(_: Report) -> None:

@@ -67,7 +67,7 @@ def needs(
         guided: Whether the guide steers.
     """
     settings = wanted.load_recipe(steps).resolved()
-    taken, files = settings["walk"]["steps"], wanted.files()
+    taken, files = settings["sampling"]["steps"], wanted.files()
     evaluations = 2 * taken - 1 if settings["sampler"]["kind"] == "heun" else taken
     tflop = evaluations * wanted.tflop.denoiser + (taken * wanted.tflop.guide if guided else 0)
     return Needs(

@@ -130,7 +130,7 @@ class Reproduction(_Part):
 
     def load_recipe(self, steps: int | None = None) -> Recipe:
         """Returns the recipe, with other steps if they are given."""
-        recipe, taken = load_recipe(self.recipe), {} if steps is None else {"walk.steps": steps}
+        recipe, taken = load_recipe(self.recipe), {} if steps is None else {"sampling.steps": steps}
         return recipe.changed(self.changes | taken).check()
 
     def files(self) -> dict[str, File]:

@@ -119,7 +119,7 @@ def chosen(run: Run) -> Run:
         raise InputError(
             f"the memory of {run.device} must hold one image in one of the types {', '.join((exact, *others))}, but "
             "holds it in none; use a device with more memory, or a recipe whose gradient is with respect to x0_hat "
-            "(route direct)"
+            "(wrt x0_hat)"
         )
     placed = {}
     for part, found in times.items():

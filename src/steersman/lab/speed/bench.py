@@ -86,7 +86,7 @@ def bench(
     session = Session(run, rehearse=False)
     run = session.run
     jobs = [(target, seed) for target in session.targets for seed in range(run.seed, run.seed + run.num)][: run.at_once]
-    walked = int(run.recipe.walk()["steps"])
+    walked = int(run.recipe.sampling()["steps"])
 
     def heard(size: int) -> tuple[Calls, Mapping[str, float]]:
         if size < len(jobs):

@@ -41,14 +41,14 @@ class _Asked:
 
     Attributes:
         place: Which of the session's guides it is.
-        view: The sample that it saw, latent or image.
+        input: The sample that it saw, latent or image.
         image: The image that it is decoded to.
         v: The objective's gradient with respect to the image.
         pulled: ``J^T v``; None where the image is what the gradient is with respect to.
     """
 
     place: int
-    view: Float[Tensor, "B *shape"]
+    input: Float[Tensor, "B *shape"]
     image: Float[Tensor, "B *image"]
     v: Float[Tensor, "B *image"]
     pulled: Float[Tensor, "B *shape"] | None
@@ -128,7 +128,7 @@ def _states(session: Session, jobs: Sequence[tuple[Target, int]], size: int) -> 
 def _passed(session: Session, jobs: Sequence[tuple[Target, int]]) -> list[_State]:
     """Returns the states that a batch passes on its way to clean images, after the noise that it begins from."""
     reports: list[Report] = []
-    steps = min(STEPS, session.run.recipe.walk()["steps"])
+    steps = min(STEPS, session.run.recipe.sampling()["steps"])
     session.samples(jobs, [reports.append], guided=False, steps=steps, recurrence=None)
     first, targets = reports[0].step, [target for target, _ in jobs]
     noise = SeededNoise([seed for _, seed in jobs], session.denoiser.shape, session.run.device, torch.float32)
@@ -142,13 +142,13 @@ def _passed(session: Session, jobs: Sequence[tuple[Target, int]]) -> list[_State
     for place, guide in enumerate(_guides(session)):
         active = [state for state in states if guide.active(state.step)]
         for state in active or (states if guide.scale else ()):
-            leaf, view, image = _image(guide, denoiser, state.x_t, state.step)
+            leaf, input, image = _image(guide, denoiser, state.x_t, state.step)
             v = _gradient(guide, image, _indices(session, targets), state.step)
             if v is None:
                 continue
             passes = guide.differentiates_denoiser or denoiser.latent
             pulled = torch.autograd.grad(image, leaf, v)[0] if passes else None
-            state.asked.append(_Asked(place=place, view=view.detach(), image=image.detach(), v=v, pulled=pulled))
+            state.asked.append(_Asked(place=place, input=input.detach(), image=image.detach(), v=v, pulled=pulled))
     return states
 
 
@@ -159,7 +159,7 @@ def _of_denoiser(session: Session, state: _State) -> list[float]:
     found = [_cosine(_x0_hat(session, denoiser, state.x_t, state.step), state.x0_hat)]
     for asked in state.asked:
         if asked.pulled is not None:
-            leaf, _, image = _image(guides[asked.place], denoiser, state.x_t, state.step, asked.view)
+            leaf, _, image = _image(guides[asked.place], denoiser, state.x_t, state.step, asked.input)
             found.append(_cosine(torch.autograd.grad(image, leaf, asked.v)[0], asked.pulled))
     return found
 
@@ -188,11 +188,11 @@ def _guides(session: Session) -> list[Guide]:
 def _x0_hat(session: Session, denoiser: Conditioned, x_t: Tensor, step: Step) -> Tensor:
     """Returns the prediction as a step uses it."""
     x0_hat = denoiser(x_t, step.level).x0_hat
-    return x0_hat.clamp(-1, 1) if session.run.recipe.walk()["clip"] and not denoiser.latent else x0_hat
+    return x0_hat.clamp(-1, 1) if session.run.recipe.sampling()["clip"] and not denoiser.latent else x0_hat
 
 
 def _image(
-    guide: Guide, denoiser: Conditioned, x_t: Tensor, step: Step, view: Tensor | None = None
+    guide: Guide, denoiser: Conditioned, x_t: Tensor, step: Step, input: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns what a guide's gradient is with respect to, what the guide sees, and the image of it, with a graph.
 
@@ -201,19 +201,19 @@ def _image(
         denoiser: The denoiser.
         x_t: Noisy samples.
         step: The step from there.
-        view: What it sees, where its gradient is with respect to that and it is known.
+        input: What it sees, where its gradient is with respect to that and it is known.
     """
-    through = guide.route == "through"
+    through = guide.wrt == "x_t"
     leaf = x_t.detach().requires_grad_(through)
-    if through or view is None:
+    if through or input is None:
         with torch.set_grad_enabled(guide.differentiates_denoiser):
-            prediction = denoiser(leaf, step.level) if guide.view.needs_denoiser else None
+            prediction = denoiser(leaf, step.level) if guide.input.needs_denoiser else None
         with torch.set_grad_enabled(through):
-            view = guide.view(leaf, prediction, step.level, denoiser)
+            input = guide.input(leaf, prediction, step.level, denoiser)
     if not through:
-        leaf = view = view.detach().requires_grad_()
+        leaf = input = input.detach().requires_grad_()
     with torch.enable_grad():
-        return leaf, view, denoiser.decode(view)
+        return leaf, input, denoiser.decode(input)
 
 
 @torch.enable_grad()

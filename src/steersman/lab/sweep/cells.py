@@ -1,7 +1,7 @@
 """The cells of a sweep: every combination of the values of what is varied, each a run on the same seeds.
 
     AXIS=…, AXIS.OPTION=…      a setting of the recipe, as --set takes it
-    recipe, classifier, …      what else makes a run (`OTHERS`), as `steersman sample` takes it; steps for walk.steps
+    recipe, classifier, …      what else makes a run (`OTHERS`), as `steersman sample` takes it; steps: sampling.steps
     case={name: robust, recipe: nrcg/robust, classifier: NAME}, …      several of these together, under a name
 
 What stands after the equals sign is the inside of a YAML list: commas separate the values, a value with commas of its
@@ -28,7 +28,7 @@ from steersman.typed import finite
 __all__ = ["CASE", "NAME", "RECIPE", "Cell", "Sweep", "varied"]
 
 CASE, NAME, RECIPE = "case", "name", "recipe"
-SHORT = {"steps": "walk.steps"}
+SHORT = {"steps": "sampling.steps"}
 
 
 def _text(value: object) -> str:

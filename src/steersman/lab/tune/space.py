@@ -187,7 +187,7 @@ def _placed_value(pattern: object, own: object, path: str) -> dict[str, Any] | N
 
 
 def _at(settings: Any, key: str) -> Any:  # noqa: ANN401
-    """Returns the setting at ``axis.option`` or ``also.N.axis``, `MISSING` where there is none."""
+    """Returns the setting at ``axis.option`` or ``extra_guides.N.axis``, `MISSING` where there is none."""
     for part in key.split("."):
         if isinstance(settings, list) and part.isdecimal() and int(part) < len(settings):
             settings = settings[int(part)]

@@ -48,7 +48,7 @@ def write_plots(out: Path, trials: Sequence[Trial]) -> None:
 
 def _point(trial: Trial, figure: Figure) -> Point:
     assert trial.cost is not None and figure.value is not None
-    shown = [key for key in ("recipe", "walk.steps", "scale") if key in trial.settings]
+    shown = [key for key in ("recipe", "sampling.steps", "scale") if key in trial.settings]
     named = [f"{key}={in_a_line(trial.settings[key])}" for key in shown]
     name = f"trial {trial.number}" + (f" ({', '.join(named)})" if named else "")
     return Point(name=name, cost=trial.cost, quality=figure.value, low=figure.low, high=figure.high)

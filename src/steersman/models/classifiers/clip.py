@@ -82,7 +82,9 @@ class _ImageTower(nn.Module):
             InputError: The images are smaller than a patch.
         """
         if min(pixels.shape[-2:]) < self.patch:
-            raise InputError(f"input.size must be at least {self.patch}, a patch of CLIP, got {min(pixels.shape[-2:])}")
+            raise InputError(
+                f"preprocess.size must be at least {self.patch}, a patch of CLIP, got {min(pixels.shape[-2:])}"
+            )
         return self.projection(self.tower(pixel_values=pixels, interpolate_pos_encoding=True).pooler_output)
 
 

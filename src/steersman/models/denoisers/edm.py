@@ -110,7 +110,10 @@ class EDMDenoiser:
             classes=classes,
             unconditional=unconditional and len(classes) == labels - 1,
             sigma_data=float(config.get("sigma_data", 0.5)),
-            schedule=EDM(low=float(config.get("sigma_min", own.low)), high=float(config.get("sigma_max", own.high))),
+            schedule=EDM(
+                ratio_min=float(config.get("sigma_min", own.ratio_min)),
+                ratio_max=float(config.get("sigma_max", own.ratio_max)),
+            ),
         )
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "EDMDenoiser":

@@ -70,5 +70,8 @@ def _denoiser(root: Record) -> EDMDenoiser:
         classes=tuple(map(str, range(labels))),
         unconditional=found["model"].attributes["label_dropout"] > 0,
         sigma_data=float(told["sigma_data"]),
-        schedule=EDM(low=max(own.low, float(told["sigma_min"])), high=min(own.high, float(told["sigma_max"]))),
+        schedule=EDM(
+            ratio_min=max(own.ratio_min, float(told["sigma_min"])),
+            ratio_max=min(own.ratio_max, float(told["sigma_max"])),
+        ),
     )

@@ -122,7 +122,7 @@ class PipelineDenoiser:
             negative_prompt: What they do not show; None for what the pipeline takes then.
             cfg_scale: The classifier-free scale ``W``; at 1 only the prompt is asked for.
             unconditional: Whether the prediction without the prompt is asked for too, at a scale of 1 as well, for
-                strengths that compare with it.
+                weights that compare with it.
             label: None; there are no labels.
 
         Raises:
@@ -145,7 +145,7 @@ class PipelineDenoiser:
             return classifier_free(prediction, self._predict(x_t, level, conditional, told.apart).x0_hat, cfg_scale)
         if told.unconditional is None:
             raise InputError(
-                f"cfg_scale must be 1 and no strength difference, as {type(self.pipe).__name__} has no unconditional "
+                f"cfg_scale must be 1 and no weight difference, as {type(self.pipe).__name__} has no unconditional "
                 f"model here, got {cfg_scale}"
             )
         rows = torch.cat([conditional, torch.full_like(conditional, told.unconditional)])

@@ -107,7 +107,9 @@ def scheduler_of(
     if isinstance(denoiser, EDMDenoiser):
         if not isinstance(schedule, EDM):
             raise InputError(f"schedule must be EDM, got {type(schedule).__name__}")
-        return EDMEulerScheduler(sigma_min=schedule.low, sigma_max=schedule.high, sigma_data=denoiser.sigma_data)
+        return EDMEulerScheduler(
+            sigma_min=schedule.ratio_min, sigma_max=schedule.ratio_max, sigma_data=denoiser.sigma_data
+        )
     meant = denoiser.parameterization
     if isinstance(schedule, Flow) and meant == "flow_prediction":
         return FlowMatchEulerDiscreteScheduler(num_train_timesteps=schedule.count, shift=schedule.shift)

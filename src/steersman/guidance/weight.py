@@ -1,9 +1,9 @@
-"""Strength: how the guidance's weight ``w_t`` runs over time.
+"""Weight: how the guidance's weight ``w_t`` runs over time.
 
 With t counted T-1 .. 0 over the steps really taken and ``Sigma_t`` the reverse variance of a step:
 
     variance    w_t = Sigma_t                                                            (Dhariwal & Nichol 2021)
-    deviation   w_t = sqrt(Sigma_t)                       a push as large as the step's own noise, for a unit gradient
+    deviation   w_t = sqrt(Sigma_t)                       as large as the step's own noise, for a unit gradient
     sine        w_t = Sigma_t + gamma sin(pi t / T) max_{u >= t} Sigma_u                 (EluCD eq. 5)
     constant    w_t = 1
     linear      w_t = (t + 1) / T, or 1 - t / T rising towards the image
@@ -12,7 +12,7 @@ With t counted T-1 .. 0 over the steps really taken and ``Sigma_t`` the reverse 
     signal      w_t = alpha_s / alpha_t = 1 / sqrt(a_t), from level t to level s
     transition  w_t = a_t / mean_u a_u, or beta_t / mean_u beta_u                                (TFG, Ye et al. 2024)
     taper       w_t = rms(x_t) [max((t + 2) / (T + 1), floor) + gamma sin(pi (T - 1 - t) / T)]   (EluCD, Algorithm 2)
-    relative    w_t = |score| / |g|,  score = -eps / sigma_t        the scale is the push's share of the score, whatever
+    relative    w_t = |score| / |g|,  score = -eps / sigma_t        the scale is its share of the score, whatever
                                                                     the model, the classifier and the size of an image
     difference  w_t = |score - score_null| / |g|          the same in units of what classifier-free guidance adds
                                                                                                  (EluCD, Algorithm 3)
@@ -22,11 +22,11 @@ With t counted T-1 .. 0 over the steps really taken and ``Sigma_t`` the reverse 
 Norms are over one sample; eps is the model's own, of its ``x0_hat`` before any clip. Where the weight is zero for all
 images, no gradient is taken.
 
-The relative strength in the noise injection moves DDPM's mean by ``s (beta_t / sqrt(a_t)) |score| g / |g|``, which is
+The relative weight in the noise injection moves DDPM's mean by ``s (beta_t / sqrt(a_t)) |score| g / |g|``, which is
 FreeDoM's step ``s c_1 rms(eps) (sigma_t / alpha_t) g / rms(g)``, c_1 the posterior's weight of ``x0_hat`` (Yu et al.
 2023, code; s = 0.02 there).
 
-The difference strength in the noise injection, with classifier-free scale w and ``Delta = eps_y - eps_null``, makes
+The difference weight in the noise injection, with classifier-free scale w and ``Delta = eps_y - eps_null``, makes
 ``eps_null + w (Delta - s |Delta| g / |g|)`` of the noise.
 """
 
@@ -45,7 +45,7 @@ from steersman.batching import norm, rms
 from steersman.denoise import Prediction, eps_from_x0
 from steersman.errors import InputError, unknown
 from steersman.guidance.step import Step, transition
-from steersman.schedule import Level, broadcast
+from steersman.schedule import Level, broadcast, check_ratios
 from steersman.typed import finite
 
 __all__ = [
@@ -60,7 +60,7 @@ __all__ = [
     "Relative",
     "Signal",
     "Sine",
-    "Strength",
+    "Weight",
     "Taper",
     "Transition",
     "Variance",
@@ -69,7 +69,7 @@ __all__ = [
 
 
 @runtime_checkable
-class Strength(Protocol):
+class Weight(Protocol):
     """Weighs a step's gradient.
 
     Attributes:
@@ -92,7 +92,7 @@ class Strength(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class _Always:
-    """A strength that is never zero for all images."""
+    """A weight that is never zero for all images."""
 
     needs_denoiser = False
 
@@ -103,7 +103,7 @@ class _Always:
 
 @dataclass(frozen=True, kw_only=True)
 class _OfVariance:
-    """A strength that is zero where the step has no variance, as the last one into a clean image."""
+    """A weight that is zero where the step has no variance, as the last one into a clean image."""
 
     needs_denoiser = False
 
@@ -179,7 +179,7 @@ class Sine(_OfVariance):
 
     def __post_init__(self) -> None:
         if self.peak not in ("own", "first"):
-            raise unknown("strength.peak", self.peak, ("own", "first"))
+            raise unknown("weight.peak", self.peak, ("own", "first"))
 
     def __call__(
         self, step: Step, x_t: Float[Tensor, "B C H W"], prediction: Prediction | None, g: Float[Tensor, "B C H W"]
@@ -195,8 +195,8 @@ class Constant(_Always):
 
     Example:
         >>> import steersman as sm
-        >>> guides = sm.load_recipe("nrcg", {"strength": "constant"}, scale=0.1).bind("zoo:mnist-lenet")
-        >>> guides[0].strength, guides[0].scale
+        >>> guides = sm.load_recipe("nrcg", {"weight": "constant"}, scale=0.1).bind("zoo:mnist-lenet")
+        >>> guides[0].weight, guides[0].scale
         (Constant(), 0.1)
     """
 
@@ -238,35 +238,32 @@ class Linear(_Always):
 @dataclass(frozen=True, kw_only=True)
 @finite
 class Interval:
-    """``w_t = 1`` where ``low <= sigma / alpha <= high`` (Kynkäänniemi et al. 2024).
+    """``w_t = 1`` where ``ratio_min <= sigma / alpha <= high`` (Kynkäänniemi et al. 2024).
 
     Attributes:
-        low: Lower limit of the noise-to-signal ratio ``sigma / alpha``, at least 0.
-        high: Upper limit of the ratio.
+        ratio_min: Lower limit of the noise-to-signal ratio ``sigma / alpha``, at least 0.
+        ratio_max: Upper limit of the ratio.
 
     Example:
         >>> import steersman as sm
         >>> from steersman.guidance import Step
-        >>> levels = sm.EDM(low=0.1, high=10.0).levels(5)
+        >>> levels = sm.EDM(ratio_min=0.1, ratio_max=10.0).levels(5)
         >>> [round(float(level.sigma), 2) for level in levels]
         [10.0, 3.16, 1.0, 0.32, 0.1, 0.0]
-        >>> [sm.Interval(low=0.5, high=5.0).active(Step.at(levels, index)) for index in range(5)]
+        >>> [sm.Interval(ratio_min=0.5, ratio_max=5.0).active(Step.at(levels, index)) for index in range(5)]
         [False, True, True, False, False]
     """
 
-    low: float = 0.0
-    high: float = math.inf
+    ratio_min: float = 0.0
+    ratio_max: float = math.inf
     needs_denoiser = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.low <= self.high:
-            raise InputError(
-                f"strength.low and strength.high must satisfy 0 <= low <= high, got {self.low} and {self.high}"
-            )
+        check_ratios("weight", self.ratio_min, self.ratio_max)
 
     def active(self, step: Step) -> bool:
         """Whether the level lies inside."""
-        return self.low <= float(step.level.sigma / step.level.alpha) <= self.high
+        return self.ratio_min <= float(step.level.sigma / step.level.alpha) <= self.ratio_max
 
     def __call__(
         self, step: Step, x_t: Float[Tensor, "B C H W"], prediction: Prediction | None, g: Float[Tensor, "B C H W"]
@@ -296,7 +293,7 @@ class Every:
 
     def __post_init__(self) -> None:
         if self.k < 1:
-            raise InputError(f"strength.k must be at least 1, got {self.k}")
+            raise InputError(f"weight.k must be at least 1, got {self.k}")
 
     def active(self, step: Step) -> bool:
         """Whether it is this step's turn."""
@@ -414,7 +411,7 @@ class Relative(_Always):
         >>> import torch
         >>> from steersman.guidance import Step
         >>> from steersman.denoise import Prediction
-        >>> step, x_t = Step.at(sm.EDM(low=1.0, high=2.0).levels(2), 0), torch.ones(1, 1, 2, 2)
+        >>> step, x_t = Step.at(sm.EDM(ratio_min=1.0, ratio_max=2.0).levels(2), 0), torch.ones(1, 1, 2, 2)
         >>> prediction = Prediction(x0_hat=torch.zeros_like(x_t))  # a score of length 0.5
         >>> [round(sm.Relative()(step, x_t, prediction, g).item(), 3) for g in (x_t, 10 * x_t)]
         [0.25, 0.025]
@@ -431,7 +428,7 @@ class Relative(_Always):
 
 @dataclass(frozen=True, kw_only=True)
 class Difference(_Always):
-    """``w_t = |score - score_null| / |g|``: the scale is the push's share of what classifier-free guidance adds."""
+    """``w_t = |score - score_null| / |g|``: the scale is the update's share of what classifier-free guidance adds."""
 
     needs_denoiser = True
 
@@ -446,7 +443,7 @@ class Difference(_Always):
         assert prediction is not None, "the loop asks the denoiser first"
         if prediction.unconditional is None:
             raise InputError(
-                "strength difference needs the prediction without the label too, which the denoiser did not make; use "
+                "weight difference needs the prediction without the label too, which the denoiser did not make; use "
                 "a denoiser with labels and a null label, and give a label and a classifier-free scale other than 1"
             )
         alpha, sigma = broadcast(step.level.alpha, x_t), broadcast(step.level.sigma, x_t)
@@ -462,7 +459,7 @@ class Polyak(_Always):
         >>> import torch
         >>> from steersman.guidance import Step
         >>> from steersman.denoise import Prediction
-        >>> step, x_t = Step.at(sm.EDM(low=1.0, high=2.0).levels(2), 0), torch.ones(1, 1, 2, 2)
+        >>> step, x_t = Step.at(sm.EDM(ratio_min=1.0, ratio_max=2.0).levels(2), 0), torch.ones(1, 1, 2, 2)
         >>> prediction = Prediction(x0_hat=torch.zeros_like(x_t))  # a noise prediction of length 1
         >>> [round(sm.Polyak()(step, x_t, prediction, g).item(), 4) for g in (x_t, 10 * x_t)]
         [0.25, 0.0025]
@@ -486,9 +483,9 @@ def _positive(size: Float[Tensor, "B 1 1 1"]) -> Float[Tensor, "B 1 1 1"]:
     return torch.where(size > 0, size, 1)
 
 
-def compares(strength: Strength) -> bool:
-    """Whether a strength needs the prediction without label or prompt beside the one with it."""
-    return isinstance(strength, Difference) or any(map(compares, getattr(strength, "factors", ())))
+def compares(weight: Weight) -> bool:
+    """Whether a weight needs the prediction without label or prompt beside the one with it."""
+    return isinstance(weight, Difference) or any(map(compares, getattr(weight, "factors", ())))
 
 
 @dataclass(frozen=True)
@@ -500,21 +497,21 @@ class Product:
         factors: The weights to multiply.
 
     Example:
-        In a recipe it is a list: ``strength: [deviation, {kind: interval, low: 0.5, high: 5.0}]``.
+        In a recipe it is a list: ``weight: [deviation, {kind: interval, ratio_min: 0.5, ratio_max: 5.0}]``.
 
         >>> import steersman as sm
         >>> from steersman.guidance import Step
-        >>> levels = sm.EDM(low=0.1, high=10.0).levels(5)
-        >>> weight = sm.Product((sm.Deviation(), sm.Interval(low=0.5, high=5.0)))
+        >>> levels = sm.EDM(ratio_min=0.1, ratio_max=10.0).levels(5)
+        >>> weight = sm.Product((sm.Deviation(), sm.Interval(ratio_min=0.5, ratio_max=5.0)))
         >>> [weight.active(Step.at(levels, index)) for index in range(5)]
         [False, True, True, False, False]
     """
 
-    factors: Sequence[Strength]
+    factors: Sequence[Weight]
 
     def __post_init__(self) -> None:
         if not self.factors:
-            raise InputError("strength.factors must hold at least one, got none")
+            raise InputError("weight.factors must hold at least one, got none")
 
     @property
     def needs_denoiser(self) -> bool:

@@ -3,7 +3,7 @@ import torch
 
 from steersman.denoise import Prediction
 from steersman.errors import InputError
-from steersman.guidance import Ahead, Denoised, Noisy, Rescaled
+from steersman.guidance import Denoised, Lookahead, Noisy, Rescaled
 from steersman.schedule import VP
 
 LEVEL = VP.cosine().at_time(900.0)
@@ -42,8 +42,8 @@ def test_ahead_is_the_prediction_after_a_deterministic_step(mixture, draw):
     x_t, s = draw(3, *mixture.shape), mixture.schedule.at_ratio(0.5)
     x0_hat = mixture(x_t, LEVEL).x0_hat
     x_s = s.alpha * x0_hat + s.sigma * (x_t - LEVEL.alpha * x0_hat) / LEVEL.sigma
-    view = Ahead(until=0.5, clip=False)(x_t, Prediction(x0_hat), LEVEL, mixture)
-    torch.testing.assert_close(view, mixture(x_s, s).x0_hat, rtol=1e-12, atol=1e-12)
+    input = Lookahead(until=0.5, clip=False)(x_t, Prediction(x0_hat), LEVEL, mixture)
+    torch.testing.assert_close(input, mixture(x_s, s).x0_hat, rtol=1e-12, atol=1e-12)
 
 
 def test_far_enough_ahead_lies_an_image_of_the_mixture(mixture, draw):
@@ -51,23 +51,23 @@ def test_far_enough_ahead_lies_an_image_of_the_mixture(mixture, draw):
     x_t = LEVEL.alpha * mixture.sample(512, torch.Generator().manual_seed(1)) + LEVEL.sigma * draw(512, *mixture.shape)
     prediction = mixture(x_t, LEVEL)
 
-    def spread(view):
-        return view(x_t, prediction, LEVEL, mixture).std(0).norm()
+    def spread(input):
+        return input(x_t, prediction, LEVEL, mixture).std(0).norm()
 
     images = mixture.sample(4096, torch.Generator().manual_seed(2)).std(0).norm()
     assert spread(Denoised(clip=False)) < 0.5 * images
     # three deviations of the standard deviation of 512 draws, 1 / sqrt(2 · 512) each
-    torch.testing.assert_close(spread(Ahead(evaluations=50, until=0.01, clip=False)), images, rtol=0.1, atol=0)
+    torch.testing.assert_close(spread(Lookahead(evaluations=50, until=0.01, clip=False)), images, rtol=0.1, atol=0)
 
 
 def test_nothing_is_ahead_of_a_level_that_is_clean_enough(mixture, draw):
-    x_t, low = draw(2, *mixture.shape), mixture.schedule.at_ratio(0.3)
-    prediction = mixture(x_t, low)
-    assert Ahead(until=0.3, clip=False)(x_t, prediction, low, mixture) is prediction.x0_hat
-    assert (Ahead(until=0.4)(x_t, prediction, low, mixture) == prediction.x0_hat.clamp(-1, 1)).all()
+    x_t, ratio_min = draw(2, *mixture.shape), mixture.schedule.at_ratio(0.3)
+    prediction = mixture(x_t, ratio_min)
+    assert Lookahead(until=0.3, clip=False)(x_t, prediction, ratio_min, mixture) is prediction.x0_hat
+    assert (Lookahead(until=0.4)(x_t, prediction, ratio_min, mixture) == prediction.x0_hat.clamp(-1, 1)).all()
 
 
 @pytest.mark.parametrize("wrong", [{"evaluations": 0}, {"until": 0.0}])
 def test_ahead_refuses_what_leads_nowhere(wrong):
     with pytest.raises(InputError):
-        Ahead(**wrong)
+        Lookahead(**wrong)

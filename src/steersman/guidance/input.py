@@ -20,11 +20,11 @@ from steersman.errors import InputError
 from steersman.schedule import Level
 from steersman.typed import finite
 
-__all__ = ["Ahead", "Denoised", "Noisy", "Rescaled", "View"]
+__all__ = ["Lookahead", "Denoised", "Noisy", "Rescaled", "ClassifierInput"]
 
 
 @runtime_checkable
-class View(Protocol):
+class ClassifierInput(Protocol):
     """Chooses the image that the classifier sees.
 
     Attributes:
@@ -48,7 +48,7 @@ class Noisy:
     Example:
         >>> import steersman as sm
         >>> objective = sm.TargetLogit(classifier=sm.load_classifier("zoo:mnist-lenet"))
-        >>> guide = sm.Guide(objective=objective, view=sm.Noisy(), route="through")
+        >>> guide = sm.Guide(objective=objective, input=sm.Noisy(), wrt="through")
         >>> guide.needs_denoiser, guide.differentiates_denoiser
         (False, False)
     """
@@ -74,7 +74,7 @@ class Denoised:
     Example:
         >>> import steersman as sm
         >>> objective = sm.TargetLogit(classifier=sm.load_classifier("zoo:mnist-lenet"))
-        >>> guide = sm.Guide(objective=objective, view=sm.Denoised(clip=False), route="through")
+        >>> guide = sm.Guide(objective=objective, input=sm.Denoised(clip=False), wrt="through")
         >>> guide.needs_denoiser, guide.differentiates_denoiser
         (True, True)
     """
@@ -93,7 +93,7 @@ class Denoised:
 
 @dataclass(frozen=True, kw_only=True)
 @finite
-class Ahead:
+class Lookahead:
     """The lookahead input: the denoised image after a few more deterministic steps (Pan et al. 2023).
 
     At high noise ``x0_hat`` is a blur, the mean of all images that ``x_t`` could become, and no classifier was trained
@@ -110,7 +110,7 @@ class Ahead:
         >>> import torch
         >>> denoiser, x_t = sm.load_denoiser("zoo:mnist"), 5.0 * torch.ones(1, 1, 28, 28)
         >>> prediction = denoiser(x_t, level := denoiser.schedule.at_ratio(5.0))
-        >>> views = (sm.Denoised(), sm.Ahead(evaluations=2))
+        >>> views = (sm.Denoised(), sm.Lookahead(evaluations=2))
         >>> [round(view(x_t, prediction, level, denoiser).std().item(), 1) for view in views]
         [0.6, 0.7]
     """
@@ -123,7 +123,7 @@ class Ahead:
     def __post_init__(self) -> None:
         if self.evaluations < 1 or not self.until > 0:
             raise InputError(
-                f"view.evaluations must be at least 1 and view.until above 0, got {self.evaluations} and {self.until}"
+                f"input.evaluations must be at least 1 and input.until above 0, got {self.evaluations} and {self.until}"
             )
 
     def __call__(

@@ -16,8 +16,8 @@ from steersman.errors import InputError
 from steersman.guidance.decoded import after_decoding
 from steersman.guidance.guide import Guide
 from steersman.guidance.injection import Moment
+from steersman.guidance.input import Lookahead
 from steersman.guidance.targets import Target, resolved
-from steersman.guidance.view import Ahead
 from steersman.pipelines.calls import around_calls
 from steersman.pipelines.levels import host, name_of
 from steersman.pipelines.parts import Parts, exact, frozen, recomputed
@@ -29,7 +29,7 @@ from steersman.sampling.particles import Particles
 from steersman.schedule import VP, Flow, Schedule
 from steersman.schedulers import FAMILIES
 
-__all__ = ["Walk"]
+__all__ = ["Steered"]
 
 MEMORYLESS = (
     "CogVideoXDDIMScheduler",
@@ -43,7 +43,7 @@ MEMORYLESS = (
 """The schedulers whose step follows from the sample and the output alone, so that it can be made again."""
 
 
-class Walk:
+class Steered:
     """Guides at work in a pipeline's calls.
 
     Args:
@@ -76,7 +76,9 @@ class Walk:
         self.recurrence, self.particles, self.frames = recurrence, particles, frames
         self.through = any(guide.scale and guide.differentiates_denoiser for guide in guides)
         again = recurrence.times > 1 or particles.count > 1
-        self.asks = again or any(isinstance(each.view, Ahead) or each.injection.moment == "sample" for each in guides)
+        self.asks = again or any(
+            isinstance(each.input, Lookahead) or each.injection.moment == "sample" for each in guides
+        )
         self._check()
         self.targets = resolved(self.guides, target)
         self.recording = Recording(self.parts.networks, self.parts.others, self._due)
@@ -208,7 +210,7 @@ class Walk:
         return self.through and (self.trajectory is None or self.trajectory.differentiates_next)
 
     def _step(self, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        """The scheduler's step, with the guides' pushes."""
+        """The scheduler's step, with the guides' updates."""
         call = inspect.signature(own).bind(*args, **kwargs)
         with self.recording.paused(), torch.inference_mode(False), torch.no_grad():
             if self.trajectory is None:

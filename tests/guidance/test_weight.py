@@ -56,13 +56,13 @@ class Fixed(Learned):
         return Prediction(torch.zeros_like(x_t))
 
 
-def weights(strength, denoiser=None, sampler=None, steps=7, injection=None, **settings):
+def weights(weight, denoiser=None, sampler=None, steps=7, injection=None, **settings):
     """The weight at each step of a walk: the push of a gradient that is 1 everywhere."""
     reports = []
     guide = Guide(
         objective=lambda image, target, level: image.sum((1, 2, 3)),
-        view=Noisy(),
-        strength=strength,
+        input=Noisy(),
+        weight=weight,
         injection=injection or Mean(),
     )
     sample(
@@ -76,7 +76,7 @@ def weights(strength, denoiser=None, sampler=None, steps=7, injection=None, **se
         callbacks=[reports.append],
         **settings,
     )
-    return [None if report.pushes[0] is None else report.pushes[0].value for report in reports]
+    return [None if report.updates[0] is None else report.updates[0].value for report in reports]
 
 
 def variances(steps=7, *, learned=False):
@@ -102,11 +102,11 @@ def assert_all_close(found, expected):
         torch.testing.assert_close(torch.zeros_like(other) if one is None else one, other, **ROUNDING)
 
 
-@pytest.mark.parametrize("strength", [Variance(), Deviation(), Sine()])
-def test_no_gradient_is_taken_where_there_is_no_variance(strength):
-    *pushes, last = weights(strength)
-    assert last is None and None not in pushes
-    assert None not in weights(strength, sampler=DDPM(fixed="large"))
+@pytest.mark.parametrize("weight", [Variance(), Deviation(), Sine()])
+def test_no_gradient_is_taken_where_there_is_no_variance(weight):
+    *updates, last = weights(weight)
+    assert last is None and None not in updates
+    assert None not in weights(weight, sampler=DDPM(fixed="large"))
 
 
 @pytest.mark.parametrize("learned", [False, True])
@@ -122,7 +122,9 @@ def test_deviation_is_its_root(learned):
 
 def test_variance_follows_the_samplers_choice():
     levels = Fixed.schedule.levels(7)
-    betas = [1 - high.alpha**2 / low.alpha**2 for high, low in zip(levels, levels[1:], strict=False)]
+    betas = [
+        1 - ratio_max.alpha**2 / ratio_min.alpha**2 for ratio_max, ratio_min in zip(levels, levels[1:], strict=False)
+    ]
     found = weights(Variance(), sampler=DDPM(fixed="large"))
     assert_all_close(found, [beta.expand(3, *SHAPE) for beta in betas])
 
@@ -155,9 +157,9 @@ def test_sine_may_take_the_largest_variance_of_the_batchs_first_value():
         assert (first is None and own is None) or torch.equal(first, own)
 
 
-@pytest.mark.parametrize("strength", [Variance(), Sine(), Linear(), Every(k=2)], ids=repr)
-def test_before_the_denoiser_is_asked_the_weights_are_the_same(strength):
-    before, after = weights(strength, injection=Sample()), weights(strength)
+@pytest.mark.parametrize("weight", [Variance(), Sine(), Linear(), Every(k=2)], ids=repr)
+def test_before_the_denoiser_is_asked_the_weights_are_the_same(weight):
+    before, after = weights(weight, injection=Sample()), weights(weight)
     for one, other in zip(before, after, strict=True):
         assert (one is None and other is None) or torch.equal(one, other)
 
@@ -165,7 +167,9 @@ def test_before_the_denoiser_is_asked_the_weights_are_the_same(strength):
 def test_signal_is_its_growth_in_the_step():
     """``1 / sqrt(a_t)``, ``a_t = alpha_bar_t / alpha_bar_{t-1}``."""
     bars = [level.alpha**2 for level in Fixed.schedule.levels(7)]
-    expected = [(high / low).rsqrt().expand(3, *SHAPE) for high, low in zip(bars, bars[1:], strict=False)]
+    expected = [
+        (ratio_max / ratio_min).rsqrt().expand(3, *SHAPE) for ratio_max, ratio_min in zip(bars, bars[1:], strict=False)
+    ]
     assert_all_close(weights(Signal()), expected)
 
 
@@ -193,9 +197,9 @@ def test_relative_pushes_by_the_length_of_the_exact_score(mixture, draw, step, s
     x_t, at, g = draw(4, 2, 1, 1), step(4), size * draw(4, 2, 1, 1)
     leaf = x_t.clone().requires_grad_()
     (score,) = torch.autograd.grad(mixture.log_joint(leaf, at.level).logsumexp(1).sum(), leaf)
-    push = Relative()(at, x_t, mixture(x_t, at.level), g) * g
-    torch.testing.assert_close(lengths(push), lengths(score), **ROUNDING)
-    torch.testing.assert_close(push / lengths(push)[:, None, None, None], g / lengths(g)[:, None, None, None])
+    update = Relative()(at, x_t, mixture(x_t, at.level), g) * g
+    torch.testing.assert_close(lengths(update), lengths(score), **ROUNDING)
+    torch.testing.assert_close(update / lengths(update)[:, None, None, None], g / lengths(g)[:, None, None, None])
 
 
 @pytest.fixture
@@ -206,7 +210,7 @@ def linear(mixture):
 
 def test_relative_in_the_noise_injection_moves_the_noise_by_a_share_of_itself(linear, posterior):
     """``eps <- eps - s |eps| g / |g|``, at every step and for every image."""
-    settings = {"view": Noisy(), "strength": Relative(), "injection": NoisePrediction()}
+    settings = {"input": Noisy(), "weight": Relative(), "injection": NoisePrediction()}
     guide = Guide(objective=ClassProbability(classifier=posterior), scale=0.2, **settings)
     generator, reports = torch.Generator().manual_seed(0), []
     draws = [torch.randn(4, 2, 1, 1, generator=generator, dtype=F64) for _ in range(8)]
@@ -234,17 +238,17 @@ class FreeDoM:
         return c_1 * rms[0] * (1 - bar).sqrt() / bar.sqrt() / rms[1]
 
 
-@pytest.mark.parametrize("route", ["direct", "through"])
-def test_relative_in_the_noise_injection_is_freedoms_step_on_ddpm(linear, posterior, route):
+@pytest.mark.parametrize("wrt", ["x0_hat", "x_t"])
+def test_relative_in_the_noise_injection_is_freedoms_step_on_ddpm(linear, posterior, wrt):
     def walk(**choices):
-        guide = Guide(objective=ClassProbability(classifier=posterior), scale=0.2, route=route, **choices)
+        guide = Guide(objective=ClassProbability(classifier=posterior), scale=0.2, wrt=wrt, **choices)
         settings = {"target": 2, "seeds": range(5), "steps": 20, "clip": False, "dtype": F64}
         return sample(linear, DDPM(), guides=[guide], **settings)
 
-    ours = walk(strength=Relative(), injection=NoisePrediction())
+    ours = walk(weight=Relative(), injection=NoisePrediction())
     # 20 steps of float64, whose errors the guidance carries on
-    torch.testing.assert_close(ours, walk(strength=FreeDoM()), rtol=0, atol=1e-10)
-    assert (ours - walk(strength=Relative())).abs().max() > 1e-3
+    torch.testing.assert_close(ours, walk(weight=FreeDoM()), rtol=0, atol=1e-10)
+    assert (ours - walk(weight=Relative())).abs().max() > 1e-3
 
 
 def test_polyaks_push_raises_a_linear_objective_by_the_length_of_the_noise(mixture, draw, step):
@@ -252,29 +256,29 @@ def test_polyaks_push_raises_a_linear_objective_by_the_length_of_the_noise(mixtu
     x_t, at, g = draw(4, 2, 1, 1), step(4), draw(4, 2, 1, 1)
     prediction = mixture(x_t, at.level)
     eps = (x_t - at.level.alpha * prediction.x0_hat) / at.level.sigma
-    push = Polyak()(at, x_t, prediction, g) * g
-    torch.testing.assert_close((g * push).sum((1, 2, 3)), lengths(eps), **ROUNDING)
-    torch.testing.assert_close(lengths(push), lengths(eps) / lengths(g), **ROUNDING)
-    torch.testing.assert_close(Polyak()(at, x_t, prediction, 2 * g) * 2 * g, push / 2, **ROUNDING)
+    update = Polyak()(at, x_t, prediction, g) * g
+    torch.testing.assert_close((g * update).sum((1, 2, 3)), lengths(eps), **ROUNDING)
+    torch.testing.assert_close(lengths(update), lengths(eps) / lengths(g), **ROUNDING)
+    torch.testing.assert_close(Polyak()(at, x_t, prediction, 2 * g) * 2 * g, update / 2, **ROUNDING)
 
 
 OF_THE_SAMPLE = [Taper(), Relative(), Polyak(), Product([Relative(), Variance()])]
 
 
-@pytest.mark.parametrize("strength", OF_THE_SAMPLE, ids=repr)
-def test_an_image_is_weighed_by_itself(mixture, draw, step, strength):
+@pytest.mark.parametrize("weight", OF_THE_SAMPLE, ids=repr)
+def test_an_image_is_weighed_by_itself(mixture, draw, step, weight):
     x_t, at, g = draw(4, 2, 1, 1), step(4), draw(4, 2, 1, 1)
-    together = strength(at, x_t, mixture(x_t, at.level), g)
+    together = weight(at, x_t, mixture(x_t, at.level), g)
     for row in range(4):
         x = x_t[row : row + 1]
-        alone = strength(at, x, mixture(x, at.level), g[row : row + 1])
+        alone = weight(at, x, mixture(x, at.level), g[row : row + 1])
         torch.testing.assert_close(together[row : row + 1], alone, **ROUNDING)
 
 
-@pytest.mark.parametrize("strength", OF_THE_SAMPLE, ids=repr)
-def test_a_zero_gradient_has_a_finite_weight(mixture, draw, step, strength):
+@pytest.mark.parametrize("weight", OF_THE_SAMPLE, ids=repr)
+def test_a_zero_gradient_has_a_finite_weight(mixture, draw, step, weight):
     x_t, at = draw(4, 2, 1, 1), step(4)
-    assert strength(at, x_t, mixture(x_t, at.level), torch.zeros_like(x_t)).isfinite().all()
+    assert weight(at, x_t, mixture(x_t, at.level), torch.zeros_like(x_t)).isfinite().all()
 
 
 def test_a_product_needs_the_denoiser_where_a_factor_does():
@@ -283,7 +287,7 @@ def test_a_product_needs_the_denoiser_where_a_factor_does():
 
 
 @pytest.mark.parametrize(
-    ("strength", "expected"),
+    ("weight", "expected"),
     [
         (Constant(), [1, 1, 1, 1]),
         (Linear(), [1, 0.75, 0.5, 0.25]),
@@ -296,29 +300,31 @@ def test_a_product_needs_the_denoiser_where_a_factor_does():
     ],
     ids=repr,
 )
-def test_weights_over_four_steps(strength, expected):
-    for found, weight in zip(weights(strength, steps=4), expected, strict=True):
-        assert found is None if weight is None else torch.allclose(found, torch.full_like(found, weight), rtol=1e-15)
+def test_weights_over_four_steps(weight, expected):
+    for found, wanted in zip(weights(weight, steps=4), expected, strict=True):
+        assert found is None if wanted is None else torch.allclose(found, torch.full_like(found, wanted), rtol=1e-15)
 
 
 def test_interval_acts_on_the_noise_to_signal_ratio_both_ends_included():
     levels = Fixed.schedule.levels(7)[:-1]
     ratios = [float(level.sigma / level.alpha) for level in levels]
-    found = weights(Interval(low=ratios[4], high=ratios[2]))
-    assert [push is not None for push in found] == [False, False, True, True, True, False, False]
+    found = weights(Interval(ratio_min=ratios[4], ratio_max=ratios[2]))
+    assert [update is not None for update in found] == [False, False, True, True, True, False, False]
     assert torch.equal(found[3], torch.ones_like(found[3]))
 
 
 def test_a_product_of_variance_and_interval_is_the_variance_inside():
     levels = Fixed.schedule.levels(7)
-    inside = Interval(low=float(levels[3].sigma / levels[3].alpha))
+    inside = Interval(ratio_min=float(levels[3].sigma / levels[3].alpha))
     expected = [*variances()[:4], None, None, None]
     for found, weight in zip(weights(Product([Variance(), inside])), expected, strict=True):
         assert found is None if weight is None else torch.allclose(found, weight, **ROUNDING)
 
 
-@pytest.mark.parametrize("strength", [Every(k=3), Interval(low=0.5, high=2.0), Product([Variance(), Every(k=3)])])
-def test_where_the_weight_is_zero_the_classifier_is_never_asked(mixture, strength):
+@pytest.mark.parametrize(
+    "weight", [Every(k=3), Interval(ratio_min=0.5, ratio_max=2.0), Product([Variance(), Every(k=3)])]
+)
+def test_where_the_weight_is_zero_the_classifier_is_never_asked(mixture, weight):
     asked, reports = [], []
 
     def objective(image, target, level):
@@ -326,35 +332,39 @@ def test_where_the_weight_is_zero_the_classifier_is_never_asked(mixture, strengt
         return mixture.log_posterior(image, level)[:, 0]
 
     settings = {"target": 0, "steps": 10, "callbacks": [reports.append], "clip": False, "dtype": F64}
-    sample(mixture, DDPM(), guides=[Guide(objective=objective, strength=strength)], **settings)
-    active = [float(r.step.level.time) for r in reports if r.pushes[0] is not None]
+    sample(mixture, DDPM(), guides=[Guide(objective=objective, weight=weight)], **settings)
+    active = [float(r.step.level.time) for r in reports if r.updates[0] is not None]
     assert asked == active and 0 < len(asked) < 10
 
 
 def test_every_counts_steps_not_repeats():
     found = weights(Every(k=2), steps=3, recurrence=Recurrence(times=2))
-    assert [push is not None for push in found] == [True, True, False, False, True, True]
+    assert [update is not None for update in found] == [True, True, False, False, True, True]
 
 
 @pytest.mark.parametrize(
-    ("strength", "settings", "message"),
+    ("weight", "settings", "message"),
     [
         (
             Interval,
-            {"low": 2.0, "high": 1.0},
-            "strength.low and strength.high must satisfy 0 <= low <= high, got 2.0 and 1.0",
+            {"ratio_min": 2.0, "ratio_max": 1.0},
+            "weight.ratio_min and weight.ratio_max must satisfy 0 <= ratio_min <= ratio_max, got 2.0 and 1.0",
         ),
-        (Interval, {"low": -1.0}, "strength.low and strength.high must satisfy 0 <= low <= high, got -1.0 and inf"),
-        (Every, {"k": 0}, "strength.k must be at least 1, got 0"),
+        (
+            Interval,
+            {"ratio_min": -1.0},
+            "weight.ratio_min and weight.ratio_max must satisfy 0 <= ratio_min <= ratio_max, got -1.0 and inf",
+        ),
+        (Every, {"k": 0}, "weight.k must be at least 1, got 0"),
     ],
 )
-def test_refuses_settings(strength, settings, message):
+def test_refuses_settings(weight, settings, message):
     with pytest.raises(InputError, match=message):
-        strength(**settings)
+        weight(**settings)
 
 
 def test_refuses_a_peak(unchecked):
-    with pytest.raises(InputError, match="unknown strength.peak 'last'"):
+    with pytest.raises(InputError, match="unknown weight.peak 'last'"):
         Sine(peak="last")
 
 
@@ -363,16 +373,16 @@ def test_refuses_a_product_of_nothing():
         Product([])
 
 
-@pytest.mark.parametrize("strength", [Transition(), Transition(rising=False), Signal()], ids=str)
-def test_of_a_pair_of_levels_the_weight_is_the_same_at_heuns_second_stage(strength):
+@pytest.mark.parametrize("weight", [Transition(), Transition(rising=False), Signal()], ids=str)
+def test_of_a_pair_of_levels_the_weight_is_the_same_at_heuns_second_stage(weight):
     """Where the level is the one that the step goes to, so that there is no pair of its own."""
     seen = {}
 
     class Recorded:
-        needs_denoiser, active = False, strength.active
+        needs_denoiser, active = False, weight.active
 
         def __call__(self, step, *arguments):
-            seen[step.index, step.stage] = float(strength(step, *arguments))
+            seen[step.index, step.stage] = float(weight(step, *arguments))
             return torch.ones(())
 
     weights(Recorded(), sampler=Heun(), injection=NoisePrediction())
@@ -380,7 +390,7 @@ def test_of_a_pair_of_levels_the_weight_is_the_same_at_heuns_second_stage(streng
     x = torch.zeros(1, *SHAPE, dtype=F64)
     for index, (level, next) in enumerate(pairwise(levels)):
         whole = Step(index, 7, 0, 0, level, next, torch.zeros(()), torch.zeros(()), levels)
-        assert seen[index, 0] == pytest.approx(float(strength(whole, x, None, x)), rel=1e-12)
+        assert seen[index, 0] == pytest.approx(float(weight(whole, x, None, x)), rel=1e-12)
     assert [seen[index, 1] for index in range(6)] == [seen[index, 0] for index in range(6)]
 
 
