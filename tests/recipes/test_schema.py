@@ -112,7 +112,7 @@ def test_a_change_of_kind_starts_from_that_kinds_defaults():
         (
             "nrcg",
             ["extra_guides.0.scale=3"],
-            "extra_guides must be extra_guides.N.axis with N below 0, the number of further guides, got extra_guides.0.scale",
+            "extra_guides must be extra_guides.N.axis with N below 0, the number of further guides",
         ),
         (
             "nrcg",
