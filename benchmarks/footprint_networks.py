@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.models import resnet101
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from steersman import latent
 from steersman.denoise import Parameterization, Prediction, classifier_free, to_x0
 from steersman.models.classifiers.adm import ADMEncoder, AttentionPool
 from steersman.models.classifiers.base import Classifier
@@ -27,7 +28,7 @@ from steersman.models.classifiers.clip import _ImageTower
 from steersman.models.classifiers.load import load_classifier
 from steersman.models.classifiers.preprocess import Preprocess
 from steersman.models.classifiers.text import TextClassifier
-from steersman.models.denoisers import DiffusersDenoiser, EDMDenoiser, latent, load_denoiser
+from steersman.models.denoisers import DiffusersDenoiser, EDMDenoiser, load_denoiser
 from steersman.models.denoisers.adm import CLASSIFIERS, DENOISERS
 from steersman.models.denoisers.dit_network import DiT
 from steersman.schedule import VP, Flow, Level, Schedule

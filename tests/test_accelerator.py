@@ -127,7 +127,7 @@ def test_nothing_else_waits(accelerator, x, act):
 
 def test_a_wait_names_the_line_of_ours_that_asked(accelerator, x):
     take(x, torch.tensor([1]))
-    assert accelerator.waits[0].line.startswith("rows.py:")
+    assert accelerator.waits[0].line.startswith("batching.py:")
     with pytest.raises(AssertionError), awaits_nothing(accelerator):
         x.tolist()
 

@@ -85,7 +85,7 @@ def test_so_does_what_holds_several(value, unchecked):
         lambda: Preprocess(mean=(0.0, value, 0.0)),
         lambda: Run(blend={"baseball": value}),
         lambda: Run(targets=("baseball",), cfg_scale=value),
-        lambda: Range(ratio_min=0.0, ratio_max=value, whole=False),
+        lambda: Range(low=0.0, high=value, whole=False),
         lambda: Bounds(budget=value),
         lambda: DiffusersSampler(EulerDiscreteScheduler(), s_noise=value),
         lambda: AXES["sampler"]["diffusers"](scheduler="EulerDiscrete", settings={"s_noise": value}),
@@ -112,7 +112,7 @@ def test_the_classifier_free_scale_is_finite(mixture, value, unchecked):
     ("ratio_min", "ratio_max"), [(math.nan, 1.0), (0.0, math.nan), (math.inf, math.inf), (1.0, 0.5)]
 )
 def test_so_is_the_range_of_levels(mixture, ratio_min, ratio_max):
-    with pytest.raises(InputError, match="ratio_min and ratio_max must be such that 0 <= ratio_min < ratio_max, got"):
+    with pytest.raises(InputError, match="ratio_min and ratio_max must satisfy 0 <= ratio_min < ratio_max, got"):
         sample(mixture, DDIM(), ratio_min=ratio_min, ratio_max=ratio_max, steps=2)
     assert levels_of(DDIM(), VP.cosine(), 2, ratio_min=0.0, ratio_max=math.inf)
 

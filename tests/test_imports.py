@@ -23,20 +23,9 @@ FILES = {
     for path in sorted(ROOT.rglob("*.py"))
 }
 MODULES = [name for name in FILES if not name.endswith("__main__")]  # that one runs the command line
-ROOMS = (
-    "analysis",
-    "classifiers",
-    "data",
-    "denoisers",
-    "guidance",
-    "metrics",
-    "report",
-    "reproduce",
-    "sampling",
-    "sweep",
-    "train",
-    "tune",
-    "zoo",
+ROOMS = ("guidance", "sampling", "models.classifiers", "models.denoisers", "models.zoo")
+ROOMS += tuple(
+    f"lab.{name}" for name in ("analysis", "data", "metrics", "report", "reproduce", "sweep", "train", "tune")
 )
 HEAVY = ("diffusers", "matplotlib", "timm", "torchvision", "transformers")
 

@@ -21,17 +21,17 @@ METHODS = {"open", "read_text", "read_bytes"}
 
 ALLOWED = {
     "files.py": {"Image.open", "zipfile.ZipFile", ".read_text", ".read_bytes", ".open"},  # the guards themselves
-    "pickles.py": {"mmap", "ZipFile", "torch.from_file", ".open"},  # which builds tensors and plain values alone
-    "checkpoint.py": {"load_file", "safe_open", "torch.load", "zipfile.ZipFile"},  # whose archives are looked at before
-    "meta.py": {"safe_open"},  # a header
-    "denoisers/pipeline_file.py": {"safe_open"},  # likewise
-    "generate/shards.py": {"zipfile.ZipFile", "tarfile.open", ".open"},  # of one run, claims held against sizes
-    "data/pictures.py": {"gzip.open", "parquet.ParquetFile", ".open"},  # bounded, digests compared
-    "classifiers/imagenet.py": {"torch.load"},  # of bytes whose digest is known
-    "classifiers/weights.py": {".open"},  # to take its digest
-    "metrics/extractors.py": {".open"},  # likewise
-    "train/loop.py": {"torch.load"},  # tensors only, of an archive that was looked at before
-    "tune/search.py": {".open"},  # of Optuna's own journal
+    "models/pickles.py": {"mmap", "ZipFile", "torch.from_file", ".open"},  # which builds tensors and plain values alone
+    "models/checkpoint.py": {"load_file", "safe_open", "torch.load", "zipfile.ZipFile"},  # of archives looked at before
+    "models/meta.py": {"safe_open"},  # a header
+    "models/denoisers/pipeline_file.py": {"safe_open"},  # likewise
+    "lab/generate/shards.py": {"zipfile.ZipFile", "tarfile.open", ".open"},  # of one run, claims held against sizes
+    "lab/data/pictures.py": {"gzip.open", "parquet.ParquetFile", ".open"},  # bounded, digests compared
+    "models/classifiers/imagenet.py": {"torch.load"},  # of bytes whose digest is known
+    "models/classifiers/weights.py": {".open"},  # to take its digest
+    "lab/metrics/extractors.py": {".open"},  # likewise
+    "lab/train/loop.py": {"torch.load"},  # tensors only, of an archive that was looked at before
+    "lab/tune/search.py": {".open"},  # of Optuna's own journal
 }
 WRITES = ("w", "wb", "x", "xb", "a", "ab")
 

@@ -109,7 +109,7 @@ def test_curves_and_bins_tell_the_diagrams(found):
     first = rows["exact", "noisy", "τ 1"][3]
     filled = filled_bins(first)
     assert sum(count for _, _, count, _, _ in filled) == COUNT
-    assert all(ratio_min < sure <= ratio_max for ratio_min, ratio_max, _, sure, _ in filled)
+    assert all(low < sure <= high for low, high, _, sure, _ in filled)
     error = sum(count / COUNT * abs(right - sure) for _, _, count, sure, right in filled)
     assert error == pytest.approx(first.error) == pytest.approx(curves[0].y[3])
 
@@ -124,8 +124,8 @@ def test_errors_have_the_interval_that_other_images_would_fall_into(found):
     ]
     for pick in (lambda each: each.integral, lambda each: each.steps[3]):
         values = torch.tensor([pick(each).value for each in sets])
-        widths = [pick(each).ratio_max - pick(each).ratio_min for each in sets]
-        assert all(pick(each).ratio_min <= pick(each).value <= pick(each).ratio_max for each in sets)
+        widths = [pick(each).high - pick(each).low for each in sets]
+        assert all(pick(each).low <= pick(each).value <= pick(each).high for each in sets)
         # a deviation of 12 is known to 21%, thrice that
         assert sum(widths) / 12 / 3.92 == pytest.approx(values.std().item(), rel=0.65)
     for each in sets:
@@ -136,8 +136,8 @@ def test_the_band_is_the_interval(found):
     errors = found_errors(measured(found), TIMES, 5)
     curve = error_curves(errors, TIMES)[1]
     step = errors["exact", "noisy", "τ 4"].steps[6]
-    assert curve.y[6] - curve.spread[6] == pytest.approx(step.ratio_min)
-    assert curve.y[6] + curve.above[6] == pytest.approx(step.ratio_max)
+    assert curve.y[6] - curve.spread[6] == pytest.approx(step.low)
+    assert curve.y[6] + curve.above[6] == pytest.approx(step.high)
     one = found_errors({key: array[:1] for key, array in measured(found).items()}, TIMES, 5)
     assert error_curves(one, TIMES)[0].spread is None
 

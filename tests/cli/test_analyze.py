@@ -231,7 +231,7 @@ def test_stabilizers_by_name():
     ("command", "changes", "told"),
     [
         ("accuracy", ["--every", "2"], "times, every and count must not be given together"),
-        ("accuracy", ["--input", "x1"], "unknown view 'x1'"),
+        ("accuracy", ["--input", "x1"], "unknown input 'x1'"),
         (
             "accuracy",
             ["--classifier", "one=zoo:2"],

@@ -74,7 +74,7 @@ def test_a_class_conditional_adm(call, tmp_path):
     runs = [yaml.safe_load((part / "run.yaml").read_text()) for part in parts]
     assert [run["targets"] for run in runs] == [["0"], ["250"], ["500"], ["750"]]
     assert {run["label"] for run in runs} == {"target"}
-    assert {run["recipe"]["settings"]["walk"]["steps"] for run in runs} == {2}
+    assert {run["recipe"]["settings"]["sampling"]["steps"] for run in runs} == {2}
     assert [line.split()[0] for line in out.splitlines() if line.startswith(("fid", "precision", "recall"))] == [
         *("fid", "precision", "recall")
     ]
@@ -154,7 +154,7 @@ def test_all_are_listed(call):
     [
         (["nrcg"], "unknown reproduction 'nrcg'; did you mean 'nrcg-celeba'"),
         (["nrcg-celeba", "--num", "1"], "num must be at least 2, got 1"),
-        (["nrcg-celeba", "--steps", "0"], "walk"),
+        (["nrcg-celeba", "--steps", "0"], "sampling.steps"),
         (["elucd-clip/original-schedule", "--no-guidance"], "has no unguided images"),
         (["nowhere.yaml"], "nowhere.yaml"),
     ],

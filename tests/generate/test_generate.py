@@ -195,21 +195,21 @@ def test_a_folder_with_another_run_is_left_alone(denoiser, tmp_path):
 
 
 REFUSED = [
-    ({"weight": "difference"}, {}, "strength difference needs the prediction without the label too"),
+    ({"weight": "difference"}, {}, "weight difference needs the prediction without the label too"),
     (
         {"weight": ["difference", {"kind": "interval", "ratio_max": 0.1}]},
         {"label": "baseball"},
-        "strength difference needs the prediction without the label too",
+        "weight difference needs the prediction without the label too",
     ),
     ({"injection": "spherical", "sampler": "dpmpp"}, {}, "injection must not be spherical"),
     ({"particles": {"count": 2, "corrected": True}, "sampler": "ddim"}, {}, "particles.corrected must be false"),
     (
-        {"injection": "spherical", "walk": {"steps": 3}, "sampler": {"kind": "diffusers", "scheduler": "DDIM"}},
+        {"injection": "spherical", "sampling": {"steps": 3}, "sampler": {"kind": "diffusers", "scheduler": "DDIM"}},
         {},
         "injection must not be spherical",
     ),
     (
-        {"recurrence": 2, "walk": {"steps": 8}, "sampler": {"kind": "diffusers", "scheduler": "PNDM"}},
+        {"recurrence": 2, "sampling": {"steps": 8}, "sampler": {"kind": "diffusers", "scheduler": "PNDM"}},
         {},
         "recurrence must be off with PNDMScheduler",
     ),

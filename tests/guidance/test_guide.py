@@ -434,7 +434,7 @@ def test_a_guided_view_stands_where_the_guides_before_it_moved_the_image(mixture
     ids=lambda settings: next(iter(settings)),
 )
 def test_only_a_denoised_image_that_is_moved_directly_ascends_again(clean, settings):
-    with pytest.raises(InputError, match="wrt.ascents must be 1 unless the wrt is x0_hat, .*, got 2"):
+    with pytest.raises(InputError, match="wrt.ascents must be 1 unless wrt is x0_hat, .*, got 2"):
         denoised(clean, ascents=2, **settings)
     assert denoised(clean, **settings).ascents == 1
 

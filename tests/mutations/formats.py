@@ -332,7 +332,7 @@ def report(folder: Path) -> Format:
     figures |= {"similarity": {"guide": None, "judge": None}, "images": 2, "seconds": 1.5, "images_per_second": 1.3}
     figures |= {"nonfinite_gradients": 0, "lost": [], "network_evaluations": {"denoiser": 2.0, "classifier": 2.0}}
     (folder / "metrics.json").write_text(json.dumps(figures))
-    held = {"fid": {"value": 3.0, "ratio_min": 2.0, "ratio_max": 4.0, "note": None}}
+    held = {"fid": {"value": 3.0, "low": 2.0, "high": 4.0, "note": None}}
     (folder / "evaluation.json").write_text(json.dumps({"figures": held, "reference": "x", "features": "y"}))
     for seed in range(2):
         Image.new("RGB", (8, 8)).save(folder / f"{seed:06d}.png")
@@ -370,7 +370,7 @@ def sweep(folder: Path) -> Format:
 
 def tune(folder: Path) -> Format:
     """What a tune goes on with."""
-    space = {"scale": Range(ratio_min=1.0, ratio_max=4.0, whole=False)}
+    space = {"scale": Range(low=1.0, high=4.0, whole=False)}
     content = {"space": {"scale": "1.0..4.0"}, "recipes": ["nrcg"], "shared": {"num": 2}}
     (folder / "tune.yaml").write_text(yaml.safe_dump(content))
     (folder / "tune.csv").write_text("trial,settings,cost,pareto,refused\n0,scale=1,3,yes,\n1,scale=9,4,,too far\n")

@@ -24,7 +24,7 @@ def classifier():
 
 @pytest.fixture(scope="module")
 def guide(classifier):
-    """A guide of pushes that are all as long: ``guide(wrt="through")``."""
+    """A guide of updates that are all as long: ``guide(wrt="x_t")``."""
 
     def build(**settings):
         objective = ClassProbability(classifier=classifier)

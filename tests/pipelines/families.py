@@ -540,9 +540,9 @@ def pictures(size=16, channels=3):
     return torch.rand(2, channels, size, size, generator=torch.Generator().manual_seed(6))
 
 
-def begun(call, weight=0.7):
+def begun(call, strength=0.7):
     """A call that begins from images: two of three steps are made."""
-    return lambda: {**call(), "image": pictures(), "weight": weight}
+    return lambda: {**call(), "image": pictures(), "strength": strength}
 
 
 def masked(call, **more):

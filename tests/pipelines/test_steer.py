@@ -166,7 +166,7 @@ def test_from_an_image_the_walk_begins_further_on(guide, likelihood):
     call = {
         "prompt": ["a ball", "a dab"],
         "image": torch.zeros(2, 3, 16, 16),
-        "weight": 0.5,
+        "strength": 0.5,
         "num_inference_steps": 6,
         "output_type": "pt",
     }

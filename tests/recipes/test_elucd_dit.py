@@ -99,5 +99,5 @@ def test_two_steps_of_a_dit_pipeline(dit_folder, draw):
 def test_a_denoiser_without_its_unconditional_prediction_is_refused(mixture, posterior):
     recipe = load_recipe("elucd-dit", [*CHANGES, "sampling.steps=2"])
     for condition in ({}, {"label": LABEL}):
-        with pytest.raises(InputError, match="strength difference needs the prediction without the label too"):
+        with pytest.raises(InputError, match="weight difference needs the prediction without the label too"):
             walk(mixture, recipe, posterior, None, condition=condition)

@@ -100,7 +100,7 @@ def test_a_run_shows_figures_images_and_settings(tmp_path):
             f"denoiser {EVIL}",
             "recipe mine",
             "scale.value 0.25",
-            "strength [deviation, {kind: interval}]",
+            "weight [deviation, {kind: interval}]",
             "torch 1.2.3",
         ),
     ):

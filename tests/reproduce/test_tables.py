@@ -91,7 +91,7 @@ REFUSED = [
     ({"denoisr": "x"}, "unknown key of a reproduction 'denoisr'; did you mean 'denoiser'"),
     ({"denoiser": "adm:{adm-129}"}, "unknown file of files.yaml 'adm-129'; did you mean 'adm-128'"),
     ({"recipe": "elucd"}, "unknown recipe 'elucd'"),
-    ({"changes": {"walk.step": 3}}, "unknown setting of walk"),
+    ({"changes": {"sampling.step": 3}}, "unknown setting of sampling"),
     ({"published": {"guided": {"fdi": 1.0}}}, "unknown figure 'fdi'"),
     ({"published": {"steered": {"fid": 1.0}}}, "published.steered"),
     ({"reference": None}, "reference must be given, as fid needs one"),

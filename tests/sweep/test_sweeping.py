@@ -163,7 +163,7 @@ def test_a_version_of_something_else_is_not_another_setting(done, denoiser):
     file = done / "sweep.yaml"
     record = yaml.safe_load(file.read_text())
     assert record["varied"] == {"scale": [0.5, 4], "stabilizer": ["rms", "ema"]}
-    assert record["shared"]["recipe"]["settings"]["walk"]["steps"] == 2
+    assert record["shared"]["recipe"]["settings"]["sampling"]["steps"] == 2
     assert "stabilizer" not in record["shared"]["recipe"]["settings"]
     file.write_text(yaml.safe_dump(record | {"versions": {"torch": "1.0"}}))
     assert not Sweeping(sweep(denoiser, *TWO), done).missing()

@@ -46,13 +46,14 @@ def test_numbers_have_few_digits_and_stay_within_their_range():
 
 
 def test_what_stands_inside_one_of_several_is_asked_only_there():
-    (given,) = ["case={name: plain, wrt: x0_hat}, {name: gated, weight: [variance, {kind: interval, low: 0.1..2.0}]}"]
+    gated = "{name: gated, weight: [variance, {kind: interval, ratio_min: 0.1..2.0}]}"
+    given = f"case={{name: plain, wrt: x0_hat}}, {gated}"
     space = space_of([given])
     plain = Told(case="plain")
     assert chosen(space, plain) == {"wrt": "x0_hat"}
     assert plain.asked == {"case": ("plain", "gated")}
-    gated = Told(**{"case": "gated", "case=gated.weight.1.low": 0.5})
-    assert chosen(space, gated) == {"weight": ["variance", {"kind": "interval", "low": 0.5}]}
+    gated = Told(**{"case": "gated", "case=gated.weight.1.ratio_min": 0.5})
+    assert chosen(space, gated) == {"weight": ["variance", {"kind": "interval", "ratio_min": 0.5}]}
 
 
 def test_names_of_choices_are_their_values_or_given():
@@ -90,7 +91,7 @@ def test_settings_are_found_in_the_space_the_nearest_where_they_lie_beyond():
         ]
     ) | {
         "weight": {ANY: {"plain": "relative", "gated": ["relative", {"kind": "every", "k": "2..4"}]}},
-        "sampling.high": "1.0..100.0",
+        "sampling.ratio_max": "1.0..100.0",
     }
     assert placed(space, settings) == {
         "scale": 0.1,
@@ -99,7 +100,7 @@ def test_settings_are_found_in_the_space_the_nearest_where_they_lie_beyond():
         "sampler.eta": "1",
         "weight": "gated",
         "weight=gated.1.k": 3,
-        "sampling.high": 100.0,
+        "sampling.ratio_max": 100.0,
     }
 
 
@@ -115,8 +116,8 @@ def test_a_recipe_lies_in_the_space_around_it(name):
     assert set(told.asked) == set(point)
     found, own = tune.sweep.run(values).recipe.resolved(), load_recipe(name, ["sampling.steps=24"]).resolved()
     beyond = {axis for axis in own if found[axis] != own[axis]}
-    assert beyond <= {"walk", "recurrence"}
-    assert {**found["walk"], "low": 0, "high": 0} == {**own["walk"], "low": 0, "high": 0}
+    assert beyond <= {"sampling", "recurrence"}
+    assert {**found["sampling"], "ratio_min": 0, "ratio_max": 0} == {**own["sampling"], "ratio_min": 0, "ratio_max": 0}
 
 
 def test_the_space_around_several_recipes_starts_with_each():

@@ -41,7 +41,7 @@ class Guide:
         scale: The guidance scale ``s``, comparable only among guides with the same route and injection. At 0 no
             gradient is taken.
         input: The classifier input: the noisy, denoised, lookahead or rescaled image.
-        wrt: ``direct`` for the gradient with respect to the classifier input, which never differentiates the
+        wrt: ``x0_hat`` for the gradient with respect to the classifier input, which never differentiates the
             denoiser; ``through`` for the gradient with respect to ``x_t``.
         ascents: The number of gradients in a step, at least 1. More than one needs the route ``direct``, a classifier
             input of the denoised image and the injection `DenoisedImage`.

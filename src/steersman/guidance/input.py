@@ -48,7 +48,7 @@ class Noisy:
     Example:
         >>> import steersman as sm
         >>> objective = sm.TargetLogit(classifier=sm.load_classifier("zoo:mnist-lenet"))
-        >>> guide = sm.Guide(objective=objective, input=sm.Noisy(), wrt="through")
+        >>> guide = sm.Guide(objective=objective, input=sm.Noisy(), wrt="x_t")
         >>> guide.needs_denoiser, guide.differentiates_denoiser
         (False, False)
     """
@@ -74,7 +74,7 @@ class Denoised:
     Example:
         >>> import steersman as sm
         >>> objective = sm.TargetLogit(classifier=sm.load_classifier("zoo:mnist-lenet"))
-        >>> guide = sm.Guide(objective=objective, input=sm.Denoised(clip=False), wrt="through")
+        >>> guide = sm.Guide(objective=objective, input=sm.Denoised(clip=False), wrt="x_t")
         >>> guide.needs_denoiser, guide.differentiates_denoiser
         (True, True)
     """

@@ -22,14 +22,14 @@ from steersman.sampling.loop import Report
 
 __all__ = ["Frames", "animation", "heat"]
 
-ClassifierInput = Literal["x0", "x"]
+View = Literal["x0", "x"]
 
 
 class Frames:
     """A callback of `steersman.sampling.sample` that keeps the images and the gradients of its walk.
 
     Args:
-        input: What to show: ``x0``, the denoised image that the step used, or ``x``, the sample after the step.
+        view: What to show: ``x0``, the denoised image that the step used, or ``x``, the sample after the step.
         count: How many of the batch to keep, the first ones.
         guide: Whose gradient, counted from 0.
         every: Keep every k-th step, and the last.
@@ -42,21 +42,21 @@ class Frames:
 
     def __init__(
         self,
-        input: ClassifierInput = "x0",
+        view: View = "x0",
         *,
         count: int = 1,
         guide: int = 0,
         every: int = 1,
         decode: Callable[[Tensor], Tensor] = torch.detach,
     ) -> None:
-        if input not in get_args(ClassifierInput):
-            raise unknown("input", input, get_args(ClassifierInput))
+        if view not in get_args(View):
+            raise unknown("view", view, get_args(View))
         if count < 1 or guide < 0 or every < 1:
             raise InputError(
                 "count and every must be at least 1 and guide at least 0, "
                 f"got count {count}, every {every} and guide {guide}"
             )
-        self.input, self.count, self.guide, self.every, self.decode = input, count, guide, every, decode
+        self.view, self.count, self.guide, self.every, self.decode = view, count, guide, every, decode
         self.images: list[Tensor] = []
         self.gradients: list[Tensor] = []
 
@@ -64,7 +64,7 @@ class Frames:
         """Keeps a step's images and gradients."""
         if report.step.index % self.every and report.step.left:
             return
-        image = self.decode(getattr(report, self.input)[: self.count]).detach().float().clone()
+        image = self.decode(getattr(report, self.view)[: self.count]).detach().float().clone()
         update = report.updates[self.guide] if self.guide < len(report.updates) else None
         self.images.append(image)
         self.gradients.append(
