@@ -15,10 +15,9 @@ from typing import Any, Literal, TypeVar, get_args, get_type_hints
 from steersman.errors import InputError, unknown
 from steersman.guidance import average, injection, input, loss, objective, stabilizer, weight
 from steersman.guidance.guide import Wrt
-from steersman.models.classifiers.module import imported
 from steersman.sampling import DDIM, DDPM, DPMpp, Heun, NamedScheduler, Particles, Recurrence
 from steersman.schedule import Spacing, check_ratios
-from steersman.trust import CODE
+from steersman.trust import CODE, import_function
 from steersman.typed import check_finite, finite, typed
 
 __all__ = [
@@ -332,7 +331,7 @@ def option_of(axis: str, kind: str) -> type:
     """
     known = options(axis)
     if kind.startswith(CODE) and axis in PROTOCOLS:
-        option: Any = imported(kind.removeprefix(CODE), axis)
+        option: Any = import_function(kind.removeprefix(CODE), axis)
         _check_option(axis, option)
         return option
     if kind not in known:

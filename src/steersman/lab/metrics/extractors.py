@@ -25,6 +25,7 @@ from steersman.files import in_8_bits
 from steersman.models.classifiers import Classifier, TextClassifier, load_classifier
 from steersman.models.classifiers.load import SOURCES
 from steersman.schedule import CLEAN
+from steersman.trust import call_function
 
 __all__ = ["DEFAULT", "INCEPTION", "Extractor", "load_extractor"]
 
@@ -84,9 +85,9 @@ def _clip(name: str, device: torch.device | str) -> tuple[str, Embed]:
 
 
 def _module(name: str, device: torch.device | str) -> tuple[str, Embed]:
-    from steersman.models.classifiers.module import load_module, make
+    from steersman.models.classifiers.module import load_module
 
-    spec, made = f"module:{name}", make(name)
+    spec, made = f"module:{name}", call_function(name, "classifier")
     if isinstance(made, Classifier) or hasattr(made, "names"):
         return spec, _penultimate(load_module(name), device)
     if not isinstance(made, nn.Module):

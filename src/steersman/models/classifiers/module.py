@@ -6,20 +6,15 @@ which maps images in [-1, 1], at the sample's own size, to logits: of a softmax,
 folder; it alone is imported, and runs as any program does.
 """
 
-import os
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from importlib import import_module
-
 from torch import nn
 
-from steersman.errors import InputError, one_line, unknown
+from steersman.errors import InputError
 from steersman.models.classifiers.base import Classifier
 from steersman.models.classifiers.preprocess import RAW
 from steersman.models.classifiers.stated import NOTHING, Stated
+from steersman.trust import call_function
 
-__all__ = ["imported", "load_module", "make"]
+__all__ = ["load_module"]
 
 
 def load_module(name: str, stated: Stated = NOTHING) -> Classifier:
@@ -32,7 +27,7 @@ def load_module(name: str, stated: Stated = NOTHING) -> Classifier:
     Raises:
         InputError: The module or the function is not there, fails, or makes something else.
     """
-    made = make(name)
+    made = call_function(name, "classifier")
     if isinstance(made, Classifier):
         return made
     called = name.replace(":", ".")
@@ -46,58 +41,3 @@ def load_module(name: str, stated: Stated = NOTHING) -> Classifier:
         )
     binary, multilabel = (bool(getattr(made, head, False)) for head in ("binary", "multilabel"))
     return Classifier(made, preprocess=RAW, names=names, binary=binary, multilabel=multilabel)
-
-
-def make(name: str, kind: str = "classifier") -> object:
-    """Returns what a function makes.
-
-    Args:
-        name: ``PACKAGE.NAME:FACTORY``.
-        kind: What it is to make, for the messages.
-
-    Raises:
-        InputError: The module or the function is not there, or fails.
-    """
-    factory = imported(name, kind)
-    with _current_folder():
-        try:
-            return factory()
-        except InputError:
-            raise
-        except Exception as error:  # it is the user's own code, which may fail in any way
-            raise InputError(f"{kind}: {name.replace(':', '.')}() failed ({one_line(error)})") from error
-
-
-def imported(name: str, kind: str) -> Callable[..., object]:
-    """Returns a function or class by its name.
-
-    Args:
-        name: ``PACKAGE.NAME:FUNCTION``.
-        kind: What it is for, for the messages.
-
-    Raises:
-        InputError: The module or what is wanted of it is not there.
-    """
-    module, _, function = name.partition(":")
-    if not function.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
-        raise InputError(f"{kind} must be given as module:PACKAGE.NAME:FUNCTION, got 'module:{name}'")
-    with _current_folder():
-        try:
-            found = import_module(module)
-        except Exception as error:  # it is the user's own code, which may fail in any way
-            raise InputError(f"{kind}: module {module!r} cannot be imported ({one_line(error)})") from error
-    if not callable(getattr(found, function, None)):
-        offered = [name for name, value in vars(found).items() if callable(value) and not name.startswith("_")]
-        raise unknown(f"function of module {module!r}", function, offered)
-    return getattr(found, function)
-
-
-@contextmanager
-def _current_folder() -> Iterator[None]:
-    """Lets modules be found in the current folder too, after all others, so that it hides none."""
-    before = list(sys.path)
-    sys.path.append(os.getcwd())
-    try:
-        yield
-    finally:
-        sys.path[:] = before

@@ -1,7 +1,7 @@
 """One's own denoiser, by the name of a function that makes it: ``module:PACKAGE.NAME:FUNCTION``.
 
 The function takes no arguments and returns a `steersman.denoise.Denoiser` that also has its ``network`` and moves with
-``to``: most often a `NetworkDenoiser`. The module is found and run as `steersman.models.classifiers.module` says.
+``to``: most often a `NetworkDenoiser`. The module is installed or lies in the current folder (`steersman.trust`).
 """
 
 from typing import Any
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from steersman.denoise import Prediction
 from steersman.errors import InputError, one_line
-from steersman.models.classifiers.module import make
 from steersman.schedule import Schedule
+from steersman.trust import call_function
 
 __all__ = ["load_module_denoiser", "moved"]
 
@@ -29,7 +29,7 @@ def load_module_denoiser(name: str) -> Any:  # noqa: ANN401
     Raises:
         InputError: The module or the function is not there, fails, or makes something else.
     """
-    made: Any = make(name, kind="denoiser")
+    made: Any = call_function(name, "denoiser")
     called = f"{name.replace(':', '.')}()"
     lacking = [each for each in NEEDED if not hasattr(made, each)] + (["__call__"] * (not callable(made)))
     if lacking:
