@@ -5,8 +5,7 @@ from timm.data.imagenet_info import ImageNetInfo
 from torchvision.models import ResNet50_Weights
 
 from steersman.errors import InputError
-from steersman.models.classifiers.imagenet import imagenet_names
-from steersman.names import elsewhere, resolve, same_class
+from steersman.names import elsewhere, imagenet_names, resolve, same_class
 
 BALLS = ("baseball", "basketball", "volleyball", "soccer ball")
 

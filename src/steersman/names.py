@@ -15,7 +15,7 @@ from typing import Any
 
 from steersman.errors import InputError, unknown
 
-__all__ = ["each_class", "elsewhere", "fold", "further_names", "resolve", "same_class"]
+__all__ = ["each_class", "elsewhere", "fold", "further_names", "imagenet_names", "resolve", "same_class"]
 
 ALIKE = 0.9  # share of the classes on whose names two lists of the same classes agree, at least
 SYNSET = re.compile(r"n\d{8}")
@@ -130,6 +130,11 @@ def further_names(name: str) -> tuple[str, ...]:
     return () if synset is None or lemmas is None else (synset, *map(fold, lemmas.split(",")))
 
 
+def imagenet_names() -> tuple[str, ...]:
+    """Returns the names of ImageNet's 1000 classes in their usual order, synonyms separated by commas."""
+    return tuple(_of_imagenet("imagenet-1k").values())
+
+
 def _named(target: str, names: Sequence[str]) -> list[int]:
     """Returns the indices of all classes that a name may mean, by the first of the ways that finds any."""
     folded, vocabulary = fold(target), _vocabulary(tuple(names))
@@ -163,7 +168,7 @@ def _vocabulary(names: tuple[str, ...]) -> _Vocabulary:
 @lru_cache(maxsize=16)
 def _is_the_thousand(names: tuple[str, ...]) -> bool:
     """Returns whether names are those of ImageNet's thousand classes, in their usual order."""
-    thousand = list(_of_imagenet("imagenet-1k").values())
+    thousand = imagenet_names()
     return len(names) == len(thousand) and _alike(names, thousand)
 
 

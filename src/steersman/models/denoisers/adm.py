@@ -203,7 +203,7 @@ def load_adm(name: str) -> DiffusersDenoiser:
         fill(network, in_diffusers_terms(found.tensors, layout, known.attention))
     classes: tuple[str, ...] = ()
     if found.released and layout.labels:
-        from steersman.models.classifiers.imagenet import imagenet_names
+        from steersman.names import imagenet_names
 
         classes = imagenet_names()
     return DiffusersDenoiser(

@@ -109,7 +109,7 @@ def load_dit(name: str) -> DiffusersDenoiser:
         diffusion = stated.diffusion(Diffusion() if released else None, TRAINED)
     classes = tuple(map(str, range(count)))
     if released:
-        from steersman.models.classifiers.imagenet import imagenet_names
+        from steersman.names import imagenet_names
 
         classes = imagenet_names()
     return DiffusersDenoiser(

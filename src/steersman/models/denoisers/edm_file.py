@@ -44,7 +44,7 @@ def load_edm(name: str) -> EDMDenoiser:
     except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise InputError(f"denoiser: {name!r} is another network, or damaged; give {FETCH}") from error
     if path.name == RELEASED and len(denoiser.classes) == 1000:
-        from steersman.models.classifiers.imagenet import imagenet_names
+        from steersman.names import imagenet_names
 
         denoiser.classes = imagenet_names()
     return denoiser
