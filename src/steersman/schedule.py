@@ -32,6 +32,7 @@ __all__ = [
     "Schedule",
     "Spacing",
     "broadcast",
+    "check_ratios",
     "even_ratios",
     "from_diffusers",
     "karras_ratios",

@@ -68,8 +68,8 @@ def test_what_is_varied_is_fixed_or_each_settings_best(tmp_path):
 
     assert found(where={"scale": "1"}) == {"noisy": (5.0, 0.25), "denoised": (3.0, 0.75)}
     assert found(best=["scale"]) == {"noisy": (4.0, 0.25), "denoised": (3.0, 1.0), "lookahead": (None, 0.5)}
-    assert list(found()) == ["noisy, 1", "noisy, 2", "denoised, 1", "denoised, 2", "ahead, 2"]
-    with pytest.raises(InputError, match="unknown setting that the sweep varies 'beta'; known: view, scale"):
+    assert list(found()) == ["noisy, 1", "noisy, 2", "denoised, 1", "denoised, 2", "lookahead, 2"]
+    with pytest.raises(InputError, match="unknown setting that the sweep varies 'beta'; known: input, scale"):
         found(best=["beta"])
     with pytest.raises(InputError, match="got scale=3, which no cell has"):
         found(where={"scale": "3"})

@@ -110,7 +110,7 @@ def refused(settings):
     noiseless = {"heun", "dpmpp"} | ({"ddim"} if not settings["sampler"].get("eta") else set())
     ascends = settings["wrt"].get("ascents", 1) > 1
     if ascends and (settings["injection"]["kind"] != "denoised" or settings["input"]["kind"] in ("noisy", "rescaled")):
-        return "wrt.ascents must be 1 unless the wrt is x0_hat"
+        return "wrt.ascents must be 1 unless wrt is x0_hat"
     noiseless |= {"diffusers"} if "scheduler" not in settings["sampler"] else set()
     sampler, injection = settings["sampler"]["kind"], settings["injection"]["kind"]
     corrected = settings["particles"].get("corrected", False)

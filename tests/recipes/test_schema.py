@@ -177,7 +177,7 @@ def test_a_classifier_of_noisy_images_sees_them():
     assert guide.input == Noisy()
     for changes, message in (
         (["input=denoised"], "^input must be noisy .*, got denoised"),
-        (["extra_guides=[{input: lookahead}]"], "^extra_guides.0: input must be noisy .*, got ah"),
+        (["extra_guides=[{input: lookahead}]"], "^extra_guides.0: input must be noisy .*, got lookahead"),
     ):
         recipe = load_recipe("adm-cg", changes)
         assert recipe.guides(flat)

@@ -27,11 +27,11 @@ def test_the_cells_are_the_cross_product_on_the_same_seeds():
 
 
 def test_values_with_commas_stand_in_brackets_or_quotes():
-    assert varied(["weight=[deviation, {kind: interval, low: 0.5}],variance", "label='a, b',c"]) == {
-        "weight": [["deviation", {"kind": "interval", "low": 0.5}], "variance"],
+    assert varied(["weight=[deviation, {kind: interval, ratio_min: 0.5}],variance", "label='a, b',c"]) == {
+        "weight": [["deviation", {"kind": "interval", "ratio_min": 0.5}], "variance"],
         "label": ["a, b", "c"],
     }
-    (first, second) = sweep("weight=[deviation, {kind: interval, low: 0.5}],variance").cells()
+    (first, second) = sweep("weight=[deviation, {kind: interval, ratio_min: 0.5}],variance").cells()
     assert [each["kind"] for each in first.run.recipe.resolved()["weight"]] == ["deviation", "interval"]
     assert second.run.recipe.resolved()["weight"]["kind"] == "variance"
 

@@ -35,7 +35,11 @@ def counted(denoiser, networks, tmp_path):
         (("nrcg", "weight=constant", "wrt=x0_hat"), (STEPS, STEPS), (0, STEPS)),
         (("nrcg", "weight=[constant, {kind: every, k: 3}]"), (STEPS, 2), (2, 2)),
         (("freedom", "recurrence=2"), (2 * STEPS, 2 * STEPS), (2 * STEPS, 2 * STEPS)),
-        (("nrcg", "weight=constant", "particles={count: 3, low: 0}", "scale=0"), (3 * STEPS, 3 * STEPS + 3), (0, 0)),
+        (
+            ("nrcg", "weight=constant", "particles={count: 3, ratio_min: 0}", "scale=0"),
+            (3 * STEPS, 3 * STEPS + 3),
+            (0, 0),
+        ),
     ],
     ids=["x_t", "x0_hat", "every third", "repeated", "candidates"],
 )
@@ -46,7 +50,7 @@ def test_calls_and_passes_back_are_those_of_the_recipe(counted, recipe, evaluati
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("num", "changes"), [(5, ()), (1, ("particles={count: 3, low: 0}",))])
+@pytest.mark.parametrize(("num", "changes"), [(5, ()), (1, ("particles={count: 3, ratio_min: 0}",))])
 def test_the_cost_is_the_same_wherever_it_is_reported(networks, denoiser, tmp_path, num, changes):
     """In ``metrics.json`` and so in a sweep, and in a tune; whatever the batch, and what fills it up."""
     recipe = load_recipe("nrcg", ("sampling.steps=2", "weight=constant", "preprocess.size=null", *changes))

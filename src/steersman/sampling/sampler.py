@@ -111,7 +111,7 @@ def levels_of(
     """
     if not 0 <= ratio_min < ratio_max:
         raise InputError(
-            f"ratio_min and ratio_max must be such that 0 <= ratio_min < ratio_max, got {ratio_min} and {ratio_max}"
+            f"ratio_min and ratio_max must satisfy 0 <= ratio_min < ratio_max, got {ratio_min} and {ratio_max}"
         )
     if isinstance(sampler, OwnLevels):
         return sampler.levels(schedule, steps, spacing, ratio_min, ratio_max)
