@@ -68,7 +68,7 @@ def test_names_of_choices_are_their_values_or_given():
     [
         (["scale=3..1"], "search: a range must be LOW..HIGH with LOW < HIGH, got 3..1"),
         (["case={name: a, scale: 1..3}, {name: b, scale: 3..1}"], "got 3..1"),
-        (["wrt=x0_hat,x0_hat"], "search: each value of a choice may be given only once, got x_t, x_t"),
+        (["wrt=x0_hat,x0_hat"], "search: each value of a choice may be given only once, got x0_hat, x0_hat"),
         (["sclae=1..3"], "unknown setting to vary 'sclae'; did you mean 'scale'"),
         (["scale"], "vary must be axis.option=a,b,c, as in scale=5,10,20, got 'scale'"),
     ],
