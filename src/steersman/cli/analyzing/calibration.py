@@ -129,9 +129,7 @@ def _show(
         for time, each in zip(x, row, strict=True)
         for numbers_of in filled_bins(each)
     ]
-    write_rows(
-        out / "reliability.csv", ("curve", "x", "ratio_min", "ratio_max", "count", "confidence", "accuracy"), rows
-    )
+    write_rows(out / "reliability.csv", ("curve", "x", "low", "high", "count", "confidence", "accuracy"), rows)
     panels = choose(levels, count=min(PANELS, len(levels)))
     count = len(next(iter(values.values())))
     draw_reliability(
@@ -157,7 +155,7 @@ def _write_integrals(out: Path, found: Mapping[Key, tuple[str, Figure]], about: 
 
 
 def _ends(figure: Figure) -> tuple[float | None, float | None, float | None]:
-    return figure.value, figure.ratio_min, figure.ratio_max
+    return figure.value, figure.low, figure.high
 
 
 def _turns(text: str, known: Collection[str]) -> Turns:
