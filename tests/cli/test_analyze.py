@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from analysis.tiny import Tiny, network
-from steersman.cli.analyzing import scope
-from steersman.cli.analyzing.sensitivity import stabilizer
+from steersman.cli.analyzing import common
+from steersman.cli.analyzing.measures import stabilizer
 from steersman.errors import InputError
 from steersman.guidance import Adam, Ema, Identity
 from steersman.lab.analysis.parts import Parts
@@ -45,8 +45,8 @@ def call(call, monkeypatch):
         made = network(int(spec[-1]))
         return made if softplus is None else made.smooth(softplus)
 
-    monkeypatch.setattr(scope, "load_denoiser", lambda spec, **_: Tiny())
-    monkeypatch.setattr(scope, "load_classifier", load)
+    monkeypatch.setattr(common, "load_denoiser", lambda spec, **_: Tiny())
+    monkeypatch.setattr(common, "load_classifier", load)
     return partial(call, "analyze")
 
 

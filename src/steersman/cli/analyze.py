@@ -66,22 +66,12 @@ def accuracy(
     device: options.Device = "cpu",
 ) -> None:
     """Measure accuracy against the noise level, on x_t and on x0_hat."""
-    from steersman.cli.analyzing.accuracy import accuracy
-    from steersman.cli.analyzing.scope import Scope
+    given = locals()
+    from steersman.cli.analyzing.common import Scope
+    from steersman.cli.analyzing.measures import accuracy
 
     accuracy(
-        Scope(
-            denoiser=denoiser,
-            classifiers=classifier,
-            views=input,
-            preprocess=preprocess,
-            size=size,
-            times=times,
-            every=every,
-            count=count,
-            batch_size=batch_size,
-            device=device,
-        ),
+        Scope.of(given),
         out,
         data=data,
         num=num,
@@ -130,22 +120,12 @@ def sensitivity(
     device: options.Device = "cpu",
 ) -> None:
     """Measure how much logits and gradients change from one time to the next."""
-    from steersman.cli.analyzing.scope import Scope
-    from steersman.cli.analyzing.sensitivity import sensitivity
+    given = locals()
+    from steersman.cli.analyzing.common import Scope
+    from steersman.cli.analyzing.measures import sensitivity
 
     sensitivity(
-        Scope(
-            denoiser=denoiser,
-            classifiers=classifier,
-            views=input,
-            preprocess=preprocess,
-            size=size,
-            times=times,
-            every=every,
-            count=count,
-            batch_size=batch_size,
-            device=device,
-        ),
+        Scope.of(given),
         out,
         data=data,
         num=num,
@@ -198,22 +178,12 @@ def calibration(
     device: options.Device = "cpu",
 ) -> None:
     """Measure the calibration error at each sampling step."""
+    given = locals()
     from steersman.cli.analyzing.calibration import calibration
-    from steersman.cli.analyzing.scope import Scope
+    from steersman.cli.analyzing.common import Scope
 
     calibration(
-        Scope(
-            denoiser=denoiser,
-            classifiers=classifier,
-            views=input,
-            preprocess=preprocess,
-            size=size,
-            times=times,
-            every=every,
-            count=count,
-            batch_size=batch_size,
-            device=device,
-        ),
+        Scope.of(given),
         out,
         num=num,
         classes=class_,
@@ -252,7 +222,7 @@ def agree(
     ] = None,
 ) -> None:
     """Measure the rank correlation between calibration error and sample quality."""
-    from steersman.cli.analyzing.agreement import agree
+    from steersman.cli.analyzing.calibration import agree
 
     agree(calibration, sweep, out, figures=figure, where=where or (), best=best or ())
 
@@ -265,7 +235,7 @@ def directions(
     side: Annotated[int, typer.Option(help="Number of arrows along each side of the plot.")] = 17,
 ) -> None:
     """Plot joint, marginal and conditional directions on a Gaussian mixture."""
-    from steersman.cli.analyzing.directions import directions
+    from steersman.cli.analyzing.measures import directions
 
     directions(out, target=target, times=times, side=side)
 
@@ -294,21 +264,14 @@ def gradients(
     device: options.Device = "cpu",
 ) -> None:
     """Plot intermediate images with the classifier's gradient beside them, and its norm over time."""
-    from steersman.cli.analyzing.gradients import gradients
-    from steersman.cli.analyzing.scope import Scope
+    given = locals()
+    from steersman.cli.analyzing.common import Scope
+    from steersman.cli.analyzing.measures import gradients
 
     if times is None and every is None and count is None:
         count = 8
     gradients(
-        Scope(
-            denoiser=denoiser,
-            classifiers=[classifier],
-            times=times,
-            every=every,
-            count=count,
-            batch_size=batch_size,
-            device=device,
-        ),
+        Scope.of(given | {"classifier": [classifier], "count": count}),
         out,
         target=target,
         marginal=marginal,

@@ -32,6 +32,7 @@ def bench(
     out: Annotated[Path | None, typer.Option(help="Output file (JSON).")] = None,
 ) -> None:
     """Time a guided batch, and compare it with the time of its networks' calls alone."""
+    given = locals()
     from steersman.cli.benching import time_it
     from steersman.errors import InputError
     from steersman.lab.run import Run
@@ -41,21 +42,6 @@ def bench(
         if given < 1:
             raise InputError(f"{name} must be at least 1, got {given}")
     whole = load_recipe(recipe, set_ or ())
-    settings = options.fields(
-        target=[target],
-        classifier=classifier,
-        judge="none",
-        num=batch_size,
-        denoiser=denoiser,
-        guided=not no_guidance,
-        label=label,
-        prompt=prompt,
-        cfg_scale=cfg_scale,
-        batch_size=batch_size,
-        device=device,
-        dtype=dtype,
-        checkpoint=checkpoint,
-        compile=compile,
-    )
+    settings = options.run_fields(given | {"target": [target], "judge": "none", "num": batch_size})
     run = Run(**settings, recipe=load_recipe(recipe, options.changes(set_, steps=steps)))
     time_it(run, steps=whole.sampling()["steps"], repeats=repeats, out=out)

@@ -5,7 +5,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from steersman.cli.progress import progress_bar
+from steersman.cli.terminal import progress_bar
 from steersman.files import write_json, writing_to
 from steersman.lab.run import Run
 from steersman.lab.speed.bench import bench

@@ -65,23 +65,7 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure samples: accuracy, FID, cFID, KID, precision, recall, density, coverage, CLIP score, with intervals."""
+    given = locals() | {"figures": options.listed(figures), "trusted": tuple(trust or ())}
     from steersman.cli.evaluating import Evaluation, carry_out
 
-    carry_out(
-        Evaluation(
-            samples=samples,
-            reference=reference,
-            target=target,
-            features=features,
-            guide=guide,
-            judge=judge,
-            figures=tuple(each.strip() for each in figures.split(",")) if figures is not None else None,
-            save_statistics=save_statistics,
-            resamples=resamples,
-            seed=seed,
-            batch_size=batch_size,
-            device=device,
-            trusted=tuple(trust or ()),
-            out=out,
-        )
-    )
+    carry_out(Evaluation(**options.among(Evaluation, given)))

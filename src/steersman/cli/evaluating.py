@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from steersman.cli.progress import progress_bar
+from steersman.cli.terminal import progress_bar
 from steersman.errors import InputError, unknown
 from steersman.files import write_json, writing_to
 from steersman.lab.metrics.evaluate import DISTANCES, FIGURES, Figure

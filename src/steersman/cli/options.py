@@ -1,5 +1,7 @@
 """Options that several commands have, each said once."""
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
@@ -29,8 +31,10 @@ __all__ = [
     "Steps",
     "Targets",
     "Trust",
+    "among",
     "changes",
-    "fields",
+    "listed",
+    "run_fields",
 ]
 
 Targets = Annotated[list[str] | None, typer.Option("--target", help="Class: name, index or text; repeat, or give all.")]
@@ -82,13 +86,26 @@ def changes(
     return [*(set_ or ()), *(f"{key}={value}" for key, value in short.items() if value is not None)]
 
 
-def fields(
-    *,
-    target: list[str] | None,
-    classifier: list[str] | None,
-    judge: str,
-    **others: Any,  # noqa: ANN401
-) -> dict[str, Any]:
-    """Returns the fields of a `steersman.lab.run.Run` that options say; the others have a field's name themselves."""
-    classifiers = {"classifiers": tuple(classifier)} if classifier else {}
-    return {"targets": tuple(target or ()), **classifiers, "judge": None if judge == "none" else judge, **others}
+def run_fields(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the fields of a `steersman.lab.run.Run` among a command's options, all but its recipe."""
+    from steersman.lab.run import Run, weights
+
+    found = among(Run, given)
+    found |= {"targets": tuple(given["target"] or ()), "judge": None if given["judge"] == "none" else given["judge"]}
+    if given["classifier"]:
+        found["classifiers"] = tuple(given["classifier"])
+    if "blend" in found:
+        found["blend"] = weights(given["blend"] or ())
+    if "no_guidance" in given:
+        found["guided"] = not given["no_guidance"]
+    return {name: value for name, value in found.items() if name != "recipe"}
+
+
+def among(kind: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the values that a command's options give to the fields of a dataclass, by their names."""
+    return {field.name: given[field.name] for field in dataclasses.fields(kind) if field.name in given}
+
+
+def listed(text: str | None) -> tuple[str, ...] | None:
+    """Returns the names between commas; None for None."""
+    return None if text is None else tuple(each.strip() for each in text.split(","))

@@ -47,22 +47,10 @@ def reproduce(
     ] = None,
 ) -> None:
     """Reproduce a paper's run: list the files it needs, and with all of them, compare our figures with its own."""
+    given = locals() | {"guided": not no_guidance, "trusted": tuple(trust or ())}
     from steersman.cli.reproducing import Asked, carry_out, list_all
 
     if name is None:
         list_all()
         return
-    asked = Asked(
-        name=name,
-        rooms={"models": models, "data": data},
-        num=num,
-        steps=steps,
-        guided=not no_guidance,
-        batch_size=batch_size,
-        device=device,
-        resamples=resamples,
-        run=run,
-        trusted=tuple(trust or ()),
-        out=out,
-    )
-    carry_out(asked)
+    carry_out(Asked(**options.among(Asked, given), rooms={"models": models, "data": data}))

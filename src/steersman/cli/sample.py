@@ -54,10 +54,11 @@ def sample(
     status: Annotated[Path | None, typer.Option(metavar="DIR", help="Only print how far the run in DIR is.")] = None,
 ) -> None:
     """Draw images steered by a classifier; the same command again finishes an interrupted run."""
+    given = locals()
     from steersman.cli.sampling import carry_out, default_folder, tell
     from steersman.errors import InputError
     from steersman.lab.generate import Share
-    from steersman.lab.run import Run, read_run, weights
+    from steersman.lab.run import Run, read_run
     from steersman.recipes import load_recipe
 
     share = Share.told()
@@ -75,26 +76,7 @@ def sample(
                 "trust must be given with --from or a --recipe of one's own, whose file may name code; code given by "
                 "an option is trusted"
             )
-        settings = options.fields(
-            target=target,
-            classifier=classifier,
-            judge=judge,
-            blend=weights(blend or ()),
-            num=num,
-            seed=seed,
-            denoiser=denoiser,
-            guided=not no_guidance,
-            label=label,
-            prompt=prompt,
-            negative_prompt=negative_prompt,
-            cfg_scale=cfg_scale,
-            batch_size=batch_size,
-            device=share.device(device),
-            dtype=dtype,
-            checkpoint=checkpoint,
-            compile=compile,
-            format=format,
-        )
+        settings = options.run_fields(given) | {"device": share.device(device)}
         changes = options.changes(set_, sampler=sampler, steps=steps, scale=scale)
         run = Run(**settings, recipe=load_recipe(recipe, changes, trusted=trust or ()))
     carry_out(run, out or default_folder(run, overwrite=overwrite), share=share, gif=gif, overwrite=overwrite)

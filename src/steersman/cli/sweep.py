@@ -58,32 +58,18 @@ def sweep(
     dtype: options.DType = "float32",
 ) -> None:
     """Draw the same seeds with all combinations of settings, and compare quality and cost in tables and plots."""
+    given = locals()
     from steersman.cli.sweeping import carry_out
-    from steersman.lab.run import weights
     from steersman.lab.sweep import Sweep, varied
 
-    settings = options.fields(
-        target=target,
-        classifier=classifier,
-        judge=judge,
-        blend=weights(blend or ()),
-        num=num,
-        seed=seed,
-        denoiser=denoiser,
-        label=label,
-        cfg_scale=cfg_scale,
-        batch_size=batch_size,
-        device=device,
-        dtype=dtype,
-    )
     chosen = Sweep(
         recipe=recipe,
         changes=tuple(options.changes(set_, sampler=sampler, steps=steps, scale=scale)),
-        settings=settings,
+        settings=options.run_fields(given),
         varied=varied(vary),
         reference=reference,
         features=features,
         resamples=resamples,
-        **({"figures": tuple(each.strip() for each in figures.split(","))} if figures is not None else {}),
+        **({} if figures is None else {"figures": options.listed(figures)}),
     )
     carry_out(chosen, out, pareto=pareto)

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from steersman.cli.progress import progress_bar
+from steersman.cli.terminal import progress_bar
 from steersman.lab.report.figures import with_interval
 from steersman.lab.stop import Stop
 from steersman.lab.sweep import Cell, Row, Sweep, Sweeping

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from steersman.cli import options
+
 __all__ = ["app"]
 
 app = typer.Typer(help="Train a denoiser or a classifier.", no_args_is_help=True)
@@ -98,22 +100,11 @@ def denoiser(
     seed: Seed = 0,
 ) -> None:
     """Train a class-conditional U-Net with a null label."""
+    given = locals()
     from steersman.lab.train.denoiser import Architecture, train_denoiser
     from steersman.lab.train.loop import Training
 
-    training = Training(
-        images=images,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        warmup=warmup,
-        decay=decay,
-        weight_decay=weight_decay,
-        average=average,
-        precision=precision,
-        channels_last=channels_last,
-        workers=workers,
-        seed=seed,
-    )
+    training = Training(**options.among(Training, given))
     given = {"layers": layers, "attention": attention, "patch": patch}
     settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if widths is not None:
@@ -181,22 +172,11 @@ def classifier(
     seed: Seed = 0,
 ) -> None:
     """Train a classifier, plain or robust to noise, and measure it on images that it has not seen."""
+    given = locals()
     from steersman.lab.train.classifier import train_classifier
     from steersman.lab.train.loop import Training
 
-    training = Training(
-        images=images,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        warmup=warmup,
-        decay=decay,
-        weight_decay=weight_decay,
-        average=average,
-        precision=precision,
-        channels_last=channels_last,
-        workers=workers,
-        seed=seed,
-    )
+    training = Training(**options.among(Training, given))
     train_classifier(
         out,
         training,

@@ -70,6 +70,7 @@ def tune(
     dtype: options.DType = "float32",
 ) -> None:
     """Search for the settings with the best accuracy and cFID for their cost, and write them as a recipe."""
+    given = locals()
     from steersman.cli.tuning import carry_out
     from steersman.errors import InputError
     from steersman.lab.tune import TRIED, Bounds, Tune, space_of
@@ -80,23 +81,10 @@ def tune(
         raise InputError(f"with --search, give one recipe, or several as --search recipe=A,B; got {len(recipe or ())}")
     if reference is None and denoiser != BUNDLED:
         raise InputError("reference must be given: images of the targets, in the forms that evaluate takes")
-    settings = options.fields(
-        target=target,
-        classifier=classifier,
-        judge=judge,
-        num=num,
-        seed=seed,
-        denoiser=denoiser,
-        label=label,
-        cfg_scale=cfg_scale,
-        batch_size=batch_size,
-        device=device,
-        dtype=dtype,
-    )
     chosen = Tune(
         recipes=tuple(recipe or (TRIED[:1] if search else TRIED)),
         changes=tuple(set_ or ()),
-        settings=settings,
+        settings=options.run_fields(given),
         space=space_of(search) if search else None,
         reference=reference or "sportballs",
         features=features,

@@ -1,21 +1,32 @@
-"""What several analyses are told: the networks, which levels to visit, and where to run."""
+"""What the analyses share: the networks, the noise levels to visit, and what a terminal shows."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from torch import Tensor
+
 from steersman.blocks import block_size
+from steersman.cli.options import among
+from steersman.cli.terminal import progress_bar
 from steersman.errors import InputError
 from steersman.guidance import ClassifierInput
+from steersman.lab.analysis.parts import Key, Parts
 from steersman.lab.analysis.times import choose
+from steersman.lab.report.curves import Curve
 from steersman.lab.run import check_device
+from steersman.memory import halving
 from steersman.models.classifiers import Classifier, load_classifier
 from steersman.models.classifiers.stated import Unstated
 from steersman.models.denoisers import load_denoiser
 from steersman.recipes.axes import build
 from steersman.schedule import Level
 
-__all__ = ["Scope", "floats"]
+__all__ = ["Measure", "Scope", "carry_out", "floats", "print_curves"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +56,12 @@ class Scope:
     count: int | None = None
     batch_size: int = 16
     device: str = "cpu"
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> "Scope":
+        """Returns the scope that a command's options say."""
+        named = {"classifiers": given.get("classifier"), "views": given.get("input")}
+        return cls(**among(cls, given) | named)
 
     def settings(self) -> dict[str, Any]:
         """Returns what of it makes the figures."""
@@ -106,3 +123,73 @@ def floats(name: str, text: str) -> list[float]:
         return [float(each) for each in text.split(",")]
     except ValueError:
         raise InputError(f"{name} must be numbers with commas between them, got {text!r}") from None
+
+
+COLUMNS, FEWER = 6, 4  # levels in the table, and beside means with their intervals
+
+Measure = Callable[[list[int], Callable[[], None]], Mapping[Key, Tensor]]
+"""Measures some images by their numbers, and calls back after each step of all of them."""
+
+
+def carry_out(
+    console: Console,
+    parts: Parts,
+    scope: Scope,
+    networks: Sequence[Any],
+    steps: int,
+    measure: Measure,
+) -> None:
+    """Measures what is still to be measured, with a progress bar, and writes each part.
+
+    Where the memory does not hold a batch, smaller ones are taken: the figures are each image's own.
+
+    Args:
+        console: Where the progress is shown.
+        parts: The parts.
+        scope: The batch size, and where the networks run.
+        networks: The denoiser and the classifiers that are measured.
+        steps: How often the measurement of a batch calls back.
+        measure: Measures a batch.
+    """
+    size = scope.batch_size
+    todo = parts.todo(size)
+    with progress_bar(console) as progress:
+        left = sum(map(len, todo))
+        task = progress.add_task(f"{left} of {parts.count} images", total=left * steps)
+
+        def measured(places: list[int], size: int) -> list[tuple[list[int], Mapping[Key, Tensor]]]:
+            scope.fit(networks, size)
+            some = [places[first : first + size] for first in range(0, len(places), size)]
+            return [(each, measure(each, partial(progress.advance, task, len(each)))) for each in some]
+
+        for places in todo:
+            found, size = halving(partial(measured, places), size)
+            for each, values in found:
+                parts.write(each, values)
+
+
+def print_curves(
+    console: Console, curves: Sequence[Curve], title: str, form: str, means: Sequence[str] | None = None
+) -> None:
+    """Prints curves at a few levels, noisiest first.
+
+    Args:
+        console: Where to.
+        curves: They, all over the same levels.
+        title: What they show.
+        form: How a number is written.
+        means: Each curve's mean over time as it is shown, where there is one.
+    """
+    table = Table(box=None, pad_edge=False, title=title, title_justify="left")
+    table.add_column("at")
+    x = curves[0].x
+    columns = FEWER if means else COLUMNS
+    places = sorted({round(i * (len(x) - 1) / (columns - 1)) for i in range(columns)})
+    for place in places:
+        table.add_column(f"{x[place]:.3g}", justify="right", no_wrap=True)
+    if means:
+        table.add_column("over time", justify="right", no_wrap=True)
+    for row, curve in enumerate(curves):
+        cells = [f"{curve.y[place]:{form}}" for place in places] + ([means[row]] if means else [])
+        table.add_row(escape(curve.title), *map(escape, cells))
+    console.print(table)
