@@ -1,40 +1,46 @@
 """Every code block of README and docs runs as it stands there, page by page from top to bottom, in one folder.
 
 What a block does is kept short from outside: sampling takes two steps without recurrence, a run draws few images of a
-target, rendered data sets and trainings have few images. Nothing in a block is changed but the stand-ins below, for
-what would have to be downloaded, for a GPU, for launchers of several processes, and for tables of all recipes and
-networks, of which one row is made. Two steps make no image that is worth a look; where a command says so by its exit
-code, it has run.
+target, rendered data sets and trainings have few images, an analysis visits few noise levels, a search of settings has
+few trials. Nothing in a block is changed but the stand-ins below, for what would have to be downloaded, for a GPU, for
+launchers of several processes, and for tables of all recipes and networks, of which one row is made. Two steps make no
+image that is worth a look; where a command says so by its exit code, it has run.
 """
 
 import runpy
 import shutil
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from torch.distributed.run import get_args_parser
 
 from docs.blocks import PAGES, ROOT, blocks, commands
+from steersman.lab.data import pictures
 from steersman.recipes import load_recipe
 
 ONE_OF_ALL = {"benchmarks/recipes.py": ["nrcg/denoised"], "benchmarks/footprint.py": ["DiT-XL/2 256"]}
 LAZY = (400, 2**62)  # data sets of which few images are rendered, by their numbers
-INSTALLS = {"python3", ".venv/bin/pip"}  # programs of the installation, which stands in `.ci/run` word for word
+INSTALLS = {"python3", ".venv/bin/pip", ".venv/bin/python"}  # of the installation and the tests, as in `.ci/run`
 
 
 @pytest.fixture
 def short(monkeypatch):
     """Keeps runs, data and trainings small, whatever a command asks for."""
+    import steersman.cli.analyzing.common
     import steersman.lab.data.load
     import steersman.lab.data.sportballs
     import steersman.lab.metrics.evaluate
     import steersman.lab.metrics.images
     import steersman.lab.run
+    import steersman.lab.train.denoiser
     import steersman.lab.train.loop
+    import steersman.lab.tune.tuning
     from steersman.recipes import Recipe
 
     walk, made, balls = (
@@ -43,6 +49,8 @@ def short(monkeypatch):
         steersman.lab.data.sportballs.SportBalls.preset,
     )
     trained, drawn = steersman.lab.train.loop.Training.__post_init__, steersman.lab.metrics.images._rendered
+    previewed = steersman.lab.train.denoiser.sample
+    tuned, visited = steersman.lab.tune.tuning.Tuning.work, steersman.cli.analyzing.common.Scope.places
 
     def walked(self):
         settings = walk(self)
@@ -56,8 +64,21 @@ def short(monkeypatch):
         made(self)
 
     def training(self):
+        object.__setattr__(self, "batch_size", min(self.batch_size, 4))
         object.__setattr__(self, "images", min(self.images, self.batch_size))
+        object.__setattr__(self, "precision", "no")  # others are slow on a CPU
         trained(self)
+
+    def tuning(self, trials, **settings):
+        return tuned(self, min(trials, 4), **settings)
+
+    def places(self, levels):
+        count = self.count and min(self.count, len(levels))
+        found = visited(replace(self, count=count), levels)
+        return found[:: -(-len(found) // 4)]
+
+    def preview(*args, steps, **settings):
+        return previewed(*args, steps=min(steps, 2), **settings)
 
     def rendered(spec, kind, num=24, **settings):
         return drawn(spec, kind, min(num, 24), **settings)
@@ -65,11 +86,30 @@ def short(monkeypatch):
     def preset(name, *, num, **settings):
         return balls(name, num=num if num in LAZY else min(num, 24), **settings)
 
-    monkeypatch.setattr(Recipe, "walk", walked)
+    monkeypatch.setattr(Recipe, "sampling", walked)
     monkeypatch.setattr(steersman.lab.metrics.images, "_rendered", rendered)
     monkeypatch.setattr(steersman.lab.run.Run, "__post_init__", run)
+    monkeypatch.setattr(steersman.cli.analyzing.common.Scope, "places", places)
+    monkeypatch.setattr(steersman.lab.train.denoiser, "sample", preview)
+    monkeypatch.setattr(steersman.lab.tune.tuning.Tuning, "work", tuning)
     monkeypatch.setattr(steersman.lab.train.loop.Training, "__post_init__", training)
     monkeypatch.setattr(steersman.lab.data.sportballs.SportBalls, "preset", preset)
+
+
+@pytest.fixture
+def downloads(monkeypatch, tmp_path):
+    """Random images in the place of the data sets that are downloaded, with digests of their own."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    for name, source in pictures.SOURCES.items():
+        pixels = np.random.default_rng(0).integers(0, 256, (200, *source.shape), dtype=np.uint8)
+        labels = (np.arange(len(pixels)) % len(source.classes)).astype(np.uint8)
+        made = replace(
+            source,
+            digests=dict.fromkeys(pictures.SPLITS, [pictures._digest(pixels, labels)]),
+            read=lambda folder, split, held=(pixels, labels): held,
+            download=lambda folder: folder.mkdir(parents=True, exist_ok=True),
+        )
+        monkeypatch.setitem(pictures.SOURCES, name, made)
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +167,7 @@ def launched(words):
 
 @pytest.mark.long
 @pytest.mark.parametrize("page", PAGES)
-def test_every_block_runs(page, call, short, stand_ins, request, monkeypatch, tmp_path):
+def test_every_block_runs(page, call, unchecked, short, downloads, stand_ins, request, monkeypatch, tmp_path):
     (tmp_path / "docs").mkdir()
     for folder in ("examples", "benchmarks"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
@@ -176,8 +216,8 @@ def test_the_installation_of_the_readme_is_the_one_of_ci():
     tests = [words for block in blocks("README.md") if block.language == "bash" for words in commands(block.text)]
     script = (ROOT / ".ci" / "run").read_text()
     installs = [words for words in tests if words[0] in INSTALLS]
-    assert len(installs) == 4
-    assert "-m venv" in script and ".[dev]" in script
+    assert len(installs) == 5
+    assert "-m venv" in script and ".[dev]" in script and "-m pytest" in script
 
 
 def test_commands_of_a_shell_block():
