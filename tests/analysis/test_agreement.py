@@ -5,8 +5,8 @@ import pytest
 from steersman.errors import InputError
 from steersman.lab.analysis.agreement import pairs, read_cells, read_errors
 from steersman.lab.metrics.resample import Figure
-from steersman.lab.report.curves import write_rows
-from steersman.lab.report.scatter import Pair
+from steersman.lab.report.plots import Pair
+from steersman.lab.report.tables import write_rows
 from steersman.lab.sweep.table import FRONTS, Row, write_table
 
 HEADER = ("classifier", "input", "name", "integral calibration error")

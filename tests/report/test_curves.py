@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from steersman.errors import InputError
-from steersman.lab.report.curves import Curve, _figure, beside, write_curves
+from steersman.lab.report.plots import Curve, _figure, beside, write_curves
 
 A = Curve(name="a, b", x=[0.1, 0.2, 1 / 3], y=[1.0, math.pi, 2.0], spread=[0.5, 0.25, 1e-30])
 B = Curve(name="b", x=[3.0, 1.0], y=[-1.0, math.nan])

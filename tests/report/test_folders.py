@@ -10,9 +10,9 @@ import yaml
 from PIL import Image
 
 from steersman.errors import InputError
-from steersman.lab.report.curves import Curve, write_curves
-from steersman.lab.report.embed import LARGEST, SIDE, WIDEST, embedded, thumbnail
 from steersman.lab.report.folders import SHOWN, report
+from steersman.lab.report.images import LARGEST, SIDE, WIDEST, embedded, thumbnail
+from steersman.lab.report.plots import Curve, write_curves
 
 VOID = {"meta", "img", "br", "link"}
 EVIL = "<script>alert('1 & 2')</script>"

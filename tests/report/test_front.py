@@ -5,8 +5,7 @@ import random
 import pytest
 
 from steersman.errors import InputError
-from steersman.lab.report.dots import write_dots
-from steersman.lab.report.front import Point, front, write_front
+from steersman.lab.report.plots import Point, front, write_dots, write_front
 
 
 def point(name, cost, quality, spread=0.5):

@@ -6,7 +6,7 @@ from PIL import Image
 
 from steersman.errors import InputError
 from steersman.lab.report import grid, sheet
-from steersman.lab.report.sheets import GAP, pixels
+from steersman.lab.report.images import GAP, pixels
 
 
 def flat(*values: float, side: int = 6) -> torch.Tensor:

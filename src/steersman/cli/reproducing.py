@@ -12,7 +12,7 @@ from rich.table import Table
 from steersman.cli.terminal import progress_bar
 from steersman.errors import InputError
 from steersman.lab.metrics.evaluate import Figure
-from steersman.lab.report.figures import with_interval
+from steersman.lab.report.tables import with_interval
 from steersman.lab.reproduce import Needs, Reproduction, Work, load_reproduction, needs, reproduction_names
 from steersman.lab.reproduce.requirements import CARD, RATE
 from steersman.lab.run import check_device

@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from steersman.cli.terminal import progress_bar
-from steersman.lab.report.figures import with_interval
+from steersman.lab.report.tables import with_interval
 from steersman.lab.stop import Stop
 from steersman.lab.sweep import Cell, Row, Sweep, Sweeping
 from steersman.lab.sweep.table import FRONTS, fronts, points

@@ -10,7 +10,7 @@ from rich.table import Table
 from steersman.cli.terminal import progress_bar
 from steersman.errors import InputError
 from steersman.files import writing_to
-from steersman.lab.report.figures import with_interval
+from steersman.lab.report.tables import with_interval
 from steersman.lab.stop import Stop
 from steersman.lab.tune import Bounds, Trial, Tune, Tuning, choose
 from steersman.lab.tune.search import Proposal

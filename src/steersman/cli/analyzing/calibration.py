@@ -23,10 +23,8 @@ from steersman.lab.analysis.plots import draw_reliability
 from steersman.lab.analysis.times import axis, choose
 from steersman.lab.metrics.rank import by_chance, rank_correlation
 from steersman.lab.metrics.resample import Figure
-from steersman.lab.report.curves import write_curves, write_rows
-from steersman.lab.report.figures import with_interval
-from steersman.lab.report.scatter import Pair, write_scatter
-from steersman.lab.report.tables import markdown
+from steersman.lab.report.plots import Pair, write_curves, write_scatter
+from steersman.lab.report.tables import markdown, with_interval, write_rows
 from steersman.lab.sweep.table import FRONTS
 from steersman.models.classifiers import Classifier
 from steersman.recipes.axes import build

@@ -17,7 +17,7 @@ from steersman.errors import InputError
 from steersman.guidance import ClassifierInput
 from steersman.lab.analysis.parts import Key, Parts
 from steersman.lab.analysis.times import choose
-from steersman.lab.report.curves import Curve
+from steersman.lab.report.plots import Curve
 from steersman.lab.run import check_device
 from steersman.memory import halving
 from steersman.models.classifiers import Classifier, load_classifier

@@ -23,7 +23,8 @@ from steersman.lab.analysis.plots import draw_fields, draw_walks
 from steersman.lab.analysis.sensitivity import GRADIENTS, LOGITS
 from steersman.lab.analysis.times import all_levels, axis
 from steersman.lab.metrics.images import read_images
-from steersman.lab.report.curves import write_curves, write_rows
+from steersman.lab.report.plots import write_curves
+from steersman.lab.report.tables import write_rows
 from steersman.recipes import load_recipe
 from steersman.recipes.axes import build, options, settings_of
 from steersman.sampling import levels_of

@@ -13,7 +13,7 @@ from steersman.lab.analysis.calibration import CONFIDENCE, CORRECT, integral
 from steersman.lab.analysis.parts import Key
 from steersman.lab.metrics.calibration import Reliability, binned, errors
 from steersman.lab.metrics.resample import Figure, resampled_together
-from steersman.lab.report.curves import Curve
+from steersman.lab.report.plots import Curve
 
 __all__ = [
     "Errors",

@@ -11,10 +11,8 @@ from torch import Tensor
 
 from steersman.files import replacing
 from steersman.lab.metrics.calibration import Reliability
-from steersman.lab.report.curves import COLOURS, LINE, write_figure
-from steersman.lab.report.frames import heat
-from steersman.lab.report.scatter import MARKS
-from steersman.lab.report.sheets import GAP, sheet
+from steersman.lab.report.images import GAP, heat, sheet
+from steersman.lab.report.plots import COLOURS, LINE, MARKS, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.lines import Line2D

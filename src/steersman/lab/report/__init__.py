@@ -1,4 +1,5 @@
-from steersman.lab.report.frames import Frames, animation, heat
-from steersman.lab.report.sheets import grid, sheet
+"""What a person reads of a run: plots, tables, contact sheets, animations and a page."""
+
+from steersman.lab.report.images import Frames, animation, grid, heat, sheet
 
 __all__ = ["Frames", "animation", "grid", "heat", "sheet"]

@@ -14,9 +14,9 @@ from typing import Any
 
 from steersman.errors import InputError, one_line
 from steersman.files import read_csv, read_json, read_yaml
-from steersman.lab.report.embed import embedded, thumbnail
-from steersman.lab.report.figures import in_a_line, with_interval
+from steersman.lab.report.images import embedded, thumbnail
 from steersman.lab.report.page import Page, Picture, Section, Table, write_page
+from steersman.lab.report.tables import in_a_line, with_interval
 
 __all__ = ["page_of", "report"]
 

@@ -1,6 +1,6 @@
 """A page that stands alone: text, tables and pictures in one HTML file, without scripts or anything outside it.
 
-All text is escaped; only pictures that `steersman.lab.report.embed` made stand as they are.
+All text is escaped; only pictures that `steersman.lab.report.images` made stand as they are.
 """
 
 from collections.abc import Sequence

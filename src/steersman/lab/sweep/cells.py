@@ -18,7 +18,7 @@ from steersman.files import file_name, parse_yaml
 from steersman.lab.metrics.evaluate import FIGURES
 from steersman.lab.metrics.extractors import DEFAULT
 from steersman.lab.metrics.resample import RESAMPLES
-from steersman.lab.report.figures import in_a_line
+from steersman.lab.report.tables import in_a_line
 from steersman.lab.run import Run
 from steersman.recipes import load_recipe
 from steersman.recipes.axes import AXES

@@ -8,9 +8,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from steersman.lab.report.curves import Curve, write_curves
-from steersman.lab.report.dots import write_dots
-from steersman.lab.report.front import write_front
+from steersman.lab.report.plots import Curve, write_curves, write_dots, write_front
 from steersman.lab.sweep.table import FRONTS, Row, fronts, points
 
 __all__ = ["write_fronts", "write_plots"]

@@ -21,7 +21,7 @@ from pydantic import BaseModel
 
 from steersman.errors import InputError, about
 from steersman.files import parse_yaml, read_json, replacing, writing_to
-from steersman.lab.report.sheets import grid
+from steersman.lab.report.images import grid
 from steersman.lab.run import check_folder, other_settings
 from steersman.lab.session import Networks, Session
 from steersman.lab.speed.auto import for_all

@@ -13,10 +13,8 @@ from pathlib import Path
 
 from steersman.files import replacing
 from steersman.lab.metrics.evaluate import Figure
-from steersman.lab.report.curves import write_rows
-from steersman.lab.report.figures import with_interval
-from steersman.lab.report.front import Point, front
-from steersman.lab.report.tables import markdown
+from steersman.lab.report.plots import Point, front
+from steersman.lab.report.tables import markdown, with_interval, write_rows
 
 __all__ = ["FRONTS", "Row", "fronts", "points", "write_table"]
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from steersman.errors import about
 from steersman.files import read_json, write_json
-from steersman.lab.report.figures import in_a_line
+from steersman.lab.report.tables import in_a_line
 from steersman.lab.session import Session
 from steersman.lab.speed.calls import Call, Calls
 from steersman.lab.speed.clock import timed

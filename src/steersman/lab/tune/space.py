@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from steersman.errors import InputError
-from steersman.lab.report.figures import in_a_line
+from steersman.lab.report.tables import in_a_line
 from steersman.lab.sweep import varied
 from steersman.lab.sweep.cells import CASE, NAME
 from steersman.typed import finite

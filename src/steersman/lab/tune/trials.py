@@ -11,7 +11,7 @@ from typing import Any
 
 from steersman.errors import InputError
 from steersman.lab.metrics.resample import Figure
-from steersman.lab.report.figures import in_a_line, with_interval
+from steersman.lab.report.tables import in_a_line, with_interval
 from steersman.typed import finite
 
 __all__ = ["LARGER", "Bounds", "Trial", "choose", "objectives"]

@@ -7,9 +7,8 @@ import yaml
 
 from steersman.files import replacing
 from steersman.lab.metrics.resample import Figure
-from steersman.lab.report.curves import write_rows
-from steersman.lab.report.figures import in_a_line, with_interval
-from steersman.lab.report.front import Point, write_front
+from steersman.lab.report.plots import Point, write_front
+from steersman.lab.report.tables import in_a_line, with_interval, write_rows
 from steersman.lab.run import Run
 from steersman.lab.tune.trials import Trial
 

@@ -1,0 +1,325 @@
+"""Plots, each with the table of its values beside it: ``PATH.png`` and ``PATH.csv``.
+
+    curves     y(x) with a band y ± spread, in one plot or one panel each
+    dots       named figures with their intervals, one below the other
+    front      quality over cost, with the points that no other one dominates (Pareto) joined and named
+    scatter    two figures of named settings against each other
+
+On a logarithmic axis a band is y (1 + spread / y) and y / (1 + spread / y): y ± spread where that is small, and above 0
+where it is not.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from steersman.errors import InputError
+from steersman.files import replacing
+from steersman.lab.metrics.resample import Figure as Measured
+from steersman.lab.report.tables import write_rows
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "COLOURS",
+    "LINE",
+    "MARKS",
+    "Curve",
+    "Pair",
+    "Point",
+    "beside",
+    "front",
+    "write_curves",
+    "write_dots",
+    "write_figure",
+    "write_front",
+    "write_scatter",
+]
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#000000")  # Okabe & Ito 2008
+STROKES = ("-", "--", ":", "-.")  # for each further round of the colours
+MARKS = ("o", "s", "^", "D")  # likewise
+WIDTH, HEIGHT, LINE = 6.4, 3.6, 0.2  # inches: the plot's sides and one line of the legend
+PANEL_WIDTH, PANEL_HEIGHT = 3.4, 2.5  # inches: the sides of one panel of several
+CHARACTERS = 84  # of a legend's line across the whole width
+STYLE = {
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": "medium",
+    "grid.color": "0.9",
+    "grid.linewidth": 0.6,
+    "legend.fontsize": "small",
+    "legend.frameon": False,
+}
+
+TICKS = 10  # values that a logarithmic axis marks in place of powers of ten, at most
+DECADES = 8  # below the largest value that a logarithmic vertical axis shows, at most
+MARKED = 40  # points; a curve of more is drawn without marks
+BANDS = 8  # curves; a panel of more shows no bands, the table has them
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """A value over another, under a name.
+
+    Attributes:
+        name: What the legend says.
+        x: The horizontal positions.
+        y: The values, as many; NaN leaves a gap.
+        spread: Half the height of the band around each value; None for no band.
+        above: The band's height above each value, where it differs from that below.
+        panel: The title of the curve's panel; None where there is one panel.
+
+    Raises:
+        InputError: They are not as many.
+    """
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    spread: Sequence[float] | None = None
+    above: Sequence[float] | None = None
+    panel: str | None = None
+
+    def __post_init__(self) -> None:
+        counts = [len(values) for values in (self.x, self.y, self.spread, self.above) if values is not None]
+        if len(set(counts)) > 1:
+            listed = ", ".join(map(str, counts))
+            raise InputError(
+                f"curve {self.name!r} must have as many values of each of x, y, spread and above, got {listed}"
+            )
+
+    @property
+    def title(self) -> str:
+        """Its panel and its name."""
+        return self.name if self.panel is None else f"{self.panel}, {self.name}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A named quality with the ends of its interval, and what it costs."""
+
+    name: str
+    cost: float
+    quality: float
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def reach(self) -> tuple[float, float]:
+        """How far the interval goes below and above the quality."""
+        return _reach(self.quality, self.low, self.high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Two figures of a named setting; both have a value."""
+
+    name: str
+    x: Measured
+    y: Measured
+
+
+def write_curves(
+    path: Path, curves: Sequence[Curve], *, x: str, y: str, log_y: bool = False, log_x: bool = False
+) -> None:
+    """Writes curves as a table and as a plot; x and y are the axes' labels.
+
+    Raises:
+        InputError: There is no curve.
+    """
+    if not curves:
+        raise InputError("curves must have at least 1 curve, got none")
+    columns = ["spread", *(["above"] if any(curve.above is not None for curve in curves) else [])]
+    rows = [
+        (curve.title, *row)
+        for curve in curves
+        for row in zip(
+            curve.x, curve.y, *(getattr(curve, name) or [""] * len(curve.x) for name in columns), strict=True
+        )
+    ]
+    write_rows(path.with_name(f"{path.name}.csv"), ("curve", "x", "y", *columns), rows)
+    write_figure(path.with_name(f"{path.name}.png"), _figure(curves, x, y, log_x=log_x, log_y=log_y))
+
+
+def write_dots(path: Path, points: Sequence[Point], *, figure: str) -> None:
+    """Writes the qualities as a table and as a plot, from top to bottom; their cost does not matter."""
+    rows = [(p.name, p.quality, *("" if end is None else end for end in (p.low, p.high))) for p in points]
+    write_rows(path.with_name(f"{path.name}.csv"), ("name", "value", "low", "high"), rows)
+    drawn, axes = _plot(1.0 + 0.3 * len(points), **{"axes.grid.axis": "x"})
+    places = list(range(len(points)))
+    reach = list(zip(*(point.reach for point in points), strict=True))
+    axes.errorbar([point.quality for point in points], places, xerr=reach, fmt="o", color=COLOURS[0])
+    axes.set_yticks(places, [point.name for point in points])
+    axes.set_ylim(len(points) - 0.5, -0.5)
+    axes.set_xlabel(figure)
+    write_figure(path.with_name(f"{path.name}.png"), drawn)
+
+
+def front(points: Sequence[Point], *, larger: bool) -> list[Point]:
+    """Returns the points that no other dominates, the cheapest first.
+
+    A point dominates another if it is no worse in cost and in quality, and better in one of them. Equal points do not
+    dominate each other; one whose cost or quality is not a number is on no front.
+
+    Args:
+        points: Any number.
+        larger: Whether a larger quality is a better one.
+    """
+    sign = -1 if larger else 1
+    known = [point for point in points if not math.isnan(point.cost) and not math.isnan(point.quality)]
+    pairs = {(point.cost, sign * point.quality) for point in known}
+
+    def dominated(point: Point) -> bool:
+        cost, loss = point.cost, sign * point.quality
+        return any(c <= cost and q <= loss and (c, q) != (cost, loss) for c, q in pairs)
+
+    return sorted((point for point in known if not dominated(point)), key=lambda point: (point.cost, point.name))
+
+
+def write_front(path: Path, points: Sequence[Point], *, larger: bool, cost: str, quality: str) -> None:
+    """Plots quality over cost, the front named and joined, the others grey; cost and quality are the axes' labels.
+
+    Raises:
+        InputError: No point has both.
+    """
+    best = front(points, larger=larger)
+    if not best:
+        raise InputError("the front needs at least 1 point that has a cost and a quality, got none")
+    others = [point for point in points if point not in best]
+    figure, axes = _plot(HEIGHT + LINE * (len(best) + bool(others)))
+    axes.step([p.cost for p in best], [p.quality for p in best], where="post", color="0.6", linewidth=1, zorder=1)
+    groups = [("others", "0.7", others)] if others else []
+    groups += [(point.name, COLOURS[index % len(COLOURS)], [point]) for index, point in enumerate(best)]
+    for name, colour, group in groups:
+        reach = list(zip(*(point.reach for point in group), strict=True))
+        axes.errorbar([p.cost for p in group], [p.quality for p in group], reach, fmt="o", color=colour, label=name)
+    axes.set(xlabel=cost, ylabel=quality)
+    figure.legend(loc="outside lower left", ncols=1)
+    write_figure(path, figure)
+
+
+def write_scatter(path: Path, pairs: Sequence[Pair], *, x: str, y: str, title: str) -> None:
+    """Plots pairs of figures, a mark each with both intervals; x and y are the axes' labels."""
+    columns, lines = _legend([pair.name for pair in pairs])
+    drawn, axes = _plot(HEIGHT + 0.3 + LINE * lines)
+    for index, pair in enumerate(pairs):
+        colour, mark = COLOURS[index % len(COLOURS)], MARKS[index // len(COLOURS) % len(MARKS)]
+        style = {"color": colour, "elinewidth": 0.8, "ecolor": f"{colour}80", "markersize": 6}
+        at = ([figure.value or 0.0] for figure in (pair.x, pair.y))
+        reach = ([[end] for end in _reach(each.value or 0.0, each.low, each.high)] for each in (pair.y, pair.x))
+        axes.errorbar(*at, *reach, fmt=mark, label=pair.name, **style)
+    axes.set(xlabel=x, ylabel=y, title=title)
+    drawn.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns)
+    write_figure(path, drawn)
+
+
+def write_figure(path: Path, figure: "Figure") -> None:
+    """Writes a figure as PNG."""
+    with replacing(path) as beside:
+        figure.savefig(beside, format="png", dpi=150, metadata={"Software": None})
+
+
+def beside(panels: int) -> int:
+    """Returns how many panels stand side by side: two of an even number, three of an odd one."""
+    return min(panels, 3 if panels % 2 else 2)
+
+
+def _plot(height: float, **style: object) -> tuple["Figure", "Axes"]:
+    """Returns a figure of one plot."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(STYLE | style):
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        return figure, figure.add_subplot()
+
+
+def _legend(names: Sequence[str], width: float = WIDTH) -> tuple[int, int]:
+    """Returns the columns and lines of a legend."""
+    fit = int(CHARACTERS * width / WIDTH) // (max(map(len, names)) + 8)
+    columns = max(1, min(len(names), fit))
+    return columns, math.ceil(len(names) / columns)
+
+
+def _reach(value: float, low: float | None, high: float | None) -> tuple[float, float]:
+    low, high = (value if end is None else end for end in (low, high))
+    return max(0.0, value - low), max(0.0, high - value)
+
+
+def _figure(curves: Sequence[Curve], x: str, y: str, *, log_x: bool, log_y: bool) -> "Figure":
+    """Returns the plot of curves; those of one name look the same in all panels."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(curve.name for curve in curves))
+    titles = list(dict.fromkeys(curve.panel for curve in curves))
+    across = beside(len(titles))
+    down = math.ceil(len(titles) / across)
+    width = WIDTH if len(titles) == 1 else PANEL_WIDTH * across
+    columns, lines = _legend(names, width)
+    height = (HEIGHT if len(titles) == 1 else PANEL_HEIGHT * down + 0.3) + LINE * lines
+    with rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
+    for axes, title in zip(panels.flat, titles, strict=False):
+        own = [curve for curve in curves if curve.panel == title]
+        for curve in own:
+            index = names.index(curve.name)
+            colour, stroke = COLOURS[index % len(COLOURS)], STROKES[index // len(COLOURS) % len(STROKES)]
+            _draw(axes, curve, colour, stroke, band=len(own) <= BANDS, log=log_y)
+        if title is not None:
+            axes.set_title(title)
+        if log_x:
+            axes.set_xscale("log")
+            _mark(axes, sorted({value for curve in curves for value in curve.x}))
+        if log_y:
+            axes.set_yscale("log")
+            _cut(axes, [value for curve in curves for value in curve.y])
+    for index in range(len(titles), down * across):  # the panel above an empty place shows the axis that this one would
+        panels.flat[index - across].tick_params(labelbottom=True)
+        panels.flat[index].set_visible(False)
+    if len(titles) == 1:
+        panels[0, 0].set(xlabel=x, ylabel=y)
+    else:
+        for axes in list(panels.flat)[max(0, len(titles) - across) : len(titles)]:
+            axes.set_xlabel(x)
+        figure.supylabel(y, fontsize="medium")
+    shown: dict[Any, Any] = {line.get_label(): line for axes in panels.flat for line in axes.lines}
+    with rc_context(STYLE):
+        figure.legend([shown[name] for name in names], names, loc="outside lower center", ncols=columns)
+    return figure
+
+
+def _draw(axes: "Axes", curve: Curve, colour: str, stroke: str, *, band: bool, log: bool) -> None:
+    """Draws a curve along its x, whatever order its points were given in, and the band around it."""
+    below = curve.spread or [0.0] * len(curve.x)
+    points = sorted(zip(curve.x, curve.y, below, curve.above or below, strict=True), key=lambda point: point[0])
+    x, y = [point[0] for point in points], [point[1] for point in points]
+    mark = "o" if len(x) <= MARKED else ""
+    axes.plot(x, y, label=curve.name, color=colour, linestyle=stroke, linewidth=1.5, marker=mark, markersize=3)
+    if curve.spread is None or not band:
+        return
+    points = [point for point in points if not log or point[1] > 0]
+    low = [y / (1 + down / y) if log else y - down for _, y, down, _ in points]
+    high = [y + up for _, y, _, up in points]
+    axes.fill_between([point[0] for point in points], low, high, color=colour, alpha=0.12, linewidth=0)
+
+
+def _cut(axes: "Axes", values: Sequence[float]) -> None:
+    """Lets what is too far below the largest value run out of the plot, if anything is."""
+    known = [value for value in values if 0 < value < math.inf]
+    if known and min(known) < max(known) / 10**DECADES:
+        axes.set_ylim(bottom=max(known) / 10**DECADES)
+
+
+def _mark(axes: "Axes", values: Sequence[float]) -> None:
+    """Marks the values themselves on a logarithmic axis, where they are few."""
+    if len(values) <= TICKS:
+        axes.set_xticks(values, [f"{value:g}" for value in values])
+        axes.minorticks_off()
