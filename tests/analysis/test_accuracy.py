@@ -7,8 +7,7 @@ from statistics import NormalDist
 import torch
 
 from steersman.guidance import Denoised, Noisy
-from steersman.lab.analysis.accuracy import seen
-from steersman.lab.analysis.noise import forward_noise
+from steersman.lab.analysis.forward import forward_noise, seen
 from steersman.schedule import VP
 
 COUNT = 4000

@@ -9,9 +9,7 @@ from analysis.tiny import Tiny, network
 from steersman.denoise import Prediction
 from steersman.errors import InputError
 from steersman.guidance import Denoised, Identity, Noisy, TargetLogit
-from steersman.lab.analysis.accuracy import seen
-from steersman.lab.analysis.forward import Forward, numbers
-from steersman.lab.analysis.noise import noised
+from steersman.lab.analysis.forward import Forward, noised, numbers, seen
 from steersman.lab.analysis.sensitivity import sensitivities
 from steersman.lab.metrics.images import read_images
 from steersman.models.classifiers.preprocess import RAW

@@ -2,7 +2,7 @@
 
 import torch
 
-from steersman.lab.analysis.noise import forward_noise, noised
+from steersman.lab.analysis.forward import forward_noise, noised
 from steersman.schedule import EDM, VP
 
 SCHEDULE = VP.cosine()

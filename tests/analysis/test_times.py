@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from steersman.errors import InputError
-from steersman.lab.analysis.times import all_levels, axis, choose
+from steersman.lab.analysis.forward import all_levels, axis, choose
 from steersman.schedule import EDM, VP, Flow
 
 LEVELS = all_levels(VP.linear(20))

@@ -16,14 +16,7 @@ MIB = 2**20
 
 
 def time_it(run: Run, *, steps: int, repeats: int, out: Path | None) -> None:
-    """Times a batch, prints the table, and writes a JSON file.
-
-    Args:
-        run: The run whose batch it is.
-        steps: For how many steps images a second are told.
-        repeats: How often it is timed.
-        out: The file; None for none.
-    """
+    """Times a batch, prints the table, and writes a JSON file."""
     console = Console()
     with progress_bar(console) as progress:
         task = progress.add_task("pairs", total=repeats)

@@ -37,11 +37,7 @@ FORMS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """All that an evaluation is asked for; the options of ``steersman evaluate``, by their names.
-
-    Raises:
-        InputError: A number is out of its range, a figure is unknown, or there is nothing to do.
-    """
+    """All that an evaluation is asked for; the options of ``steersman evaluate``, by their names."""
 
     samples: str
     reference: str | None
@@ -75,11 +71,7 @@ class Evaluation:
 
 
 def carry_out(asked: Evaluation) -> None:
-    """Does an evaluation with a progress bar, prints its table, and writes its file.
-
-    Raises:
-        InputError: A set, network or target cannot be used.
-    """
+    """Does an evaluation with a progress bar, prints its table, and writes its file."""
     check_device(asked.device)
     console = Console()
     samples = read_images(asked.samples)

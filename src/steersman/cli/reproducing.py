@@ -23,11 +23,7 @@ __all__ = ["Asked", "carry_out", "list_all"]
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """The options of ``steersman reproduce``, by their names; ``rooms`` are its folders.
-
-    Raises:
-        InputError: A number is out of its range.
-    """
+    """The options of ``steersman reproduce``, by their names; ``rooms`` are its folders."""
 
     name: str
     rooms: dict[str, Path]
@@ -63,12 +59,7 @@ def list_all() -> None:
 
 
 def carry_out(asked: Asked) -> None:
-    """Tells what a reproduction needs, and does it where all is there.
-
-    Raises:
-        InputError: It cannot be done, or is to be done and something is missing.
-        typer.Exit: With 1, where an image became non-finite.
-    """
+    """Tells what a reproduction needs, and does it where all is there."""
     console = Console(highlight=False, soft_wrap=True)
     check_device(asked.device)
     wanted = load_reproduction(asked.name, trusted=asked.trusted)

@@ -35,12 +35,7 @@ COLUMNS = {
 
 
 def default_folder(run: Run, *, overwrite: bool) -> Path:
-    """Returns where a run goes that is given no folder: ``outputs/TARGET``, numbered where other runs have that name.
-
-    Args:
-        run: The run.
-        overwrite: Whether it takes the place of another one, so that the first is meant.
-    """
+    """Returns the folder of a run that is given none: ``outputs/TARGET``, numbered where other runs have that name."""
     named = file_name("-".join(run.targets or run.blend)).replace(" ", "-")
     for number in count(1):
         out = Path("outputs", named if number == 1 else f"{named}-{number}")
@@ -57,19 +52,7 @@ def _holds_another(out: Path, run: Run) -> bool:
 
 
 def carry_out(run: Run, out: Path, *, share: Share, gif: bool = False, overwrite: bool = False) -> None:
-    """Does a run, or what is left of it, with a progress bar, and prints its table.
-
-    Args:
-        run: The run.
-        out: Its folder.
-        share: Which process this is; only the first one speaks, the others print errors alone.
-        gif: Whether to animate the first images.
-        overwrite: Whether to draw anew what the folder holds.
-
-    Raises:
-        typer.Exit: With 1, where an image became non-finite or went away, or all are burnt; with 130 or 143, where a
-            signal came.
-    """
+    """Does a run, or what is left of it, with a progress bar, and prints its table."""
     console = Console(quiet=not share.first)
     with console.status("loading the networks"):
         session = Session(run if overwrite else as_begun(run, out, wait=not share.first))
@@ -117,11 +100,7 @@ def _unfinished(found: Unfinished, run: Run, out: Path, stop: Stop, share: Share
 
 
 def tell(out: Path) -> None:
-    """Prints how far the run in a folder is.
-
-    Raises:
-        InputError: The folder holds none.
-    """
+    """Prints how far the run in a folder is."""
     console, found = Console(), status(out)
     table = Table("target", box=None, pad_edge=False)
     for name in ("whole", "lost", "missing"):

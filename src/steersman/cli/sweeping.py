@@ -17,16 +17,7 @@ __all__ = ["carry_out"]
 
 
 def carry_out(sweep: Sweep, out: Path, *, pareto: bool = False) -> None:
-    """Does a sweep with a progress bar, and prints its table.
-
-    Args:
-        sweep: The sweep.
-        out: Its folder.
-        pareto: Whether to name and plot the cells that no other beats in quality and cost.
-
-    Raises:
-        typer.Exit: With 1, where an image became non-finite.
-    """
+    """Does a sweep with a progress bar, and prints its table."""
     console = Console()
     with console.status("loading the networks"):
         sweeping = Sweeping(sweep, out)

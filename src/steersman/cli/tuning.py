@@ -20,17 +20,7 @@ __all__ = ["carry_out"]
 
 
 def carry_out(tune: Tune, out: Path, *, trials: int, bounds: Bounds) -> None:
-    """Does a tune with a progress bar, prints its front, and writes the recipe that is chosen.
-
-    Args:
-        tune: The tune.
-        out: Its folder.
-        trials: How many there are to be, with those of before.
-        bounds: What the chosen one must keep to.
-
-    Raises:
-        typer.Exit: With 1, where no trial keeps to the bounds.
-    """
+    """Does a tune with a progress bar, prints its front, and writes the recipe that is chosen."""
     console = Console()
     with console.status("loading the networks"):
         tuning = Tuning(tune, out, bounds)

@@ -16,11 +16,17 @@ from steersman.files import parse_yaml, replacing, write_json
 from steersman.lab.analysis import in_turn, trusted
 from steersman.lab.analysis.agreement import ENDS, ERROR, NAME, pairs, read_cells, read_errors
 from steersman.lab.analysis.calibration import Turns
-from steersman.lab.analysis.figures import apart, diagrams, error_curves, filled_bins, found_errors, names
-from steersman.lab.analysis.forward import numbers
+from steersman.lab.analysis.figures import (
+    apart,
+    diagrams,
+    draw_reliability,
+    error_curves,
+    filled_bins,
+    found_errors,
+    names,
+)
+from steersman.lab.analysis.forward import axis, choose, numbers
 from steersman.lab.analysis.parts import Key, Parts
-from steersman.lab.analysis.plots import draw_reliability
-from steersman.lab.analysis.times import axis, choose
 from steersman.lab.metrics.rank import by_chance, rank_correlation
 from steersman.lab.metrics.resample import Figure
 from steersman.lab.report.plots import Pair, write_curves, write_scatter
@@ -160,11 +166,7 @@ def _ends(figure: Figure) -> tuple[float | None, float | None, float | None]:
 
 
 def _turns(text: str, known: Collection[str]) -> Turns:
-    """Returns the two classifiers that ``[NAME=]ABOVE,BELOW,AT`` names.
-
-    Raises:
-        InputError: It names none of those that there are, or gives them the name of one.
-    """
+    """Returns the two classifiers that ``[NAME=]ABOVE,BELOW,AT`` names."""
     name, named, rest = text.partition("=")
     name, rest = (name, rest) if named and not {",", ":"} & set(name) else (None, text)
     above, below, at = (["", "", *rest.rsplit(",", 2)])[-3:]
@@ -220,11 +222,7 @@ def agree(
 
 
 def _values(given: Sequence[str]) -> dict[str, str]:
-    """Returns the values that stand behind the last equals sign of each.
-
-    Raises:
-        InputError: One without.
-    """
+    """Returns the values that stand behind the last equals sign of each."""
     found = {}
     for each in given:
         key, equals, value = each.partition("=")

@@ -15,8 +15,8 @@ from steersman.cli.options import among
 from steersman.cli.terminal import progress_bar
 from steersman.errors import InputError
 from steersman.guidance import ClassifierInput
+from steersman.lab.analysis.forward import choose
 from steersman.lab.analysis.parts import Key, Parts
-from steersman.lab.analysis.times import choose
 from steersman.lab.report.plots import Curve
 from steersman.lab.run import check_device
 from steersman.memory import halving
@@ -69,11 +69,7 @@ class Scope:
         return {name: getattr(self, name) for name in made} | {"classifiers": self.specs(), "views": list(self.shown())}
 
     def specs(self) -> dict[str, str]:
-        """Returns each classifier by its name.
-
-        Raises:
-            InputError: Two of one name.
-        """
+        """Returns each classifier by its name."""
         found: dict[str, str] = {}
         for each in self.classifiers or ("imagenet:efficientnet-lite0",):
             name, named, spec = each.partition("=")
@@ -142,14 +138,6 @@ def carry_out(
     """Measures what is still to be measured, with a progress bar, and writes each part.
 
     Where the memory does not hold a batch, smaller ones are taken: the figures are each image's own.
-
-    Args:
-        console: Where the progress is shown.
-        parts: The parts.
-        scope: The batch size, and where the networks run.
-        networks: The denoiser and the classifiers that are measured.
-        steps: How often the measurement of a batch calls back.
-        measure: Measures a batch.
     """
     size = scope.batch_size
     todo = parts.todo(size)
@@ -171,15 +159,7 @@ def carry_out(
 def print_curves(
     console: Console, curves: Sequence[Curve], title: str, form: str, means: Sequence[str] | None = None
 ) -> None:
-    """Prints curves at a few levels, noisiest first.
-
-    Args:
-        console: Where to.
-        curves: They, all over the same levels.
-        title: What they show.
-        form: How a number is written.
-        means: Each curve's mean over time as it is shown, where there is one.
-    """
+    """Prints curves at a few levels, noisiest first."""
     table = Table(box=None, pad_edge=False, title=title, title_justify="left")
     table.add_column("at")
     x = curves[0].x

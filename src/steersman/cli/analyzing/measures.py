@@ -15,13 +15,11 @@ from steersman.files import parse_yaml, writing_to
 from steersman.guidance import Stabilizer
 from steersman.lab.analysis import fields, followed, seen, sensitivities
 from steersman.lab.analysis.directions import example, lattice
-from steersman.lab.analysis.figures import mean_curves, share_curves
-from steersman.lab.analysis.forward import Forward
+from steersman.lab.analysis.figures import draw_fields, draw_walks, mean_curves, share_curves
+from steersman.lab.analysis.forward import Forward, all_levels, axis
 from steersman.lab.analysis.gradients import GRADIENT, IMAGE, NORM
 from steersman.lab.analysis.parts import Key, Parts
-from steersman.lab.analysis.plots import draw_fields, draw_walks
 from steersman.lab.analysis.sensitivity import GRADIENTS, LOGITS
-from steersman.lab.analysis.times import all_levels, axis
 from steersman.lab.metrics.images import read_images
 from steersman.lab.report.plots import write_curves
 from steersman.lab.report.tables import write_rows
@@ -164,11 +162,7 @@ def sensitivity(
 
 
 def stabilizer(text: str) -> Stabilizer:
-    """Returns the stabilizer that a recipe's section or ``KIND VALUE`` names, such as ``ema 0.9``.
-
-    Raises:
-        InputError: It names none.
-    """
+    """Returns the stabilizer that a recipe's section or ``KIND VALUE`` names, such as ``ema 0.9``."""
     section = parse_yaml(text)
     if isinstance(section, str):
         kind, *value = section.split()

@@ -39,14 +39,7 @@ class Cell:
 
 
 def read_errors(folder: Path) -> dict[str, Figure]:
-    """Returns the integral calibration error of each setting by its name.
-
-    Args:
-        folder: Of `steersman analyze calibration`.
-
-    Raises:
-        InputError: It holds none.
-    """
+    """Returns the integral calibration error of each setting by its name."""
     path = folder / "integral.csv"
     header, rows = _read("calibration", path)
     for column in (NAME, ERROR):
@@ -61,17 +54,7 @@ def read_errors(folder: Path) -> dict[str, Figure]:
 def read_cells(
     folder: Path, *, where: Mapping[str, str] | None = None, best: Collection[str] = (), larger: Mapping[str, bool]
 ) -> list[Cell]:
-    """Returns the cells of a sweep.
-
-    Args:
-        folder: Of `steersman sweep`.
-        where: Only the cells that have these values; the names are without.
-        best: Of what is varied: of the cells that differ in nothing else, each figure is the best one; likewise.
-        larger: The figures that are read, and whether the larger one is better.
-
-    Raises:
-        InputError: It holds none, or none of these values.
-    """
+    """Returns the cells of a sweep."""
     header, rows = _read("sweep", folder / "sweep.csv")
     given = [name for name in header if f"{name}{ENDS[1]}" in header]
     first = min(header.index(name) for name in (*given, "lost") if name in header) if given else 0
@@ -96,16 +79,7 @@ def read_cells(
 
 
 def pairs(errors: Mapping[str, Figure], cells: Sequence[Cell], figure: str) -> list[Pair]:
-    """Returns error and figure of the settings that are on both sides, in the errors' order.
-
-    Args:
-        errors: What `read_errors` found.
-        cells: What `read_cells` found.
-        figure: Which of their figures.
-
-    Raises:
-        InputError: They are fewer than 3.
-    """
+    """Returns error and figure of the settings that are on both sides, in the errors' order."""
     known = {
         _parts(cell.name): found for cell in cells if (found := cell.figures.get(figure, Figure())).value is not None
     }

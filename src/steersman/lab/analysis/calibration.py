@@ -71,26 +71,6 @@ def trusted(
     """Returns confidence and correctness of each image at each step, (B, T).
 
     They are of what the denoiser is asked about first in a step, and of its answer.
-
-    Args:
-        denoiser: The diffusion model.
-        sampler: How to step.
-        classifiers: They, by what names them.
-        targets: The class that each image is drawn for, in each classifier's own numbers.
-        seeds: One an image.
-        views: What the classifiers are shown, by name.
-        temperatures: ``tau``, each above 0.
-        at: The numbers of the steps to look at; all if None.
-        condition: What the denoiser is told, such as ``label``.
-        device: Where the samples live.
-        on_step: Called after each step.
-        walk: What else `steersman.sampling.sample` takes: ``steps``, ``spacing`` and others.
-
-    Returns:
-        By (`CONFIDENCE` or `CORRECT`, what names the classifier, view, temperature).
-
-    Raises:
-        InputError: A temperature is not above 0, or the walk cannot be made.
     """
     for temperature in temperatures:
         if not temperature > 0:
@@ -137,13 +117,7 @@ class Turns:
 
 
 def in_turn(values: Mapping[Key, np.ndarray], turns: Turns, levels: Sequence[Level]) -> dict[Key, np.ndarray]:
-    """Returns what was measured of two classifiers as of one, by its name.
-
-    Args:
-        values: (images, levels), by (`CONFIDENCE` or `CORRECT`, classifier, …).
-        turns: The two.
-        levels: The levels.
-    """
+    """Returns what was measured of two classifiers as of one, by its name."""
     first = np.array([float(level.sigma / level.alpha) > turns.at for level in levels])
     return {
         (key[0], turns.name, *key[2:]): np.where(first, values[key], values[key[0], turns.below, *key[2:]])
@@ -153,12 +127,7 @@ def in_turn(values: Mapping[Key, np.ndarray], turns: Turns, levels: Sequence[Lev
 
 
 def integral(errors: Sequence[float], times: Sequence[float]) -> float:
-    """Returns the mean of the errors over time, by trapezoids: ``(1 / T) integral ECE_t dt``.
-
-    Args:
-        errors: ``ECE_t``.
-        times: As many, rising or falling.
-    """
+    """Returns the mean of the errors over time, by trapezoids: ``(1 / T) integral ECE_t dt``."""
     if len(errors) == 1:
         return errors[0]
     values, places = (torch.tensor(each, dtype=torch.float64) for each in (errors, times))

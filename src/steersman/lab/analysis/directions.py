@@ -37,15 +37,7 @@ def example() -> Mixture:
 
 
 def lattice(side: int, reach: float = 1.4) -> Float[Tensor, "P 2 1 1"]:
-    """Returns the points of a square lattice, row by row from below.
-
-    Args:
-        side: Points along an edge, 2 and more.
-        reach: Half the length of an edge.
-
-    Raises:
-        InputError: Too few points.
-    """
+    """Returns the points of a square lattice, row by row from below."""
     if side < 2:
         raise InputError(f"side must be at least 2, got {side}")
     along = torch.linspace(-reach, reach, side, dtype=torch.float64)
@@ -54,17 +46,7 @@ def lattice(side: int, reach: float = 1.4) -> Float[Tensor, "P 2 1 1"]:
 
 
 def fields(mixture: Mixture, x_t: Float[Tensor, "P 2 1 1"], level: Level, target: int) -> dict[str, Tensor]:
-    """Returns each of `FIELDS` at some points, of their shape.
-
-    Args:
-        mixture: The mixture.
-        x_t: The points.
-        level: Their noise.
-        target: y.
-
-    Raises:
-        InputError: There is no such class.
-    """
+    """Returns each of `FIELDS` at some points, of their shape."""
     if not 0 <= target < len(mixture.classes):
         raise InputError(f"target must be 0 to {len(mixture.classes) - 1}, got {target}")
     joint = mixture.joint_direction(x_t, level, target)

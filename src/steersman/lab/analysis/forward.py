@@ -1,25 +1,99 @@
-"""The forward process of a set of images: what an analysis asks about a batch of them.
+"""The forward process of a set of images, ``x_t = alpha x_0 + sigma eps``, and how often a classifier sees through it.
 
-Each image's target is its own class, found in each classifier's vocabulary by its name. Where the denoiser is one of
-latents, noise comes to the images' latents, as its VAE encodes them.
+    acc(t) = (1/n) sum_k 1[argmax_i f_i(input(x_t^k)) = y_k]                                  (nrCG 2.1, fig. 1)
+
+A variance-preserving schedule has T noise levels; of a continuous one, 1000 stand for all. Each image's target is its
+own class, found among each classifier's names. Where the denoiser is one of latents, noise comes to the images'
+latents, as its VAE encodes them.
 """
 
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from steersman.denoise import Conditioned, Denoiser
 from steersman.errors import InputError
-from steersman.lab.analysis.noise import forward_noise
+from steersman.guidance.input import ClassifierInput
+from steersman.guidance.objective import Logits
+from steersman.lab.analysis.parts import Key
+from steersman.lab.metrics import correct
 from steersman.lab.metrics.images import ImageSet
 from steersman.models.classifiers import Classifier
-from steersman.schedule import Level
+from steersman.precision import ieee
+from steersman.schedule import EDM, VP, Level, Schedule, broadcast
 
-__all__ = ["Batch", "Forward", "numbers"]
+__all__ = ["Batch", "Forward", "all_levels", "axis", "choose", "forward_noise", "noised", "numbers", "seen"]
+
+
+def forward_noise(images: Sequence[int], like: Float[Tensor, "B C H W"], level: Level, seed: int) -> Tensor:
+    """Returns each image's ``eps`` at a time, drawn on the CPU in the images' type."""
+    (time,) = struct.unpack("<Q", struct.pack("<d", float(level.time)))  # its bits, as times need not be whole
+    draws = []
+    for image in images:
+        (state,) = np.random.SeedSequence((seed, image, time)).generate_state(1)
+        generator = torch.Generator().manual_seed(int(state))
+        draws.append(torch.randn(like.shape[1:], generator=generator, dtype=like.dtype))
+    return torch.stack(draws).to(like.device)
+
+
+def noised(x_0: Float[Tensor, "B C H W"], eps: Float[Tensor, "B C H W"], level: Level) -> Float[Tensor, "B C H W"]:
+    """Returns ``x_t = alpha x_0 + sigma eps``."""
+    return broadcast(level.alpha, x_0) * x_0 + broadcast(level.sigma, x_0) * eps
+
+
+FINE = 1000  # levels of a schedule without discrete times
+
+
+def all_levels(schedule: Schedule) -> tuple[Level, ...]:
+    """Returns all levels of a schedule, noisiest first, without the clean image."""
+    return schedule.levels(len(schedule.alpha_bar) if isinstance(schedule, VP) else FINE)[:-1]
+
+
+def choose(
+    levels: Sequence[Level],
+    *,
+    times: Sequence[float] | None = None,
+    every: int | None = None,
+    count: int | None = None,
+) -> list[int]:
+    """Returns the places of the chosen levels among these, noisiest first; all where nothing is chosen by."""
+    if sum(each is not None for each in (times, every, count)) > 1:
+        raise InputError("times, every and count must not be given together; give one of --times, --every, --count")
+    known = [float(level.time) for level in levels]
+    if times is not None:
+        low, high = min(known), max(known)
+        for time in times:
+            if not low - 0.5 <= time <= high + 0.5:
+                raise InputError(f"times must be {low:g} to {high:g}, got {time:g}")
+        if not times:
+            raise InputError("times must have at least 1 time, got none")
+        return sorted({min(range(len(known)), key=lambda place: abs(known[place] - time)) for time in times})
+    if every is not None:
+        if every < 1:
+            raise InputError(f"every must be at least 1, got {every}")
+        return [place for place in range(len(levels)) if (len(levels) - 1 - place) % every == 0]
+    if count is not None:
+        if not 1 <= count <= len(levels):
+            raise InputError(f"count must be 1 to {len(levels)}, got {count}")
+        return [round(i * (len(levels) - 1) / max(count - 1, 1)) for i in range(count)]
+    return list(range(len(levels)))
+
+
+def axis(schedule: Schedule, levels: Sequence[Level]) -> tuple[list[float], str, bool]:
+    """Returns where levels stand on an axis, what the axis shows, and whether it is logarithmic.
+
+    By time where that is what noise is counted in; by sigma for EDM, whose time is a logarithm.
+    """
+    if isinstance(schedule, EDM):
+        return [float(level.sigma) for level in levels], "noise level σ", True
+    last = float(all_levels(schedule)[0].time)
+    return [float(level.time) for level in levels], f"time t (0 clean, {last:g} noise)", False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,22 +114,7 @@ class Batch:
 
 
 class Forward:
-    """A set of images under noise, for a denoiser and classifiers.
-
-    Args:
-        denoiser: The denoiser; one of latents can ``encode`` too, one that is told a text is told an empty one.
-        classifiers: They, by name.
-        images: The images.
-        seed: Of the noise.
-        num: How many images, drawn of the set without order; all of them if None.
-        target: One class for all images, instead of each one's own.
-        labelled: Whether the denoiser is told each image's class.
-        device: Where the networks run.
-
-    Raises:
-        InputError: A denoiser of latents that cannot encode, images of another size than its own, fewer images than
-            asked for, none with a label, or a class that a network does not know.
-    """
+    """A set of images under noise, for a denoiser and classifiers."""
 
     def __init__(
         self,
@@ -119,11 +178,7 @@ class Forward:
 
 
 def numbers(classifier: Classifier, names: Sequence[str]) -> list[int]:
-    """Returns each name's number in a classifier's vocabulary: as it is, or by the first of its synonyms.
-
-    Raises:
-        InputError: It has no such class.
-    """
+    """Returns each name's number in a classifier's vocabulary: as it is, or by the first of its synonyms."""
     found: dict[str, int] = {}
     for name in dict.fromkeys(names):
         try:
@@ -155,3 +210,34 @@ def _decoded_shape(denoiser: Denoiser, device: torch.device | str) -> tuple[int,
 
 def _noise(chosen: Sequence[int], images: Tensor, seed: int, level: Level) -> Tensor:
     return forward_noise(chosen, images, level, seed)
+
+
+@torch.no_grad()
+@ieee()
+def seen(
+    denoiser: Denoiser,
+    classifiers: Mapping[str, Logits],
+    images: Float[Tensor, "B C H W"],
+    targets: Mapping[str, Int[Tensor, " B"]],
+    levels: Sequence[Level],
+    *,
+    eps: Callable[[Level], Float[Tensor, "B C H W"]],
+    views: Mapping[str, ClassifierInput],
+    on_step: Callable[[], None] = lambda: None,
+) -> dict[Key, Bool[Tensor, "B T"]]:
+    """Returns, by classifier and view, at which levels each image is given its class.
+
+    The denoiser is asked once a level, whatever the number of classifiers, and not at all where no view needs it.
+    """
+    found: dict[Key, list[Tensor]] = {(name, input): [] for name in classifiers for input in views}
+    asked = any(input.needs_denoiser for input in views.values())
+    for level in levels:
+        x_t = noised(images, eps(level), level)
+        prediction = denoiser(x_t, level) if asked else None
+        for shown, input in views.items():
+            image = denoiser.decode(input(x_t, prediction, level, denoiser))
+            for name, classifier in classifiers.items():
+                multilabel = getattr(classifier, "multilabel", False)
+                found[name, shown].append(correct(classifier(image, level), targets[name], multilabel=multilabel))
+        on_step()
+    return {key: torch.stack(columns, 1) for key, columns in found.items()}

@@ -36,27 +36,7 @@ def followed(
     callbacks: Sequence[Callback] = (),
     **walk: Any,  # noqa: ANN401
 ) -> dict[Key, Tensor]:
-    """Returns a guided walk: at every step the gradient's norm, at some of them the image and the gradient.
-
-    Args:
-        denoiser: The diffusion model.
-        sampler: How to step.
-        guides: The guides; the first one's gradient is followed, as it comes from the classifier.
-        target: A class each.
-        seeds: One an image.
-        at: The numbers of the steps whose pictures are kept.
-        condition: What the denoiser is told.
-        device: Where the samples live.
-        callbacks: Called after each step.
-        walk: What else `steersman.sampling.sample` takes.
-
-    Returns:
-        ``(NORM,)``: (B, T), not a number where the guide rested; ``(IMAGE,)``: ``x0_hat`` as the step used it, decoded,
-        (B, K, 3, H, W); ``(GRADIENT,)``: (B, K, C, h, w).
-
-    Raises:
-        InputError: There is no guide, or one that never pulls.
-    """
+    """Returns a guided walk: at every step the gradient's norm, at some of them the image and the gradient."""
     if not guides:
         raise InputError("guides must have at least 1 guide, got none")
     norms: list[Float[Tensor, " B"]] = []

@@ -26,16 +26,7 @@ IMAGES = "images"
 
 
 class Parts:
-    """The parts of an analysis in its folder.
-
-    Args:
-        out: The folder; made with the first part.
-        settings: What makes the figures, as JSON can say it.
-        count: Of how many images.
-
-    Raises:
-        InputError: The folder holds an analysis with other settings.
-    """
+    """The parts of an analysis in its folder."""
 
     def __init__(self, out: Path, settings: Mapping[str, Any], count: int) -> None:
         self.out, self.folder, self.count = out, out / "parts", count
@@ -53,15 +44,7 @@ class Parts:
         return [left[first : first + size] for first in range(0, len(left), size)]
 
     def write(self, images: Sequence[int], values: Mapping[Key, Tensor]) -> None:
-        """Writes what was measured of some images.
-
-        Args:
-            images: Their numbers.
-            values: Arrays that lead with them.
-
-        Raises:
-            InputError: The folder cannot be written to.
-        """
+        """Writes what was measured of some images."""
         with writing_to(self.out):
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(self.out / "settings.json", self.settings)

@@ -26,7 +26,7 @@ from steersman.guidance.input import ClassifierInput
 from steersman.guidance.objective import Logits, Objective
 from steersman.guidance.stabilizer import Stabilizer, State
 from steersman.guidance.step import Step, reverse_variance
-from steersman.lab.analysis.noise import noised
+from steersman.lab.analysis.forward import noised
 from steersman.lab.analysis.parts import Key
 from steersman.precision import ieee
 from steersman.schedule import Level
@@ -67,21 +67,7 @@ def sensitivities(
     shared: bool = False,
     on_step: Callable[[], None] = lambda: None,
 ) -> dict[Key, Float[Tensor, "B T"]]:
-    """Returns ``S_l`` by (`LOGITS`, classifier, view), and ``S_g`` by (`GRADIENTS`, classifier, view, stabilizer).
-
-    Args:
-        denoiser: Makes ``x0_hat``; needs no more conditions.
-        classifiers: They, by name.
-        images: ``x_0``, in [-1, 1].
-        targets: y of each image, in each classifier's own numbers.
-        pairs: The levels of ``x_t`` and ``x_{t-1}``, noisiest first.
-        objective: Makes ``log p`` of a classifier.
-        eps: The noise at each t.
-        views: What the classifiers are shown, by name; the gradient is with respect to ``x_t``, through the denoiser.
-        stabilizers: What is done to the gradients, by name.
-        shared: Whether the denoiser is asked about ``x_{t-1}`` at the level of ``x_t``.
-        on_step: Called after each pair.
-    """
+    """Returns ``S_l`` by (`LOGITS`, classifier, view), and ``S_g`` by (`GRADIENTS`, classifier, view, stabilizer)."""
     heard = {name: _Heard(classifier) for name, classifier in classifiers.items()}
     guides = {
         (name, shown): Guide(objective=objective(classifier), input=input, wrt="x_t")

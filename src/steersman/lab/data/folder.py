@@ -14,16 +14,7 @@ BATCH = 64
 
 
 def write_folder(balls: SportBalls, out: Path, *, device: torch.device | str = "cpu") -> Iterator[Path]:
-    """Writes each image as ``OUT/CLASS/000000.png``, numbered by its index, and yields its path.
-
-    Args:
-        balls: The data set.
-        out: The folder; made if it is not there.
-        device: Where to render.
-
-    Raises:
-        InputError: The folder cannot be written to.
-    """
+    """Writes each image as ``OUT/CLASS/000000.png``, numbered by its index, and yields its path."""
     with writing_to(out):
         for name in balls.classes:
             (out / name).mkdir(parents=True, exist_ok=True)

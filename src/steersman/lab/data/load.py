@@ -26,19 +26,7 @@ SIDE = 64  # of images that have no side of their own, in pixels
 def load_data(
     spec: str, *, resolution: int | None = None, num: int = 100_000, seed: int = 0
 ) -> tuple[Dataset, tuple[str, ...]]:
-    """Returns a map-style data set of images (C, H, W) in [-1, 1] with their labels, and the names of its classes.
-
-    Args:
-        spec: ``sportballs``, ``sportballs:PRESET``; ``cifar10:`` or ``mnist:``, with a folder and ``?split=test`` or
-            without (`steersman.lab.data.pictures`); or a folder.
-        resolution: The side of the images in pixels; a folder's are resized to it and cropped in the middle. None for
-            CIFAR-10's and MNIST's own, and 64 for the others.
-        num: How many images, where they are drawn and not read.
-        seed: The seed of those.
-
-    Raises:
-        InputError: No such folder, or none with a class a folder; or as `steersman.lab.data.pictures.read_pictures`.
-    """
+    """Returns a map-style data set of images (C, H, W) in [-1, 1] with their labels, and the names of its classes."""
     name, _, preset = spec.partition(":")
     if name in SOURCES:
         pictures = read_pictures(name, preset, resolution)

@@ -62,15 +62,7 @@ class Source:
 
 
 class Pictures(Dataset):
-    """A data set of images (C, H, W) in [-1, 1] and labels, held in memory in 8 bits.
-
-    Args:
-        pixels: The images.
-        labels: Their labels.
-        classes: The names of the classes.
-        split: ``train`` or ``test``.
-        resolution: The side that images are resized to, in pixels; None for their own.
-    """
+    """A data set of images (C, H, W) in [-1, 1] and labels, held in memory in 8 bits."""
 
     def __init__(
         self,
@@ -94,17 +86,7 @@ class Pictures(Dataset):
 
 
 def read_pictures(name: str, place: str, resolution: int | None = None) -> Pictures:
-    """Returns CIFAR-10 or MNIST.
-
-    Args:
-        name: One of `SOURCES`.
-        place: What follows the colon in ``cifar10:FOLDER?split=test``; the folder may be left out.
-        resolution: The side that images are resized to, in pixels; None for their own.
-
-    Raises:
-        InputError: The option or the split is unknown, the folder has none of the layouts or a damaged one, the data
-            are not the published ones, or they cannot be fetched.
-    """
+    """Returns CIFAR-10 or MNIST."""
     source = SOURCES[name]
     folder, options = split_options(place, ("split",), f"option of {name}")
     split = options.get("split", "train")

@@ -232,23 +232,7 @@ def render(
     *,
     look: Int[Tensor, "B"] | None = None,
 ) -> Float[Tensor, "B 3 H W"]:
-    """Renders one ball an image on white, by the geometry and the light of this module's docstring.
-
-    Args:
-        label: Index into ``CLASSES``.
-        centre: ``c``, column and row as fractions of the canvas, from its upper left corner.
-        radius: ``r``, as a fraction of the canvas.
-        rotation: ``R``, from the ball's own axes to right, up and towards the viewer.
-        light: ``l``, the unit direction towards the light, on the same axes.
-        resolution: Height and width in pixels.
-        look: Colour scheme of the volleyballs, an index into ``SCHEMES``; all 0 if not given.
-
-    Returns:
-        Images in [-1, 1], float32, on the device of the arguments.
-
-    Raises:
-        InputError: If a label or a look is none of the known ones.
-    """
+    """Renders one ball an image on white, by the geometry and the light of this module's docstring."""
     look = torch.zeros_like(label) if look is None else look
     for name, values, count in (("label", label, len(CLASSES)), ("look", look, len(SCHEMES))):
         if ((values < 0) | (values >= count)).any():
@@ -285,14 +269,7 @@ class _Draw(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class SportBalls(torch.utils.data.Dataset):
-    """Rendered sport balls as a map-style dataset; image ``i`` depends on ``seed``, ``i`` and the settings alone.
-
-    Args:
-        num: Number of images.
-        seed: Of the whole set, 0 or more.
-        resolution: Height and width in pixels, 8 or more.
-        diameter: Smallest and largest, as fractions of the canvas in (0, 1]; uniform in between.
-    """
+    """Rendered sport balls as a map-style dataset; image ``i`` depends on ``seed``, ``i`` and the settings alone."""
 
     num: int
     seed: int = 0
@@ -313,14 +290,7 @@ class SportBalls(torch.utils.data.Dataset):
 
     @classmethod
     def preset(cls, name: str, *, num: int, seed: int = 0, resolution: int = 64) -> "SportBalls":
-        """Returns the set with the diameters of a preset.
-
-        Args:
-            name: ``"large"``: 0.45 to 0.95 of the canvas; ``"nrcg"``: 9 to 25 pixels of 64, as in the paper.
-            num: Number of images.
-            seed: Of the whole set.
-            resolution: Height and width in pixels.
-        """
+        """Returns the set with the diameters of a preset."""
         if name not in PRESETS:
             raise unknown("preset", name, PRESETS)
         return cls(num=num, seed=seed, resolution=resolution, diameter=PRESETS[name])
@@ -350,18 +320,7 @@ class SportBalls(torch.utils.data.Dataset):
     def batch(
         self, indices: Sequence[int], device: torch.device | str = "cpu"
     ) -> tuple[Float[Tensor, "B 3 H W"], Int[Tensor, "B"]]:
-        """Renders the images of the given indices.
-
-        Args:
-            indices: Each from 0 to ``num - 1``, in any order.
-            device: Where to render.
-
-        Returns:
-            Images in [-1, 1] and their labels, indices into ``classes``.
-
-        Raises:
-            IndexError: If an index is out of range.
-        """
+        """Renders the images of the given indices."""
         if any(not 0 <= i < self.num for i in indices):
             raise IndexError(f"indices must be within 0 to {self.num - 1}")
         drawn = [self._draw(i) for i in indices]

@@ -25,14 +25,7 @@ LINES = 200  # rows of a folded table, at most
 
 
 def report(folder: Path) -> Path:
-    """Writes ``report.html`` into a folder and returns its path.
-
-    Args:
-        folder: Of a run, a sweep, a tune or an analysis.
-
-    Raises:
-        InputError: It is none of these, or cannot be read or written to.
-    """
+    """Writes ``report.html`` into a folder and returns its path."""
     page, path = page_of(folder), folder / "report.html"
     try:
         write_page(path, page)
@@ -44,11 +37,7 @@ def report(folder: Path) -> Path:
 
 
 def page_of(folder: Path) -> Page:
-    """Returns what there is to say of a folder.
-
-    Raises:
-        InputError: It is none of the kinds above, or what it holds cannot be read.
-    """
+    """Returns what there is to say of a folder."""
     kinds = {"sweep.yaml": _sweep, "tune.yaml": _tune, "run.yaml": _run, "settings.json": _analysis}
     for name, described in kinds.items():
         if (folder / name).is_file():

@@ -35,16 +35,7 @@ def grid(rows: Mapping[str, Float[Tensor, "_ _ _ _"]], path: Path, *, columns: i
 
 
 def sheet(rows: Mapping[str, Float[Tensor, "_ _ _ _"]], *, columns: int = 8, zoom: int = 1) -> Image.Image:
-    """Returns a contact sheet: images side by side, in rows with a caption each.
-
-    Args:
-        rows: Images in [-1, 1] of one size, by their caption; more than fit in a row take several.
-        columns: How many images stand side by side, at most.
-        zoom: How many pixels a side of each image's pixel takes.
-
-    Raises:
-        InputError: There is nothing to show, or the images are not of one size.
-    """
+    """Returns a contact sheet: images side by side, in rows with a caption each."""
     if not any(map(len, rows.values())):
         raise InputError("a sheet needs at least 1 image, got 0")
     if len({images.shape[1:] for images in rows.values()}) > 1:
@@ -84,13 +75,6 @@ def _block(images: Float[Tensor, "B C H W"], columns: int, zoom: int) -> Image.I
 
 class Frames:
     """A callback of `steersman.sampling.sample` that keeps the images and the gradients on the way.
-
-    Args:
-        view: What to show: ``x0``, the denoised image that the step used, or ``x``, the sample after the step.
-        count: How many of the batch to keep, the first ones.
-        guide: The index of the guide whose gradient is kept.
-        every: Keep every k-th step, and the last.
-        decode: What makes images of latents; the gradients are kept as they are.
 
     Attributes:
         images: A batch a frame, (B, C, H, W), on the samples' device, so that no step waits for a copy.
@@ -137,10 +121,6 @@ def heat(gradient: Float[Tensor, "B C H W"], *, shared: bool = False) -> Float[T
 
     The largest is each image's own, as gradients grow by orders of magnitude on the way: the map tells where the
     classifier pulls, not how hard. Values that are not finite count as zero.
-
-    Args:
-        gradient: ``g``, of any scale.
-        shared: Whether the brightest is the largest of the whole batch, so that the maps can be compared.
     """
     from matplotlib import colormaps
 
@@ -160,19 +140,7 @@ def animation(
     seconds: float = 0.08,
     last: float = 1.5,
 ) -> None:
-    """Writes a GIF: a row an image of the batch, the image on the left and its gradient on the right.
-
-    Args:
-        images: One batch in [-1, 1] a frame, ``x0_hat`` or ``x_t``.
-        gradients: As many; resized to the images where their sides differ.
-        path: Where to.
-        zoom: How many pixels a side of each image's pixel takes.
-        seconds: How long a frame stays.
-        last: How long the last one stays, before it begins anew.
-
-    Raises:
-        InputError: There is no frame, or not one gradient a frame.
-    """
+    """Writes a GIF: a row an image of the batch, the image on the left and its gradient on the right."""
     if not images or len(images) != len(gradients):
         raise InputError(
             "frames need as many gradients as images, at least 1, "

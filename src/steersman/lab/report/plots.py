@@ -74,9 +74,6 @@ class Curve:
         spread: Half the height of the band around each value; None for no band.
         above: The band's height above each value, where it differs from that below.
         panel: The title of the curve's panel; None where there is one panel.
-
-    Raises:
-        InputError: They are not as many.
     """
 
     name: str
@@ -128,11 +125,7 @@ class Pair:
 def write_curves(
     path: Path, curves: Sequence[Curve], *, x: str, y: str, log_y: bool = False, log_x: bool = False
 ) -> None:
-    """Writes curves as a table and as a plot; x and y are the axes' labels.
-
-    Raises:
-        InputError: There is no curve.
-    """
+    """Writes curves as a table and as a plot; x and y are the axes' labels."""
     if not curves:
         raise InputError("curves must have at least 1 curve, got none")
     columns = ["spread", *(["above"] if any(curve.above is not None for curve in curves) else [])]
@@ -166,10 +159,6 @@ def front(points: Sequence[Point], *, larger: bool) -> list[Point]:
 
     A point dominates another if it is no worse in cost and in quality, and better in one of them. Equal points do not
     dominate each other; one whose cost or quality is not a number is on no front.
-
-    Args:
-        points: Any number.
-        larger: Whether a larger quality is a better one.
     """
     sign = -1 if larger else 1
     known = [point for point in points if not math.isnan(point.cost) and not math.isnan(point.quality)]
@@ -183,11 +172,7 @@ def front(points: Sequence[Point], *, larger: bool) -> list[Point]:
 
 
 def write_front(path: Path, points: Sequence[Point], *, larger: bool, cost: str, quality: str) -> None:
-    """Plots quality over cost, the front named and joined, the others grey; cost and quality are the axes' labels.
-
-    Raises:
-        InputError: No point has both.
-    """
+    """Plots quality over cost, the front named and joined, the others grey; cost and quality are the axes' labels."""
     best = front(points, larger=larger)
     if not best:
         raise InputError("the front needs at least 1 point that has a cost and a quality, got none")

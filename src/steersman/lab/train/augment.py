@@ -15,13 +15,7 @@ def flipped(images: Float[Tensor, "B C H W"], generator: torch.Generator) -> Flo
 
 
 def shifted(images: Float[Tensor, "B C H W"], most: int, generator: torch.Generator) -> Float[Tensor, "B C H W"]:
-    """Returns the images moved by up to so many pixels along each axis; what comes in is the image's reflection.
-
-    Args:
-        images: The images.
-        most: The largest shift, in pixels, smaller than the images.
-        generator: What the shifts are drawn from, on the CPU.
-    """
+    """Returns the images moved by up to so many pixels along each axis; what comes in is the image's reflection."""
     count, _, height, width = images.shape
     down, right = torch.randint(2 * most + 1, (2, count, 1), generator=generator)
     rows, columns = ((start + torch.arange(size)).to(images.device) for start, size in ((down, height), (right, width)))

@@ -53,9 +53,6 @@ class ClassificationLoss:
         flip: Whether half of the images are mirrored.
         shift: How many pixels they are moved by at most, along each axis.
         smoothing: Which share of a label is spread over all classes alike, in [0, 1).
-
-    Raises:
-        InputError: A shift or a smoothing out of its range.
     """
 
     schedule: VP | None = None
@@ -91,25 +88,14 @@ class ClassificationLoss:
 def noisy(
     x0: Float[Tensor, "B C H W"], times: Tensor, schedule: VP, generator: torch.Generator
 ) -> Float[Tensor, "B C H W"]:
-    """Returns ``x_t = alpha_t x_0 + sigma_t eps``.
-
-    Args:
-        x0: Images in [-1, 1].
-        times: ``t``, one for all or one each.
-        schedule: The noise.
-        generator: What ``eps`` is drawn from, on the CPU.
-    """
+    """Returns ``x_t = alpha_t x_0 + sigma_t eps``."""
     level = schedule.at_time(times)
     eps = torch.randn(x0.shape, generator=generator).to(x0)
     return broadcast(level.alpha, x0) * x0 + broadcast(level.sigma, x0) * eps
 
 
 def augmentation(resolution: int) -> Callable[[Tensor], Tensor]:
-    """Returns the random changes of a judge's training images (C, H, W) in [-1, 1]: shift, tint, blur and noise.
-
-    Args:
-        resolution: The side of the images, in pixels; they are shifted by a sixteenth of it at most.
-    """
+    """Returns the random changes of a judge's training images (C, H, W) in [-1, 1]: shift, tint, blur and noise."""
     noises = [v2.GaussianNoise(sigma=sigma) for sigma in (0.02, 0.05, 0.1)]
     return v2.Compose(
         [
@@ -144,36 +130,7 @@ def train_classifier(
     command: str | None = None,
     console: Console | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Trains a classifier, writes it, and measures what it wrote on images that it was not trained on.
-
-    Args:
-        out: Where ``model.safetensors``, ``card.json`` and ``checkpoint.pt`` go.
-        training: The settings of the loop. The statistics of batch normalisation are measured anew at its end, for the
-            weights that it ends with, averaged or not.
-        data: The data set, as `steersman.lab.data.load_data` reads it.
-        architecture: The network, as `steersman.models.classifiers.build_network` builds it.
-        resolution: The side of the images, in pixels; None for the data's own.
-        num: The size of the data set, where it is drawn.
-        data_seed: Its seed.
-        robust: Whether it is trained on noisy images.
-        schedule: Their noise, and that of the measurements; the cosine schedule of 1000 times if not given.
-        augment: Whether the images are shifted, tinted, blurred and noised a little, as a judge's are.
-        flip: Whether half of the images are mirrored.
-        shift: How many pixels the images are moved by at most, along each axis.
-        smoothing: Which share of a label is spread over all classes alike, in [0, 1).
-        half: Whether the weights are written in float16; the statistics of batch normalisation stay in float32.
-        held_out: How many images it is measured on; of an image folder they are kept out, at most a tenth; of CIFAR-10
-            and MNIST they are the first test images. None for 4000, or all test images.
-        held_out_seed: Their seed, where they are drawn.
-        command: The command line, for the card.
-        console: Where progress and accuracy are told.
-
-    Returns:
-        The network as it was written, in float32 and evaluation mode, and its card.
-
-    Raises:
-        InputError: A setting that cannot be used.
-    """
+    """Trains a classifier, writes it, and measures what it wrote on images that it was not trained on."""
     torch.manual_seed(training.seed)
     schedule = schedule or VP.cosine()
     images, unseen, classes = _split(data, resolution, num, data_seed, held_out, held_out_seed)

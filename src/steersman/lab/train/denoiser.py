@@ -70,9 +70,6 @@ class Architecture:
         attention: At how many resolutions, the lowest ones, there is self-attention.
         patch: The side of the squares of pixels that become channels first; 1 for pixels as they are. A U-Net of
             squares of 2 has a quarter of the positions to compute.
-
-    Raises:
-        InputError: A setting out of its range.
     """
 
     widths: tuple[int, ...] | None = None
@@ -91,11 +88,7 @@ class Architecture:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
 
     def of(self, resolution: int) -> "Architecture":
-        """Returns the architecture with its widths for a side of images.
-
-        Raises:
-            InputError: Its resolutions do not divide the side, or it cannot be halved to one that attention can be at.
-        """
+        """Returns the architecture with its widths for a side of images."""
         if resolution < 1 or resolution % self.patch:
             raise InputError(f"resolution must be a multiple of {self.patch}, the side of a patch, got {resolution}")
         side = resolution // self.patch
@@ -128,20 +121,7 @@ def unet(
     attention: int = 1,
     patch: int = 1,
 ) -> UNet2DModel:
-    """Returns a new U-Net: one width a resolution, attention at the lowest ones, and a null label at the end.
-
-    Args:
-        resolution: The side of the images, in pixels.
-        classes: How many labels; 0 for a model without.
-        widths: As `Architecture` has them.
-        layers: Likewise.
-        channels: Of the images.
-        attention: As `Architecture` has it.
-        patch: Likewise.
-
-    Raises:
-        InputError: A setting out of its range, or a resolution that the widths do not divide.
-    """
+    """Returns a new U-Net: one width a resolution, attention at the lowest ones, and a null label at the end."""
     widths = Architecture(widths=widths, layers=layers, attention=attention, patch=patch).of(resolution).widths
     assert widths is not None, "of a resolution they are known"
     if attention > len(widths):
@@ -194,9 +174,6 @@ class DenoisingLoss:
         dropout: How often the label becomes the null label, in [0, 1].
         shift: ``k``, above 0.
         flip: Whether half of the images are mirrored.
-
-    Raises:
-        InputError: A dropout or a shift out of its range.
     """
 
     schedule: VP
@@ -236,9 +213,6 @@ class EDMLoss:
         flip: Whether half of the images are mirrored.
         mean: The mean of ``ln(sigma / 2 s)``.
         deviation: Its standard deviation.
-
-    Raises:
-        InputError: A dropout or ``sigma_data`` out of its range.
     """
 
     sigma_data: float = 0.5
@@ -283,31 +257,7 @@ def train_denoiser(
     half: bool = False,
     command: str = "",
 ) -> Trained:
-    """Trains a class-conditional U-Net with a null label, and writes it as a diffusers pipeline's folder.
-
-    Args:
-        out: Where ``unet/``, ``scheduler/``, ``card.json``, ``checkpoint.pt`` and the pictures of samples go.
-        training: The settings of the loop.
-        data: The data set, as `steersman.lab.data.load_data` reads it.
-        resolution: The side of the images, in pixels; None for the data's own, or that of ``init``.
-        num: The size of the data set, where it is drawn.
-        data_seed: Its seed.
-        noise: ``cosine`` for v-prediction on the cosine schedule of 1000 times, ``edm`` for EDM's preconditioning and
-            noise; None for that of ``init``, or else ``cosine``.
-        architecture: The U-Net's; None for that of ``init``, or else the default.
-        dropout: The share of images shown without their label.
-        shift: How far the times of the cosine schedule are shifted towards noise, 1 for not.
-        flip: Whether half of the images are mirrored.
-        init: A denoiser to go on from, as `models.denoisers.load_denoiser` reads it, with its network and noise.
-        half: Whether the weights are written in float16.
-        command: The command line, for the card.
-
-    Returns:
-        The denoiser, with the averaged weights.
-
-    Raises:
-        InputError: A setting that cannot be used, or an ``init`` of other images, labels or noise.
-    """
+    """Trains a class-conditional U-Net with a null label, and writes it as a diffusers pipeline's folder."""
     if noise not in (None, "cosine", "edm"):
         raise unknown("noise", noise, ("cosine", "edm"))
     if init is not None and architecture is not None:

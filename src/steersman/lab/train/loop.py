@@ -152,25 +152,7 @@ def fit(
     preview_seconds: float = 900.0,
     console: Console | None = None,
 ) -> Network:
-    """Trains a network in place, from the folder's checkpoint where it has one.
-
-    Args:
-        network: The network; on return it holds the averaged weights where the settings ask for an average.
-        data: A map-style data set of images (C, H, W) in [-1, 1] and labels.
-        loss: The mean loss of a batch.
-        training: The settings.
-        out: The folder of ``checkpoint.pt``.
-        preview: Called with the (averaged) network and the images seen, at intervals and at the end.
-        preview_seconds: That interval.
-        console: Where progress is told.
-
-    Returns:
-        The network, in evaluation mode.
-
-    Raises:
-        Stopped: A signal came; the step at hand is saved.
-        InputError: The folder's checkpoint does not fit.
-    """
+    """Trains a network in place, from the folder's checkpoint where it has one."""
     accelerator = Accelerator(mixed_precision=training.precision, cpu=not torch.cuda.is_available())
     console = console or Console(quiet=not accelerator.is_main_process)
     out.mkdir(parents=True, exist_ok=True)
@@ -255,11 +237,7 @@ def fit(
 
 
 def _loaded(loader: Iterable[Loaded]) -> Iterator[Loaded]:
-    """Yields a loader's batches; what one of its processes refuses is refused as here, without that one's traceback.
-
-    Raises:
-        InputError: An image cannot be read.
-    """
+    """Yields a loader's batches; what one of its processes refuses is refused as here, without that one's traceback."""
     try:
         yield from loader
     except InputError as error:
@@ -281,12 +259,6 @@ def recalibrate(
     The running averages lag behind the weights: far in a short training, and always where the weights are averages of
     earlier ones. Here each becomes the plain mean over batches of the training, at most `RECALIBRATION` of them. A
     network without batch normalisation stays as it is.
-
-    Args:
-        network: The trained network; on return it is in evaluation mode.
-        data: What it was trained on.
-        shown: What the network sees of a batch, as in the training.
-        training: The settings of the training.
     """
     if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()):
         return
