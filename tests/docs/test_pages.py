@@ -1,10 +1,10 @@
 """Every code block of README and docs runs as it stands there, page by page from top to bottom, in one folder.
 
 What a block does is kept short from outside: sampling takes two steps without recurrence, a run draws few images of a
-target, rendered data sets and trainings have few images, an analysis visits few noise levels, a search of settings has
-few trials. Nothing in a block is changed but the stand-ins below, for what would have to be downloaded, for a GPU, for
-launchers of several processes, and for tables of all recipes and networks, of which one row is made. Two steps make no
-image that is worth a look; where a command says so by its exit code, it has run.
+target, rendered data sets and trainings have few images, an analysis visits few images and noise levels, a search of
+settings has few trials. Nothing in a block is changed but the stand-ins below, for what would have to be downloaded,
+for a GPU, for launchers of several processes, and for tables of all recipes and networks, of which one row is made. Two
+steps make no image that is worth a look; where a command says so by its exit code, it has run.
 """
 
 import runpy
@@ -33,6 +33,7 @@ INSTALLS = {"python3", ".venv/bin/pip", ".venv/bin/python"}  # of the installati
 def short(monkeypatch):
     """Keeps runs, data and trainings small, whatever a command asks for."""
     import steersman.cli.analyzing.common
+    import steersman.lab.analysis.parts
     import steersman.lab.data.load
     import steersman.lab.data.sportballs
     import steersman.lab.metrics.evaluate
@@ -49,7 +50,7 @@ def short(monkeypatch):
         steersman.lab.data.sportballs.SportBalls.preset,
     )
     trained, drawn = steersman.lab.train.loop.Training.__post_init__, steersman.lab.metrics.images._rendered
-    previewed = steersman.lab.train.denoiser.sample
+    counted, previewed = steersman.lab.analysis.parts.Parts.__init__, steersman.lab.train.denoiser.sample
     tuned, visited = steersman.lab.tune.tuning.Tuning.work, steersman.cli.analyzing.common.Scope.places
 
     def walked(self):
@@ -80,6 +81,9 @@ def short(monkeypatch):
     def preview(*args, steps, **settings):
         return previewed(*args, steps=min(steps, 2), **settings)
 
+    def parts(self, out, settings, count):
+        counted(self, out, settings, min(count, 16))
+
     def rendered(spec, kind, num=24, **settings):
         return drawn(spec, kind, min(num, 24), **settings)
 
@@ -89,6 +93,7 @@ def short(monkeypatch):
     monkeypatch.setattr(Recipe, "sampling", walked)
     monkeypatch.setattr(steersman.lab.metrics.images, "_rendered", rendered)
     monkeypatch.setattr(steersman.lab.run.Run, "__post_init__", run)
+    monkeypatch.setattr(steersman.lab.analysis.parts.Parts, "__init__", parts)
     monkeypatch.setattr(steersman.cli.analyzing.common.Scope, "places", places)
     monkeypatch.setattr(steersman.lab.train.denoiser, "sample", preview)
     monkeypatch.setattr(steersman.lab.tune.tuning.Tuning, "work", tuning)
