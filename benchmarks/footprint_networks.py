@@ -30,7 +30,7 @@ from steersman.models.classifiers.preprocess import Preprocess
 from steersman.models.classifiers.text import TextClassifier
 from steersman.models.denoisers import DiffusersDenoiser, EDMDenoiser, load_denoiser
 from steersman.models.denoisers.adm import CLASSIFIERS, DENOISERS
-from steersman.models.denoisers.dit_network import DiT
+from steersman.models.denoisers.architectures import DiT
 from steersman.schedule import VP, Flow, Level, Schedule
 
 __all__ = ["PAIRS", "SHAPES", "Pair", "Prompted", "adm", "bare", "dit"]

@@ -6,8 +6,7 @@ import torch
 from denoisers.adm_reference import Reference, apart
 from steersman.errors import InputError, Notice
 from steersman.models.classifiers import load_classifier
-from steersman.models.denoisers.adm import CLASSIFIERS, DENOISERS
-from steersman.models.denoisers.adm_layout import Attention, read_layout
+from steersman.models.denoisers.adm import CLASSIFIERS, DENOISERS, Attention, read_layout
 from steersman.schedule import EDM, VP, Flow
 
 CLOSE = 1e-5  # float32's rounding through some ten layers, and back, measured 4e-6

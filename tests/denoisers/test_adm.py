@@ -12,8 +12,7 @@ from denoisers.adm_reference import Reference, apart
 from steersman.denoise import eps_from_x0
 from steersman.errors import InputError, Notice
 from steersman.models.denoisers import load_denoiser
-from steersman.models.denoisers.adm import DENOISERS
-from steersman.models.denoisers.adm_layout import Attention, read_layout
+from steersman.models.denoisers.adm import DENOISERS, Attention, read_layout
 from steersman.models.denoisers.save import save_folder
 from steersman.schedule import VP
 

@@ -98,7 +98,7 @@ def _texts(folder: Path) -> list[Path]:
 def unet_folder(folder: Path) -> Format:
     from diffusers import DDPMPipeline, DDPMScheduler
 
-    from steersman.models.denoisers.adm_network import ADMUNet
+    from steersman.models.denoisers.architectures import ADMUNet
 
     unet = ADMUNet(
         heads=2,

@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 
 from steersman.errors import InputError
 from steersman.pipelines.parts import original
-from steersman.pipelines.told import by_name
+from steersman.pipelines.conditioning import by_name
 
 __all__ = ["Recording", "Turn"]
 

@@ -39,10 +39,8 @@ from steersman.lab.data.load import load_data
 from steersman.lab.report import grid
 from steersman.lab.train.augment import flipped
 from steersman.lab.train.loop import Batch, Training, fit
-from steersman.models.denoisers.adm_network import ADMUNet
-from steersman.models.denoisers.diffusers import DiffusersDenoiser
-from steersman.models.denoisers.edm import EDMDenoiser
-from steersman.models.denoisers.load import load_denoiser
+from steersman.models.denoisers import DiffusersDenoiser, EDMDenoiser, load_denoiser
+from steersman.models.denoisers.architectures import ADMUNet
 from steersman.models.denoisers.save import scheduler_of
 from steersman.sampling import DDIM, Heun, sample
 from steersman.schedule import EDM, VP, broadcast

@@ -19,8 +19,8 @@ from steersman.errors import InputError, about
 from steersman.models.classifiers.base import Classifier
 from steersman.models.classifiers.preprocess import Preprocess
 from steersman.models.classifiers.weights import class_names
-from steersman.models.denoisers.adm import CLASSIFIERS, read_checkpoint
-from steersman.models.denoisers.adm_layout import Attention, fill, in_diffusers_terms
+from steersman.models.denoisers.adm import CLASSIFIERS, Attention, read_checkpoint
+from steersman.models.denoisers.conversion import fill
 
 __all__ = ["load_adm_classifier"]
 

@@ -1,284 +1,434 @@
-"""Checkpoints of Dhariwal & Nichol (2021), "Diffusion Models Beat GANs on Image Synthesis", as denoisers.
+"""Checkpoints of Dhariwal & Nichol (2021), "Diffusion Models Beat GANs", and Nichol & Dhariwal (2021), as denoisers.
 
-The same of Nichol & Dhariwal (2021), "Improved Denoising Diffusion Probabilistic Models". Of a released file everything
-is known by its name: ``adm:models/256x256_diffusion.pt``. Of another one the tensors' shapes tell most, and the rest is
-stated, by the names that the authors' training scripts have for it or by shorter ones:
+With L levels of n residual blocks, counted from the image, their blocks are numbered through:
 
-    heads, head_channels    num_heads, num_head_channels: how many heads an attention has, or how many channels a head
-    heads_upsample          num_heads_upsample: how many heads on the way up, where it is another number
-    attention               legacy (heads are split before queries, keys and values) or new (after), which the scripts
-                            call use_new_attention_order=True
-    size                    image_size: the image's height and width, at which the attentions were trained; a classifier
-                            whose attention pool numbers its places needs none
-    blocks                  num_res_blocks: residual blocks of a level, where a classifier's tensors leave it open
-    diffusion_steps, schedule (noise_schedule), predict_xstart, rescale_timesteps
-                            how it was trained (`models.denoisers.adm_settings`); left out, they are the defaults of
-                            guided-diffusion's scripts, 1000, linear, False, False, and a notice says so.
-                            improved-diffusion's scripts have rescale_timesteps=True where it is not given
+    input_blocks.1 + l (n + 1) + j    block j of level l                 down_blocks.l.resnets.j, .attentions.j
+      j = n                           halves the size                    down_blocks.l.downsamplers.0
+    middle_block.0, 1, 2              residual, attention, residual      mid_block
+    output_blocks.l (n + 1) + j       block j of the l-th last level     up_blocks.l.resnets.j, .attentions.j
+      j = n                           doubles the size after that        up_blocks.l.upsamplers.0
 
-    weights                 what holds the weights in the file, where it holds an averaged copy (``ema``) too
-
-So ``adm:mine.pt?heads=4&attention=legacy&size=64&diffusion_steps=4000&schedule=cosine``. What the tensors tell may be
-stated too, and is held against them: num_channels, channel_mult, attention_resolutions, learn_sigma, class_cond,
-num_classes, use_scale_shift_norm, resblock_updown, classifier_pool. Settings of training alone, such as dropout or
-rescale_learned_sigmas, are taken and change nothing.
+The shapes tell the network but for its attentions' heads and the order of their rows (`models.denoisers.conversion`).
+A released file is known by its name, ``adm:256x256_diffusion.pt``; of any other the spec states them, with the size of
+the images and the training (`models.denoisers.settings`): ``adm:mine.pt?heads=4&attention=legacy&size=64``.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor
 
 from steersman.errors import InputError, about
 from steersman.models.checkpoint import read_tensors
-from steersman.models.denoisers.adm_layout import Attention, Layout, fill, in_diffusers_terms, read_layout
-from steersman.models.denoisers.adm_settings import Diffusion, Stated, read_stated
-from steersman.models.denoisers.diffusers import DiffusersDenoiser
+from steersman.models.denoisers.architectures import GROUPS
+from steersman.models.denoisers.conversion import convert, empty_unet, fill, unet_blocks
+from steersman.models.denoisers.network import DiffusersDenoiser
+from steersman.models.denoisers.settings import Diffusion, Settings, read_settings
+from steersman.names import imagenet_names
 
-__all__ = ["CLASSIFIERS", "DENOISERS", "Checkpoint", "load_adm", "read_checkpoint"]
+__all__ = [
+    "CLASSIFIERS",
+    "DENOISERS",
+    "Attention",
+    "Checkpoint",
+    "Layout",
+    "load_adm",
+    "read_checkpoint",
+    "read_layout",
+]
 
-SOURCE = "https://openaipublic.blob.core.windows.net/diffusion"
-MULTIPLIERS: Mapping[int, tuple[float, ...]] = {
-    32: (1, 2, 2, 2),
-    64: (1, 2, 3, 4),
-    128: (1, 1, 2, 3, 4),
-    256: (1, 1, 2, 2, 4, 4),
-    512: (0.5, 1, 1, 2, 2, 4, 4),
-}
-ATTENTION = ("heads", "head_channels", "heads_upsample")
-TOLD = ("num_channels", "channel_mult", "attention_resolutions", "use_scale_shift_norm", "resblock_updown")
-NETWORK = (*ATTENTION, "attention", "size", "blocks", *TOLD)
-TRAINED = {
-    "adm": ("diffusion_steps", "schedule", "predict_xstart", "rescale_timesteps"),
-    "adm-classifier": ("diffusion_steps", "schedule", "rescale_timesteps"),
-}
+URL = "https://openaipublic.blob.core.windows.net/diffusion"
+HEADS = ("heads", "head_channels", "heads_upsample")
+NETWORK = (*HEADS, "attention", "size", "blocks", "weights", "num_classes", "num_channels", "channel_mult")
+STATED = (*NETWORK, "attention_resolutions", "use_scale_shift_norm", "resblock_updown")
+TRAINING = ("diffusion_steps", "schedule", "rescale_timesteps")
 SETTINGS = {
-    "adm": (*NETWORK, *TRAINED["adm"], "learn_sigma", "class_cond", "num_classes", "weights"),
-    "adm-classifier": (*NETWORK, *TRAINED["adm-classifier"], "num_classes", "pool", "weights"),
+    "adm": (*STATED, *TRAINING, "predict_xstart", "learn_sigma", "class_cond"),
+    "adm-classifier": (*STATED, *TRAINING, "pool"),
+}
+ENLARGES = re.compile(r"output_blocks\.\d+\.[12]\.(conv|in_layers\.2)\.weight")
+RESNET = {
+    "in_layers.0": "norm1",
+    "in_layers.2": "conv1",
+    "emb_layers.1": "time_emb_proj",
+    "out_layers.0": "norm2",
+    "out_layers.3": "conv2",
+    "skip_connection": "conv_shortcut",
+}
+ATTENTION = {"norm": "group_norm", "qkv": "to_qkv", "proj_out": "to_out.0"}
+OUTSIDE = {
+    "time_embed.0": "time_embedding.linear_1",
+    "time_embed.2": "time_embedding.linear_2",
+    "label_emb": "class_embedding",
+    "input_blocks.0.0": "conv_in",
+    "out.0": "conv_norm_out",
+    "out.2": "conv_out",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
-class Known:
-    """What is known of a file.
+class Attention:
+    """What the shapes do not tell of the attentions: the number of heads, or their channels, and the order of rows."""
 
-    Attributes:
-        attention: Its heads, and their order.
-        layout: Its network; None where it is read from the shapes.
-        size: Height and width of its images; None where the shapes may tell.
-        diffusion: How it was trained.
-        page: Where a released one lies.
+    heads: int | None = None
+    head_channels: int | None = None
+    heads_upsample: int | None = None  # on the way up, where it is another number
+    order: Literal["legacy", "new"]
+
+    def count(self, channels: int, *, up: bool = False) -> int:
+        """Returns the number of heads of an attention, which must divide its channels."""
+        name = "heads" if self.head_channels is None else "head_channels"
+        if up and self.heads_upsample and self.head_channels is None:
+            name = "heads_upsample"
+        given = getattr(self, name)
+        if not given or given < 0 or channels % given:
+            raise InputError(f"{name} must be a divisor of {channels}, an attention's channels, got {given}")
+        return given if self.head_channels is None else channels // given
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """What the shapes tell of a network."""
+
+    width: int  # channels of the time embedding's input
+    channels: tuple[int, ...]  # of each level
+    blocks: int  # n
+    attended: tuple[bool, ...]  # the levels with attentions
+    inputs: int = 3
+    outputs: int = 6
+    labels: int = 0
+    scale_shift: bool = True  # the time scales and shifts what is normalised; else it is added before
+    residual: bool = True  # residual blocks change the size; else convolutions
+
+    def network(self, attention: Attention, size: int) -> UNet2DModel:
+        """Returns a network of this layout for images of a size, on the meta device."""
+        wide = {self.channels[-1]}  # of the middle, which always has an attention
+        wide |= {each for each, attends in zip(self.channels, self.attended, strict=True) if attends}
+        head_channels = {each // attention.count(each) for each in wide}
+        heads, up_heads = (attention.count(self.channels[-1], up=up) for up in (False, True))
+        return empty_unet(
+            size,
+            self.channels,
+            self.attended,
+            residual=self.residual,
+            in_channels=self.inputs,
+            out_channels=self.outputs,
+            layers_per_block=self.blocks,
+            attention_head_dim=min(head_channels) if len(head_channels) == 1 else 1,
+            attn_norm_num_groups=GROUPS,  # without it, diffusers leaves the middle attention's normalisation out
+            resnet_time_scale_shift="scale_shift" if self.scale_shift else "default",
+            num_class_embeds=self.labels or None,
+            time_embedding_dim=4 * self.width,
+            heads=heads if len(head_channels) > 1 else None,
+            up_heads=up_heads if up_heads != heads else None,
+            time_channels=self.width if self.width != self.channels[0] else None,
+        )
+
+    def weights(self, tensors: Mapping[str, Tensor], attention: Attention) -> dict[str, Tensor]:
+        """Returns the released tensors under the names of the network's."""
+
+        def groups(name: str, channels: int) -> int:
+            return attention.count(channels, up=name.startswith("up_blocks")) if attention.order == "legacy" else 1
+
+        return convert(tensors, self._modules(), groups)
+
+    def _modules(self) -> dict[str, tuple[str, ...]]:
+        """Maps the released names of modules to those of diffusers."""
+        modules = dict(OUTSIDE)
+
+        def add(old: str, new: str, parts: Mapping[str, str]) -> None:
+            modules.update({f"{old}.{part}": f"{new}.{name}" for part, name in parts.items()})
+
+        i, k, m = 1, 0, 0  # the next block on the way down, on the way up, in the middle
+        for new in unet_blocks(len(self.channels), self.blocks):
+            attention = new.replace("resnets", "attentions")
+            if new.startswith("down"):
+                add(f"input_blocks.{i}.0", new, {**RESNET, "op": "conv"})
+                add(f"input_blocks.{i}.1", attention, ATTENTION)
+                i += 1
+            elif new.startswith("mid"):
+                add(f"middle_block.{m}", new, RESNET)
+                m += 2
+            elif "resnets" in new:
+                add(f"output_blocks.{k}.0", new, RESNET)
+                add(f"output_blocks.{k}.1", attention, ATTENTION)
+                k += 1
+            else:
+                for index in (1, 2):  # after the attention, where there is one
+                    add(f"output_blocks.{k - 1}.{index}", new, {**RESNET, "conv": "conv"})
+        add("middle_block.1", "mid_block.attentions.0", ATTENTION)
+        return {old: (new,) for old, new in modules.items()}
+
+
+def read_layout(tensors: Mapping[str, Tensor], blocks: int | None = None) -> Layout:
+    """Returns the layout of a network, or of a classifier, which is its lower half.
+
+    Args:
+        tensors: The tensors by their released names.
+        blocks: n, where the tensors of a classifier leave it open.
+
+    Raises:
+        InputError: They are those of another network, or leave the layout open.
     """
+    try:
+        return _layout(tensors, blocks)
+    except KeyError as error:
+        raise InputError(f"it lacks {error.args[0]}") from error
+    except IndexError as error:
+        raise InputError("its tensors have other dimensions") from error
+
+
+def _layout(tensors: Mapping[str, Tensor], blocks: int | None) -> Layout:
+    first, width = tensors["input_blocks.0.0.weight"], tensors["time_embed.0.weight"].shape[1]
+    count = len({name.split(".")[1] for name in tensors if name.startswith("input_blocks.")})
+    whole = any(name.startswith("output_blocks.") for name in tensors)
+    n = _blocks(tensors, count, whole, blocks)
+    starts = range(1, count, n + 1)
+    channels = tuple(tensors[f"input_blocks.{i}.0.in_layers.2.weight"].shape[0] for i in starts)
+    if any(each % 32 for each in channels):
+        raise InputError(f"the channels of its levels must be divisible by 32, got {channels}")
+    return Layout(
+        width=width,
+        channels=channels,
+        blocks=n,
+        attended=tuple(f"input_blocks.{i}.1.qkv.weight" in tensors for i in starts),
+        inputs=first.shape[1],
+        outputs=tensors["out.2.weight"].shape[0] if whole else 2 * first.shape[1],
+        labels=tensors["label_emb.weight"].shape[0] if "label_emb.weight" in tensors else 0,
+        scale_shift=tensors["input_blocks.1.0.emb_layers.1.weight"].shape[0] == 2 * channels[0],
+        residual=f"input_blocks.{n + 1}.0.op.weight" not in tensors,
+    )
+
+
+def _blocks(tensors: Mapping[str, Tensor], count: int, whole: bool, stated: int | None) -> int:
+    """Returns n of a network of so many input blocks, counted on the way up, or as the lower half allows."""
+    if whole:
+        levels = 1 + sum(ENLARGES.fullmatch(name) is not None for name in tensors)
+        possible = [count // levels - 1] if count % levels == 0 and count > levels else []
+    else:
+        possible = [n for n in range(1, count) if count % (n + 1) == 0 and _fits(tensors, count, n)]
+    if not possible:
+        raise InputError("it must have numbered blocks, as many in each level, got another network")
+    if stated in possible:
+        return possible[possible.index(stated)]
+    if stated is None and len(possible) == 1:
+        return possible[0]
+    choices = " or ".join(map(str, possible))
+    raise InputError(f"blocks must be {choices}, the residual blocks in each level, got {stated or 'none'}")
+
+
+def _fits(tensors: Mapping[str, Tensor], count: int, n: int) -> bool:
+    """Whether levels of n blocks are each of one width, and have an attention in all blocks or in none."""
+    for start in range(1, count, n + 1):
+        level = {
+            (tensors[f"input_blocks.{i}.0.out_layers.3.weight"].shape[0], f"input_blocks.{i}.1.qkv.weight" in tensors)
+            for i in range(start, start + n)
+            if f"input_blocks.{i}.0.out_layers.3.weight" in tensors
+        }
+        halves = f"input_blocks.{start + n}"
+        if len(level) != 1 or f"{halves}.1.qkv.weight" in tensors or f"{halves}.0.skip_connection.weight" in tensors:
+            return False
+    return all(int(name.split(".")[1]) % (n + 1) == 0 for name in tensors if name.endswith(".0.op.weight"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Released:
+    """What is known of a released file."""
 
     attention: Attention
-    layout: Layout | None = None
-    size: int | None = None
-    diffusion: Diffusion = Diffusion()
-    page: str = f"{SOURCE}/jul-2021"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    """A file's tensors by their released names, and the network that they are of.
-
-    Attributes:
-        stated: What the spec states of it.
-        released: Whether it is one of the released files.
-    """
-
-    path: Path
-    tensors: dict[str, Tensor]
     layout: Layout
-    known: Known
-    stated: Stated
-    released: bool
-
-    def size(self, found: int = 0) -> int:
-        """Returns the height and width of its images, which are known, stated or found.
-
-        Args:
-            found: What the shapes tell; 0 where they do not.
-
-        Raises:
-            InputError: None is stated or found, another one than can be, or one of other attentions than are stated.
-        """
-        halved, size = 2 ** (len(self.layout.channels) - 1), self.known.size or found
-        if found and size != found:
-            raise InputError(f"size must be {found}, by the number of its attention pool's positions, got {size}")
-        if not size or size % halved:
-            raise InputError(f"size=N must be that of its images, a multiple of {halved}, got {size or 'none'}")
-        sides = {size >> level: attends for level, attends in enumerate(self.layout.attended)}
-        stated = self.stated.get("attention_resolutions", ())
-        if stated and any(attends != (side in stated) for side, attends in sides.items()):
-            told = ",".join(str(side) for side, attends in sides.items() if attends) or "none"
-            raise InputError(
-                f"attention_resolutions must be {told}, which the file's tensors tell of images of {size} pixels, got "
-                f"{','.join(map(str, stated))}"
-            )
-        return size
+    size: int
+    diffusion: Diffusion
+    page: str
 
 
 def _released(
-    size: int,
     width: int,
     blocks: int,
-    labels: int,
-    attention: Attention,
+    size: int,
+    *,
+    labels: int = 0,
+    attention: Attention = Attention(head_channels=64, order="legacy"),  # noqa: B008 - frozen
     diffusion: Diffusion = Diffusion(),  # noqa: B008 - frozen
     attended: tuple[int, ...] = (32, 16, 8),
     page: str = "jul-2021",
     **layout: Any,  # noqa: ANN401
-) -> Known:
-    multipliers = MULTIPLIERS[size]
-    found = Layout(
-        width=width,
-        channels=tuple(int(each * width) for each in multipliers),
-        blocks=blocks,
-        attended=tuple(size >> level in attended for level in range(len(multipliers))),
-        labels=labels,
-        **layout,
-    )
-    return Known(attention=attention, layout=found, size=size, diffusion=diffusion, page=f"{SOURCE}/{page}")
+) -> Released:
+    multipliers = {
+        32: (1, 2, 2, 2),
+        64: (1, 2, 3, 4),
+        128: (1, 1, 2, 3, 4),
+        256: (1, 1, 2, 2, 4, 4),
+        512: (0.5, 1, 1, 2, 2, 4, 4),
+    }[size]
+    channels = tuple(int(each * width) for each in multipliers)
+    levels = tuple(size >> level in attended for level in range(len(multipliers)))
+    found = Layout(width=width, channels=channels, blocks=blocks, attended=levels, labels=labels, **layout)
+    return Released(attention=attention, layout=found, size=size, diffusion=diffusion, page=f"{URL}/{page}")
 
 
-_LEGACY, _COSINE = Attention(head_channels=64, order="legacy"), Diffusion(schedule="cosine")
-_UNCONDITIONAL = _released(256, 256, 2, 0, _LEGACY)
-_FOUR = Attention(heads=4, order="legacy")
-_IMPROVED: Mapping[str, Any] = {"residual": False, "attended": (16, 8), "page": "march-2021"}
+_COSINE = Diffusion(schedule="cosine")
 _LONG = Diffusion(diffusion_steps=4000, schedule="cosine")
 _RESCALED = replace(_LONG, rescale_timesteps=True)
-_BEDROOM = _released(256, 128, 2, 0, replace(_FOUR, heads=1), **{**_IMPROVED, "attended": (16,), "scale_shift": False})
-DENOISERS: Mapping[str, Known] = {
-    "64x64_diffusion.pt": _released(64, 192, 3, 1000, replace(_LEGACY, order="new"), _COSINE),
-    "128x128_diffusion.pt": _released(128, 256, 2, 1000, _FOUR),
-    "256x256_diffusion.pt": _released(256, 256, 2, 1000, _LEGACY),
-    "256x256_diffusion_uncond.pt": _UNCONDITIONAL,
-    "512x512_diffusion.pt": _released(512, 256, 2, 1000, _LEGACY),
-    **{f"lsun_{name}.pt": _UNCONDITIONAL for name in ("bedroom", "cat", "horse", "horse_nodropout")},
+_4_HEADS = Attention(heads=4, order="legacy")
+_IMPROVED: dict[str, Any] = {"attention": _4_HEADS, "residual": False, "attended": (16, 8), "page": "march-2021"}
+_LSUN: dict[str, Any] = {"attention": replace(_4_HEADS, heads=1), "attended": (16,), "scale_shift": False}
+DENOISERS: Mapping[str, Released] = {
+    "64x64_diffusion.pt": _released(
+        192, 3, 64, labels=1000, attention=Attention(head_channels=64, order="new"), diffusion=_COSINE
+    ),
+    "128x128_diffusion.pt": _released(256, 2, 128, labels=1000, attention=_4_HEADS),
+    "256x256_diffusion.pt": _released(256, 2, 256, labels=1000),
+    "256x256_diffusion_uncond.pt": _released(256, 2, 256),
+    "512x512_diffusion.pt": _released(256, 2, 512, labels=1000),
+    **{f"lsun_{name}.pt": _released(256, 2, 256) for name in ("bedroom", "cat", "horse", "horse_nodropout")},
     **{
-        f"cifar10_uncond_{name}_500K.pt": _released(32, 128, 3, 0, _FOUR, _RESCALED, **_IMPROVED)
-        for name in ("50M", "vlb_50M")
+        f"{name}.pt": _released(128, 3, size, diffusion=_RESCALED, **_IMPROVED)
+        for name, size in {
+            "cifar10_uncond_50M_500K": 32,
+            "cifar10_uncond_vlb_50M_500K": 32,
+            "imagenet64_uncond_100M_1500K": 64,
+            "imagenet64_uncond_vlb_100M_1500K": 64,
+        }.items()
     },
+    "imagenet64_cond_270M_250K.pt": _released(192, 3, 64, labels=1000, diffusion=_LONG, **_IMPROVED),
     **{
-        f"imagenet64_uncond_{name}_1500K.pt": _released(64, 128, 3, 0, _FOUR, _RESCALED, **_IMPROVED)
-        for name in ("100M", "vlb_100M")
+        f"lsun_uncond_100M_{name}.pt": _released(128, 2, 256, **_IMPROVED | _LSUN)
+        for name in ("1200K_bs128", "2400K_bs64")
     },
-    "imagenet64_cond_270M_250K.pt": _released(64, 192, 3, 1000, _FOUR, _LONG, **_IMPROVED),
-    **{f"lsun_uncond_100M_{name}.pt": _BEDROOM for name in ("1200K_bs128", "2400K_bs64")},
 }
-CLASSIFIERS: Mapping[str, Known] = {
-    "64x64_classifier.pt": _released(64, 128, 4, 0, _LEGACY, _COSINE),  # as the denoiser's that it guides
-    **{f"{size}x{size}_classifier.pt": _released(size, 128, 2, 0, _LEGACY) for size in (128, 256, 512)},
+CLASSIFIERS: Mapping[str, Released] = {
+    "64x64_classifier.pt": _released(128, 4, 64, diffusion=_COSINE),  # as the denoiser's that it guides
+    **{f"{size}x{size}_classifier.pt": _released(128, 2, size) for size in (128, 256, 512)},
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A file's tensors by their released names, and what is known, read or stated of their network."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    layout: Layout
+    attention: Attention
+    diffusion: Diffusion
+    settings: Settings
+    released: Released | None
+
+    def network(self, pooled: int = 0) -> tuple[UNet2DModel, int]:
+        """Returns the network without weights, and the side of its images: as known or stated, or as pooled.
+
+        Args:
+            pooled: The side by the number of positions of a classifier's attention pool; 0 where there is none.
+
+        Raises:
+            InputError: The size is not known, does not fit, or has attentions at other resolutions than are stated.
+        """
+        halved = 2 ** (len(self.layout.channels) - 1)
+        size = self.settings.get("size") or (self.released.size if self.released else pooled)
+        if pooled and size != pooled:
+            raise InputError(f"size must be {pooled}, by the number of its attention pool's positions, got {size}")
+        if not size or size % halved:
+            raise InputError(f"size=N must be that of its images, a multiple of {halved}, got {size or 'none'}")
+        sides = {size >> level: attends for level, attends in enumerate(self.layout.attended)}
+        stated = self.settings.get("attention_resolutions", ())
+        if stated and any(attends != (side in stated) for side, attends in sides.items()):
+            found = ",".join(str(side) for side, attends in sides.items() if attends) or "none"
+            given = ",".join(f"{side:g}" for side in stated)
+            raise InputError(
+                f"attention_resolutions must be {found}, by the file's tensors and images of {size} pixels, got {given}"
+            )
+        return self.layout.network(self.attention, size), size
 
 
 def load_adm(name: str) -> DiffusersDenoiser:
-    """Returns a checkpoint's denoiser, in float32 on the CPU.
-
-    Args:
-        name: The file, with what the module's docstring lists where it is none of the released ones.
-
-    Raises:
-        InputError: The file is missing, cannot be read, or holds another network than is stated.
-    """
-    found = read_checkpoint("adm", name, DENOISERS)
-    layout, known = found.layout, found.known
-    with about("adm", found.path):
-        if not any(key.startswith("output_blocks.") for key in found.tensors):
+    """Returns the denoiser of ``FILE?KEY=VALUE&KEY=VALUE``, in float32 on the CPU."""
+    checkpoint = read_checkpoint("adm", name, DENOISERS)
+    layout = checkpoint.layout
+    with about("adm", checkpoint.path):
+        if not any(key.startswith("output_blocks.") for key in checkpoint.tensors):
             raise InputError("it must be a denoiser, got a classifier")
-        if layout.inputs == 6 or layout.outputs not in (layout.inputs, 2 * layout.inputs):
+        learned = layout.outputs == 2 * layout.inputs
+        if layout.inputs == 6 or not (learned or layout.outputs == layout.inputs):
             raise InputError(
                 f"it must be a denoiser, got one of {layout.inputs} channels to {layout.outputs}, as upsamplers are"
             )
-        found.stated.must_be(
-            {
-                "learn_sigma": layout.outputs == 2 * layout.inputs,
-                "class_cond": layout.labels > 0,
-                "num_classes": layout.labels,
-            }
+        checkpoint.settings.check(
+            {"learn_sigma": learned, "class_cond": layout.labels > 0, "num_classes": layout.labels}
         )
-        network = layout.network(known.attention, found.size())
-        fill(network, in_diffusers_terms(found.tensors, layout, known.attention))
-    classes: tuple[str, ...] = ()
-    if found.released and layout.labels:
-        from steersman.names import imagenet_names
-
-        classes = imagenet_names()
+        network, _ = checkpoint.network()
+        fill(network, layout.weights(checkpoint.tensors, checkpoint.attention))
     return DiffusersDenoiser(
         network,
-        schedule=known.diffusion.noise,
-        parameterization=known.diffusion.parameterization,
-        classes=classes,
-        time_scale=known.diffusion.time_scale,
+        schedule=checkpoint.diffusion.noise,
+        parameterization=checkpoint.diffusion.parameterization,
+        classes=imagenet_names() if checkpoint.released and layout.labels else (),
+        time_scale=checkpoint.diffusion.time_scale,
     )
 
 
-def read_checkpoint(source: str, name: str, released: Mapping[str, Known]) -> Checkpoint:
-    """Returns a file's tensors, and what is known of their network.
+def read_checkpoint(source: str, name: str, released: Mapping[str, Released]) -> Checkpoint:
+    """Returns the tensors of ``FILE?KEY=VALUE&KEY=VALUE``, and what is known, read or stated of their network.
 
     Args:
         source: ``adm`` or ``adm-classifier``.
-        name: The file, with what the module's docstring lists where it is none of the released ones.
-        released: The released ones.
+        name: The file with its settings.
+        released: The released files by their names.
 
     Raises:
-        InputError: The file is missing or cannot be read, something has to be stated, or is not what the tensors tell,
-            or what is released by that name is another network.
+        InputError: The file is missing or cannot be read, a setting is missing or is not what the tensors tell, or the
+            network is not the one that is released by that name.
     """
-    stated = read_stated(source, name, SETTINGS[source])
-    path = Path(stated.file)
+    settings = read_settings(source, name, SETTINGS[source])
+    path = Path(settings.file)
     known = released.get(path.name)
     if not path.is_file():
-        fetch = f"fetch {known.page}/{path.name} and put it there" if known else f"known at {SOURCE}/: "
-        raise InputError(f"{source}: there is no file {stated.file!r}; {fetch}{'' if known else ', '.join(released)}")
+        fetch = f"fetch {known.page}/{path.name} and put it there" if known else f"known at {URL}/: "
+        raise InputError(f"{source}: there is no file {settings.file!r}; {fetch}{'' if known else ', '.join(released)}")
     if known is None:
-        _attention(stated, None)
-    tensors = read_tensors(path, weights=stated.get("weights"))
+        _attention(settings, None)
+    tensors = read_tensors(path, weights=settings.get("weights"))
     with about(source, path):
-        layout = read_layout(tensors, stated.get("blocks"))
-        for key, wanted in vars(known.layout).items() if known and known.layout else ():
-            if (given := getattr(layout, key)) == wanted:
-                continue
-            if not stated:
+        layout = read_layout(tensors, settings.get("blocks"))
+        if known and layout != known.layout:
+            key = next(key for key, value in vars(known.layout).items() if getattr(layout, key) != value)
+            if not settings:
                 raise InputError(
-                    f"it is not what is released by that name: {key} must be {wanted}, got {given}; give a network of "
-                    f"your own its settings, {source}:{stated.file}?heads=4&attention=legacy&size=64"
+                    f"it is not what is released by that name: {key} must be {getattr(known.layout, key)}, got "
+                    f"{getattr(layout, key)}; give a network of your own its settings, "
+                    f"{source}:{path}?heads=4&attention=legacy&size=64"
                 )
             known = None
-            break
-        attention = _attention(stated, known)
-        size = stated.get("size", known.size if known else None)
-        stated.must_be(_told(layout))
-        diffusion = stated.diffusion(known.diffusion if known else None, TRAINED[source])
-    found = Known(attention=attention, layout=layout, size=size, diffusion=diffusion)
-    return Checkpoint(path=path, tensors=tensors, layout=layout, known=found, stated=stated, released=known is not None)
+        attention = _attention(settings, known)
+        multipliers = tuple(each / layout.width for each in layout.channels)
+        found = {"num_channels": layout.width, "channel_mult": multipliers, "use_scale_shift_norm": layout.scale_shift}
+        settings.check(found if len(multipliers) == 1 else {**found, "resblock_updown": layout.residual})
+        diffusion = settings.diffusion(known.diffusion if known else None)
+    return Checkpoint(
+        path=path,
+        tensors=tensors,
+        layout=layout,
+        attention=attention,
+        diffusion=diffusion,
+        settings=settings,
+        released=known,
+    )
 
 
-def _told(layout: Layout) -> dict[str, Any]:
-    """Returns what the tensors tell of the settings."""
-    multipliers = (each / layout.width for each in layout.channels)
-    told: dict[str, Any] = {
-        "num_channels": layout.width,
-        "channel_mult": tuple(int(each) if each.is_integer() else each for each in multipliers),
-        "use_scale_shift_norm": layout.scale_shift,
-    }
-    return told if len(layout.channels) == 1 else told | {"resblock_updown": layout.residual}
-
-
-def _attention(stated: Stated, known: Known | None) -> Attention:
-    """Returns what no shape tells of the attentions, as stated or known."""
-    given = {key: stated[key] for key in ATTENTION if key in stated}
-    if {"heads", "head_channels"} <= given.keys() or (
-        known is None and not (given.keys() & {"heads", "head_channels"} and "attention" in stated)
-    ):
+def _attention(settings: Settings, known: Released | None) -> Attention:
+    """Returns the attentions' heads and order, as stated or known; one of the two counts is needed, and the order."""
+    given = {key: settings[key] for key in HEADS if key in settings}
+    counts = given.keys() & {"heads", "head_channels"}
+    if len(counts) == 2 or (known is None and not (counts and "attention" in settings)):
+        spec = f"{settings.source}:{settings.file}"
         raise InputError(
-            f"{stated.source}: {stated.file!r} is not a released file, whose heads are known; state them: "
-            f"{stated.source}:{stated.file}?heads=4&attention=legacy&size=64, or head_channels=64, and attention="
-            "legacy or new"
+            f"{settings.source}: {settings.file!r} is not a released file, whose heads are known; state them: "
+            f"{spec}?heads=4&attention=legacy&size=64, or head_channels=64, and attention=legacy or new"
         )
-    base = known.attention if known else Attention(order=stated["attention"])
-    if given.keys() & {"heads", "head_channels"}:
-        base = Attention(order=base.order)
-    return replace(base, order=stated.get("attention", base.order), **given)
+    order = settings.get("attention") or (known.attention.order if known else "legacy")
+    base = known.attention if known and not counts else Attention(order=order)
+    return replace(base, order=order, **given)

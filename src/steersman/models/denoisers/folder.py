@@ -1,9 +1,11 @@
-"""A pipeline's folder as diffusers saves it: a folder a part, and ``model_index.json`` that says which there are.
+"""Denoisers from folders as diffusers saves a pipeline: a folder for each part, and ``model_index.json``.
 
-Of a network alone, what would be in the parts' folders may lie in the folder itself, as in some of the hub.
+The parts are scheduler and unet, with vae or vqvae for latents, or scheduler, transformer and vae. Of a network alone,
+the files of the parts may lie in the folder itself, as in some of the hub. ``card.json`` may give ``classes``, the
+``time_scale`` of the network, and ``unconditional: false`` for a label after the classes that was not trained.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,29 +13,35 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.vq_model import VQModel
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
+from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.utils import logging
 
 from steersman import latent
 from steersman.errors import InputError, about, unknown
 from steersman.files import listed, read_json, regular_below
 from steersman.models.checkpoint import check_finite
+from steersman.models.denoisers.architectures import ADMUNet, DiT
+from steersman.models.denoisers.edm import EDMDenoiser
+from steersman.models.denoisers.network import DiffusersDenoiser, labels_of, shape_of
 from steersman.models.hub import check_whole, hushed
 from steersman.models.meta import no_larger_than, weights_size
+from steersman.schedule import EDM, Flow, from_diffusers
+from steersman.schedulers import FAMILIES
 
-__all__ = ["PIPELINES", "Folder", "read_index", "read_model"]
+__all__ = ["PIPELINES", "load_folder", "read_index", "read_model"]
 
+NETWORKS: Mapping[str, tuple[type[ModelMixin], ...]] = {
+    "unet": (UNet2DModel, ADMUNet),
+    "transformer": (DiTTransformer2DModel, DiT),
+}
 DECODERS: Mapping[str, tuple[type[ModelMixin], ...]] = {"vae": (AutoencoderKL,), "vqvae": (VQModel, AutoencoderKL)}
-"""What may decode latents, by the name of its part: the VAE of most pipelines, and that of LDMPipeline."""
-PARTS = ("scheduler", "unet", "transformer", *DECODERS)
+ALONE = {"UNet2DModel": "unet", "DiTTransformer2DModel": "transformer"}
 WHOLE = (
     {"scheduler", "unet"},
     {"scheduler", "unet", "vae"},
     {"scheduler", "unet", "vqvae"},
     {"scheduler", "transformer", "vae"},
-)
-LAYOUT = (
-    "a folder with unet/ and scheduler/, with vae/ or vqvae/ too where it draws latents, or transformer/, vae/ and "
-    "scheduler/, as diffusers saves them"
 )
 PIPELINES = (
     "ChromaPipeline",
@@ -47,147 +55,95 @@ PIPELINES = (
     "StableDiffusionPipeline",
     "StableDiffusionXLPipeline",
 )
-"""The text pipelines that are tested; others may tell their networks otherwise what these tell theirs."""
-TEXT = f"or a text pipeline, {', '.join(PIPELINES)}"
-ALONE = {"UNet2DModel": "unet", "DiTTransformer2DModel": "transformer"}
-
+"""The text pipelines that are tested; others may condition their networks in other ways."""
+WANTED = (
+    "a folder with unet/ and scheduler/, with vae/ or vqvae/ too where it draws latents, or transformer/, vae/ and "
+    "scheduler/, as diffusers saves them"
+)
 LARGEST = 4096  # pixels across
 
 Model = TypeVar("Model", bound=ModelMixin)
 
 
-class Folder:
-    """The parts of a denoiser in a folder.
-
-    Args:
-        path: The folder.
-
-    Attributes:
-        found: Which parts there are.
-        names: The names of the labels in its ``model_index.json``, by their numbers; none where it has none.
+def load_folder(path: Path) -> DiffusersDenoiser | EDMDenoiser:
+    """Returns the denoiser of a folder, with EDM's preconditioning where its scheduler is one of diffusers' EDM ones.
 
     Raises:
-        InputError: It is not there, or what it holds is not a denoiser, of pixels or of a VAE's latents.
+        InputError: The folder does not exist, or holds another model.
     """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        index = read_index(self.path)
-        self.found = {part for part in PARTS if (self.path / part).is_dir()} | self._alone()
-        if self.found not in WHOLE:
-            raise InputError(f"denoiser must be {LAYOUT}, got {str(path)!r}")
-        more = [key for key, value in index.items() if isinstance(value, list) and any(value) and key not in PARTS]
-        if more:
+    with about("denoiser", path):
+        card: Mapping[str, Any] = read_json(path / "card.json") if (path / "card.json").is_file() else {}
+        index, parts = read_index(path), _parts(path)
+        if parts.keys() not in WHOLE:
+            raise InputError(f"denoiser must be {WANTED}, got {str(path)!r}")
+        if more := [key for key, value in index.items() if isinstance(value, list) and any(value) and key not in parts]:
             kind = index.get("_class_name", "pipeline")
             raise InputError(
-                f"denoiser: {str(path)!r} is a {kind} with {', '.join(more)} as well; use {LAYOUT}, {TEXT}"
+                f"denoiser: {str(path)!r} is a {kind} with {', '.join(more)} as well; use {WANTED}, or a text "
+                f"pipeline, {', '.join(PIPELINES)}"
             )
-        with about("denoiser", self.path):
-            names = index.get("id2label") or {}
-            self.names = listed([names[key] for key in sorted(names, key=int)])
-
-    def settings(self, name: str) -> Mapping[str, Any]:
-        """Returns what a JSON file of the folder says.
-
-        Raises:
-            InputError: It is not there, or is no JSON.
-        """
-        return read_json(self._at(name), "denoiser")
-
-    def _alone(self) -> set[str]:
-        """Returns the parts that lie in the folder itself."""
-        kind = self.settings("config.json").get("_class_name") if (self.path / "config.json").is_file() else None
-        found = {ALONE[kind]} if isinstance(kind, str) and kind in ALONE else set()
-        return found | ({"scheduler"} if (self.path / "scheduler_config.json").is_file() else set())
-
-    def _at(self, name: str) -> Path:
-        """Returns where something is: in its part's folder, or in the folder itself where there is none of the part."""
-        part, _, rest = name.partition("/")
-        return self.path / name if not rest or (self.path / part).is_dir() else self.path / rest
-
-    @property
-    def decoder(self) -> Any:  # noqa: ANN401
-        """What decodes its latents, with its weights; None where its samples are images.
-
-        Raises:
-            InputError: It cannot be read.
-        """
-        return next((self.model(part, *kinds) for part, kinds in DECODERS.items() if part in self.found), None)
-
-    def model(self, part: str, *kinds: type[Model]) -> Model:
-        """Returns a part with its weights, of one of these kinds; of the first where it does not say which.
-
-        Raises:
-            InputError: It is of another kind, or cannot be read.
-        """
-        with about("denoiser", self.path):
-            return read_model(part, self._at(f"{part}/config.json").parent, *kinds)
-
-
-def read_model(part: str, place: Path, *kinds: type[Model]) -> Model:
-    """Returns a model of diffusers with its weights, of one of these kinds; of the first where it does not say which.
-
-    Its configuration is held against its weights before it gets memory, and all of it is loaded or nothing.
-
-    Args:
-        part: What it is to be, for the messages.
-        place: The folder with ``config.json`` and the weights, in safetensors' format.
-        kinds: What it may be.
-
-    Raises:
-        InputError: It is of another kind, or damaged; whatever else diffusers raises is not told apart.
-    """
-    config, known = read_json(regular_below(place) / "config.json", part), {kind.__name__: kind for kind in kinds}
-    given = str(config.get("_class_name", kinds[0].__name__))
-    if given not in known:
-        raise unknown(part, given, known)
-    kind: Any = known[given]
-    if not (size := weights_size(place)):
-        raise InputError(f"{part}: no weights are there in the format of safetensors")
-    with no_larger_than(size), torch.device("meta"), torch.no_grad():
-        _try(kind.from_config(config))
-    with hushed(logging):
-        model, info = kind.from_pretrained(place, local_files_only=True, use_safetensors=True, output_loading_info=True)
-    check_whole(f"{part}: it", info)
-    check_finite(model.state_dict())
-    return model
-
-
-def _try(network: Any) -> None:  # noqa: ANN401
-    """Shows a network without memory what it will be shown."""
-    config = network.config
-    if isinstance(network, AutoencoderKL | VQModel):
-        channels = latent.channels(config) or 0
-        latent.decoded(network, torch.zeros(1, channels, 8, 8))
-        if not latent.unscaled(config, torch.ones(1, channels, 1, 1, device="cpu")).isfinite().all():
-            raise InputError(f"scaling_factor must leave latents finite, got {config['scaling_factor']}")
-        return
-    channels, size = config["in_channels"], config["sample_size"]
-    height, width = size if isinstance(size, Sequence) else (size, size)
-    if not all(isinstance(side, int) and 1 <= side <= LARGEST for side in (height, width)):
-        raise InputError(f"sample_size must be between 1 and {LARGEST}, got {size}")
-    if (kind := config.get("class_embed_type")) is not None:
-        raise InputError(
-            f"class_embed_type must be None, where labels are numbers of an embedding's rows, got {kind!r}: what such "
-            "a network is told beside the time is not known"
+        names = index.get("id2label") or {}
+        classes = listed(card.get("classes", [])) or listed([names[key] for key in sorted(names, key=int)])
+        scheduler = read_json(parts["scheduler"] / "scheduler_config.json", "denoiser")
+        edm = FAMILIES.get(str(scheduler.get("_class_name"))) == "edm"
+        if edm and parts.keys() != {"scheduler", "unet"}:
+            raise InputError(f"an EDM scheduler must come with a unet alone, got {', '.join(sorted(parts))}")
+        schedule = None if edm else from_diffusers(scheduler)
+        part = "unet" if "unet" in parts else "transformer"
+        network: Any = read_model(part, parts[part], *NETWORKS[part])
+        if schedule is None:
+            return _edm(network, scheduler, classes, trained=card.get("unconditional") is not False)
+        if scheduler.get("variance_type") == "learned":
+            raise InputError(
+                "variance_type must be learned_range, as ADM and DiT learn it, or a fixed one, got learned: the "
+                "variance itself, which no sampler here reads"
+            )
+        vae: Any = next((read_model(key, parts[key], *DECODERS[key]) for key in DECODERS if key in parts), None)
+        default = "flow_prediction" if isinstance(schedule, Flow) else "epsilon"
+        return DiffusersDenoiser(
+            network,
+            schedule=schedule,
+            parameterization=scheduler.get("prediction_type", default),
+            classes=classes,
+            time_scale=float(card.get("time_scale", 1.0)),
+            vae=vae,
         )
-    labelled = config.get("num_class_embeds") or config.get("num_embeds_ada_norm")
-    label = torch.zeros(1, dtype=torch.long) if labelled else None
-    shape = network(torch.zeros(1, channels, height, width), torch.zeros(1), class_labels=label).sample.shape
-    if shape not in ((1, channels, height, width), (1, 2 * channels, height, width)):
-        raise InputError(
-            "it must return as many channels as it is shown, or twice as many with a learned variance, of the same "
-            f"size, got {tuple(shape[1:])} for {(channels, height, width)}; a network that is shown another image "
-            "beside its own, as for super-resolution or inpainting, is not supported"
-        )
+
+
+def _parts(path: Path) -> dict[str, Path]:
+    """Returns the folder of each part that there is."""
+    parts = {part: path / part for part in ("scheduler", *NETWORKS, *DECODERS) if (path / part).is_dir()}
+    alone = read_json(path / "config.json").get("_class_name") if (path / "config.json").is_file() else None
+    if isinstance(alone, str) and alone in ALONE:
+        parts.setdefault(ALONE[alone], path)
+    if (path / "scheduler_config.json").is_file():
+        parts.setdefault("scheduler", path)
+    return parts
+
+
+def _edm(network: UNet2DModel, scheduler: Mapping[str, Any], classes: tuple[str, ...], *, trained: bool) -> EDMDenoiser:
+    """Returns a network with a scheduler's preconditioning; trained: its label after the classes too."""
+    if (given := scheduler.get("prediction_type", "epsilon")) != "epsilon":
+        raise InputError(f"prediction_type must be epsilon with EDM's preconditioning, got {given}")
+    if (outputs := network.config["out_channels"]) != (inputs := network.config["in_channels"]):
+        raise InputError(f"out_channels must be {inputs}, as in_channels, with EDM's preconditioning, got {outputs}")
+    classes, null = labels_of(network, classes)
+    own = EDM()
+    return EDMDenoiser(
+        network,
+        shape=shape_of(network),
+        classes=classes,
+        unconditional=trained and null is not None,
+        sigma_data=float(scheduler.get("sigma_data", 0.5)),
+        schedule=EDM(
+            ratio_min=float(scheduler.get("sigma_min", own.ratio_min)),
+            ratio_max=float(scheduler.get("sigma_max", own.ratio_max)),
+        ),
+    )
 
 
 def read_index(path: Path) -> Mapping[str, Any]:
-    """Returns what a folder's ``model_index.json`` says, nothing where there is none.
-
-    Raises:
-        InputError: It is no JSON, or names a pipeline by code of its own.
-    """
+    """Returns a folder's ``model_index.json``, empty where there is none; a pipeline by code of its own is refused."""
     file = path / "model_index.json"
     if not file.is_file():
         return {}
@@ -200,3 +156,63 @@ def read_index(path: Path) -> Mapping[str, Any]:
             "pipeline of diffusers"
         )
     return index
+
+
+def read_model(part: str, folder: Path, *kinds: type[Model]) -> Model:
+    """Returns a model of diffusers with its weights.
+
+    Its configuration is checked against its weights before it gets memory, and all of it is loaded or nothing.
+
+    Args:
+        part: The name of the part, for the messages.
+        folder: The folder with ``config.json`` and the weights, in safetensors' format.
+        kinds: The classes that it may have; the first where it does not say which.
+
+    Raises:
+        InputError: It has another class, or is damaged; other exceptions are diffusers'.
+    """
+    config, known = read_json(regular_below(folder) / "config.json", part), {kind.__name__: kind for kind in kinds}
+    given = str(config.get("_class_name", kinds[0].__name__))
+    if given not in known:
+        raise unknown(part, given, known)
+    kind: Any = known[given]
+    if not (size := weights_size(folder)):
+        raise InputError(f"{part}: no weights are there in the format of safetensors")
+    with no_larger_than(size), torch.device("meta"), torch.no_grad():
+        _try(kind.from_config(config))
+    with hushed(logging):
+        model, info = kind.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+    check_whole(f"{part}: it", info)
+    check_finite(model.state_dict())
+    return model
+
+
+def _try(network: Any) -> None:  # noqa: ANN401
+    """Runs a network on the meta device with an input of the shape that it will get."""
+    config = network.config
+    if isinstance(network, AutoencoderKL | VQModel):
+        channels = latent.channels(config) or 0
+        latent.decoded(network, torch.zeros(1, channels, 8, 8))
+        if not latent.unscaled(config, torch.ones(1, channels, 1, 1, device="cpu")).isfinite().all():
+            raise InputError(f"scaling_factor must leave latents finite, got {config['scaling_factor']}")
+        return
+    channels, *sides = shape_of(network)
+    if not all(isinstance(side, int) and 1 <= side <= LARGEST for side in sides):
+        raise InputError(f"sample_size must be between 1 and {LARGEST}, got {config['sample_size']}")
+    if (kind := config.get("class_embed_type")) is not None:
+        raise InputError(
+            f"class_embed_type must be None, where labels are rows of an embedding, got {kind!r}: the conditioning of "
+            "such a network is not known"
+        )
+    labelled = config.get("num_class_embeds") or config.get("num_embeds_ada_norm")
+    label = torch.zeros(1, dtype=torch.long) if labelled else None
+    x = torch.zeros(1, channels, *sides)
+    _, outputs, *others = network(x, torch.zeros(1), class_labels=label).sample.shape
+    if outputs not in (channels, 2 * channels) or others != sides:
+        raise InputError(
+            "it must return as many channels as its input has, or twice as many with a learned variance, of the same "
+            f"size, got {(outputs, *others)} for {(channels, *sides)}; a network that gets another image beside its "
+            "own, as for super-resolution or inpainting, is not supported"
+        )

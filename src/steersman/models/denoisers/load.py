@@ -1,48 +1,50 @@
-"""A denoiser from one line of text: ``SOURCE:NAME``, or a pipeline as diffusers saves it, in a folder or on the hub."""
+"""A denoiser from one line of text: ``SOURCE:NAME``, or a pipeline as diffusers saves it, in a folder or on the hub.
+
+``module:PACKAGE.NAME:FUNCTION`` is a denoiser of one's own: the function takes no arguments and returns a
+`steersman.denoise.Denoiser` that also has ``network`` and ``to``, most often a `NetworkDenoiser`. The module is
+installed or lies in the current folder (`steersman.trust`).
+"""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from steersman.errors import InputError, about
-from steersman.files import listed, read_json
+from steersman.denoise import Prediction
+from steersman.errors import InputError, one_line
 from steersman.models.denoisers.adm import load_adm
-from steersman.models.denoisers.diffusers import DiffusersDenoiser
-from steersman.models.denoisers.dit_file import load_dit
-from steersman.models.denoisers.edm import EDMDenoiser
-from steersman.models.denoisers.edm_file import load_edm
-from steersman.models.denoisers.folder import PIPELINES, Folder, read_index
-from steersman.models.denoisers.module import load_module_denoiser, moved
+from steersman.models.denoisers.dit import load_dit
+from steersman.models.denoisers.edm import load_edm
+from steersman.models.denoisers.folder import PIPELINES, load_folder, read_index
 from steersman.models.denoisers.network import NetworkDenoiser
 from steersman.models.denoisers.pipeline import PipelineDenoiser
-from steersman.models.denoisers.pipeline_file import SUFFIX, load_file
-from steersman.models.denoisers.pipeline_folder import OPTIONS, fetched, load_pipeline
+from steersman.models.denoisers.pipeline_folder import fetch, load_file, load_pipeline
 from steersman.options import split_options
-from steersman.schedulers import FAMILIES
+from steersman.schedule import Schedule
+from steersman.trust import call_function
 
-__all__ = ["SOURCES", "is_pipeline", "load_denoiser"]
+__all__ = ["is_pipeline", "load_denoiser"]
 
 HUB = r"\w[\w.-]*/\w[\w.-]*"
 """What an id of the hub looks like."""
+OPTIONS = ("height", "width", "variant")
+NEEDED = ("network", "schedule", "shape", "classes", "decode", "to")
 
 
 def load_denoiser(
     spec: str, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-) -> NetworkDenoiser | EDMDenoiser | PipelineDenoiser:
+) -> NetworkDenoiser | PipelineDenoiser:
     """Loads a diffusion model.
 
     Args:
         spec: ``zoo:sportballs`` or ``zoo:mnist``; ``adm:FILE``, ``dit:FILE?vae=FOLDER`` and ``edm:FILE`` for files as
-            their authors released them (`steersman.models.denoisers.adm`, ``.dit_file``, ``.edm_file``); for one's own
-            ``module:PACKAGE.NAME:FUNCTION`` (`steersman.models.denoisers.module`); or a folder as
-            `DiffusersDenoiser.from_folder` reads it, or with an EDM scheduler `EDMDenoiser.from_folder`. Where a folder
-            holds a ``card.json``, the names of the labels are read from its ``classes``. A folder of a text pipeline
-            may be followed by options, ``FOLDER?height=512&width=768`` (`models.denoisers.pipeline_folder`); in
-            place of a folder, ``ORG/NAME`` is one of the hub, and ``FILE.safetensors?config=FOLDER`` a pipeline's
-            weights in one file (`steersman.models.denoisers.pipeline_file`).
+            their authors released them; ``module:PACKAGE.NAME:FUNCTION`` for one's own; or a folder as diffusers saves
+            a pipeline, which may have a ``card.json`` with ``classes``, the names of its labels. A folder of a text
+            pipeline may be followed by options, ``FOLDER?height=512&width=768``; in place of a folder, ``ORG/NAME`` is
+            one of the hub, and ``FILE.safetensors?config=FOLDER`` a pipeline's weights in one file.
         device: The device of the network.
         dtype: The type of its weights.
 
@@ -57,7 +59,7 @@ def load_denoiser(
     """
     source, separator, name = spec.partition(":")
     if separator and source == "module":
-        return moved(load_module_denoiser(name), name, device, dtype)
+        return _load_module(name, device, dtype)
     if separator and source in SOURCES:
         return SOURCES[source](name).to(device, dtype)
     if (file := _file(spec)) is not None:
@@ -69,17 +71,17 @@ def load_denoiser(
             "a folder as diffusers saves a pipeline, ORG/NAME of the hub, or FILE.safetensors?config=FOLDER, got "
             f"{spec!r}"
         )
-    path = Path(name) if Path(name).is_dir() else fetched(spec, name, options)
+    path = Path(name) if Path(name).is_dir() else fetch(spec, name, options)
     kind = read_index(path).get("_class_name")
     if kind in PIPELINES:
         return load_pipeline(path, options, device=device, dtype=dtype)
     if options:
         raise InputError(f"denoiser must be {name}, a {kind or 'model'} without such options, got {spec!r}")
-    return _load_folder(path).to(device, dtype)
+    return load_folder(path).to(device, dtype)
 
 
 def is_pipeline(spec: str) -> bool:
-    """Whether a spec names a text pipeline's folder, or one of the hub, without loading it."""
+    """Returns whether a spec names a text pipeline, in a folder, in a file or on the hub, without loading it."""
     name, _, _ = spec.partition("?")
     if _file(spec) is not None:
         return True
@@ -89,10 +91,10 @@ def is_pipeline(spec: str) -> bool:
 
 
 def _file(spec: str) -> tuple[Path, dict[str, str]] | None:
-    """Returns the file and the options of a spec that names a pipeline in one file, None for another spec."""
-    if spec.endswith(SUFFIX) and Path(spec).is_file():
+    """Returns the file and the options of a pipeline's weights in one file, None for another spec."""
+    if spec.endswith(".safetensors") and Path(spec).is_file():
         return Path(spec), {}
-    if not spec.partition("?")[0].endswith(SUFFIX):
+    if not spec.partition("?")[0].endswith(".safetensors"):
         return None
     name, options = split_options(spec, (*OPTIONS, "config"), "option of a pipeline's file")
     if not Path(name).is_file():
@@ -100,26 +102,59 @@ def _file(spec: str) -> tuple[Path, dict[str, str]] | None:
     return Path(name), options
 
 
-def _load_folder(path: Path) -> NetworkDenoiser | EDMDenoiser:
-    with about("denoiser", path):
-        card: Mapping[str, Any] = read_json(path / "card.json") if (path / "card.json").is_file() else {}
-        classes = listed(card.get("classes", []))
-        scheduler = Folder(path).settings("scheduler/scheduler_config.json").get("_class_name", "")
-        if FAMILIES.get(str(scheduler)) == "edm":
-            return EDMDenoiser.from_folder(path, classes=classes, unconditional=card.get("unconditional") is not False)
-        return DiffusersDenoiser.from_folder(path, classes=classes, time_scale=float(card.get("time_scale", 1.0)))
-
-
-def _load_zoo(name: str) -> NetworkDenoiser | EDMDenoiser:
+def _load_zoo(name: str) -> NetworkDenoiser:
     from steersman.models.zoo import folder
 
-    return _load_folder(folder(name))
+    return load_folder(folder(name))
 
 
-SOURCES: dict[str, Callable[[str], NetworkDenoiser | EDMDenoiser]] = {
+SOURCES: dict[str, Callable[[str], NetworkDenoiser]] = {
     "adm": load_adm,
     "dit": load_dit,
     "edm": load_edm,
     "zoo": _load_zoo,
 }
-"""Where denoisers come from: a source's word, and its function from a name to the denoiser."""
+
+
+@torch.no_grad()
+def _load_module(name: str, device: torch.device | str, dtype: torch.dtype) -> Any:  # noqa: ANN401
+    """Returns the denoiser of ``PACKAGE.NAME:FUNCTION``, once it has predicted one sample there."""
+    denoiser: Any = call_function(name, "denoiser")
+    called = f"{name.replace(':', '.')}()"
+    missing = [each for each in NEEDED if not hasattr(denoiser, each)] + ["__call__"] * (not callable(denoiser))
+    if missing:
+        raise InputError(
+            f"denoiser: {called} must return a Denoiser, got {type(denoiser).__name__} without {', '.join(missing)}; "
+            "wrap a network as NetworkDenoiser(network, schedule=VP.from_betas(betas), shape=(3, 64, 64))"
+        )
+    shape, classes, schedule = denoiser.shape, denoiser.classes, denoiser.schedule
+    wanted = ""
+    if not (isinstance(shape, tuple) and shape and all(isinstance(each, int) and each > 0 for each in shape)):
+        wanted = f"shape of {called} must be that of one sample, such as (3, 64, 64), got {shape}"
+    elif not (isinstance(classes, tuple) and all(isinstance(each, str) for each in classes)):
+        wanted = f"classes of {called} must be a tuple of names, empty for none, got {classes}"
+    elif not isinstance(schedule, Schedule):
+        given = type(schedule).__name__
+        wanted = f"schedule of {called} must be VP, EDM, Flow or one with their methods, got {given}"
+    elif not isinstance(denoiser.network, nn.Module):
+        wanted = f"network of {called} must be a torch.nn.Module, got {type(denoiser.network).__name__}"
+    if wanted:
+        raise InputError(f"denoiser: the {wanted}")
+    x = torch.zeros(1, *shape, device=device)
+    condition = {"label": torch.zeros(1, dtype=torch.int64, device=device)} if classes else {}
+    try:
+        denoiser.to(device, dtype)
+        prediction = denoiser(x, schedule.levels(2)[1], **condition)
+        image = denoiser.decode(x)
+    except InputError:
+        raise
+    except Exception as error:  # it is the user's own code, which may fail in any way
+        raise InputError(f"denoiser: what {called} returns fails when it is asked ({one_line(error)})") from error
+    valid = isinstance(prediction, Prediction)
+    if not (valid and prediction.x0_hat.shape == x.shape and isinstance(image, Tensor)):
+        given = f"x0_hat of {tuple(prediction.x0_hat.shape)}" if valid else type(prediction).__name__
+        raise InputError(
+            f"denoiser: what {called} returns must make a Prediction of x0_hat of {tuple(x.shape)}, and decode it into "
+            f"an image, got {given}"
+        )
+    return denoiser

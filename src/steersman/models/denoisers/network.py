@@ -1,8 +1,8 @@
-"""A network as a denoiser: its schedule, what it predicts, and how it is told the time.
+"""A network as a denoiser.
 
-A network F is asked ``F(x_t, c t)`` or, where it has labels, ``F(x_t, c t, y)``, with t the time of the level on the
-schedule that it was trained on. What it returns is read as its prediction type says (`steersman.denoise`); where it
-returns twice the channels, the second half is ADM's learned variance, ``2 f - 1`` of the fraction f.
+A network F is called as ``F(x_t, c t)`` or, where it has labels, as ``F(x_t, c t, y)``, with t the time of the level on
+the schedule that it was trained on. Its output is read as its parameterization says (`steersman.denoise`); where it has
+twice the channels, the second half is ADM's learned variance, ``2 f - 1`` of the fraction f.
 
 With labels, ``x0_hat(x_t, y)`` is the conditional model, ``x0_hat(x_t, null)`` the unconditional one, and
 classifier-free guidance of scale ``w`` (Ho & Salimans 2022) predicts
@@ -12,9 +12,13 @@ classifier-free guidance of scale ``w`` (Ho & Salimans 2022) predicts
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, get_args
+from typing import Any, Self, get_args
 
 import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.autoencoders.vq_model import VQModel
+from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
+from diffusers.models.unets.unet_2d import UNet2DModel
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -25,7 +29,7 @@ from steersman.errors import InputError, unknown
 from steersman.precision import loss_scaled
 from steersman.schedule import Level, Schedule, times
 
-__all__ = ["NetworkDenoiser"]
+__all__ = ["DiffusersDenoiser", "NetworkDenoiser", "labels_of", "shape_of"]
 
 
 class NetworkDenoiser:
@@ -99,7 +103,7 @@ class NetworkDenoiser:
         self.null = null
         self.time_scale, self.time_dtype = time_scale, time_dtype
 
-    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "NetworkDenoiser":
+    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Self:
         """Moves network and VAE, and returns self."""
         nn.Module.to(self.network, device=device, dtype=dtype)
         if self.vae is not None:
@@ -120,16 +124,15 @@ class NetworkDenoiser:
 
         Args:
             x_t: Noisy samples.
-            level: Their level, one for all or one each.
-            label: A label each.
-            cfg_scale: The classifier-free scale ``w``; at 1 only the conditional model is asked.
-            cfg_channels: To how many channels, the first ones, it is applied; all if None. DiT's released code has 3
-                of 4.
+            level: Their level, one for all or one for each.
+            label: The label of each sample.
+            cfg_scale: The classifier-free scale ``w``; at 1 only the conditional model is evaluated.
+            cfg_channels: The number of channels, the first ones, to which it is applied; None for all. DiT's released
+                code has 3 of 4.
 
         Raises:
-            InputError: A label for a model without labels, none for a model without null label, a ``cfg_scale``
-                without a label or for a model that is not both conditional and unconditional, channels that there are
-                not, another condition, or a network that returns another shape.
+            InputError: The model cannot follow the conditions (`steersman.denoise.check_condition`), or the network
+                returns another shape.
         """
         known, unconditional = ("label", "cfg_scale", "cfg_channels"), self.null is not None
         check_condition(label, cfg_scale, _others, classes=self.classes, unconditional=unconditional, known=known)
@@ -142,33 +145,96 @@ class NetworkDenoiser:
     def _predict(self, x_t: Tensor, level: Level, label: Tensor | None) -> Prediction:
         time = times(level, len(x_t), x_t.device, torch.float32) * self.time_scale
         time = (time if self.time_dtype.is_floating_point else time.round()).to(self.time_dtype)
-        dtype = next(self.network.parameters(), x_t).dtype
-
-        def wide(x: Tensor, *told: Tensor) -> Tensor:
-            return self._output(x.to(dtype), *told).to(x.dtype)
-
-        output = in_blocks(loss_scaled(wide, dtype), self.block, x_t, time, *(() if label is None else (label,)))
-        fraction = None
+        output, fraction = self._evaluate(x_t, time, label), None
         if output.shape[1:] == (2 * x_t.shape[1], *x_t.shape[2:]):
             output, learned = output.chunk(2, dim=1)
             fraction = (learned + 1) / 2
         if output.shape != x_t.shape:
             raise InputError(
-                f"the denoiser's network must return the shape that it is shown, {tuple(x_t.shape)}, or twice the "
+                f"the denoiser's network must return the shape of its input, {tuple(x_t.shape)}, or twice the "
                 f"channels with a learned variance, got {tuple(output.shape)}"
             )
         return Prediction(to_x0(self.parameterization, x_t, output, level), fraction)
 
-    def _output(self, x_t: Tensor, time: Tensor, *label: Tensor) -> Tensor:
-        output = self.network(x_t, time, *label)
-        if isinstance(output, Tensor):
-            return output
-        return output[0] if isinstance(output, tuple) else output.sample
+    def _evaluate(self, x: Tensor, time: Tensor, label: Tensor | None) -> Tensor:
+        """Returns F's output in x's dtype, computed in the network's."""
+        dtype = next(self.network.parameters(), x).dtype
+
+        def network(x: Tensor, *conditioning: Tensor) -> Tensor:
+            output = self.network(x.to(dtype), *conditioning)
+            if not isinstance(output, Tensor):
+                output = output[0] if isinstance(output, tuple) else output.sample
+            return output.to(x.dtype)
+
+        return in_blocks(loss_scaled(network, dtype), self.block, x, time, *(() if label is None else (label,)))
 
     def decode(self, x0: Float[Tensor, "B *shape"]) -> Float[Tensor, "B *image"]:
-        """Returns the sample itself where it is an image, else what the VAE makes of the latent."""
+        """Returns the image of a latent, or the sample itself where it is an image."""
         return x0 if self.vae is None else latent.decoded(self.vae, x0)
 
     def encode(self, images: Float[Tensor, "B *image"]) -> Float[Tensor, "B *shape"]:
-        """Returns the images themselves where they are the samples, else the latents that the VAE makes of them."""
+        """Returns the latents of images, or the images themselves where they are the samples."""
         return images if self.vae is None else latent.encoded(self.vae, images)
+
+
+class DiffusersDenoiser(NetworkDenoiser):
+    """A network of diffusers, whose configuration tells its shape and its labels.
+
+    Args:
+        network: The network.
+        schedule: The noise schedule of its training.
+        parameterization: What the network predicts.
+        classes: The names of its labels, without the null label; by default their numbers.
+        time_scale: The factor from the schedule's time to the network's.
+        vae: The decoder of its samples if they are latents.
+
+    Raises:
+        InputError: The names are more or fewer than the labels; and as `NetworkDenoiser`.
+    """
+
+    def __init__(
+        self,
+        network: UNet2DModel | DiTTransformer2DModel,
+        *,
+        schedule: Schedule,
+        parameterization: Parameterization = "epsilon",
+        classes: tuple[str, ...] = (),
+        time_scale: float = 1.0,
+        vae: AutoencoderKL | VQModel | None = None,
+    ) -> None:
+        classes, null = labels_of(network, classes)
+        super().__init__(
+            network,
+            schedule=schedule,
+            shape=shape_of(network),
+            parameterization=parameterization,
+            classes=classes,
+            null=null,
+            time_scale=time_scale,
+            vae=vae,
+        )
+
+
+def shape_of(network: UNet2DModel | DiTTransformer2DModel) -> tuple[int, int, int]:
+    """Returns the shape (C, H, W) of one sample."""
+    size = network.config["sample_size"]
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    return network.config["in_channels"], height, width
+
+
+def labels_of(
+    network: UNet2DModel | DiTTransformer2DModel, classes: tuple[str, ...] = ()
+) -> tuple[tuple[str, ...], int | None]:
+    """Returns the names of a network's labels, by default their numbers, and its null label.
+
+    A `DiTTransformer2DModel` has a null label after its others; a `UNet2DModel` where it has a label more than names.
+    """
+    if isinstance(network, DiTTransformer2DModel):
+        numbered = network.config["num_embeds_ada_norm"]
+        labels = numbered + 1
+    else:
+        labels = numbered = network.config["num_class_embeds"] or 0
+    if classes and len(classes) not in (labels, labels - 1):
+        raise InputError(f"classes must name the {labels} labels of the network, got {len(classes)} names")
+    classes = classes or tuple(map(str, range(numbered)))
+    return classes, labels - 1 if len(classes) < labels else None

@@ -1,18 +1,18 @@
-"""Text-to-image pipelines of diffusers as denoisers, each told what the pipeline itself tells its network.
+"""Text-to-image pipelines of diffusers as denoisers, with the conditioning that the pipeline gives its network.
 
-Before the first step the pipeline is called once for a prompt (`steersman.pipelines.told`); what its network was told
-then goes, row by row, with every ``x_t``. With W the classifier-free scale (Ho & Salimans 2022),
+Before the first step the pipeline is called once for a prompt (`steersman.pipelines.conditioning`); what it gives its
+network then goes, row by row, with every ``x_t``. With W the classifier-free scale (Ho & Salimans 2022),
 
     x0_hat = x0_hat(negative prompt) + W (x0_hat(prompt) - x0_hat(negative prompt)),
 
-the negative prompt being what the pipeline takes where none is given: an empty one, or zeros. So families differ in
-nothing here. A distilled scale that the network is told (Flux's guidance) is the pipeline's default.
+where the negative prompt is by default the pipeline's own: an empty one, or zeros. So families differ in nothing here.
+A distilled scale, which the network itself takes (Flux's guidance), is the pipeline's default.
 """
 
 import inspect
 import threading
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 from diffusers.utils.import_utils import is_bs4_available, is_ftfy_available
@@ -30,8 +30,8 @@ from steersman.denoise import (
     to_x0,
 )
 from steersman.errors import InputError, one_line
+from steersman.pipelines.conditioning import Conditioning, record
 from steersman.pipelines.layout import layout_of
-from steersman.pipelines.told import Told, hear
 from steersman.precision import loss_scaled
 from steersman.schedule import Flow, Level, Schedule, from_diffusers, times
 from steersman.typed import check_finite
@@ -39,27 +39,22 @@ from steersman.typed import check_finite
 __all__ = ["PipelineDenoiser"]
 
 KNOWN = ("prompt", "negative_prompt", "cfg_scale", "unconditional")
-KEPT = 16  # prompts whose encodings are kept
-GUIDED = 2.0  # any scale at which a pipeline tells both rows
+CACHED = 16  # prompts
+GUIDED = 2.0  # any scale at which a pipeline gives its network both rows
 
 
 class PipelineDenoiser:
-    """A pipeline that draws latents from texts.
-
-    Its network runs in evaluation mode, without gradients for its weights. Samples enter and leave in float32 or
-    float64, whatever it runs in.
+    """A text-to-image pipeline of latents as a denoiser, whose network runs without gradients for its weights.
 
     Args:
         pipe: The pipeline, with its text encoders.
         size: Height and width of its images in pixels; by default the pipeline's own.
 
     Attributes:
-        latent: Whether samples are latents; they are.
-        prompted: Whether it is told a text; it is.
-        block: How many images the network sees at a time, None for the whole batch (`steersman.blocks`).
+        block: The number of images that the network gets at a time, None for the whole batch (`steersman.blocks`).
 
     Raises:
-        InputError: A scheduler whose noise is unknown here, or a pipeline that does not take a prompt alone.
+        InputError: The scheduler's noise is unknown here, or the pipeline does not take a prompt alone.
     """
 
     block: int | None = None
@@ -72,33 +67,31 @@ class PipelineDenoiser:
         self.part = "unet" if getattr(pipe, "unet", None) is not None else "transformer"
         self.network: Any = getattr(pipe, self.part).eval().requires_grad_(False)
         self.vae = latent.frozen(pipe.vae)
-        self.takes = inspect.signature(type(pipe).__call__).parameters
-        self.scale = "true_cfg_scale" if "true_cfg_scale" in self.takes else "guidance_scale"
-        told_scale = self.network.config.get("guidance_embeds", "timestep_guidance_channels" in self.network.config)
-        self.distilled = bool(told_scale) and self.scale == "guidance_scale"  # which is no classifier-free scale then
-        self.told: dict[tuple[str, str | None, bool], Told] = {}
-        self.hearing = threading.Lock()
-        plain = self._told("", None, guided=False)
-        self.layout = layout_of(
-            type(self.network).__name__, plain.sample, plain.values, latent.channels(self.vae.config)
-        )
-        _, *shape = self.layout.unpack(plain.sample).shape
-        channels, height, width = shape
-        self.shape = (channels, height, width)
+        self.parameters = inspect.signature(type(pipe).__call__).parameters
+        self.scale = "true_cfg_scale" if "true_cfg_scale" in self.parameters else "guidance_scale"
+        network = self.network.config
+        distilled = network.get("guidance_embeds", "timestep_guidance_channels" in network)
+        self.distilled = bool(distilled) and self.scale == "guidance_scale"  # then that is no classifier-free scale
+        self.cache: dict[tuple[str, str | None, bool], Conditioning] = {}
+        self.lock = threading.Lock()
+        plain = self._conditioning("", None, guided=False)
+        channels = latent.channels(self.vae.config)
+        self.layout = layout_of(type(self.network).__name__, plain.sample, plain.values, channels)
+        self.shape = tuple(self.layout.unpack(plain.sample).shape[1:])
         config = pipe.scheduler.config
         self.schedule: Schedule = from_diffusers(config, mu=plain.mu)
         self.learned_range = config.get("variance_type") == "learned_range"
-        meant = "flow_prediction" if isinstance(self.schedule, Flow) else "epsilon"
-        self.parameterization: Parameterization = config.get("prediction_type", meant)
+        default = "flow_prediction" if isinstance(self.schedule, Flow) else "epsilon"
+        self.parameterization: Parameterization = config.get("prediction_type", default)
 
-    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "PipelineDenoiser":
+    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Self:
         """Moves all parts, and returns self; one that is in the dtype already keeps what it has in another."""
         for part in self.pipe.components.values():
             if part is self.vae:
                 latent.cast(part, device, dtype)
             elif isinstance(part, nn.Module):
                 nn.Module.to(part, device=device, dtype=None if part.dtype == dtype else dtype)
-        self.told.clear()
+        self.cache.clear()
         return self
 
     def __call__(
@@ -117,12 +110,12 @@ class PipelineDenoiser:
 
         Args:
             x_t: Noisy latents.
-            level: Their level, one for all or one each.
-            prompt: What all images show; may be empty.
-            negative_prompt: What they do not show; None for what the pipeline takes then.
-            cfg_scale: The classifier-free scale ``W``; at 1 only the prompt is asked for.
-            unconditional: Whether the prediction without the prompt is asked for too, at a scale of 1 as well, for
-                weights that compare with it.
+            level: Their level, one for all or one for each.
+            prompt: The text of all images; may be empty.
+            negative_prompt: The text of the unconditional prediction; None for the pipeline's default.
+            cfg_scale: The classifier-free scale ``W``; at 1 only the conditional model is evaluated.
+            unconditional: Whether the unconditional model is evaluated at a scale of 1 too, for weights that compare
+                with it.
             label: None; there are no labels.
 
         Raises:
@@ -136,56 +129,54 @@ class PipelineDenoiser:
         guided = cfg_scale != 1 or unconditional
         if negative_prompt is not None and not guided:
             raise InputError(f"negative_prompt must come with a cfg_scale other than 1, got {negative_prompt!r}")
-        told = self._told(prompt, negative_prompt, guided=guided)
-        conditional = torch.full((len(x_t),), told.conditional, device=x_t.device)
+        given = self._conditioning(prompt, negative_prompt, guided=guided)
+        conditional = torch.full((len(x_t),), given.conditional, device=x_t.device)
         if not guided:
-            return self._predict(x_t, level, conditional, told)
-        if told.apart is not None:
-            prediction = self._predict(x_t, level, conditional, told)
-            return classifier_free(prediction, self._predict(x_t, level, conditional, told.apart).x0_hat, cfg_scale)
-        if told.unconditional is None:
+            return self._predict(x_t, level, conditional, given)
+        if given.separate is not None:
+            prediction = self._predict(x_t, level, conditional, given)
+            return classifier_free(prediction, self._predict(x_t, level, conditional, given.separate).x0_hat, cfg_scale)
+        if given.unconditional is None:
             raise InputError(
                 f"cfg_scale must be 1 and no weight difference, as {type(self.pipe).__name__} has no unconditional "
                 f"model here, got {cfg_scale}"
             )
-        rows = torch.cat([conditional, torch.full_like(conditional, told.unconditional)])
-        return classifier_free_at_once(partial(self._predict, rows=rows, told=told), x_t, level, cfg_scale)
+        rows = torch.cat([conditional, torch.full_like(conditional, given.unconditional)])
+        return classifier_free_at_once(partial(self._predict, rows=rows, given=given), x_t, level, cfg_scale)
 
     def decode(self, x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H2 W2"]:
-        """Returns what the VAE makes of latents."""
+        """Returns the images of latents."""
         return latent.decoded(self.vae, x0)
 
     def encode(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H2 W2"]:
-        """Returns what the VAE makes of images."""
+        """Returns the latents of images."""
         return latent.encoded(self.vae, images)
 
-    def _predict(self, x_t: Tensor, level: Level, rows: Tensor, told: Told) -> Prediction:
-        time = times(level, len(x_t), x_t.device, torch.float32) * told.pace
+    def _predict(self, x_t: Tensor, level: Level, rows: Tensor, given: Conditioning) -> Prediction:
+        time, dtype = times(level, len(x_t), x_t.device, torch.float32) * given.time_scale, self.network.dtype
 
-        dtype = self.network.dtype
+        def network(x: Tensor, time: Tensor, rows: Tensor) -> Tensor:
+            output = self.network(self.layout.pack(x.to(dtype)), timestep=time, **given.rows(rows))
+            return self.layout.unpack(output[0]).to(x.dtype)
 
-        def output(x: Tensor, time: Tensor, rows: Tensor) -> Tensor:
-            answer = self.network(self.layout.pack(x.to(dtype)), timestep=time, **told.rows(rows))
-            return self.layout.unpack(answer[0]).to(x.dtype)
-
-        raw = in_blocks(loss_scaled(output, dtype), self.block, x_t, time, rows)
+        output = in_blocks(loss_scaled(network, dtype), self.block, x_t, time, rows)
         fraction = None
-        if raw.shape[1] == 2 * x_t.shape[1]:
-            raw, learned = raw.chunk(2, dim=1)
+        if output.shape[1] == 2 * x_t.shape[1]:
+            output, learned = output.chunk(2, dim=1)
             fraction = (learned + 1) / 2 if self.learned_range else None
-        return Prediction(to_x0(self.parameterization, x_t, raw, level), fraction)
+        return Prediction(to_x0(self.parameterization, x_t, output, level), fraction)
 
-    def _told(self, prompt: str, negative_prompt: str | None, *, guided: bool) -> Told:
-        """Returns what the network is told of a prompt, heard once."""
+    def _conditioning(self, prompt: str, negative_prompt: str | None, *, guided: bool) -> Conditioning:
+        """Returns the conditioning of a prompt, from the cache or from a call of the pipeline."""
         key = (prompt, negative_prompt, guided)
-        with self.hearing:
-            if key not in self.told:
-                while len(self.told) >= KEPT:
-                    self.told.pop(next(iter(self.told)))
-                self.told[key] = self._hear(prompt, negative_prompt, guided)
-            return self.told[key]
+        with self.lock:
+            if key not in self.cache:
+                while len(self.cache) >= CACHED:
+                    self.cache.pop(next(iter(self.cache)))
+                self.cache[key] = self._recorded(*key)
+            return self.cache[key]
 
-    def _hear(self, prompt: str, negative_prompt: str | None, guided: bool) -> Told:
+    def _recorded(self, prompt: str, negative_prompt: str | None, guided: bool) -> Conditioning:
         call: dict[str, Any] = {"prompt": prompt}
         if not self.distilled:
             call[self.scale] = GUIDED if guided else 1.0
@@ -195,12 +186,12 @@ class PipelineDenoiser:
             call["negative_prompt"] = negative_prompt
         if self.size is not None:
             call["height"], call["width"] = self.size
-        if "use_resolution_binning" in self.takes:
+        if "use_resolution_binning" in self.parameters:
             call["use_resolution_binning"] = False
-        if "clean_caption" in self.takes and not (is_bs4_available() and is_ftfy_available()):
-            call["clean_caption"] = False  # as the pipeline then does itself, and says so at length
+        if "clean_caption" in self.parameters and not (is_bs4_available() and is_ftfy_available()):
+            call["clean_caption"] = False  # as the pipeline then does itself, with a long warning
         try:
-            return hear(self.pipe, self.part, **call)
+            return record(self.pipe, self.part, **call)
         except Exception as error:  # of the pipeline's own code, which may lack a part or refuse a size
             name = type(self.pipe).__name__
-            raise InputError(f"denoiser: {name} cannot be told {prompt!r} ({one_line(error)})") from error
+            raise InputError(f"denoiser: {name} cannot be conditioned on {prompt!r} ({one_line(error)})") from error

@@ -1,156 +1,205 @@
-"""Text-to-image pipelines from folders as diffusers saves them, and diffusers' folders of the hub.
+"""Text-to-image pipelines from folders as diffusers saves them, from the hub, and from one file of weights.
 
 Weights are read from safetensors alone. No code of a folder or of the hub is run: a pipeline is one of those that are
 known here, and its parts are classes of diffusers and transformers. What judges or shows images is not loaded.
+
+One file has the weights under the names of the original code, as authors and trainers release them. The rest is read
+from a folder as diffusers saves that pipeline: which one it is, the sizes of its networks, the scheduler, the
+tokenizers, and the weights that the file does not have.
 """
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from steersman.errors import InputError, about
-from steersman.files import regular_below
+from steersman.files import regular, regular_below
 from steersman.latent import cast
 from steersman.models.checkpoint import check_finite
-from steersman.models.denoisers.folder import read_index
+from steersman.models.denoisers.folder import PIPELINES, read_index
 from steersman.models.denoisers.pipeline import PipelineDenoiser
 from steersman.models.hub import check_whole, hushed, load_pretrained, quiet
+from steersman.models.meta import no_larger_than, weights_size
 
-__all__ = [
-    "OPTIONS",
-    "diffusers_quiet",
-    "fetched",
-    "image_size",
-    "load_pipeline",
-    "network_of",
-    "part_kinds",
-    "without",
-]
+__all__ = ["fetch", "load_file", "load_pipeline"]
 
-OPTIONS = ("height", "width", "variant")
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 LIBRARIES = ("diffusers", "transformers")
+VAE_PREFIXES = ("first_stage_model.", "vae.", "encoder.", "decoder.")
+CONFIGURATION = ("*.json", "*.txt", "*.model")  # the files of a pipeline's folder beside weights
 
 
 def load_pipeline(
-    path: Path, options: Mapping[str, str], *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    path: Path, options: Mapping[str, str], *, device: torch.device | str, dtype: torch.dtype
 ) -> PipelineDenoiser:
-    """Returns a folder's pipeline as a denoiser, its parts on a device in a dtype.
+    """Returns the denoiser of a folder of one of the known pipelines.
 
     Args:
-        path: The folder, of one of the pipelines that are known here (`steersman.models.denoisers.folder`).
-        options: ``height`` and ``width`` of its images in pixels, by default the pipeline's own; the ``variant`` of the
+        path: The folder.
+        options: ``height`` and ``width`` of the images in pixels, by default the pipeline's own; the ``variant`` of the
             files of weights, such as fp16.
-        device: Where it runs.
-        dtype: In what.
+        device: The device of all parts.
+        dtype: Their type.
 
     Raises:
         InputError: transformers is not installed, an option or a part is not allowed, or it cannot be read.
     """
-    size = image_size(options)
-    index = read_index(path)
-    kinds = part_kinds(path, index)
-    with quiet(str(path), kind="denoiser"), diffusers_quiet() as diffusers, warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of the name torch_dtype, which all versions know
-        where: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "torch_dtype": dtype}
-        settings: dict[str, Any] = without(index)
-        if "requires_safety_checker" in index:
-            settings["requires_safety_checker"] = False
+    size = _size(options)
+    with _quiet(path) as diffusers:
+        index = read_index(path)
+        classes, settings = _classes(path, index), _settings(index)
         with about("denoiser", path):
             regular_below(path)
+            where = {"local_files_only": True, "use_safetensors": True, "torch_dtype": dtype}
+            variant = options.get("variant")
             networks = {
-                key: network_of(key, kind, path / key, variant=options.get("variant"), **where)
-                for key, kind in kinds.items()
+                key: _network(key, kind, path / key, variant=variant, **where)
+                for key, kind in classes.items()
                 if issubclass(kind, nn.Module)
             }
             pipe = getattr(diffusers, index["_class_name"]).from_pretrained(path, **networks, **settings, **where)
-        for network in networks.values():
-            network.to(device)
-        cast(pipe.vae, device, dtype)
-        return PipelineDenoiser(pipe, size=size)
+        return _denoiser(pipe, size, device, dtype)
 
 
-def fetched(spec: str, name: str, options: Mapping[str, str]) -> Path:
-    """Returns where a pipeline of the hub lies in its cache, fetched where it is not there yet.
+def load_file(
+    path: Path, options: Mapping[str, str], *, device: torch.device | str, dtype: torch.dtype
+) -> PipelineDenoiser:
+    """Returns the denoiser of a pipeline's weights in one file of safetensors.
 
     Args:
-        spec: What the user gave, for the messages.
+        path: The file.
+        options: ``config``, the pipeline's folder, by default that of the hub which diffusers takes for such a file;
+            ``height`` and ``width`` of the images in pixels, by default the pipeline's own.
+        device: The device of all parts.
+        dtype: Their type.
+
+    Raises:
+        InputError: The file cannot be read, lacks weights that the folder lacks too, or its configuration is not
+            there.
+    """
+    if "variant" in options:
+        raise InputError(f"denoiser: {path} is one file, which has no variant; leave variant out")
+    size = _size(options)
+    with about("denoiser", path), safe_open(regular(path), framework="pt") as file:
+        names = frozenset(file.keys())
+    with _quiet(path) as diffusers:
+        config = _configuration(path, options.get("config"))
+        with about("denoiser", config):
+            regular_below(config)
+        index = read_index(config)
+        if (name := index.get("_class_name")) not in PIPELINES:
+            raise InputError(
+                f"denoiser: config must be the folder of one of {', '.join(PIPELINES)}, got a {name} in {config}"
+            )
+        classes, settings = _classes(config, index), _settings(index)
+        with about("denoiser", path):
+            where = {"local_files_only": True, "torch_dtype": dtype}
+            for key, kind in classes.items():
+                if issubclass(kind, nn.Module) and not _in_file(key, kind, names):
+                    if not weights_size(config / key):
+                        raise InputError(
+                            f"{path} has no {key}, and {config / key} has no weights; put them there, as diffusers "
+                            "saves them"
+                        )
+                    settings[key] = _network(key, kind, config / key, use_safetensors=True, **where)
+            # a number is counted where its network is built, and where it is filled
+            room = 2 * (path.stat().st_size + sum(weights_size(config / key) for key in classes))
+            with no_larger_than(room):
+                build = getattr(diffusers, name).from_single_file
+                pipe = build(str(path), config=str(config), **settings, **where)
+            for key, part in pipe.components.items():
+                if isinstance(part, nn.Module):
+                    tensors = part.state_dict()
+                    # what the file lacks, diffusers leaves without values
+                    check_whole(f"{key}: it", {"missing_keys": [each for each, x in tensors.items() if x.is_meta]})
+                    check_finite(tensors)
+        return _denoiser(pipe, size, device, dtype)
+
+
+def fetch(spec: str, name: str, options: Mapping[str, str]) -> Path:
+    """Returns the folder of a pipeline of the hub in its cache, fetched where it is not there yet.
+
+    Args:
+        spec: The user's spec, for the messages.
         name: Its id, ``ORG/NAME``.
-        options: As `load_pipeline` takes them.
+        options: The options that `load_pipeline` takes.
 
     Raises:
         InputError: It is not there and cannot be fetched, or asks for code of its own.
     """
     from huggingface_hub import hf_hub_download
 
-    def indexed(name: str, *, local_files_only: bool) -> Path:
+    def fetch_index(name: str, *, local_files_only: bool) -> Path:
         return Path(hf_hub_download(name, "model_index.json", local_files_only=local_files_only)).parent
 
-    def whole(name: str, *, local_files_only: bool) -> Path:
+    def fetch_all(name: str, *, local_files_only: bool) -> Path:
         settings = {"use_safetensors": True, "variant": options.get("variant"), "local_files_only": local_files_only}
-        with diffusers_quiet() as diffusers:
-            load = diffusers.DiffusionPipeline.download
-            path = Path(load(name, **settings, **without(index)))
-        parts = [key for key in _parts(index) if key not in UNUSED and not (path / key).is_dir()]
-        if parts and not (path / "config.json").is_file():
-            raise InputError(f"denoiser: {spec!r} lacks {', '.join(parts)}")
+        with _hushed_diffusers() as diffusers:
+            path = Path(diffusers.DiffusionPipeline.download(name, **settings, **_unused(index)))
+        missing = [key for key in _parts(index) if not (path / key).is_dir()]
+        if missing and not (path / "config.json").is_file():
+            raise InputError(f"denoiser: {spec!r} lacks {', '.join(missing)}")
         return path
 
-    path = load_pretrained(spec, name, indexed, kind="denoiser")
+    path = load_pretrained(spec, name, fetch_index, kind="denoiser")
     index = read_index(path)
-    part_kinds(path, index)
-    return load_pretrained(spec, name, whole, kind="denoiser")
+    _classes(path, index)
+    return load_pretrained(spec, name, fetch_all, kind="denoiser")
 
 
 @contextmanager
-def diffusers_quiet() -> Iterator[Any]:
-    """Yields diffusers, kept from telling what it loads."""
+def _quiet(path: Path) -> Iterator[Any]:
+    """Yields diffusers, where neither it nor transformers tells what it loads."""
+    with quiet(str(path), kind="denoiser"), _hushed_diffusers() as diffusers, warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of the name torch_dtype, which all versions know
+        yield diffusers
+
+
+@contextmanager
+def _hushed_diffusers() -> Iterator[Any]:
     import diffusers
 
     with hushed(diffusers.utils.logging):
         yield diffusers
 
 
-def image_size(options: Mapping[str, str]) -> tuple[int, int] | None:
-    """Returns the height and width that options of a spec state, in pixels."""
-    for key in ("height", "width"):
-        if key in options and not (options[key].isdecimal() and int(options[key]) > 0):
-            raise InputError(f"denoiser: {key} must be a whole number of at least 1, got {options[key]}")
+def _size(options: Mapping[str, str]) -> tuple[int, int] | None:
+    """Returns the height and width that options state, in pixels."""
     given = [key for key in ("height", "width") if key in options]
+    for key in given:
+        if not (options[key].isdecimal() and int(options[key]) > 0):
+            raise InputError(f"denoiser: {key} must be a whole number of at least 1, got {options[key]}")
     if len(given) == 1:
         raise InputError(f"denoiser: height and width must be given together, got {given[0]} alone")
     return (int(options["height"]), int(options["width"])) if given else None
 
 
 def _parts(index: Mapping[str, Any]) -> dict[str, list]:
-    return {key: value for key, value in index.items() if isinstance(value, list) and len(value) == 2 and any(value)}
+    """Returns the library and the class of each part that is loaded."""
+    lists = {key: value for key, value in index.items() if isinstance(value, list) and len(value) == 2}
+    return {key: value for key, value in lists.items() if any(value) and key not in UNUSED}
 
 
-def without(index: Mapping[str, Any]) -> dict[str, None]:
-    """Returns the parts that are not loaded."""
+def _unused(index: Mapping[str, Any]) -> dict[str, None]:
     return {key: None for key in UNUSED if key in index}
 
 
-def network_of(part: str, kind: Any, place: Path, **where: Any) -> nn.Module:  # noqa: ANN401
-    """Returns a part with all its weights, where the libraries would draw what is missing."""
-    network, info = kind.from_pretrained(place, output_loading_info=True, **where)
-    check_whole(f"{part}: it", info)
-    check_finite(network.state_dict())
-    return network
+def _settings(index: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the pipeline's arguments that leave out what is not loaded."""
+    return {**_unused(index), **({"requires_safety_checker": False} if "requires_safety_checker" in index else {})}
 
 
-def part_kinds(path: Path, index: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the parts' classes, and refuses what is no class of the libraries."""
-    kinds = {}
+def _classes(path: Path, index: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the classes of the parts; what is no class of the libraries is refused."""
+    classes = {}
     for key, (library, name) in _parts(index).items():
-        if key in UNUSED:
-            continue
         if library not in LIBRARIES:
             raise InputError(
                 f"denoiser: {str(path)!r} has a {key} by code of its own, {library}.{name}, which is never run; "
@@ -159,5 +208,69 @@ def part_kinds(path: Path, index: Mapping[str, Any]) -> dict[str, Any]:
         kind = getattr(import_module(library), name, None) if isinstance(name, str) else None
         if not isinstance(kind, type) or (library == "transformers" and name.startswith("Auto")):  # looks for code
             raise InputError(f"denoiser: {str(path)!r} has a {key} that is no class of {library}, {name!r}")
-        kinds[key] = kind
-    return kinds
+        classes[key] = kind
+    return classes
+
+
+def _network(part: str, kind: Any, folder: Path, **where: Any) -> nn.Module:  # noqa: ANN401
+    """Returns a part with all its weights, where the libraries would draw what is missing."""
+    network, info = kind.from_pretrained(folder, output_loading_info=True, **where)
+    check_whole(f"{part}: it", info)
+    check_finite(network.state_dict())
+    return network
+
+
+def _denoiser(
+    pipe: Any,  # noqa: ANN401
+    size: tuple[int, int] | None,
+    device: torch.device | str,
+    dtype: torch.dtype,
+) -> PipelineDenoiser:
+    for part in pipe.components.values():
+        if isinstance(part, nn.Module):
+            part.to(device)
+    cast(pipe.vae, device, dtype)
+    return PipelineDenoiser(pipe, size=size)
+
+
+def _in_file(key: str, kind: type[nn.Module], names: Collection[str]) -> bool:
+    """Whether a file has a part's weights; the network that denoises is always the file's."""
+    from diffusers.loaders.single_file_utils import is_clip_model_in_single_file, is_t5_in_single_file
+
+    if key.startswith(("unet", "transformer")):
+        return True
+    if key == "vae":
+        return any(each.startswith(VAE_PREFIXES) for each in names)
+    return bool(is_clip_model_in_single_file(kind, names) or is_t5_in_single_file(names))
+
+
+def _configuration(path: Path, given: str | None) -> Path:
+    """Returns the folder of a file's pipeline: the given one, or that of the hub which diffusers takes for it."""
+    if given is not None:
+        if not (Path(given) / "model_index.json").is_file():
+            raise InputError(
+                f"denoiser: config must be a folder with the model_index.json that diffusers saves a pipeline with, "
+                f"got {given!r}"
+            )
+        return Path(given)
+    from diffusers.loaders.single_file_utils import fetch_diffusers_config, load_single_file_checkpoint
+    from huggingface_hub import snapshot_download
+
+    with about("denoiser", path):
+        name = fetch_diffusers_config(load_single_file_checkpoint(str(path)))["pretrained_model_name_or_path"]
+
+    def fetch_configuration(name: str, *, local_files_only: bool) -> Path:
+        patterns = [*CONFIGURATION, *(f"**/{each}" for each in CONFIGURATION)]
+        folder = Path(snapshot_download(name, allow_patterns=patterns, local_files_only=local_files_only))
+        read_index(folder)
+        return folder
+
+    try:
+        return load_pretrained(name, name, fetch_configuration, kind="denoiser")
+    except InputError as error:
+        raise InputError(
+            f"denoiser: {path} does not say how its networks are built, and {name}, which diffusers takes it for, is "
+            f"not in the hub's cache and cannot be fetched; give {path}?config=FOLDER, the folder of its pipeline as "
+            f"diffusers saves it, without weights: hf download {name} --exclude '*.safetensors' '*.bin' '*.ckpt' "
+            "--local-dir FOLDER"
+        ) from error

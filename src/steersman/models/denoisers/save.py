@@ -1,4 +1,4 @@
-"""A denoiser as a folder that plain diffusers loads: its parts, and a scheduler that says its schedule."""
+"""A denoiser as a folder that plain diffusers loads: its parts, and a scheduler that holds its schedule."""
 
 import os
 import shutil
@@ -16,35 +16,32 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 
 from steersman.errors import InputError, one_line
 from steersman.files import system_errors, write_json
-from steersman.models.denoisers.adm_network import CHANGES, ADMUNet
-from steersman.models.denoisers.diffusers import DiffusersDenoiser
-from steersman.models.denoisers.dit_network import DiT
+from steersman.models.denoisers.architectures import CHANGES, ADMUNet, DiT
 from steersman.models.denoisers.edm import EDMDenoiser
+from steersman.models.denoisers.network import DiffusersDenoiser
 from steersman.schedule import EDM, VP, Flow
 
 __all__ = ["save_folder", "scheduler_of"]
 
+Saved = DiffusersDenoiser | EDMDenoiser
 PLAIN = {ADMUNet: "UNet2DModel", DiT: "DiTTransformer2DModel"}
 
 
 def save_folder(denoiser: object, out: str | Path) -> tuple[str, ...]:
-    """Writes a folder of ``scheduler`` and ``unet`` or ``transformer``, with ``vae`` or ``vqvae`` for one of latents.
-
-    The names of its labels go where each is loaded from: a DiT's into ``model_index.json``, a U-Net's into
-    ``card.json``. With EDM's preconditioning the scheduler is an `EDMEulerScheduler`, which has it too.
+    """Writes a folder of ``scheduler`` and ``unet`` or ``transformer``, with ``vae`` or ``vqvae`` for latents.
 
     Args:
         denoiser: A `DiffusersDenoiser`, or an `EDMDenoiser` of a `UNet2DModel`.
         out: The folder; new, or empty.
 
     Returns:
-        What diffusers' configuration cannot say, so that only steersman loads the folder rightly; most often nothing.
+        The settings that diffusers' configuration cannot say, with which only steersman loads the folder rightly; most
+        often none.
 
     Raises:
         InputError: The denoiser is of another kind, or the folder holds something or cannot be written to.
     """
-    known = isinstance(denoiser, DiffusersDenoiser | EDMDenoiser)
-    if not (known and isinstance(denoiser.network, UNet2DModel | DiTTransformer2DModel)):
+    if not (isinstance(denoiser, Saved) and isinstance(denoiser.network, UNet2DModel | DiTTransformer2DModel)):
         raise InputError(
             f"denoiser must be one whose network diffusers has, a U-Net or a DiT, got one by {type(denoiser).__name__}"
         )
@@ -63,61 +60,53 @@ def save_folder(denoiser: object, out: str | Path) -> tuple[str, ...]:
         raise InputError(f"out: {str(out)!r} cannot be written to ({one_line(error)})") from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-    changes = {key: denoiser.network.config.get(key) for key in (*CHANGES, "time_shift")}
-    changes |= _time_scale(denoiser)
-    return tuple(f"{key}={value}" for key, value in changes.items() if value is not None)
+    unsaid = {key: denoiser.network.config.get(key) for key in (*CHANGES, "time_shift")}
+    unsaid["time_scale"] = denoiser.time_scale if denoiser.time_scale != 1 else None
+    return tuple(f"{key}={value}" for key, value in unsaid.items() if value is not None)
 
 
-def _time_scale(denoiser: DiffusersDenoiser | EDMDenoiser) -> dict[str, float]:
-    """Returns what the card says of how the network is told the time, where diffusers' pipelines would tell t."""
-    scale = getattr(denoiser, "time_scale", 1.0)
-    return {} if scale == 1 else {"time_scale": scale}
-
-
-def _write(denoiser: DiffusersDenoiser | EDMDenoiser, out: Path) -> None:
-    dit, vae = isinstance(denoiser.network, DiTTransformer2DModel), getattr(denoiser, "vae", None)
-    parts: dict[str, Any] = {"transformer" if dit else "unet": denoiser.network, "scheduler": scheduler_of(denoiser)}
+def _write(denoiser: Saved, out: Path) -> None:
+    """Writes the parts, ``model_index.json`` and ``card.json``; the names of a DiT's labels go into the former."""
+    network: Any = denoiser.network
+    dit, edm, vae = isinstance(network, DiTTransformer2DModel), isinstance(denoiser, EDMDenoiser), denoiser.vae
     quantised = isinstance(vae, VQModel)
+    parts: dict[str, Any] = {"transformer" if dit else "unet": network, "scheduler": scheduler_of(denoiser)}
     if vae is not None:
         parts["vqvae" if quantised else "vae"] = vae
     for name, part in parts.items():
         part.save_pretrained(out / name)
-    kinds = {name: ["diffusers", PLAIN.get(type(part), type(part).__name__)] for name, part in parts.items()}
-    # EDM's networks have no pipeline of their own; this one scales what the network is shown, and gives it a label.
-    edm = denoiser if isinstance(denoiser, EDMDenoiser) else None
-    unet = "LDMPipeline" if quantised else "ConsistencyModelPipeline" if edm else "DDPMPipeline"
-    pipeline = "DiTPipeline" if dit else unet
     names = {str(number): name for number, name in enumerate(denoiser.classes)}
-    index = {"_class_name": pipeline, "_diffusers_version": __version__, **kinds}
-    if dit:
-        index |= {"id2label": names}
-    if dit or vae is None or quantised:
-        write_json(out / "model_index.json", index)
-    untrained = {"unconditional": False} if edm and not edm.unconditional else {}
-    card = {"classes": list(names.values())} | untrained if names and not dit else {}
-    if card := card | _time_scale(denoiser):
+    if dit or vae is None or quantised:  # diffusers has no pipeline of a U-Net with a VAE alone
+        # EDM's networks have no pipeline of their own; this one scales the network's input, and gives it a label.
+        unet = "LDMPipeline" if quantised else "ConsistencyModelPipeline" if edm else "DDPMPipeline"
+        index = {"_class_name": "DiTPipeline" if dit else unet, "_diffusers_version": __version__}
+        index |= {name: ["diffusers", PLAIN.get(type(part), type(part).__name__)] for name, part in parts.items()}
+        write_json(out / "model_index.json", index | ({"id2label": names} if dit else {}))
+    card: dict[str, Any] = {"classes": list(names.values())} if names and not dit else {}
+    if card and edm and denoiser.null is None:
+        card["unconditional"] = False
+    if denoiser.time_scale != 1:
+        card["time_scale"] = denoiser.time_scale
+    if card:
         write_json(out / "card.json", card)
 
 
-def scheduler_of(
-    denoiser: DiffusersDenoiser | EDMDenoiser,
-) -> DDPMScheduler | EDMEulerScheduler | FlowMatchEulerDiscreteScheduler:
-    """Returns a scheduler that its schedule can be read from again; DDPM's steps are at ADM's rounded levels."""
-    schedule = denoiser.schedule
+def scheduler_of(denoiser: Saved) -> DDPMScheduler | EDMEulerScheduler | FlowMatchEulerDiscreteScheduler:
+    """Returns a scheduler from which the schedule can be read again; DDPM's steps are at ADM's rounded levels."""
+    schedule, prediction = denoiser.schedule, denoiser.parameterization
     if isinstance(denoiser, EDMDenoiser):
         if not isinstance(schedule, EDM):
             raise InputError(f"schedule must be EDM, got {type(schedule).__name__}")
         return EDMEulerScheduler(
             sigma_min=schedule.ratio_min, sigma_max=schedule.ratio_max, sigma_data=denoiser.sigma_data
         )
-    meant = denoiser.parameterization
-    if isinstance(schedule, Flow) and meant == "flow_prediction":
+    if isinstance(schedule, Flow) and prediction == "flow_prediction":
         return FlowMatchEulerDiscreteScheduler(num_train_timesteps=schedule.count, shift=schedule.shift)
-    if not isinstance(schedule, VP) or meant == "flow_prediction":
+    if not isinstance(schedule, VP) or prediction == "flow_prediction":
         given = type(schedule).__name__
-        raise InputError(f"schedule must be VP, or Flow for flow_prediction, got {given} for {meant}")
-    count, config = len(schedule.alpha_bar), denoiser.network.config
-    learned = config["out_channels"] == 2 * config["in_channels"]
+        raise InputError(f"schedule must be VP, or Flow for flow_prediction, got {given} for {prediction}")
+    network: Any = denoiser.network
+    count, learned = len(schedule.alpha_bar), network.config["out_channels"] == 2 * network.config["in_channels"]
     betas: dict[str, Any] = {}
     if torch.equal(schedule.alpha_bar, VP.cosine(count).alpha_bar):
         betas["beta_schedule"] = "squaredcos_cap_v2"
@@ -125,7 +114,7 @@ def scheduler_of(
         betas["trained_betas"] = schedule.betas.tolist()
     return DDPMScheduler(
         num_train_timesteps=count,
-        prediction_type=meant,
+        prediction_type=prediction,
         variance_type="learned_range" if learned else "fixed_small",
         clip_sample=not denoiser.latent,
         timestep_spacing="linspace",

@@ -1,7 +1,7 @@
-"""What a text pipeline tells its network, heard without asking the network.
+"""The conditioning of a text pipeline's network, recorded without running the network.
 
 The pipeline is called once, for one image, and left where its scheduler would step. In the network's place stands a
-twin that keeps what it is told and answers zeros; the pipeline itself stays as it is. With classifier-free guidance
+twin that records its arguments and returns zeros; the pipeline itself does not change. With classifier-free guidance
 there are two rows: in one call, the unconditional one first, or in a call each, the conditional one first (Flux).
 """
 
@@ -17,35 +17,35 @@ from torch import Tensor
 
 from steersman.errors import InputError
 
-__all__ = ["Told", "by_name", "hear"]
+__all__ = ["Conditioning", "by_name", "record"]
 
-STEPS = 2  # of the walk that is left at once; the first of two has a time above 0
+STEPS = 2  # the first of two has a time above 0
 
 
-class Told(NamedTuple):
-    """What the network is told of one image beside sample and time.
+class Conditioning(NamedTuple):
+    """The arguments of a network for one image beside sample and time.
 
     Attributes:
-        values: By its parameters' names; tensors, also within mappings, lead with the rows or are shared by all.
-        sample: What it is shown.
-        pace: What it is told as the time, by the scheduler's.
-        mu: How far the pipeline moves its scheduler's levels for the image's size, where it does.
-        conditional: Which row is of the prompt.
-        unconditional: Which is not, where there is one.
-        apart: What the network is told of the row without the prompt, where it fits no batch with the other, as with
-            texts of other lengths.
+        values: The arguments by name; tensors, also within mappings, lead with the rows or are shared by all.
+        sample: The sample, one row.
+        time_scale: The factor from the scheduler's time to the network's.
+        mu: The shift of the scheduler's levels for the image's size, where the pipeline has one.
+        conditional: The index of the row with the prompt.
+        unconditional: The index of the row without, where there is one.
+        separate: The conditioning of the row without the prompt where the two do not fit into one batch, as with texts
+            of different lengths.
     """
 
     values: Mapping[str, Any]
     sample: Tensor
-    pace: float
+    time_scale: float
     mu: float | None
     conditional: int
     unconditional: int | None
-    apart: "Told | None" = None
+    separate: "Conditioning | None" = None
 
     def rows(self, rows: Int[Tensor, " N"]) -> dict[str, Any]:
-        """Returns the values for a batch of these rows."""
+        """Returns the arguments for a batch of these rows."""
         count = 1 if self.unconditional is None else 2
 
         def taken(value: Any) -> Any:  # noqa: ANN401
@@ -57,35 +57,35 @@ class Told(NamedTuple):
 
 
 def by_name(forward: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the arguments of a network's call by its parameters' names."""
+    """Returns the arguments of a call by their parameters' names."""
     return {**dict(zip(inspect.signature(forward).parameters, args, strict=False)), **kwargs}
 
 
-def hear(pipe: Any, part: str, **call: Any) -> Told:  # noqa: ANN401
-    """Returns what a pipeline tells its network at first.
+def record(pipe: Any, part: str, **call: Any) -> Conditioning:  # noqa: ANN401
+    """Returns the conditioning that a pipeline gives its network at the first step.
 
     Args:
         pipe: The pipeline.
-        part: The name of its network.
-        call: What it is called with, for one image.
+        part: The attribute that holds its network.
+        call: The arguments of the pipeline's call, for one image.
 
     Raises:
-        InputError: Neither one row nor two were told.
+        InputError: The network is given neither one row nor two.
     """
     twin, scheduler = copy.copy(pipe), copy.deepcopy(pipe.scheduler)
-    network, calls = _listener(getattr(pipe, part))
-    moved: list[float | None] = []
+    network, calls = _recorder(getattr(pipe, part))
+    shifts: list[float | None] = []
     set_timesteps = scheduler.set_timesteps
 
-    @functools.wraps(set_timesteps)
-    def setting(*args: Any, mu: float | None = None, **kwargs: Any) -> None:  # noqa: ANN401
-        moved.append(mu)
+    @functools.wraps(set_timesteps)  # pipelines read its signature
+    def shifted(*args: Any, mu: float | None = None, **kwargs: Any) -> None:  # noqa: ANN401
+        shifts.append(mu)
         set_timesteps(*args, **({} if mu is None else {"mu": mu}), **kwargs)
 
     def leave(*_: Any, **__: Any) -> None:  # noqa: ANN401
         raise _Left
 
-    vars(scheduler).update(set_timesteps=setting, step=leave)
+    vars(scheduler).update(set_timesteps=shifted, step=leave)
     vars(twin).update({part: network, "scheduler": scheduler})
     twin.set_progress_bar_config(disable=True)
     try:
@@ -96,35 +96,35 @@ def hear(pipe: Any, part: str, **call: Any) -> Told:  # noqa: ANN401
     samples, times = ([each.pop(key) for each in calls] for key in (first, "timestep"))
     rows = [len(each) for each in samples]
     if rows not in ([1], [2], [1, 1]):
-        raise InputError(f"pipe must tell its network one row or two of a prompt, got {rows} of {type(pipe).__name__}")
-    told = Told(
+        raise InputError(f"pipe must give its network one row or two of a prompt, got {rows} of {type(pipe).__name__}")
+    conditioning = Conditioning(
         values=calls[0],
         sample=samples[0][:1],
-        pace=float(times[0].reshape(-1)[0]) / float(scheduler.timesteps[0]),
-        mu=moved[-1],
+        time_scale=float(times[0].reshape(-1)[0]) / float(scheduler.timesteps[0]),
+        mu=shifts[-1],
         conditional=1 if rows == [2] else 0,
         unconditional=0 if rows == [2] else None,
     )
     if len(calls) == 1:
-        return told
+        return conditioning
     if _fit(*calls):
-        return told._replace(values=_stacked(*calls), unconditional=1)
-    return told._replace(apart=told._replace(values=calls[1]))
+        return conditioning._replace(values=_stacked(*calls), unconditional=1)
+    return conditioning._replace(separate=conditioning._replace(values=calls[1]))
 
 
 class _Left(Exception):
-    """Thrown where the pipeline is left."""
+    """Raised where the pipeline is left."""
 
 
-def _listener(network: Any) -> tuple[Any, list[dict[str, Any]]]:  # noqa: ANN401
-    """Returns a network's twin, which has its attributes and answers zeros, and what it will have been told."""
+def _recorder(network: Any) -> tuple[Any, list[dict[str, Any]]]:  # noqa: ANN401
+    """Returns a network's twin, which has its attributes and returns zeros, and the arguments of its calls to come."""
     calls: list[dict[str, Any]] = []
     twin = copy.copy(network)
 
     def forward(*args: Any, **kwargs: Any) -> tuple[Tensor]:  # noqa: ANN401
-        told = by_name(network.forward, args, kwargs)
+        given = by_name(network.forward, args, kwargs)
         first = next(iter(inspect.signature(network.forward).parameters))
-        calls.append({first: told.pop(first), **told})
+        calls.append({first: given.pop(first), **given})
         return (torch.zeros_like(calls[-1][first]),)
 
     silent = {key: type(value)() for key, value in vars(network).items() if key.endswith("_hooks")}
