@@ -319,8 +319,9 @@ def test_folders_of_edms_schedulers(tmp_path):
     denoiser = load_denoiser(str(tmp_path / "out"))
     assert (denoiser.classes, denoiser.unconditional) == (("0", "1", "2"), False)
     assert (denoiser.sigma_data, denoiser.schedule) == (1.0, EDM(ratio_max=9.0))
+    (tmp_path / "out" / "card.json").write_text('{"classes": ["a"]}')
     with pytest.raises(InputError, match="classes must name the 3 labels of the network, got 1 names"):
-        EDMDenoiser.from_folder(tmp_path / "out", classes=("a",))
+        load_denoiser(str(tmp_path / "out"))
     EDMEulerScheduler(prediction_type="v_prediction").save_pretrained(tmp_path / "out" / "scheduler")
     with pytest.raises(
         InputError, match="prediction_type must be epsilon with EDM's preconditioning, got v_prediction"
@@ -348,19 +349,19 @@ def test_other_networks_are_refused_by_name(tmp_path):
     ("change", "said"),
     [
         (lambda n: n.__dict__.update(label_dim=3), "label_dim must be 2, as its network has, got 3"),
-        (lambda n: n.__dict__.update(img_resolution=8), "damaged; give edm:FILE"),
+        (lambda n: n.__dict__.update(img_resolution=8), "enc must be 8x8_conv and .*, got 4x4_conv"),
         (lambda n: n.__dict__.update(img_channels=3), r"the shape of conv_(in|out).weight must be"),
         (lambda n: n.__dict__.update(sigma_data=-1.0), "sigma_data must be above 0 and finite, got -1.0"),
         (lambda n: n.__dict__.update(sigma_data="x"), "damaged"),
         (lambda n: n.model.dec["4x4_in1"].__dict__.update(skip_scale=0.5), "4x4_in1: skip_scale"),
         (lambda n: n.model.dec["4x4_in1"].__dict__.update(num_heads=3), "4x4_in1 must have .* heads, .*, got 3"),
-        (lambda n: n.model.dec["4x4_in1"].conv0.__dict__.update(up=True), "it resamples where"),
+        (lambda n: n.model.dec["4x4_in1"].conv0.__dict__.update(up=True), "it must resample between"),
         (lambda n: n.model.out_norm.__dict__.update(num_groups=3), "GroupNorm must have .*, got 3 groups"),
         (
             lambda n: n.model.map_noise.__dict__.update(endpoint=True),
             "map_noise must be a PositionalEmbedding .*, got another",
         ),
-        (lambda n: n.model.dec.add_module("more", Linear(2, 2)), "must be those of a DhariwalUNet, got dec.more"),
+        (lambda n: n.model.dec.add_module("more", Linear(2, 2)), "another network, or damaged; give edm:FILE"),
         (lambda n: n.model.enc.add_module("4x4_more", Linear(2, 2)), "damaged"),
         (lambda n: n.model.dec.add_module("self", n.model), "hold each other"),
         (lambda n: n.model.map_layer0.bias.fill_(math.nan), "map_layer0: it is not finite"),

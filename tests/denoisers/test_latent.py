@@ -107,9 +107,9 @@ def test_a_condition_that_changes_nothing_is_refused(denoiser, draw, condition, 
 def test_the_network_is_told_the_time_in_a_type_that_every_accelerator_knows(denoiser, draw, monkeypatch):
     told, forward = [], denoiser.network.forward
 
-    def listen(x, time, **rest):
+    def listen(x, time, label):
         told.append(time)
-        return forward(x, time, **rest)
+        return forward(x, time, label)
 
     monkeypatch.setattr(denoiser.network, "forward", listen)
     denoiser(draw(3, 4, 8, 8), denoiser.schedule.at_time(9.25))

@@ -75,7 +75,7 @@ def negative(): return changed(shape=(3, -16, 16))
 def nameless(): return changed(classes=["a"])
 def unscheduled(): return changed(schedule=torch.linspace(1e-4, 0.02, 1000))
 def other(): return changed(shape=(4, 16, 16))
-def larger(): return changed(_output=lambda x, t: torch.cat([x, x], 2))
+def larger(): return changed(_evaluate=lambda x, t, label: torch.cat([x, x], 2))
 def raw(): return changed(decode=lambda x: x.numpy().tolist())
 
 class Bare(NetworkDenoiser):
@@ -153,7 +153,7 @@ def test_it_is_drawn_and_guided_on_the_command_line(own, call, tmp_path):
         ("nameless", "the classes of .* must be a tuple of names"),
         ("unscheduled", "the schedule of .* must be VP, EDM, Flow or one with their methods, got Tensor"),
         ("other", "fails when it is asked .RuntimeError: "),
-        ("larger", r"must return the shape that it is shown, \(1, 3, 16, 16\), .* got \(1, 3, 32, 16\)"),
+        ("larger", r"must return the shape of its input, \(1, 3, 16, 16\), .* got \(1, 3, 32, 16\)"),
         ("raw", "and decode it into an image"),
         ("bare", "must make a Prediction of x0_hat of .* got Tensor"),
     ],

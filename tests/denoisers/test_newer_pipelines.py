@@ -72,7 +72,7 @@ def test_texts_of_two_lengths_are_told_one_after_the_other():
 def test_a_distilled_scale_is_no_classifier_free_one():
     pipe = make("FLUX.2")
     ours = PipelineDenoiser(pipe, size=(16, 24))
-    (given,) = {float(each.values["guidance"][0]) for each in ours.told.values()}
+    (given,) = {float(each.values["guidance"][0]) for each in ours.cache.values()}
     assert given == 4.0  # the pipeline's own default
     with pytest.raises(InputError, match="as Flux2Pipeline has no unconditional model"):
         ours(torch.randn(1, *ours.shape), ours.schedule.levels(3)[1], prompt="a ball", cfg_scale=2.0)

@@ -74,7 +74,7 @@ def theirs(pipe, ours, latents, **call):
         call = {"negative_prompt": "", **call}
     if ours.size:
         call |= dict(zip(("height", "width"), ours.size, strict=True))
-    if "use_resolution_binning" in ours.takes:
+    if "use_resolution_binning" in ours.parameters:
         call["use_resolution_binning"] = False
     held = ours.layout.pack(latents)
     settings = {"num_images_per_prompt": len(latents), "num_inference_steps": 3, "output_type": "pt"}
@@ -156,7 +156,7 @@ def test_what_is_kept_of_prompts_has_an_end(denoiser, draw):
     ours = denoiser("SD")
     for number in range(20):
         ours(draw(1, *ours.shape), ours.schedule.at_time(1), prompt="a" * number)
-    assert len(ours.told) == 16 and ("a" * 19, None, False) in ours.told
+    assert len(ours.cache) == 16 and ("a" * 19, None, False) in ours.cache
 
 
 def test_moved_to_another_type_it_is_told_anew(folder, draw):

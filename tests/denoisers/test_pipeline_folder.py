@@ -162,7 +162,7 @@ def test_a_size_is_an_option(folder):
     for given, message in (
         ("height=16", "height and width must be given together, got height alone"),
         ("height=x&width=16", "height must be a whole number of at least 1, got x"),
-        ("height=17&width=16", "cannot be told"),
+        ("height=17&width=16", "cannot be conditioned on"),
         ("size=16", "unknown option of a pipeline 'size'"),
         ("variant=fp16", "cannot be read"),
     ):

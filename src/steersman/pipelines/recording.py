@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from steersman.errors import InputError
-from steersman.pipelines.parts import original
 from steersman.pipelines.conditioning import by_name
+from steersman.pipelines.parts import original
 
 __all__ = ["Recording", "Turn"]
 

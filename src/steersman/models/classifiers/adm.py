@@ -119,16 +119,16 @@ def load_adm_classifier(name: str) -> Classifier:
             raise InputError("it must be a classifier, got a denoiser")
         head = {key: value.float() for key, value in found.tensors.items() if key.startswith("out.")}
         body = {key: value for key, value in found.tensors.items() if key not in head}
-        pool, places = _pool(head, found.layout.channels[-1], found.known.attention)
+        pool, places = _pool(head, found.layout.channels[-1], found.attention)
         halved = 2 ** (len(found.layout.channels) - 1)
         side = round(places**0.5)
         if side**2 != places:
             raise InputError(f"its attention pool must have the positions of a square, got {places}")
-        size, diffusion = found.size(side * halved), found.known.diffusion
+        unet, size = found.network(side * halved)
         count = len(head["out.2.c_proj.bias" if places else "out.3.bias"])
-        found.stated.must_be({"num_classes": count, "pool": "attention" if places else "adaptive"})
-        network = ADMEncoder(found.layout.network(found.known.attention, size), pool, diffusion.time_scale)
-        weights = in_diffusers_terms(body, found.layout, found.known.attention)
+        found.settings.check({"num_classes": count, "pool": "attention" if places else "adaptive"})
+        network = ADMEncoder(unet, pool, found.diffusion.time_scale)
+        weights = found.layout.weights(body, found.attention)
         fill(network, weights | {_renamed(key): _flat(value) for key, value in head.items()})
     names = class_names(name, count, None)
     if found.released:
@@ -141,7 +141,7 @@ def load_adm_classifier(name: str) -> Classifier:
         names=names,
         binary=count == 1,
         told_level=True,
-        schedule=diffusion.noise,
+        schedule=found.diffusion.noise,
     )
 
 

@@ -12,7 +12,7 @@ classifier-free guidance of scale ``w`` (Ho & Salimans 2022) predicts
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Self, get_args
+from typing import Any, get_args
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -103,7 +103,7 @@ class NetworkDenoiser:
         self.null = null
         self.time_scale, self.time_dtype = time_scale, time_dtype
 
-    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Self:
+    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "NetworkDenoiser":
         """Moves network and VAE, and returns self."""
         nn.Module.to(self.network, device=device, dtype=dtype)
         if self.vae is not None:

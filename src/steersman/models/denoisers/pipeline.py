@@ -12,7 +12,7 @@ A distilled scale, which the network itself takes (Flux's guidance), is the pipe
 import inspect
 import threading
 from functools import partial
-from typing import Any, Self
+from typing import Any
 
 import torch
 from diffusers.utils.import_utils import is_bs4_available, is_ftfy_available
@@ -84,7 +84,7 @@ class PipelineDenoiser:
         default = "flow_prediction" if isinstance(self.schedule, Flow) else "epsilon"
         self.parameterization: Parameterization = config.get("prediction_type", default)
 
-    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Self:
+    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "PipelineDenoiser":
         """Moves all parts, and returns self; one that is in the dtype already keeps what it has in another."""
         for part in self.pipe.components.values():
             if part is self.vae:
