@@ -64,7 +64,8 @@ def _walked(denoiser) -> Iterable[Tensor]:
     generator = torch.Generator().manual_seed(0)
     told = {"label": torch.tensor([1])} if denoiser.classes else {}
     steps = min(3, len(getattr(denoiser.schedule, "alpha_bar", range(3))))
-    for level in denoiser.schedule.levels(steps)[:-1]:
+    levels = denoiser.schedule.levels(steps)[:-1]
+    for level in (each for each in levels if each.alpha > 0):  # without signal, some networks are refused by their kind
         x_t = torch.randn(1, *denoiser.shape, generator=generator) * (level.alpha**2 + level.sigma**2).sqrt()
         x0_hat = denoiser(x_t.float(), level, **told).x0_hat
         yield x0_hat
