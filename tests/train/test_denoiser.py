@@ -104,10 +104,11 @@ def test_edms_loss_is_the_weighted_error_of_the_denoised_image():
     torch.manual_seed(0)
     network, images = unet(8, 3, (8, 8)), torch.rand(16, 3, 8, 8) * 2 - 1
     labels, seen = torch.arange(16) % 3, {}
-    network.register_forward_pre_hook(
-        lambda _, args, kwargs: seen.update(x=args[0], c_noise=args[1], y=args[2]), with_kwargs=True
+    listener = network.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.update(x=args[0], c_noise=args[1], y=kwargs["class_labels"]), with_kwargs=True
     )
     loss = EDMLoss(sigma_data=0.6, null=3)(network, Batch(images, labels, torch.Generator().manual_seed(1)))
+    listener.remove()
     from steersman.models.denoisers.edm import EDMDenoiser
     from steersman.schedule import EDM
 
