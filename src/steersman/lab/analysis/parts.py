@@ -85,7 +85,7 @@ def _part(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def _same(out: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     for key in [*now, *before]:
         if before.get(key) != now.get(key):
+            settings = f"{key} {shown(before.get(key))}, not {shown(now.get(key))}"
             raise InputError(
-                f"out: {str(out)!r} holds an analysis with {key} {before.get(key)!r}, not {now.get(key)!r}; use "
-                "another folder, or the same settings"
+                f"out: {str(out)!r} holds an analysis with {settings}; use another folder, or the same settings"
             )
