@@ -7,9 +7,10 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from importlib.util import find_spec
 from reprlib import Repr
 
-__all__ = ["LONGEST", "InputError", "Notice", "about", "notice", "one_line", "shown", "unknown"]
+__all__ = ["LONGEST", "InputError", "Notice", "about", "notice", "one_line", "require", "shown", "unknown"]
 
 LONGEST, GIVEN = 600, 80  # characters of a line, and of what a file gives in it
 
@@ -52,6 +53,13 @@ def one_line(error: Exception) -> str:
         return error.strerror
     said = str(error).strip().splitlines()
     return f"{type(error).__name__}: {said[0][:LONGEST]}" if said else type(error).__name__
+
+
+def require(extra: str, *packages: str, what: str) -> None:
+    """Refuses, before anything begins, what needs an optional package that is not installed, and names the extra."""
+    for package in packages:
+        if find_spec(package) is None:
+            raise InputError(f"{what} needs {package.replace('_', '-')}; run pip install 'steersman[{extra}]'")
 
 
 @contextmanager

@@ -11,6 +11,16 @@ __all__ = ["app"]
 
 app = typer.Typer(help="Measure how suitable a classifier is for guidance.", no_args_is_help=True)
 
+
+@app.callback()
+def analyze() -> None:
+    """Measure how suitable a classifier is for guidance."""
+    from steersman.cli.root import LAB
+    from steersman.errors import require
+
+    require("lab", *LAB, what="steersman analyze")
+
+
 Classifiers = Annotated[
     list[str] | None,
     typer.Option(

@@ -1,17 +1,22 @@
 """The command ``steersman`` and how it fails: one line on standard error, exit code 2."""
 
+import functools
 import os
 import sys
 import warnings
+from collections.abc import Callable
 
 import typer
 from rich.console import Console
 
-from steersman.errors import InputError, Notice, one_line
+from steersman.errors import InputError, Notice, one_line, require
 from steersman.lab.speed.allocator import keep_freed
 from steersman.lab.stop import Interrupted, Interruptible, Stopped
 
-__all__ = ["app", "main"]
+__all__ = ["LAB", "app", "in_lab", "main"]
+
+LAB = ("jinja2", "matplotlib", "optuna", "scipy", "torch_fidelity")
+"""What the extra ``lab`` installs: the packages of measuring, comparing and plotting."""
 
 app = typer.Typer(
     name="steersman",
@@ -24,6 +29,17 @@ app = typer.Typer(
 
 Usage: type[Exception] = typer.BadParameter.__mro__[1]
 """The base of all complaints about the command line itself."""
+
+
+def in_lab(command: Callable[..., None]) -> Callable[..., None]:
+    """Returns a command that is refused at its start where the packages of the extra ``lab`` are not installed."""
+
+    @functools.wraps(command)
+    def checked(*args: object, **kwargs: object) -> None:
+        require("lab", *LAB, what=f"steersman {command.__name__}")
+        command(*args, **kwargs)
+
+    return checked
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from steersman.cli.terminal import progress_bar
-from steersman.errors import InputError
+from steersman.errors import InputError, require
 from steersman.files import file_name
 from steersman.lab.generate import Share, Summary, Unfinished, generate, status
 from steersman.lab.report import Frames
@@ -53,6 +53,8 @@ def _holds_another(out: Path, run: Run) -> bool:
 
 def carry_out(run: Run, out: Path, *, share: Share, gif: bool = False, overwrite: bool = False) -> None:
     """Does a run, or what is left of it, with a progress bar, and prints its table."""
+    if gif:
+        require("lab", "matplotlib", what="--gif")
     console = Console(quiet=not share.first)
     with console.status("loading the networks"):
         session = Session(run if overwrite else as_begun(run, out, wait=not share.first))

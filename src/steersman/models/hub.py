@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from steersman.errors import InputError, about, one_line
+from steersman.errors import InputError, about, one_line, require
 from steersman.files import regular_below
 
 __all__ = ["check_whole", "hub_file", "hushed", "load_pretrained", "quiet"]
@@ -110,10 +110,9 @@ def quiet(source: str, *, kind: str = "classifier") -> Iterator[Any]:
     Raises:
         InputError: transformers is not installed.
     """
-    try:
-        import transformers
-    except ImportError as error:
-        raise InputError(f"{kind}: {source} needs transformers; run pip install 'steersman[text]'") from error
+    require("text", "transformers", what=f"{kind}: {source}")
+    import transformers
+
     with hushed(transformers.utils.logging):
         yield transformers
 

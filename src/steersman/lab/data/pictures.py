@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from steersman.errors import InputError, about, one_line, unknown
+from steersman.errors import InputError, about, one_line, require, unknown
 from steersman.files import open_image, read_text, regular
 from steersman.models.pickles import Record, read_pickle
 from steersman.options import split_options
@@ -220,10 +220,9 @@ def _parquet(name: str, folder: Path, split: str) -> Arrays | None:
     files = sorted(folder.rglob(f"{split}-*.parquet"))
     if not files:
         return None
-    try:
-        from pyarrow import parquet  # pyright: ignore[reportMissingImports]
-    except ModuleNotFoundError as error:
-        raise InputError("reading parquet needs pyarrow; install it with: pip install 'steersman[parquet]'") from error
+    require("parquet", "pyarrow", what="reading parquet")
+    from pyarrow import parquet  # pyright: ignore[reportMissingImports]
+
     height, width, channels = shape = SOURCES[name].shape
     most = len(SOURCES[name].digests[split]) * BLOCK
     pixels, labels = np.empty((most, *shape), np.uint8), []

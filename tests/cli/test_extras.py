@@ -1,0 +1,58 @@
+"""Without the optional packages: what needs none of them works, and what does names the extra to install."""
+
+import subprocess
+import sys
+
+import pytest
+
+from steersman.cli.root import LAB
+
+WITHOUT = f"""
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {(*LAB, "transformers", "pyarrow")}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Missing())
+sys.modules |= dict.fromkeys({(*LAB, "transformers", "pyarrow")})
+"""
+RUN = WITHOUT + "from steersman.cli import main\nmain()\n"
+
+
+def started(*arguments, folder):
+    run = subprocess.run([sys.executable, "-c", RUN, *arguments], cwd=folder, capture_output=True, text=True)
+    return run.returncode, run.stdout, run.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("sweep", "nrcg", "--vary", "scale=1,2", "--reference", "sportballs", "--out", "out"),
+        ("tune", "--out", "out"),
+        ("report", "."),
+        ("reproduce",),
+        ("evaluate", "sportballs"),
+        ("analyze", "accuracy", "--out", "out"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_command_of_the_lab_is_refused_at_once(words, call, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, LAB[0], None)
+    said = f"steersman: steersman {words[0]} needs {LAB[0]}; run pip install 'steersman[lab]'\n"
+    assert call(*words) == (2, "", said)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_images_are_drawn_without_any_of_them(tmp_path):
+    words = ["sample", "--target", "7", "--denoiser", "zoo:mnist", "--classifier", "zoo:mnist-lenet", "--judge", "none"]
+    words += ["--recipe", "nrcg", "--steps", "2", "--num", "1", "--out", "drawn"]
+    code, _, err = started(*words, folder=tmp_path)
+    assert (code, err) == (0, "")
+    assert (tmp_path / "drawn" / "000000.png").is_file()
+    code, _, err = started(*words, "--gif", folder=tmp_path)
+    assert code == 2 and err == "steersman: --gif needs matplotlib; run pip install 'steersman[lab]'\n"
+    code, _, err = started(*words[:-1], "text", "--classifier", "clip:somewhere", folder=tmp_path)
+    assert code == 2 and "steersman[text]" in err
