@@ -14,7 +14,7 @@ from steersman.cli.analyzing.measures import stabilizer
 from steersman.errors import InputError
 from steersman.guidance import Adam, Ema, Identity
 from steersman.lab.analysis.parts import Parts
-from steersman.lab.metrics.resample import Figure
+from steersman.lab.metrics.intervals import Figure
 from steersman.lab.report.folders import report
 from steersman.lab.sweep.table import Row, write_table
 

@@ -7,7 +7,7 @@ import torch
 
 from accelerator import awaits_nothing
 from classifiers import test_adm_classifier, test_timm, test_torchvision, test_transformers
-from steersman.lab.metrics.extractors import load_extractor
+from steersman.lab.metrics.features import load_extractor
 from steersman.models.classifiers import load_classifier
 from steersman.models.denoisers import load_denoiser
 from steersman.schedule import VP

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from steersman.lab.metrics.extractors import Extractor
+from steersman.lab.metrics.features import Extractor
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import torch
 
 from steersman.errors import InputError
 from steersman.lab.metrics import reliability
-from steersman.lab.metrics.calibration import binned, errors
+from steersman.lab.metrics.classification import binned, errors
 
 
 def surely(*groups):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from steersman.errors import InputError
-from steersman.lab.metrics.extractors import load_extractor
+from steersman.lab.metrics.features import load_extractor
 from steersman.models.classifiers import Classifier, load_classifier
 from steersman.schedule import CLEAN
 

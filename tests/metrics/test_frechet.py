@@ -8,7 +8,7 @@ import torch
 
 from steersman.errors import InputError
 from steersman.lab.metrics import frechet_distance
-from steersman.lab.metrics.frechet import frechet, moments, moments_of_covariance
+from steersman.lab.metrics.distances import frechet, moments, moments_of_covariance
 
 
 def with_moments(mean: list[float], covariance: torch.Tensor, count: int, seed: int) -> torch.Tensor:

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from steersman.lab.metrics import kernel
-from steersman.lab.metrics.kernel import kid
+from steersman.lab.metrics import distances
+from steersman.lab.metrics.distances import kid
 
 
 def test_by_hand():
@@ -17,7 +17,7 @@ def test_by_hand():
 def test_agrees_with_torch_fidelity_on_all_images(draw, monkeypatch):
     from torch_fidelity.metric_kid import kid_features_to_metric
 
-    monkeypatch.setattr(kernel, "ROWS", 8)
+    monkeypatch.setattr(distances, "ROWS", 8)
     x, y = draw(30, 5), draw(30, 5) + 0.5
     theirs = kid_features_to_metric(x, y, kid_subsets=1, kid_subset_size=30, verbose=False)
     assert kid(x, y) == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-12)

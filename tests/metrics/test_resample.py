@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from steersman.lab.metrics import frechet_distance, wilson
-from steersman.lab.metrics.resample import Figure, mean_of, resampled, resampled_together, share
+from steersman.lab.metrics.intervals import Figure, mean_of, resampled, resampled_together, share
 
 
 @pytest.mark.parametrize("count", [40, 41])

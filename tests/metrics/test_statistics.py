@@ -8,9 +8,9 @@ import torch
 
 from metrics.written import write
 from steersman.errors import InputError
+from steersman.lab.metrics.distances import frechet
 from steersman.lab.metrics.evaluate import evaluate
-from steersman.lab.metrics.extractors import Extractor
-from steersman.lab.metrics.frechet import frechet
+from steersman.lab.metrics.features import Extractor
 from steersman.lab.metrics.images import read_images
 from steersman.lab.metrics.statistics import measured, read_reference, read_statistics, write_statistics
 

@@ -25,7 +25,7 @@ from steersman.lab.generate import status
 from steersman.lab.generate.record import Record, write_image
 from steersman.lab.generate.shards import joined, write_shard
 from steersman.lab.metrics.images import read_images
-from steersman.lab.metrics.resample import Figure
+from steersman.lab.metrics.intervals import Figure
 from steersman.lab.metrics.statistics import read_reference
 from steersman.lab.report.folders import page_of
 from steersman.lab.reproduce import load_reproduction

@@ -3,8 +3,8 @@
 import pytest
 
 from steersman.errors import InputError
-from steersman.lab.metrics.resample import Figure
-from steersman.lab.metrics.resample import share as shared
+from steersman.lab.metrics.intervals import Figure
+from steersman.lab.metrics.intervals import share as shared
 from steersman.lab.tune import Bounds, Trial, choose
 
 

@@ -12,10 +12,11 @@ from rich.table import Table
 from steersman.cli.terminal import progress_bar
 from steersman.errors import InputError, unknown
 from steersman.files import write_json, writing_to
-from steersman.lab.metrics.evaluate import DISTANCES, FIGURES, Figure
+from steersman.lab.metrics.evaluate import DISTANCES, FIGURES
 from steersman.lab.metrics.evaluate import evaluate as figures_of
-from steersman.lab.metrics.extractors import load_extractor
+from steersman.lab.metrics.features import load_extractor
 from steersman.lab.metrics.images import ImageSet, read_images
+from steersman.lab.metrics.intervals import Figure
 from steersman.lab.metrics.statistics import measured, read_reference, write_statistics
 from steersman.lab.run import check_device, read_run
 from steersman.models.classifiers import Classifier, load_classifier

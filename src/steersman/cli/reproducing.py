@@ -11,7 +11,7 @@ from rich.table import Table
 
 from steersman.cli.terminal import progress_bar
 from steersman.errors import InputError
-from steersman.lab.metrics.evaluate import Figure
+from steersman.lab.metrics.intervals import Figure
 from steersman.lab.report.tables import with_interval
 from steersman.lab.reproduce import Needs, Reproduction, Work, load_reproduction, needs, reproduction_names
 from steersman.lab.reproduce.requirements import CARD, RATE

@@ -27,8 +27,7 @@ from steersman.lab.analysis.figures import (
 )
 from steersman.lab.analysis.forward import axis, choose, numbers
 from steersman.lab.analysis.parts import Key, Parts
-from steersman.lab.metrics.rank import by_chance, rank_correlation
-from steersman.lab.metrics.resample import Figure
+from steersman.lab.metrics.intervals import Figure, by_chance, rank_correlation
 from steersman.lab.report.plots import Pair, write_curves, write_scatter
 from steersman.lab.report.tables import markdown, with_interval, write_rows
 from steersman.lab.sweep.table import FRONTS

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from steersman.errors import InputError, about, unknown
 from steersman.files import read_csv
-from steersman.lab.metrics.resample import Figure
+from steersman.lab.metrics.intervals import Figure
 from steersman.lab.report.plots import Pair
 
 __all__ = ["ENDS", "ERROR", "NAME", "Cell", "pairs", "read_cells", "read_errors"]

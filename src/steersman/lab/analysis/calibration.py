@@ -7,7 +7,7 @@ its absence, ``max(sigmoid(tau f_y), sigmoid(-tau f_y))``,
     ECE_t = sum_m |B_m| / n |acc(B_m) - conf(B_m)|                                (EluCD 4.1; Naeini et al. 2015)
     ICE   = (1 / T) integral of ECE_t dt                                          (EluCD eq. 1), by trapezoids
 
-The temperature tau multiplies the logits. The error of one step is `steersman.lab.metrics.calibration`'s.
+The temperature tau multiplies the logits. The error of one step is `steersman.lab.metrics.classification`'s.
 
 Two classifiers that guide in turn, one where sigma / alpha is above a value and the other below (EluCD Table 2), are
 measured as one: at each level by the one that is asked there.

@@ -15,8 +15,8 @@ from torch import Tensor
 from steersman.files import replacing
 from steersman.lab.analysis.calibration import CONFIDENCE, CORRECT, integral
 from steersman.lab.analysis.parts import Key
-from steersman.lab.metrics.calibration import Reliability, binned, errors
-from steersman.lab.metrics.resample import Figure, resampled_together
+from steersman.lab.metrics.classification import Reliability, binned, errors
+from steersman.lab.metrics.intervals import Figure, resampled_together
 from steersman.lab.report.images import GAP, heat, sheet
 from steersman.lab.report.plots import COLOURS, LINE, MARKS, Curve, write_figure
 

@@ -1,7 +1,7 @@
-from steersman.lab.metrics.calibration import Reliability, reliability
-from steersman.lab.metrics.classification import accuracy, correct, target_probability, wilson
-from steersman.lab.metrics.features import classifier_features, mean_pairwise_distance
-from steersman.lab.metrics.frechet import frechet_distance
+from steersman.lab.metrics.classification import Reliability, accuracy, correct, reliability, target_probability
+from steersman.lab.metrics.distances import frechet_distance, mean_pairwise_distance
+from steersman.lab.metrics.features import classifier_features
+from steersman.lab.metrics.intervals import wilson
 
 __all__ = [
     "Reliability",

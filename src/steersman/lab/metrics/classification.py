@@ -1,18 +1,18 @@
-"""How often, and how surely, a classifier sees the target.
+"""What a classifier says of images and their targets, and how far its confidence is from its accuracy.
 
     accuracy                (1/n) sum_k 1[argmax_i f_i(x_k) = y_k]
     target probability      p(y | x) = softmax(f(x))_y
+    confidence              max_i p(i | x)
+    calibration error       ECE = sum_m |B_m| / n |acc(B_m) - conf(B_m)|
 
-A binary classifier has one logit f, the log-odds of class 1: it stands for the two logits (0, f). Of several labels
-each is such a binary question of its own: an image has its target where ``sigmoid(f_y) > 1/2``, and that sigmoid is the
-target probability.
+One logit f stands for the two logits (0, f). In a multi-label classifier each label is such a binary question. The bin
+``B_m`` holds the images whose confidence is in ``((m - 1) / M, m / M]``. The ECE of a sample is biased upwards, more so
+for fewer images in a bin: compare equal counts only.
 
-Of k successes in n trials, Wilson's (1927) interval holds every share p with ``|k/n - p| <= z sqrt(p (1 - p) / n)``: it
-stays within [0, 1] and keeps its width at k = 0 and k = n, as guided images reach it.
+Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", eq. 2 and 3.
 """
 
-import math
-from statistics import NormalDist
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,27 +20,35 @@ from torch import Tensor
 
 from steersman.errors import InputError
 
-__all__ = ["accuracy", "confidence", "correct", "target_probability", "wilson"]
+__all__ = [
+    "BINS",
+    "Reliability",
+    "accuracy",
+    "binned",
+    "confidence",
+    "correct",
+    "errors",
+    "reliability",
+    "target_probability",
+]
+
+BINS = 15  # the usual number; EluCD does not state its own
 
 
 def correct(logits: Float[Tensor, "B K"], target: Int[Tensor, "B"], *, multilabel: bool = False) -> Bool[Tensor, "B"]:
-    """Returns which images the classifier gives their target.
+    """Returns whether the likeliest class of each image is its target.
 
     Args:
         logits: ``f(x)``; one column for a binary classifier.
-        target: A class each, in [0, K).
-        multilabel: Whether each logit is of a label of its own.
+        target: The class of each image, in [0, K).
+        multilabel: Whether each logit belongs to a label of its own; an image then shows y if ``sigmoid(f_y) > 1/2``.
     """
     classes, y = _classes(logits, target, multilabel)
     return classes.argmax(1) == y
 
 
 def accuracy(logits: Float[Tensor, "B K"], target: Int[Tensor, "B"], *, multilabel: bool = False) -> float:
-    """Returns the share of images that the classifier gives their target, in [0, 1]; the arguments are `correct`'s.
-
-    Raises:
-        InputError: There are no images.
-    """
+    """Returns the share of images whose likeliest class is their target. For the arguments see `correct`."""
     if not len(logits):
         raise InputError("accuracy needs at least 1 image, got 0")
     return correct(logits, target, multilabel=multilabel).float().mean().item()
@@ -49,7 +57,7 @@ def accuracy(logits: Float[Tensor, "B K"], target: Int[Tensor, "B"], *, multilab
 def target_probability(
     logits: Float[Tensor, "B K"], target: Int[Tensor, "B"], *, multilabel: bool = False
 ) -> Float[Tensor, "B"]:
-    """Returns ``p(y | x)`` of each image, in [0, 1]; the arguments are `correct`'s."""
+    """Returns ``p(y | x)`` of each image. For the arguments see `correct`."""
     classes, y = _classes(logits, target, multilabel)
     return classes.softmax(1).gather(1, y[:, None])[:, 0]
 
@@ -57,39 +65,83 @@ def target_probability(
 def confidence(
     logits: Float[Tensor, "B K"], target: Int[Tensor, "B"], *, multilabel: bool = False
 ) -> Float[Tensor, "B"]:
-    """Returns ``max_i p(i | x)`` of each image, in the type of the logits; the arguments are `correct`'s.
-
-    Of several labels, it is the probability of the target or that of its absence, whichever is larger.
-    """
+    """Returns ``max_i p(i | x)`` of each image; with several labels, of "has the target" and "has it not"."""
     return _classes(logits, target, multilabel)[0].softmax(1).amax(1)
-
-
-def wilson(successes: int, count: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Returns Wilson's interval of a share.
-
-    Args:
-        successes: ``k``, from 0 to n.
-        count: ``n``, 1 or more.
-        confidence: How often such intervals hold the true share, in (0, 1).
-
-    Raises:
-        InputError: A number is out of its range.
-    """
-    if not 0 <= successes <= count or count < 1:
-        raise InputError(f"wilson needs 0 to n successes of n, with n at least 1, got {successes} of {count}")
-    if not 0 < confidence < 1:
-        raise InputError(f"confidence must be between 0 and 1, got {confidence}")
-    z2 = NormalDist().inv_cdf((1 + confidence) / 2) ** 2
-    centre = successes + z2 / 2
-    spread = math.sqrt(z2 * (successes * (count - successes) / count + z2 / 4))
-    low, high = (centre - spread) / (count + z2), (centre + spread) / (count + z2)
-    return max(0.0, low), min(1.0, high)
 
 
 def _classes(
     logits: Float[Tensor, "B K"], target: Int[Tensor, "B"], multilabel: bool
 ) -> tuple[Float[Tensor, "B C"], Int[Tensor, "B"]]:
-    """Returns a logit a class, and the targets among these classes: one logit f is of two, (0, f)."""
+    """Returns one logit for each class, and the target's index among them."""
     if multilabel:
         logits, target = logits.gather(1, target[:, None]), torch.ones_like(target)
     return torch.cat([torch.zeros_like(logits), logits], 1) if logits.shape[1] == 1 else logits, target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reliability:
+    """The reliability diagram of a classifier, in float64: ``|B_m|``, ``acc(B_m)`` and ``conf(B_m)``, 0 if empty."""
+
+    count: Int[Tensor, "M"]
+    accuracy: Float[Tensor, "M"]
+    confidence: Float[Tensor, "M"]
+
+    @property
+    def error(self) -> float:
+        """The expected calibration error, in [0, 1]."""
+        share = self.count.double() / self.count.sum()
+        return float((share * (self.accuracy - self.confidence).abs()).sum())
+
+
+def reliability(
+    logits: Float[Tensor, "B K"], target: Int[Tensor, "B"], bins: int = BINS, *, multilabel: bool = False
+) -> Reliability:
+    """Returns the reliability diagram of logits; its ``error`` is the expected calibration error.
+
+    Args:
+        logits: ``f(x)``, divided by the temperature if there is one; one column for a binary classifier.
+        target: The class of each image, in [0, K).
+        bins: ``M``, at least 1.
+        multilabel: Whether each logit belongs to a label of its own.
+
+    Raises:
+        InputError: There are no images, or no bins.
+    """
+    logits, target = logits.cpu().double(), target.cpu()
+    sure = confidence(logits, target, multilabel=multilabel)
+    return binned(sure, correct(logits, target, multilabel=multilabel), bins)
+
+
+def binned(confidence: Float[Tensor, "B"], right: Bool[Tensor, "B"], bins: int = BINS) -> Reliability:
+    """Returns the reliability diagram of predictions, given their confidence and whether they are right."""
+    if not len(confidence):
+        raise InputError("the calibration error needs at least 1 image, got 0")
+    if bins < 1:
+        raise InputError(f"bins must be at least 1, got {bins}")
+    confidence, right = confidence.cpu().double(), right.cpu().double()
+    index = _bins_of(confidence, bins)
+    count, sure, true = (
+        torch.zeros(bins, dtype=torch.float64).index_add_(0, index, values)
+        for values in (torch.ones_like(right), confidence, right)
+    )
+    nonzero = count.clamp(min=1)
+    return Reliability(count=count.long(), accuracy=true / nonzero, confidence=sure / nonzero)
+
+
+def errors(confidence: Float[Tensor, "B T"], right: Bool[Tensor, "B T"], bins: int = BINS) -> Float[Tensor, " T"]:
+    """Returns the expected calibration error of each column.
+
+    As ``|B_m|`` cancels, it is ``(1/n) sum_m |sum_{k in B_m} (right_k - conf_k)|``.
+    """
+    confidence, right = confidence.cpu().double(), right.cpu().double()
+    sums = torch.zeros(bins, confidence.shape[1], dtype=torch.float64)
+    sums.scatter_add_(0, _bins_of(confidence, bins), right - confidence)
+    return sums.abs().sum(0) / len(confidence)
+
+
+def _bins_of(confidence: Float[Tensor, "*shape"], bins: int) -> Int[Tensor, "*shape"]:
+    """Returns the index of each value's bin, which holds its upper edge.
+
+    torchmetrics closes the bins below, so that a confidence of exactly 1, common in float32, gets a bin of its own.
+    """
+    return (confidence * bins).ceil().long().sub(1).clamp(0, bins - 1)

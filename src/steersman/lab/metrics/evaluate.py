@@ -1,18 +1,17 @@
 """All figures of a set of samples, each with its interval.
 
-    accuracy/guide, accuracy/judge   share of samples whose likeliest class is their target    (`lab.verdicts`)
-    fid, kid                         distance to the reference                                  (`.frechet`, `.kernel`)
-    cfid                             of each target's samples to the reference's images of it, the mean over targets
-    precision, recall, density, coverage     what samples and reference share                   (`.neighbours`)
-    clip_score                       mean of ``max(100 cos(image, text), 0)``, for targets that are texts
+    accuracy/guide, accuracy/judge           share of samples whose likeliest class is their target   (`lab.verdicts`)
+    fid, kid                                 distance to the reference                                (`.distances`)
+    cfid                                     mean over targets of the FID to the reference's images of that target
+    precision, recall, density, coverage     what samples and reference share                         (`.distances`)
+    clip_score                               mean of ``max(100 cos(image, text), 0)``, if targets are texts
 
-A target is that which is given, else each sample's own label. The intervals are explained in `.resample`.
-
-Source of the last: Hessel et al. 2021, with the factor of torchmetrics, which cuts off the mean at 0 instead of each.
+The target is the one given, else each sample's label. CLIP score: Hessel et al. 2021 with torchmetrics' factor, which
+cuts off the mean at 0 instead of each value.
 """
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
@@ -22,13 +21,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from steersman.errors import InputError, unknown
-from steersman.lab.metrics.extractors import Extractor
-from steersman.lab.metrics.features import device_of
-from steersman.lab.metrics.frechet import frechet, moments
+from steersman.lab.metrics.distances import COVERED, INSIDE, across, frechet, inside, moments, within, within_reach
+from steersman.lab.metrics.features import Extractor, device_of
 from steersman.lab.metrics.images import ImageSet
-from steersman.lab.metrics.kernel import across, within
-from steersman.lab.metrics.neighbours import COVERED, INSIDE, precision_recall, recall, within_reach
-from steersman.lab.metrics.resample import RESAMPLES, Figure, mean_of, resampled, share
+from steersman.lab.metrics.intervals import RESAMPLES, Figure, mean_of, resampled, share
 from steersman.lab.metrics.statistics import Statistics, measured
 from steersman.lab.verdicts import Verdict, judged
 from steersman.memory import halving
@@ -36,7 +32,7 @@ from steersman.models.classifiers import Classifier, TextClassifier
 from steersman.names import same_class
 from steersman.precision import ieee
 
-__all__ = ["DISTANCES", "FIGURES", "Figure", "evaluate"]
+__all__ = ["DISTANCES", "FIGURES", "evaluate"]
 
 DISTANCES = {
     "fid": (2, 2),
@@ -47,15 +43,15 @@ DISTANCES = {
     "density": (1, COVERED + 1),
     "coverage": (1, COVERED + 1),
 }
-"""The figures that need a reference, with how many samples and how many images of the reference each needs."""
+"""The figures that need a reference, with the least numbers of samples and of reference images."""
 
 FIGURES = ("accuracy/guide", "accuracy/judge", *DISTANCES, "clip_score")
 
-SHOWN = 4  # classes that a note names, at most
+SHOWN = 4  # classes that a message names
 
 POSITIVE, SHARE = (0.0, math.inf), (0.0, 1.0)
 
-Held = TypeVar("Held", ImageSet, Statistics)
+Images = TypeVar("Images", ImageSet, Statistics)
 
 
 @torch.no_grad()
@@ -75,204 +71,214 @@ def evaluate(
     on_images: Callable[[int], object] = lambda count: None,
     strict: bool = False,
 ) -> dict[str, Figure]:
-    """Returns the figures by their names, with no value where undefined, and a note that says why.
-
-    The accuracy is of the samples whose target the network knows.
+    """Returns figures by their names; one that is undefined has no value but a note that says why.
 
     Args:
-        samples: Where they have labels, those of the target are evaluated alone.
-        reference: What they are compared with; None for the figures without one.
-        features: What maps both to features.
-        target: What the samples are to show, by the guide's name or index, or the reference's name.
-        guide: The network that guided.
-        judge: The network that measures.
-        figures: Which of `FIGURES`.
-        resamples: Random halves that each interval is from; fewer than 2 for none.
-        seed: Of those.
-        batch_size: How many images go through a network at a time.
-        on_images: Is told how many images a network has seen, after each batch.
+        samples: The images; if they have labels, only those of ``target``.
+        reference: What they are compared with; None if no figure needs it.
+        features: The network whose features are compared.
+        target: What the samples should show: a name or index of the guide, or a class of the reference.
+        guide: The classifier that guided.
+        judge: The classifier that measures.
+        figures: Some of `FIGURES`.
+        resamples: Number of random halves for each interval; no intervals if fewer than 2.
+        seed: Seed of the halves.
+        batch_size: Images in a batch.
+        on_images: Called after each batch with the number of images that a network has seen.
         strict: Whether to refuse a figure that is undefined.
 
     Raises:
-        InputError: Unknown figures; too few images for one of them; features or sizes that differ; a target that
-            samples or reference lack; or, where ``strict``, an undefined figure.
+        InputError: A figure is unknown, needs more images or, if ``strict``, is undefined; features or sizes of the
+            two sets differ; or samples or reference lack the target.
     """
-    for each in figures:
-        if each not in FIGURES:
-            raise unknown("figure", each, FIGURES)
-    samples, targets = _targeted(samples, target, guide)
-    wanted = [each for each in DISTANCES if each in figures]
+    for name in figures:
+        if name not in FIGURES:
+            raise unknown("figure", name, FIGURES)
+    targets = _Targets.of(samples, target, guide)
+    if target is not None and len(samples.classes) > 1:
+        samples = targets.part(samples, target)
+        targets = replace(targets, each=(target,) * len(samples))
+    wanted = [name for name in DISTANCES if name in figures and reference is not None]
     if reference is not None and wanted:
         _check(samples, reference, wanted)
         labels = reference.labels
-        if target is not None and "cfid" in wanted and labels is not None and _strange(labels, [target], guide):
+        if target is not None and "cfid" in wanted and labels is not None and targets.missing_in(labels):
             raise unknown(f"class of {reference.spec!r}", target, dict.fromkeys(labels))
-    known = {name: _Known.of(name, network, targets, guide) for name, network in (("guide", guide), ("judge", judge))}
-    lacking = _lacking(known, reference, targets, target, guide)
-    if strict and (refused := [each for each in FIGURES if each in figures and each in lacking]):
-        said = "; ".join(f"{each} cannot be given: {lacking[each]}" for each in refused)
-        raise InputError(f"{said}; give what is missing, or ask for other figures")
-    found = {each: Figure(note=lacking.get(each)) for each in FIGURES if each in figures}
+    networks = {
+        name: _Network.of(name, network, targets, by_index=network is guide)
+        for name, network in (("guide", guide), ("judge", judge))
+    }
+    undefined = _undefined(networks, reference, targets, by_label=target is None)
+    if strict and (refused := [name for name in FIGURES if name in figures and name in undefined]):
+        reasons = "; ".join(f"{name} cannot be given: {undefined[name]}" for name in refused)
+        raise InputError(f"{reasons}; give what is missing, or ask for other figures")
+    found = {name: Figure(note=undefined.get(name)) for name in FIGURES if name in figures}
     draw = partial(resampled, resamples=resamples, seed=seed)
-    said = {name: each.verdicts(samples, batch_size, on_images) for name, each in known.items()}
-    for name, verdicts in said.items():
-        right = [each.accuracy for each in verdicts if each.accuracy is not None]
-        if right and f"accuracy/{name}" in found:
-            found[f"accuracy/{name}"] = replace(share(round(sum(right)), len(right)), note=known[name].note)
-    # The judge's, where both say something: a gradient can fool the network that it comes from.
-    alike = [[each.similarity for each in said[name] if each.similarity is not None] for name in ("judge", "guide")]
-    scores = sorted(100 * max(each, 0.0) for each in alike[0] or alike[1])
-    if scores and "clip_score" in found:
-        values = torch.tensor(scores, dtype=torch.float64)
-        found["clip_score"] = draw(lambda i: values[i].mean().item(), len(values))
-    wanted = [each for each in wanted if each not in lacking]
+    verdicts = {name: network.verdicts(samples, batch_size, on_images) for name, network in networks.items()}
+    found |= {name: figure for name, figure in _network_figures(networks, verdicts, draw).items() if name in found}
+    wanted = [name for name in wanted if name not in undefined]
     if reference is not None and wanted:
-        held, real = (
-            each
-            if isinstance(each, Statistics)
-            else measured(each, features, batch_size=batch_size, on_images=on_images)
-            for each in (samples, reference)
+        ours, theirs = (
+            images
+            if isinstance(images, Statistics)
+            else measured(images, features, batch_size=batch_size, on_images=on_images)
+            for images in (samples, reference)
         )
-        if real.extractor != held.extractor or real.width != held.width:
+        if theirs.extractor != ours.extractor or theirs.width != ours.width:
             raise InputError(
-                f"features must be those of the reference, but the samples' are {held.extractor!r} "
-                f"({held.width} columns) and those of {real.spec!r} are {real.extractor!r} ({real.width} columns)"
+                f"features must be those of the reference, but the samples' are {ours.extractor!r} "
+                f"({ours.width} columns) and those of {theirs.spec!r} are {theirs.extractor!r} ({theirs.width} columns)"
             )
-        found |= _compared(held, real, targets, guide, wanted, draw)
+        found |= _compared(ours, theirs, targets, wanted, draw)
     return found
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Known:
-    """What a network knows of the samples' targets.
+class _Targets:
+    """The target of each sample; None without any. And all names of each target: as given, the guide's, its index."""
 
-    Attributes:
-        network: The network; None where there is none.
-        targets: The target of each sample; None where there are none.
-        indices: Its own index of each target that it knows.
-        note: Which targets it does not know; None where it knows all.
-        lacking: Why it has no accuracy; None where it has.
-    """
-
-    network: Classifier | None
-    targets: Sequence[str] | None
-    indices: dict[str, int] = field(default_factory=dict)
-    note: str | None = None
-    lacking: str | None = None
+    each: tuple[str, ...] | None
+    names: Mapping[str, tuple[str, ...]]
 
     @classmethod
-    def of(
-        cls, name: str, network: Classifier | None, targets: Sequence[str] | None, guide: Classifier | None
-    ) -> "_Known":
-        """Returns what the guide or the judge knows."""
+    def of(cls, samples: ImageSet, target: str | None, guide: Classifier | None) -> "_Targets":
+        each = samples.labels if target is None else (target,) * len(samples)
+        names = {}
+        for name in dict.fromkeys(each or ()):
+            index = None if guide is None else guide.find(name)
+            names[name] = (name,) if guide is None or index is None else (name, guide.title(index), str(index))
+        return cls(each=each, names=names)
+
+    def part(self, images: Images, target: str) -> Images:
+        """Returns the images of a target, under any of its names."""
+        labels = same_class(self.names[target], dict.fromkeys(images.labels or ()))
+        return images.of(min(labels, default=target))
+
+    def missing_in(self, labels: Sequence[str]) -> list[str]:
+        """Returns the targets that are not among some labels, under any of their names."""
+        classes = list(dict.fromkeys(labels))
+        return [target for target, names in self.names.items() if not same_class(names, classes)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Network:
+    """The guide or the judge, and what it knows of the targets.
+
+    Attributes:
+        network: The classifier.
+        targets: The target of each sample.
+        indices: Its index of each target that it knows.
+        note: The targets that it does not know.
+        undefined: Why it has no accuracy.
+    """
+
+    network: Classifier | None = None
+    targets: Sequence[str] = ()
+    indices: Mapping[str, int] = field(default_factory=dict)
+    note: str | None = None
+    undefined: str | None = None
+
+    @classmethod
+    def of(cls, name: str, network: Classifier | None, targets: _Targets, *, by_index: bool) -> "_Network":
         if network is None:
-            return cls(network=None, targets=targets, lacking=f"there is no {name}")
-        if targets is None:
-            return cls(network=network, targets=None, lacking="the samples have no labels and no target is given")
+            return cls(undefined=f"there is no {name}")
+        if targets.each is None:
+            return cls(network=network, undefined="the samples have no labels and no target is given")
         indices, strange = {}, []
-        for target in dict.fromkeys(targets):
-            # A number is the guide's index, so that another network is told the name.
-            names = _names(target, guide)
-            index = network.find(names[0] if network is guide or len(names) == 1 else names[1])
+        for target, names in targets.names.items():
+            # A number is an index of the guide; another network is asked for the guide's name of it.
+            index = network.find(names[0] if by_index or len(names) == 1 else names[1])
             if index is None:
                 strange.append(target)
             else:
                 indices[target] = index
-        listed = f"{', '.join(map(repr, strange[:SHOWN]))}{', …' if len(strange) > SHOWN else ''}"
-        lacking = f"the {name} knows no class {listed}" if not indices else None
-        if lacking is None and len(network.names) < 2:
-            lacking = f"the {name} has but one text, among which there is nothing to choose"
-        of = f"of {sum(target in indices for target in targets)} of {len(targets)} samples"
-        note = f"{of}: the {name} knows no class {listed}" if strange else None
-        return cls(network=network, targets=targets, indices=indices, note=note, lacking=lacking)
+        unknown_to = f"the {name} knows no class {_listed(map(repr, strange))}"
+        undefined = unknown_to if not indices else None
+        if undefined is None and len(network.names) < 2:
+            undefined = f"the {name} has but one text, among which there is nothing to choose"
+        count = sum(target in indices for target in targets.each)
+        note = f"of {count} of {len(targets.each)} samples: {unknown_to}" if strange else None
+        return cls(network=network, targets=targets.each, indices=indices, note=note, undefined=undefined)
 
     def verdicts(self, samples: ImageSet, batch_size: int, on_images: Callable[[int], object]) -> list[Verdict]:
         """Returns what the network says of each sample whose target it knows."""
-        if self.network is None or not self.indices or self.targets is None:
+        network, known = self.network, [i for i, target in enumerate(self.targets) if target in self.indices]
+        if network is None or not known:
             return []
-        places = [place for place, target in enumerate(self.targets) if target in self.indices]
-        indices = [self.indices[self.targets[place]] for place in places]
-        said, size = [], batch_size
-        for images in samples.some(places).batches(batch_size):
-            chosen = indices[len(said) : len(said) + len(images)]
-            more, size = halving(partial(_judged, self.network, images, chosen), min(size, len(images)))
-            said += more
+        indices = [self.indices[self.targets[i]] for i in known]
+        verdicts, size = [], batch_size
+        for images in samples.some(known).batches(batch_size):
+            chosen = indices[len(verdicts) : len(verdicts) + len(images)]
+            found, size = halving(partial(_judged, network, images, chosen), min(size, len(images)))
+            verdicts += found
             on_images(len(images))
-        return said
+        return verdicts
 
 
 def _judged(network: Classifier, images: Float[Tensor, "B 3 H W"], targets: Sequence[int], size: int) -> list[Verdict]:
-    """Returns what a network says of images, so many at a time."""
-    device, said = device_of(network), []
-    for some in images.split(size):
-        said += judged(network, some.to(device), targets[len(said) : len(said) + len(some)])
-    return said
+    """Returns what a network says of images, ``size`` of them at a time."""
+    verdicts = []
+    for part in images.split(size):
+        verdicts += judged(network, part.to(device_of(network)), targets[len(verdicts) : len(verdicts) + len(part)])
+    return verdicts
 
 
-def _lacking(
-    known: Mapping[str, _Known],
+def _network_figures(
+    networks: Mapping[str, _Network], verdicts: Mapping[str, Sequence[Verdict]], draw: Callable[..., Figure]
+) -> dict[str, Figure]:
+    """Returns accuracies and CLIP score, those that are defined."""
+    found = {}
+    for name, said in verdicts.items():
+        right = [verdict.accuracy for verdict in said if verdict.accuracy is not None]
+        if right:
+            found[f"accuracy/{name}"] = replace(share(round(sum(right)), len(right)), note=networks[name].note)
+    # The judge's if both have one, since a gradient can fool the network that it comes from.
+    similarities = ([v.similarity for v in verdicts[name] if v.similarity is not None] for name in ("judge", "guide"))
+    if cosines := next(filter(None, similarities), []):
+        scores = torch.tensor(sorted(100 * max(cosine, 0.0) for cosine in cosines), dtype=torch.float64)
+        found["clip_score"] = draw(lambda i: scores[i].mean().item(), len(scores))
+    return found
+
+
+def _undefined(
+    networks: Mapping[str, _Network],
     reference: ImageSet | Statistics | None,
-    targets: Sequence[str] | None,
-    target: str | None,
-    guide: Classifier | None,
+    targets: _Targets,
+    *,
+    by_label: bool,
 ) -> dict[str, str]:
-    """Returns why figures are undefined, as far as it is known before a network sees an image."""
-    found = {f"accuracy/{name}": each.lacking for name, each in known.items() if each.lacking is not None}
-    if not any(isinstance(each.network, TextClassifier) and each.indices for each in known.values()):
+    """Returns why figures are undefined, as far as that is known before a network sees an image."""
+    found = {f"accuracy/{name}": network.undefined for name, network in networks.items() if network.undefined}
+    if not any(isinstance(each.network, TextClassifier) and each.indices for each in networks.values()):
         found["clip_score"] = "neither guide nor judge compares images with texts"
     if reference is None:
         return found | dict.fromkeys(DISTANCES, "there is no reference")
     if isinstance(reference, Statistics) and reference.features is None:
-        alone = f"{reference.spec!r} holds no features of single images"
-        return found | dict.fromkeys([each for each in DISTANCES if each != "fid"], alone)
-    if targets is None:
+        reason = f"{reference.spec!r} holds no features of single images"
+        return found | dict.fromkeys([name for name in DISTANCES if name != "fid"], reason)
+    if targets.each is None:
         found["cfid"] = "the samples have no labels and no target is given"
     elif reference.labels is None:
         found["cfid"] = f"{reference.spec!r} has no labels"
-    elif target is None and (strange := _strange(reference.labels, targets, guide)):
-        classes = list(dict.fromkeys(reference.labels))
-        listed = f"{', '.join(classes[:SHOWN])}{', …' if len(classes) > SHOWN else ''}"
-        found["cfid"] = f"{reference.spec!r} has no images of {strange[0]!r}, its classes are {listed}"
+    elif by_label and (missing := targets.missing_in(reference.labels)):
+        classes = _listed(dict.fromkeys(reference.labels))
+        found["cfid"] = f"{reference.spec!r} has no images of {missing[0]!r}, its classes are {classes}"
     return found
 
 
-def _targeted(
-    samples: ImageSet, target: str | None, guide: Classifier | None
-) -> tuple[ImageSet, tuple[str, ...] | None]:
-    """Returns the samples to evaluate, and the target of each, None where there are none."""
-    if target is None:
-        return samples, samples.labels
-    if len(samples.classes) > 1:
-        samples = _of(samples, target, guide)
-    return samples, (target,) * len(samples)
-
-
-def _names(target: str, guide: Classifier | None) -> tuple[str, ...]:
-    """Returns what else a target may be called: the guide's name and index of it."""
-    index = None if guide is None else guide.find(target)
-    return (target,) if index is None or guide is None else (target, guide.title(index), str(index))
-
-
-def _of(held: Held, target: str, guide: Classifier | None) -> Held:
-    """Returns the images of a target, by any of its names."""
-    meant = same_class(_names(target, guide), dict.fromkeys(held.labels or ()))
-    return held.of(min(meant, default=target))
-
-
-def _strange(labels: Sequence[str], targets: Sequence[str], guide: Classifier | None) -> list[str]:
-    """Returns the targets that no label stands for."""
-    classes = list(dict.fromkeys(labels))
-    return [target for target in dict.fromkeys(targets) if not same_class(_names(target, guide), classes)]
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    return f"{', '.join(names[:SHOWN])}{', …' if len(names) > SHOWN else ''}"
 
 
 def _check(samples: ImageSet, reference: ImageSet | Statistics, wanted: Sequence[str]) -> None:
-    """Refuses what cannot be compared, before any network is asked."""
-    count = None if isinstance(reference, Statistics) and reference.features is None else _count(reference)
+    """Refuses sets that cannot be compared, before any network is asked."""
+    rows = reference if isinstance(reference, ImageSet) else reference.features
     for name in wanted:
-        least = DISTANCES[name]
-        _enough(name, len(samples), least[0], "samples")
-        if count is not None:
-            _enough(name, count, least[1], "images of the reference")
+        least_samples, least_real = DISTANCES[name]
+        _enough(name, len(samples), least_samples, "samples")
+        if rows is not None:
+            _enough(name, len(rows), least_real, "images of the reference")
     if reference.side is not None and reference.side != samples.side:
         (height, width), (other_height, other_width) = samples.side, reference.side
         raise InputError(
@@ -281,43 +287,33 @@ def _check(samples: ImageSet, reference: ImageSet | Statistics, wanted: Sequence
         )
 
 
-def _count(held: ImageSet | Statistics) -> int:
-    return len(held) if isinstance(held, ImageSet) else len(held.features if held.features is not None else ())
-
-
 def _enough(figure: str, count: int, least: int, what: str) -> None:
     if count < least:
         raise InputError(f"{figure} needs at least {least} {what}, got {count}; give more, or ask for other figures")
 
 
 def _compared(
-    held: Statistics,
-    known: Statistics,
-    targets: Sequence[str] | None,
-    guide: Classifier | None,
-    wanted: Sequence[str],
-    draw: Callable[..., Figure],
+    ours: Statistics, theirs: Statistics, targets: _Targets, wanted: Sequence[str], draw: Callable[..., Figure]
 ) -> dict[str, Figure]:
-    """Returns the figures of two sets of features, those that are defined."""
-    assert held.features is not None
-    x: Float[Tensor, "A D"] = held.features.double()
+    """Returns the figures of samples and reference, by their features."""
+    x: Float[Tensor, "A D"] = ours.rows
     found: dict[str, Figure] = {}
     if "fid" in wanted:
-        found["fid"] = draw(_distance(x, known), len(x), least=2, bounds=POSITIVE)
-    if known.features is None:
+        found["fid"] = draw(_distance(x, theirs), len(x), least=2, bounds=POSITIVE)
+    if theirs.features is None:
         return found
-    y: Float[Tensor, "B D"] = known.features.double()
-    if "cfid" in wanted and targets is not None and known.labels is not None:
-        found["cfid"] = _conditional(held, known, dict.fromkeys(targets), guide, draw)
+    y: Float[Tensor, "B D"] = theirs.rows
+    if "cfid" in wanted:
+        found["cfid"] = mean_of([_conditional(ours, theirs, target, targets, draw) for target in targets.names])
     if "kid" in wanted:
         reference, shared = within(y), across(x, y)
         found["kid"] = draw(lambda i: within(x[i]) + reference - 2 * shared[i].mean().item(), len(x), least=2)
     if "precision" in wanted:
-        found["precision"] = share(round(precision_recall(x, y).first * len(x)), len(x))
+        found["precision"] = share(int(inside(x, y).sum()), len(x))
     if "recall" in wanted:
-        found["recall"] = draw(lambda i: recall(x[i], y), len(x), least=INSIDE + 1, bounds=SHARE)
+        found["recall"] = draw(lambda i: inside(y, x[i]).double().mean().item(), len(x), least=INSIDE + 1, bounds=SHARE)
     if "density" in wanted or "coverage" in wanted:
-        near = within_reach(x, y)
+        near = within_reach(x, y, COVERED)
         dense = near.double().sum(1) / COVERED
         if "density" in wanted:
             found["density"] = draw(lambda i: dense[i].mean().item(), len(x), bounds=POSITIVE)
@@ -326,25 +322,16 @@ def _compared(
     return found
 
 
-def _distance(x: Float[Tensor, "A D"], known: Statistics) -> Callable[[Int[Tensor, " m"]], float]:
-    return lambda i: frechet(moments(x[i]), known.moments)
+def _distance(x: Float[Tensor, "A D"], reference: Statistics) -> Callable[[Int[Tensor, " m"]], float]:
+    return lambda i: frechet(moments(x[i]), reference.moments)
 
 
 def _conditional(
-    held: Statistics,
-    known: Statistics,
-    targets: Collection[str],
-    guide: Classifier | None,
-    draw: Callable[..., Figure],
+    ours: Statistics, theirs: Statistics, target: str, targets: _Targets, draw: Callable[..., Figure]
 ) -> Figure:
-    """Returns the mean over targets of the distance of its samples to the reference's images of it."""
-    each: list[Figure] = []
-    for target in targets:
-        own = _of(held, target, guide) if len(targets) > 1 else held
-        real = _of(known, target, guide)
-        assert own.features is not None and real.features is not None
-        _enough("cfid", len(own.features), 2, f"samples of {target!r}")
-        _enough("cfid", len(real.features), 2, f"images of {target!r} in the reference")
-        x = own.features.double()
-        each.append(draw(_distance(x, real), len(x), least=2, bounds=POSITIVE))
-    return mean_of(each)
+    """Returns the distance of the samples of a target to the reference's images of it."""
+    x = (targets.part(ours, target) if len(targets.names) > 1 else ours).rows
+    real = targets.part(theirs, target)
+    _enough("cfid", len(x), 2, f"samples of {target!r}")
+    _enough("cfid", len(real.rows), 2, f"images of {target!r} in the reference")
+    return draw(_distance(x, real), len(x), least=2, bounds=POSITIVE)

@@ -1,18 +1,16 @@
-"""A set of images by one string, whatever it lies in.
+"""A set of images, named in one line.
 
-    FOLDER                  a run in any format, or any folder of images; with a folder a class, those are the labels
-    FILE.npz                a batch as ADM writes it: ``arr_0`` of (N, H, W, 3) in 8 bits, ``arr_1`` numbers as labels;
-                            ``mu`` and ``sigma`` beside them, of the set that they were drawn of, as in its references
-    sportballs[:PRESET]     rendered, and ``sportballs:CLASS`` for one kind of ball
-    cifar10:[FOLDER]        published, and ``mnist:[FOLDER]`` (`lab.data.pictures`); grey ones get three channels
+    FOLDER                  a run in any format, or a folder of images; with a folder for each class, those are labels
+    FILE.npz                a batch in ADM's format: ``arr_0`` (N, H, W, 3) in uint8, ``arr_1`` numbers as labels; in
+                            its reference batches ``mu`` and ``sigma`` of the larger set that they were drawn from
+    sportballs[:PRESET]     rendered, or ``sportballs:CLASS`` for one kind of ball
+    cifar10:[FOLDER]        published, as is ``mnist:[FOLDER]`` (`lab.data.pictures`); grey images get three channels
 
-    ?resolution=64          for a folder: the shorter side resized and the centre kept; rendered: the side; published:
-                            the side that they are resized to
-    ?num=1000&seed=0        rendered: how many, and the seed of the set; published: how many, all by default, and the
-                            seed that they are drawn with
-    ?split=test             published: the test images in place of the training images
+    ?resolution=64          a folder's images: shorter side resized, centre cropped; others: the side
+    ?num=1000&seed=0        rendered: number of images, seed of the set; published: how many are drawn with which seed
+    ?split=test             published: the test images instead of the training images
 
-Whatever they come from, images have 8 bits a channel, as files have them: a rendered set and its folder are the same.
+Images have 8 bits a channel wherever they come from: a rendered set equals the folder it is written to.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,25 +31,24 @@ from steersman.names import same_class
 from steersman.options import split_options
 from steersman.typed import typed
 
-__all__ = ["ImageSet", "moments_in", "read_images"]
+__all__ = ["ImageSet", "indices_of", "moments_in", "read_images"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 RENDERED = "sportballs"
 NUM = 1000
-OPEN = 4  # files of packed images that are kept open
+OPEN = 4  # files of packed images that stay open
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSet:
-    """Images of one size, read as they are asked for.
+    """Images of one size, read when they are asked for.
 
     Attributes:
-        spec: What the user gave.
-        indices: Which images of the source, in its numbers.
-        read: Maps indices to their images, (B, 3, H, W) in 8 bits.
-        labels: The name of each image's class; None where they have none.
-        moments: Mean and covariance, by Inception's features, of the larger set that these are some of; None where
-            there is no such.
+        spec: The text that names the set.
+        indices: The images' numbers in their source.
+        read: Maps numbers to images, (B, 3, H, W) in 8 bits.
+        labels: Each image's class; None without classes.
+        moments: Mean and covariance of Inception's features of the larger set that these images were drawn from.
     """
 
     spec: str
@@ -64,20 +61,12 @@ class ImageSet:
         return len(self.indices)
 
     def pixels(self, batch_size: int = 64) -> Iterator[UInt8[Tensor, "B 3 H W"]]:
-        """Yields the images in 8 bits, so many at a time.
-
-        Raises:
-            InputError: An image cannot be read.
-        """
+        """Yields batches of images in 8 bits."""
         for first in range(0, len(self), batch_size):
             yield self.read(self.indices[first : first + batch_size])
 
     def batches(self, batch_size: int = 64) -> Iterator[Float[Tensor, "B 3 H W"]]:
-        """Yields the images in [-1, 1], so many at a time.
-
-        Raises:
-            InputError: An image cannot be read.
-        """
+        """Yields batches of images in [-1, 1]."""
         for pixels in self.pixels(batch_size):
             yield pixels / 127.5 - 1
 
@@ -89,37 +78,39 @@ class ImageSet:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The classes that there are images of, none without labels."""
+        """The classes of the images; empty without labels."""
         return tuple(dict.fromkeys(self.labels or ()))
 
     def of(self, name: str) -> "ImageSet":
-        """Returns the images of a class.
+        """Returns the images of a class."""
+        return self.some(indices_of(name, self.labels, self.spec))
 
-        Raises:
-            InputError: There is none of that name, or the images have no labels.
-        """
-        if self.labels is None:
-            raise InputError(f"class {name!r} can only be chosen from a set with labels, but {self.spec!r} has none")
-        meant = same_class([name], self.classes)
-        chosen = [place for place, label in enumerate(self.labels) if label in meant]
-        if not chosen:
-            raise unknown(f"class of {self.spec!r}", name, self.classes)
-        return self.some(chosen)
+    def some(self, chosen: Sequence[int]) -> "ImageSet":
+        """Returns some images by their indices in this set."""
+        labels = self.labels and tuple(self.labels[i] for i in chosen)
+        return replace(self, indices=[self.indices[i] for i in chosen], labels=labels, moments=None)
 
-    def some(self, places: Sequence[int]) -> "ImageSet":
-        """Returns the images at some places of the set."""
-        labels = self.labels and tuple(self.labels[place] for place in places)
-        return replace(self, indices=[self.indices[place] for place in places], labels=labels, moments=None)
+
+def indices_of(name: str, labels: Sequence[str] | None, spec: str) -> list[int]:
+    """Returns the indices of the images of a class.
+
+    Raises:
+        InputError: The images have no labels, or none is of this class.
+    """
+    if labels is None:
+        raise InputError(f"class {name!r} can only be chosen from a set with labels, but {spec!r} has none")
+    classes = dict.fromkeys(labels)
+    meant = same_class([name], classes)
+    if not meant:
+        raise unknown(f"class of {spec!r}", name, classes)
+    return [i for i, label in enumerate(labels) if label in meant]
 
 
 def read_images(spec: str | Path) -> ImageSet:
-    """Returns a set of images.
-
-    Args:
-        spec: See above.
+    """Returns the set of images that a text names, see above.
 
     Raises:
-        InputError: There is no such set, it is empty, or an image is none or of another size than the others.
+        InputError: There is no such set, it is empty, or a file is no image or differs from the others in size.
     """
     spec = str(spec)
     if Path(spec).is_dir():
@@ -143,8 +134,8 @@ def read_images(spec: str | Path) -> ImageSet:
 
 
 def _number(spec: str, key: str, value: str) -> int:
-    if not value.isdecimal() or (key != "seed" and int(value) == 0):
-        least = 0 if key == "seed" else 1
+    least = 0 if key == "seed" else 1
+    if not value.isdecimal() or int(value) < least:
         raise InputError(f"images: {key} must be a whole number of at least {least}, got {value!r} in {spec!r}")
     return int(value)
 
@@ -176,14 +167,14 @@ def _rendered(spec: str, kind: str, num: int = NUM, seed: int = 0, resolution: i
     if kind and kind not in (*PRESETS, *CLASSES):
         raise unknown("preset or class of sportballs", kind, (*PRESETS, *CLASSES))
     only = kind if kind in CLASSES else None
-    # Of one class, the set goes on until there are as many.
+    # The set has no end, so that there are num images of one class too.
     balls = SportBalls.preset("large" if only else kind or "large", num=2**62, seed=seed, resolution=resolution)
     indices, labels, index = [], [], 0
     while len(indices) < num:
-        label = balls.label(index)
-        if only in (None, CLASSES[label]):
+        label = CLASSES[balls.label(index)]
+        if only in (None, label):
             indices.append(index)
-            labels.append(CLASSES[label])
+            labels.append(label)
         index += 1
 
     def read(chosen: Sequence[int]) -> UInt8[Tensor, "B 3 H W"]:
@@ -197,8 +188,8 @@ def _folder(spec: str, folder: Path, resolution: int | None) -> ImageSet:
 
     if shards := shard_files(folder):
         return _packed(spec, shards, resolution)
-    own, below = _files(folder), {path: _files(path) for path in sorted(folder.iterdir()) if path.is_dir()}
-    below = {path: files for path, files in below.items() if files}
+    own = _files(folder)
+    below = {path: files for path in sorted(folder.iterdir()) if path.is_dir() and (files := _files(path))}
     if own and below:
         raise InputError(
             f"images: {spec!r} must hold either images or a folder of images for each class, but it holds both"
@@ -210,48 +201,18 @@ def _folder(spec: str, folder: Path, resolution: int | None) -> ImageSet:
     if own and len(titles) == 1:
         labels = tuple(titles.values()) * len(own)
     files = own or [file for files in below.values() for file in files]
-    sizes = {file: _size(file) for file in files} if resolution is None else {}
-    other = next((file for file in sizes if sizes[file] != sizes[files[0]]), None)
-    if other:
-        (width, height), (first_width, first_height) = sizes[other], sizes[files[0]]
-        raise InputError(
-            f"images must all have the same size, but {str(other)!r} has {width} by {height} pixels and "
-            f"{files[0].name} has {first_width} by {first_height}; resize them with FOLDER?resolution=64"
-        )
+    if resolution is None:
+        _check_sizes(files)
     return ImageSet(
         spec=spec,
         indices=range(len(files)),
-        read=lambda chosen: torch.stack([_decoded(files[index], resolution) for index in chosen]),
+        read=lambda chosen: torch.stack([_pixels(read_image(files[i], "images"), resolution) for i in chosen]),
         labels=labels or None,
     )
 
 
-def _packed(spec: str, shards: Sequence[Path], resolution: int | None) -> ImageSet:
-    """Returns the images of a run that are packed."""
-    from steersman.lab.generate.shards import open_shard
-
-    opened = lru_cache(maxsize=OPEN)(open_shard)
-    owners, labels = [], []
-    for path in shards:
-        with about("images", path):
-            held = [record for record in opened(path).records if not record.lost]
-        owners += [(path, place) for place in range(len(held))]
-        labels += [record.target for record in held]
-    if not owners:
-        raise InputError(f"images: {spec!r} must hold at least 1 image, but it holds none")
-
-    def one(path: Path, place: int) -> UInt8[Tensor, "3 H W"]:
-        with about("images", path):
-            return _sized(Image.fromarray(opened(path).pixels(place)), resolution)
-
-    def read(chosen: Sequence[int]) -> UInt8[Tensor, "B 3 H W"]:
-        return torch.stack([one(*owners[index]) for index in chosen])
-
-    return ImageSet(spec=spec, indices=range(len(owners)), read=read, labels=tuple(labels))
-
-
 def _files(folder: Path) -> list[Path]:
-    """Returns the images of a folder: in a run's, whose other images are pictures of it, the numbered ones."""
+    """Returns the images in a folder; of a run, those named by a number, not the grid."""
     files = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
     if (folder / "run.yaml").exists():
         files = [path for path in files if path.stem.isdecimal()]
@@ -259,7 +220,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _targets(folder: Path) -> dict[str, str]:
-    """Returns the targets of a run by the names of their folders, nothing for any other folder."""
+    """Returns the targets of a run by the names of their folders; empty for any other folder."""
     from steersman.lab.run import DRAWN, LAX, read_record
 
     if not (folder / "run.yaml").exists():
@@ -271,30 +232,58 @@ def _targets(folder: Path) -> dict[str, str]:
     return {file_name(name): name for name in names if name != "all"}
 
 
-def _size(file: Path) -> tuple[int, int]:
-    with open_image(file, "images") as image:
-        return upright_size(image)
+def _check_sizes(files: Sequence[Path]) -> None:
+    first = None
+    for file in files:
+        with open_image(file, "images") as image:
+            width, height = upright_size(image)
+        first = first or (width, height)
+        if (width, height) != first:
+            raise InputError(
+                f"images must all have the same size, but {str(file)!r} has {width} by {height} pixels and "
+                f"{files[0].name} has {first[0]} by {first[1]}; resize them with FOLDER?resolution=64"
+            )
 
 
-def _decoded(file: Path, resolution: int | None) -> UInt8[Tensor, "3 H W"]:
-    return _sized(read_image(file, "images"), resolution)
+def _packed(spec: str, shards: Sequence[Path], resolution: int | None) -> ImageSet:
+    """Returns the images of a run that several share a file."""
+    from steersman.lab.generate.shards import open_shard
+
+    opened = lru_cache(maxsize=OPEN)(open_shard)
+    owners, labels = [], []
+    for path in shards:
+        with about("images", path):
+            records = [record for record in opened(path).records if not record.lost]
+        owners += [(path, index) for index in range(len(records))]
+        labels += [record.target for record in records]
+    if not owners:
+        raise InputError(f"images: {spec!r} must hold at least 1 image, but it holds none")
+
+    def one(path: Path, index: int) -> UInt8[Tensor, "3 H W"]:
+        with about("images", path):
+            return _pixels(Image.fromarray(opened(path).pixels(index)), resolution)
+
+    def read(chosen: Sequence[int]) -> UInt8[Tensor, "B 3 H W"]:
+        return torch.stack([one(*owners[i]) for i in chosen])
+
+    return ImageSet(spec=spec, indices=range(len(owners)), read=read, labels=tuple(labels))
 
 
-def _sized(whole: Image.Image, resolution: int | None) -> UInt8[Tensor, "3 H W"]:
-    """Returns an image, the shorter side resized and the centre kept where that is asked for."""
+def _pixels(image: Image.Image, resolution: int | None) -> UInt8[Tensor, "3 H W"]:
+    """Returns an image; with a resolution, its shorter side resized and its centre cropped."""
     if resolution is not None:
         from torchvision.transforms import v2
 
-        whole = v2.Resize(resolution, v2.InterpolationMode.BICUBIC)(whole)
-        whole = v2.CenterCrop(resolution)(whole)
-    return torch.from_numpy(np.array(whole)).permute(2, 0, 1)
+        image = v2.Resize(resolution, v2.InterpolationMode.BICUBIC)(image)
+        image = v2.CenterCrop(resolution)(image)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def _batch(spec: str) -> ImageSet:
-    held = read_npz(Path(spec), "images")
-    images, numbers = held.get("arr_0"), held.get("arr_1")
+    arrays = read_npz(Path(spec), "images")
+    images, numbers = arrays.get("arr_0"), arrays.get("arr_1")
     if images is None or images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
-        has = ", ".join(f"{key} {each.shape} {each.dtype}" for key, each in held.items())
+        has = ", ".join(f"{key} {array.shape} {array.dtype}" for key, array in arrays.items())
         raise InputError(f"images: {spec!r} must hold arr_0 of shape (N, H, W, 3) in uint8, got {has or 'no arrays'}")
     if not len(images):
         raise InputError(f"images: {spec!r} must hold at least 1 image, but it holds none")
@@ -307,21 +296,17 @@ def _batch(spec: str) -> ImageSet:
         indices=range(len(images)),
         read=lambda chosen: torch.from_numpy(images[list(chosen)]).permute(0, 3, 1, 2),
         labels=None if numbers is None else tuple(map(str, numbers.tolist())),
-        moments=moments_in(held, spec),
+        moments=moments_in(arrays, spec),
     )
 
 
-def moments_in(held: Mapping[str, np.ndarray], spec: str) -> tuple[Float[Tensor, " D"], Float[Tensor, "D D"]] | None:
-    """Returns mean and covariance of features, ``mu`` and ``sigma`` of an archive; None where it lacks one of them.
-
-    Args:
-        held: The archive's arrays.
-        spec: What the user gave, for the messages.
+def moments_in(arrays: Mapping[str, np.ndarray], spec: str) -> tuple[Float[Tensor, " D"], Float[Tensor, "D D"]] | None:
+    """Returns mean and covariance, ``mu`` and ``sigma`` of an archive; None if it lacks one of them.
 
     Raises:
-        InputError: They do not fit together, or are not finite.
+        InputError: Their shapes do not fit together, or they are not finite.
     """
-    mean, covariance = held.get("mu"), held.get("sigma")
+    mean, covariance = arrays.get("mu"), arrays.get("sigma")
     if mean is None or covariance is None:
         return None
     if mean.ndim != 1 or covariance.shape != (*mean.shape, *mean.shape):

@@ -1,14 +1,12 @@
-"""What is known of a set of images by its features, and its file.
+"""The features of a set of images, and their file.
 
-    mu, sigma       mean and covariance, ``sigma = sum_i (x_i - mu)(x_i - mu)^T / (n - 1)``: EDM's keys and format
-    features        one row an image, so that the file serves every figure; and ``labels``, where there are any
-    extractor       what maps the images to features
-    whole           where mean and covariance are of a larger set than the features, as in ADM's references
+    mu, sigma       mean and covariance ``sum_i (x_i - mu)(x_i - mu)^T / (n - 1)``, with EDM's names
+    features        one row for each image, so that the file serves every figure; and ``labels``, if there are any
+    extractor       the network of the features
+    whole           whether mu and sigma are of a larger set than the features, as in ADM's references
 
-A file of EDM's has the first two alone. It says no extractor: 2048 features are taken for Inception's.
-
-Rows stand in the order of their images' digests, and not in that in which they were read, so that no figure, and no
-random half of the set, depends on it.
+EDM's own files have the first two alone and no extractor: 2048 features are taken for Inception's. Rows are ordered by
+their images' digests, so that no figure and no random half depends on the order in which files were read.
 """
 
 import hashlib
@@ -22,13 +20,12 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from steersman.errors import InputError, unknown
+from steersman.errors import InputError
 from steersman.files import names_in_npz, read_npz, replacing
-from steersman.lab.metrics.extractors import INCEPTION, Extractor
-from steersman.lab.metrics.frechet import Moments, moments, moments_of_covariance
-from steersman.lab.metrics.images import ImageSet, moments_in, read_images
+from steersman.lab.metrics.distances import Moments, moments, moments_of_covariance
+from steersman.lab.metrics.features import INCEPTION, Extractor
+from steersman.lab.metrics.images import ImageSet, indices_of, moments_in, read_images
 from steersman.memory import halving
-from steersman.names import same_class
 from steersman.precision import ieee
 
 __all__ = ["Statistics", "measured", "read_reference", "read_statistics", "write_statistics"]
@@ -39,15 +36,15 @@ WHOLE = "whole"
 
 @dataclass(frozen=True, kw_only=True)
 class Statistics:
-    """A set of images by its features.
+    """The features of a set of images.
 
     Attributes:
-        spec: What they are of, for the messages.
-        extractor: What maps the images to features.
-        features: One row an image; None where the moments alone are known.
-        labels: The name of each image's class; None where they have none.
-        known: Mean and covariance, where there are no features, or of a larger set that the features are some of.
-        side: Height and width of the images in pixels; None where unknown.
+        spec: The text that names the set.
+        extractor: The name of the network.
+        features: One row for each image; None if only the moments are known.
+        labels: Each image's class; None without classes.
+        known: Mean and covariance, if there are no features or they are of a larger set.
+        side: Height and width of the images in pixels; None if unknown.
     """
 
     spec: str
@@ -57,37 +54,28 @@ class Statistics:
     known: tuple[Float[Tensor, " D"], Float[Tensor, "D D"]] | None = None
     side: tuple[int, int] | None = None
 
+    @property
+    def rows(self) -> Float[Tensor, "B D"]:
+        """The features in float64, of which there must be some."""
+        assert self.features is not None
+        return self.features.double()
+
     @cached_property
     def moments(self) -> Moments:
-        """Mean and root of the covariance.
-
-        Raises:
-            InputError: There are fewer than two images.
-        """
-        if self.known is not None:
-            return moments_of_covariance(*self.known)
-        assert self.features is not None
-        return moments(self.features)
+        """Mean and root of the covariance, of at least two images."""
+        return moments(self.rows) if self.known is None else moments_of_covariance(*self.known)
 
     @property
     def width(self) -> int:
-        """How many features an image has."""
-        return self.known[0].shape[0] if self.features is None else self.features.shape[1]  # pyright: ignore
+        """Number of features of an image."""
+        return self.rows.shape[1] if self.known is None else len(self.known[0])
 
     def of(self, name: str) -> "Statistics":
-        """Returns those of a class.
-
-        Raises:
-            InputError: There is none of that name, or no labels or features are known.
-        """
-        if self.labels is None or self.features is None:
-            raise InputError(f"class {name!r} can only be chosen from a set with labels, but {self.spec!r} has none")
-        meant = same_class([name], classes := dict.fromkeys(self.labels))
-        chosen = [place for place, label in enumerate(self.labels) if label in meant]
-        if not chosen:
-            raise unknown(f"class of {self.spec!r}", name, classes)
-        labels = tuple(self.labels[place] for place in chosen)
-        return replace(self, features=self.features[chosen], labels=labels, known=None)
+        """Returns the statistics of a class."""
+        labels = () if self.labels is None else self.labels
+        chosen = indices_of(name, None if self.features is None else self.labels, self.spec)
+        features = None if self.features is None else self.features[chosen]
+        return replace(self, features=features, labels=tuple(labels[i] for i in chosen), known=None)
 
 
 @ieee()
@@ -101,10 +89,10 @@ def measured(
     """Returns the statistics of a set of images.
 
     Args:
-        images: The set.
-        extractor: What maps them to features.
-        batch_size: How many images at a time.
-        on_images: Is told after each batch how many there were.
+        images: The images.
+        extractor: The network.
+        batch_size: Images in a batch.
+        on_images: Called with the number of images after each batch.
 
     Raises:
         InputError: An image cannot be read, or a feature is not finite.
@@ -113,48 +101,42 @@ def measured(
     for pixels in images.pixels(batch_size):
 
         def embedded(size: int, pixels: UInt8[Tensor, "B 3 H W"] = pixels) -> Float[Tensor, "B D"]:
-            return torch.cat([extractor.embed(each / 127.5 - 1) for each in pixels.split(size)])
+            return torch.cat([extractor.embed(batch / 127.5 - 1) for batch in pixels.split(size)])
 
-        found, size = halving(embedded, min(size, len(pixels)))
-        rows.append(found)
+        features, size = halving(embedded, min(size, len(pixels)))
+        rows.append(features)
         digests += [hashlib.blake2b(image.numpy().tobytes()).digest() for image in pixels.contiguous()]
         on_images(len(pixels))
-    named = images.labels or ("",) * len(digests)
-    order = sorted(range(len(digests)), key=lambda place: (digests[place], named[place]))
+    labels = images.labels or ("",) * len(digests)
+    order = sorted(range(len(digests)), key=lambda i: (digests[i], labels[i]))
     features = torch.cat(rows)[order]
     if not features.isfinite().all():
         raise InputError(f"features must be finite, but {extractor.name!r} returned values that are not")
-    labels = images.labels and tuple(images.labels[place] for place in order)
     return Statistics(
         spec=images.spec,
         extractor=extractor.name,
         features=features,
-        labels=labels or None,
+        labels=tuple(labels[i] for i in order) if images.labels else None,
         known=images.moments if extractor.name == INCEPTION and features.shape[1] == WIDTH else None,
         side=images.side,
     )
 
 
 def write_statistics(path: Path, statistics: Statistics) -> None:
-    """Writes statistics with their features, of at least two images.
-
-    Raises:
-        InputError: There are fewer, or the file cannot be written.
-    """
+    """Writes statistics of at least two images, with their features."""
     mean, root = statistics.moments
-    content = {"mu": mean.numpy(), "sigma": (root.T @ root).numpy(), "extractor": np.array(statistics.extractor)}
-    if statistics.known is not None and statistics.features is not None:
-        content[WHOLE] = np.array(True)
+    arrays = {"mu": mean.numpy(), "sigma": (root.T @ root).numpy(), "extractor": np.array(statistics.extractor)}
     if statistics.features is not None:
-        content["features"] = statistics.features.numpy()
-    if statistics.labels is not None:
-        content["labels"] = np.array(statistics.labels)
-    if statistics.side is not None:
-        content["side"] = np.array(statistics.side)
+        arrays["features"] = statistics.features.numpy()
+        if statistics.known is not None:
+            arrays[WHOLE] = np.array(True)
+    for name in ("labels", "side"):
+        if (value := getattr(statistics, name)) is not None:
+            arrays[name] = np.array(value)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as beside, beside.open("wb") as file:
-            np.savez(file, **content)  # pyright: ignore[reportArgumentType]
+            np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
     except OSError as error:
         raise InputError(
             f"statistics: {str(path)!r} cannot be written ({error.strerror}); give a file that can be written"
@@ -162,25 +144,25 @@ def write_statistics(path: Path, statistics: Statistics) -> None:
 
 
 def read_statistics(path: str | Path) -> Statistics:
-    """Returns the statistics of a file, ours or EDM's.
+    """Returns the statistics in a file, ours or EDM's.
 
     Raises:
-        InputError: The file cannot be read, or holds none.
+        InputError: The file cannot be read, or holds no statistics.
     """
-    held, spec = read_npz(Path(path), "statistics"), str(path)
-    found = moments_in(held, spec)
-    if found is None:
+    arrays, spec = read_npz(Path(path), "statistics"), str(path)
+    known = moments_in(arrays, spec)
+    if known is None:
         raise InputError(
             f"statistics: {spec!r} must hold images as arr_0, or mu and sigma; it holds "
-            f"{', '.join(held) or 'no arrays'}"
+            f"{', '.join(arrays) or 'no arrays'}"
         )
-    width = len(found[0])
-    extractor = str(held["extractor"]) if "extractor" in held else INCEPTION if width == WIDTH else None
+    width = len(known[0])
+    extractor = str(arrays["extractor"]) if "extractor" in arrays else INCEPTION if width == WIDTH else None
     if extractor is None:
         raise InputError(
             f"statistics: {spec!r} must name its extractor or have the {WIDTH} features of Inception, it has {width}"
         )
-    features, labels = held.get("features"), held.get("labels")
+    features, labels = arrays.get("features"), arrays.get("labels")
     if features is not None and (features.ndim != 2 or features.shape[1] != width):
         raise InputError(f"statistics: features in {spec!r} must have the shape (N, {width}), got {features.shape}")
     if labels is not None and (features is None or labels.shape != (len(features),)):
@@ -192,17 +174,13 @@ def read_statistics(path: str | Path) -> Statistics:
         extractor=extractor,
         features=None if features is None else torch.from_numpy(features),
         labels=None if labels is None else tuple(map(str, labels.tolist())),
-        known=found if features is None or WHOLE in held else None,
-        side=tuple(map(int, held["side"])) if "side" in held else None,  # pyright: ignore[reportArgumentType]
+        known=known if features is None or WHOLE in arrays else None,
+        side=tuple(map(int, arrays["side"])) if "side" in arrays else None,  # pyright: ignore[reportArgumentType]
     )
 
 
 def read_reference(spec: str | Path) -> ImageSet | Statistics:
-    """Returns what samples are compared with: images, or saved statistics, which an archive without images holds.
-
-    Raises:
-        InputError: It is neither.
-    """
+    """Returns what samples are compared with: images, or the statistics in an archive without images."""
     path = Path(spec)
     if path.is_file() and path.suffix == ".npz" and "arr_0" not in names_in_npz(path, "reference"):
         return read_statistics(path)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from steersman.errors import InputError
 from steersman.files import replacing
-from steersman.lab.metrics.resample import Figure as Measured
+from steersman.lab.metrics.intervals import Figure as Measured
 from steersman.lab.report.tables import write_rows
 
 if TYPE_CHECKING:

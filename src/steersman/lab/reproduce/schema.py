@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 from steersman.errors import InputError, about, unknown
 from steersman.files import parse_yaml, read_text, read_yaml
 from steersman.lab.metrics.evaluate import DISTANCES, FIGURES
-from steersman.lab.metrics.extractors import DEFAULT
+from steersman.lab.metrics.features import DEFAULT
 from steersman.recipes import Recipe, load_recipe
 from steersman.typed import filled_in
 

@@ -16,8 +16,8 @@ from typing import Any
 from steersman.errors import InputError, unknown
 from steersman.files import file_name, parse_yaml
 from steersman.lab.metrics.evaluate import FIGURES
-from steersman.lab.metrics.extractors import DEFAULT
-from steersman.lab.metrics.resample import RESAMPLES
+from steersman.lab.metrics.features import DEFAULT
+from steersman.lab.metrics.intervals import RESAMPLES
 from steersman.lab.report.tables import in_a_line
 from steersman.lab.run import Run
 from steersman.recipes import load_recipe

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from steersman.errors import InputError
 from steersman.files import read_json, write_json
-from steersman.lab.metrics.evaluate import DISTANCES, Figure, evaluate
-from steersman.lab.metrics.extractors import load_extractor
+from steersman.lab.metrics.evaluate import DISTANCES, evaluate
+from steersman.lab.metrics.features import load_extractor
 from steersman.lab.metrics.images import ImageSet, read_images
+from steersman.lab.metrics.intervals import Figure
 from steersman.lab.metrics.statistics import Statistics, measured, read_reference
 from steersman.lab.session import Session
 from steersman.lab.sweep.cells import Sweep

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from steersman.files import replacing
-from steersman.lab.metrics.evaluate import Figure
+from steersman.lab.metrics.intervals import Figure
 from steersman.lab.report.plots import Point, front
 from steersman.lab.report.tables import markdown, with_interval, write_rows
 

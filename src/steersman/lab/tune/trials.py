@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from steersman.errors import InputError
-from steersman.lab.metrics.resample import Figure
+from steersman.lab.metrics.intervals import Figure
 from steersman.lab.report.tables import in_a_line, with_interval
 from steersman.typed import finite
 

@@ -24,8 +24,8 @@ import yaml
 from steersman.errors import InputError, about
 from steersman.files import replacing, writing_to
 from steersman.lab.generate.lock import locked
-from steersman.lab.metrics.extractors import DEFAULT
-from steersman.lab.metrics.resample import RESAMPLES, share
+from steersman.lab.metrics.features import DEFAULT
+from steersman.lab.metrics.intervals import RESAMPLES, share
 from steersman.lab.run import Run, other_settings
 from steersman.lab.session import Networks, Session
 from steersman.lab.speed.auto import for_all

@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 
 from steersman.files import replacing
-from steersman.lab.metrics.resample import Figure
+from steersman.lab.metrics.intervals import Figure
 from steersman.lab.report.plots import Point, write_front
 from steersman.lab.report.tables import in_a_line, with_interval, write_rows
 from steersman.lab.run import Run
