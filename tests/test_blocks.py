@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from steersman.blocks import in_blocks, without_filling
+from steersman.batching import in_blocks, without_filling
 
 
 def test_a_network_sees_blocks_of_one_size_the_last_one_filled_up():

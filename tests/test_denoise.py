@@ -84,7 +84,7 @@ def test_pure_noise_tells_the_image_by_all_but_the_noise(kind, pair):
 def test_of_pure_noise_the_noise_tells_no_image(pair):
     x0, eps = pair
     for at in (PURE_NOISE, level([1.0, 0.0, 0.5], [1.0, 1.0, 1.0])):
-        with pytest.raises(InputError, match="epsilon cannot be asked at a level without signal .*=leading"):
+        with pytest.raises(InputError, match="epsilon cannot be evaluated at a level without signal .*=leading"):
             to_x0("epsilon", eps, eps, at)
 
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 import steersman.lab.run
+from steersman.batching import is_out_of_memory
 from steersman.errors import InputError
 from steersman.lab.run import Run
 from steersman.lab.session import Session
-from steersman.memory import is_out_of_memory
 
 SAID = [
     torch.OutOfMemoryError("CUDA out of memory: 16 images"),

@@ -288,7 +288,7 @@ def test_refuses_a_number_of_steps(steps):
 
 
 def test_refuses_a_spacing(unchecked):
-    with pytest.raises(InputError, match="unknown spacing 'linspac'; did you mean 'linspace'"):
+    with pytest.raises(InputError, match="unknown spacing of VP 'linspac'; did you mean 'linspace'"):
         VP.linear().levels(10, "linspac")
 
 
@@ -307,7 +307,8 @@ def test_edm_refuses_a_number_of_steps(steps):
 @pytest.mark.parametrize("ends", [{"ratio_min": 0.0}, {"ratio_min": 5.0, "ratio_max": 2.0}, {"ratio_min": 80.0}])
 def test_refuses_the_ends_of_edm(ends):
     with pytest.raises(
-        InputError, match="schedule.low and schedule.high must be finite and satisfy 0 < low < high, got"
+        InputError,
+        match="schedule.ratio_min and schedule.ratio_max must be finite and satisfy 0 < ratio_min < ratio_max, got",
     ):
         EDM(**ends)
 
@@ -446,5 +447,5 @@ def test_flow_refuses_a_spacing_of_discrete_times():
 
 @pytest.mark.parametrize("settings", [{"shift": 0.0}, {"count": 0}, {"ratio_max": 0.0}])
 def test_refuses_the_settings_of_flow(settings):
-    with pytest.raises(InputError, match="schedule.(shift|high) must be .*above .*, got"):
+    with pytest.raises(InputError, match="schedule.(shift|ratio_max) must be .*above .*, got"):
         Flow(**settings)

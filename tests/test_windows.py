@@ -12,7 +12,7 @@ import pytest
 
 import steersman
 from steersman.files import file_name
-from steersman.options import split_options
+from steersman.names import split_options
 
 SOURCE = Path(steersman.__file__).parent
 MODULES = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}

@@ -15,12 +15,12 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from steersman.batching import halving, is_out_of_memory
 from steersman.denoise import Denoiser
 from steersman.errors import InputError, notice
 from steersman.files import in_8_bits
 from steersman.guidance.guide import Guide
 from steersman.guidance.targets import Target, resolved
-from steersman.memory import halving, is_out_of_memory
 from steersman.models.classifiers import Classifier
 from steersman.models.denoisers import load_denoiser
 from steersman.pipelines.steered import Steered

@@ -1,55 +1,75 @@
-"""Rows of a batch: taken, sent to a device, and summed so that a row's sum does not depend on the other rows.
+"""Rows of a batch, computed so that none depends on the others: sums, network evaluations, and smaller batches.
 
-A sum of floats depends on the order of its additions, and `torch.sum` takes that order from the shape of the whole
-batch: on a CPU one row is shared out among threads and several rows are not; on CUDA the number of rows decides how
-many threads add up one of them (ATen's ``Reduce.cuh``). Guidance amplifies such a difference, so an image would change
-with its batch. Here the two halves of a row are added to each other until one value is left:
+The order of additions in `torch.sum`, and with it the rounding, depends on the shape of the whole batch, and guidance
+amplifies rounding. Here the two halves of a row are added until one value is left:
 
     y_i = x_i + x_(i + h),   h = ceil(n / 2),   and again with the h values y
 
-Each of these additions is elementwise, which IEEE arithmetic rounds in one way only. So the sum depends on the row
-alone: on no batch, thread count or device. It is also more accurate than adding one value after the other, and waits
-for no device.
+Each addition is elementwise, so a row's sum depends on the row alone, on no batch, thread count or device. So that a
+network's output is the same for an image in any batch, it sees blocks of one fixed size (`in_blocks`).
 """
 
+import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["cosine", "each_tensor", "logsumexp", "norm", "repeat", "rms", "send", "take", "total"]
+from steersman.errors import notice
+
+__all__ = [
+    "block_size",
+    "cosine",
+    "each_tensor",
+    "halving",
+    "in_blocks",
+    "is_out_of_memory",
+    "logsumexp",
+    "norm",
+    "repeat",
+    "rms",
+    "send",
+    "take",
+    "total",
+    "without_filling",
+]
+
+CPU_BLOCK = 4  # images; more at a time are no faster on a CPU
+
+OUT_OF_MEMORY = (
+    *("out of memory", "ALLOC_FAILED", "can't allocate memory", "not enough memory", "Cannot allocate memory"),
+)
+"""Messages of CUDA, MPS, cuDNN, cuBLAS, the CPU's allocator and the system."""
+
+Made = TypeVar("Made")
+
+_block = threading.local()
 
 
 def send(rows: Tensor, device: torch.device | str) -> Tensor:
-    """Returns a tensor of the host on a device, without waiting for what the device is doing."""
+    """Returns a tensor of the host on a device, without waiting for the device."""
     if torch.device(device).type == "cuda" and rows.device.type == "cpu":
         return rows.pin_memory().to(device, non_blocking=True)
     return rows.to(device)
 
 
-def take(held: Any, rows: Int[Tensor, " N"]) -> Any:  # noqa: ANN401
-    """Returns the same with those rows of every tensor in it, in that order and as often as they are named.
-
-    Args:
-        held: Tensors, whatever `each_tensor` finds them in, or anything else; what has no rows stays as it is, numbers
-            and tensors without dimensions among it.
-        rows: Their numbers.
-    """
-    return each_tensor(held, lambda x: x[rows] if x.ndim else x)
+def take(content: Any, rows: Int[Tensor, " N"]) -> Any:  # noqa: ANN401
+    """Returns nested content with these rows of every tensor in it; scalars and other values stay as they are."""
+    return each_tensor(content, lambda x: x[rows] if x.ndim else x)
 
 
-def each_tensor(held: Any, change: Callable[[Tensor], Tensor]) -> Any:  # noqa: ANN401
-    """Returns the same with every tensor in it changed; it is held by (named) tuples, lists and dictionaries."""
-    if isinstance(held, Tensor):
-        return change(held)
-    if isinstance(held, tuple | list):
-        parts = [each_tensor(part, change) for part in held]
-        return type(held)(*parts) if hasattr(held, "_fields") else type(held)(parts)
-    if isinstance(held, dict):
-        return {key: each_tensor(part, change) for key, part in held.items()}
-    return held
+def each_tensor(content: Any, change: Callable[[Tensor], Tensor]) -> Any:  # noqa: ANN401
+    """Returns nested (named) tuples, lists and dictionaries with every tensor changed."""
+    if isinstance(content, Tensor):
+        return change(content)
+    if isinstance(content, tuple | list):
+        parts = [each_tensor(part, change) for part in content]
+        return type(content)(*parts) if hasattr(content, "_fields") else type(content)(parts)
+    if isinstance(content, dict):
+        return {key: each_tensor(part, change) for key, part in content.items()}
+    return content
 
 
 class _Sum(torch.autograd.Function):
@@ -67,10 +87,7 @@ class _Sum(torch.autograd.Function):
         return x.clone()
 
     @staticmethod
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any,  # noqa: ANN401
-        g: Tensor,
-    ) -> tuple[Tensor, None]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401 # pyright: ignore[reportIncompatibleMethodOverride]
         return repeat(g, ctx.dim, ctx.count), None
 
 
@@ -83,56 +100,101 @@ class _Repeat(torch.autograd.Function):
         return x.expand(*x.shape[:dim], count, *x.shape[dim + 1 :]).contiguous()
 
     @staticmethod
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any,  # noqa: ANN401
-        g: Tensor,
-    ) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401 # pyright: ignore[reportIncompatibleMethodOverride]
         return _Sum.apply(g, ctx.dim), None, None  # pyright: ignore[reportReturnType]
 
 
 def repeat(x: Float[Tensor, "..."], dim: int, count: int) -> Float[Tensor, "..."]:
-    """Returns a tensor whose dimension of size 1 is repeated; use it before arithmetic that has a gradient."""
+    """Returns a tensor with a dimension of size 1 repeated; for arithmetic that would broadcast and has a gradient."""
     return _Repeat.apply(x, dim, count)  # pyright: ignore[reportReturnType]
 
 
 def total(x: Float[Tensor, "B *shape"]) -> Float[Tensor, " B"]:
-    """Returns the sum of each row's values."""
+    """Returns the sum of each row."""
     return _Sum.apply(x.reshape(len(x), -1), 1)[:, 0]  # pyright: ignore[reportOptionalSubscript]
 
 
 def norm(x: Float[Tensor, "B *shape"]) -> Float[Tensor, "B *ones"]:
-    """Returns each row's length ``|x|``, in a shape that broadcasts; squares neither overflow nor vanish."""
+    """Returns the length ``|x|`` of each row, in a shape that broadcasts; squares neither overflow nor vanish."""
     return _root(x, 1)
 
 
 def rms(x: Float[Tensor, "B *shape"]) -> Float[Tensor, "B *ones"]:
-    """Returns each row's root mean square, in a shape that broadcasts; squares neither overflow nor vanish."""
+    """Returns the root mean square of each row, in a shape that broadcasts; squares neither overflow nor vanish."""
     return _root(x, x[0].numel())
 
 
 def _root(x: Tensor, count: int) -> Tensor:
-    """Returns the root of each row's summed squares over a count.
-
-    Rows whose largest value is far from 1 are scaled by a power of two before they are squared, which rounds nothing.
-    """
+    """Returns the root of each row's summed squares over a count."""
     rows = x.reshape(len(x), -1)
+    # Rows far from 1 are scaled by a power of two before they are squared, which rounds nothing.
     exponents = {torch.float64: 1023}.get(x.dtype, 127)
     large, factor = 2.0 ** (3 * exponents // 8), 2.0 ** (3 * exponents // 4)
-    most = rows.detach().abs().amax(1)
-    scale = torch.where(most > large, 1 / factor, torch.where(most < 1 / large, factor, torch.ones_like(most)))
+    largest = rows.detach().abs().amax(1)
+    scale = torch.where(largest > large, 1 / factor, torch.where(largest < 1 / large, factor, torch.ones_like(largest)))
     root = (total((rows * scale[:, None]).square()) / count).sqrt() / scale
     return root.reshape(-1, *[1] * (x.ndim - 1))
 
 
 def logsumexp(x: Float[Tensor, "B K"]) -> Float[Tensor, " B"]:
     """Returns ``log sum_k exp(x_k)`` of each row."""
-    most = x.detach().amax(1, keepdim=True)
-    most = torch.where(most.isfinite(), most, 0)
-    return total((x - most).exp()).log() + most[:, 0]
+    largest = x.detach().amax(1, keepdim=True)
+    largest = torch.where(largest.isfinite(), largest, 0)
+    return total((x - largest).exp()).log() + largest[:, 0]
 
 
 def cosine(x: Float[Tensor, "B D"], y: Float[Tensor, "K D"]) -> Float[Tensor, "B K"]:
     """Returns the cosine of each row of one with each row of the other; 0 where a row is zero."""
-    x, y = (each / repeat(torch.where((size := norm(each)) > 0, size, 1), 1, each.shape[1]) for each in (x, y))
+    x, y = (rows / repeat(torch.where((size := norm(rows)) > 0, size, 1), 1, rows.shape[1]) for rows in (x, y))
     pairs = repeat(x[:, None], 1, len(y)) * y
     return total(pairs.flatten(0, 1)).reshape(len(x), len(y))
+
+
+def block_size(device: str, batch_size: int) -> int:
+    """Returns how many images networks see at a time on a device, for batches of a size."""
+    return CPU_BLOCK if device == "cpu" else batch_size
+
+
+def in_blocks(network: Callable[..., Tensor], size: int | None, *inputs: Tensor) -> Tensor:
+    """Returns a network's outputs, always ``size`` rows at a time, the last block padded; at once where it is None."""
+    if size is None:
+        return network(*inputs)
+    count = len(inputs[0])
+    if missing := -count % size:
+        inputs = tuple(torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])]) for rows in inputs)
+    outputs = []
+    for index, block in enumerate(zip(*(rows.split(size) for rows in inputs), strict=True)):
+        _block.share = min(count - index * size, size) / size
+        try:
+            outputs.append(network(*block))
+        finally:
+            _block.share = 1.0
+    return (torch.cat(outputs) if len(outputs) > 1 else outputs[0])[:count]
+
+
+def without_filling(rows: int) -> int:
+    """Returns how many rows of a network's input are no padding; asked inside the network, as it runs."""
+    return round(rows * getattr(_block, "share", 1.0))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Returns whether an error says that memory ran out, whichever library raised it."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(message in str(error) for message in OUT_OF_MEMORY)
+
+
+def halving(work: Callable[[int], Made], size: int, tell: Callable[[str], object] = notice) -> tuple[Made, int]:
+    """Returns ``work(size)`` and the size, which is halved, and told, as long as the memory does not suffice."""
+    first = size
+    while True:
+        try:
+            result = work(size)
+        except (RuntimeError, MemoryError) as error:
+            if size == 1 or not is_out_of_memory(error):
+                raise
+        else:
+            if size < first:
+                tell(f"the device's memory does not hold {first} images at a time: {size} are taken from now on")
+            return result, size
+        size //= 2  # after the error is released, and with it what was computed

@@ -1,7 +1,4 @@
-"""Input that cannot be used, said in one line: what is wrong, what was given, what is allowed.
-
-What can be used, but otherwise than one may expect, is a `Notice`: a warning that the command line prints as one line.
-"""
+"""Errors in what a user gave, in one line: the problem, the value, the fix. Notices are warnings in one line."""
 
 import warnings
 from collections.abc import Iterable, Iterator
@@ -12,7 +9,7 @@ from reprlib import Repr
 
 __all__ = ["LONGEST", "InputError", "Notice", "about", "notice", "one_line", "require", "shown", "unknown"]
 
-LONGEST, GIVEN = 600, 80  # characters of a line, and of what a file gives in it
+LONGEST, GIVEN = 600, 80  # characters of a message, and of a file's own text in it
 
 _SHORT = Repr()
 _SHORT.maxlevel = 3
@@ -33,26 +30,26 @@ class InputError(ValueError):
 
 
 class Notice(UserWarning):
-    """What a user should know of a run that goes on."""
+    """A warning of something that a user should know about a run; the command line prints it as one line."""
 
 
 def notice(text: str) -> None:
-    """Warns the user, in one line; the same text is shown once, as Python's warnings are."""
+    """Warns the user in one line; the same text is shown once, as Python's warnings are."""
     warnings.warn(text, Notice, stacklevel=2)
 
 
 def shown(value: object) -> str:
-    """Returns a value as a message shows it, shortened where it is long."""
-    said = _SHORT.repr(value)
-    return said if len(said) <= 2 * GIVEN else f"{said[: 2 * GIVEN]}…"
+    """Returns a value's representation, shortened for a message."""
+    text = _SHORT.repr(value)
+    return text if len(text) <= 2 * GIVEN else f"{text[: 2 * GIVEN]}…"
 
 
 def one_line(error: Exception) -> str:
-    """Returns what another library's error says, or the system, in a line."""
+    """Returns the message of an error of another library or of the system in one line."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    said = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {said[0][:LONGEST]}" if said else type(error).__name__
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:LONGEST]}" if lines else type(error).__name__
 
 
 def require(extra: str, *packages: str, what: str) -> None:
@@ -64,38 +61,23 @@ def require(extra: str, *packages: str, what: str) -> None:
 
 @contextmanager
 def about(kind: str, place: object) -> Iterator[None]:
-    """Turns whatever goes wrong with a file into one line that names it, however the file was damaged.
-
-    Args:
-        kind: What is read, such as ``denoiser``.
-        place: The file or the folder.
-
-    Raises:
-        InputError: Something went wrong.
-    """
+    """Turns any error within into an `InputError` that names the kind (such as ``denoiser``) and place of a file."""
     try:
         yield
     except InputError as error:
-        said = " ".join(str(error).split())
-        said = said if len(said) <= LONGEST else f"{said[:LONGEST]}…"
-        raise InputError(said if str(place) in said else f"{kind}: {str(place)!r} cannot be used; {said}") from error
+        text = " ".join(str(error).split())
+        text = text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+        raise InputError(text if str(place) in text else f"{kind}: {str(place)!r} cannot be used; {text}") from error
     except Exception as error:  # a damaged file can fail a library anywhere
         raise InputError(f"{kind}: {str(place)!r} cannot be read ({one_line(error)})") from error
 
 
 def unknown(kind: str, given: object, known: Iterable[str], *, most: int = 12) -> InputError:
-    """Returns the error for a name that is not among the known ones, nearest names first.
-
-    Args:
-        kind: What the name stands for, such as ``"recipe"``.
-        given: The name that was given.
-        known: All names that would have been accepted.
-        most: The largest number of known names that the message lists in full.
-    """
+    """Returns the error for a name that is not known, with the nearest names, and at most ``most`` of all."""
     names = list(known)
     folded = {name.lower(): name for name in reversed(names)}
-    said = str(given) if len(str(given)) <= GIVEN else f"{str(given)[:GIVEN]}…"
-    near = [folded[name] for name in get_close_matches(said.lower(), folded, n=3, cutoff=0.5)]
+    text = str(given) if len(str(given)) <= GIVEN else f"{str(given)[:GIVEN]}…"
+    near = [folded[name] for name in get_close_matches(text.lower(), folded, n=3, cutoff=0.5)]
     listed = ", ".join(names[:most]) + (f", … ({len(names)} in all)" if len(names) > most else "")
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-    return InputError(f"unknown {kind} {said!r}; {hint}known: {listed}")
+    return InputError(f"unknown {kind} {text!r}; {hint}known: {listed}")

@@ -1,14 +1,12 @@
-"""A Gaussian mixture, of which everything is known in closed form: the oracle of the tests.
+"""A Gaussian mixture with class i as component i: the exact denoiser and classifier of the tests.
 
-With ``p(x) = sum_i w_i N(x; mu_i, S_i)``, a noisy ``x_t = alpha x + sigma eps`` is a mixture again, with the means
-``alpha mu_i`` and the covariances ``C_i = alpha^2 S_i + sigma^2 I``. So all of these are exact (EluCD, Prop. 4.2):
+With ``p(x) = sum_i w_i N(x; mu_i, S_i)``, ``x_t = alpha x + sigma eps`` is a mixture with the means ``alpha mu_i`` and
+the covariances ``C_i = alpha^2 S_i + sigma^2 I``, so that all of these are exact (EluCD, Prop. 4.2):
 
     p(i | x_t)                = softmax_i [log w_i + log N(x_t; alpha mu_i, C_i)]
     x0_hat(x_t)               = sum_i p(i | x_t) [mu_i + alpha S_i C_i^-1 (x_t - alpha mu_i)]
     grad log p(x_t, y=j)      = -C_j^-1 (x_t - alpha mu_j)
     grad log p(y=j | x_t)     = sum_i p(i | x_t) [C_i^-1 (x_t - alpha mu_i) - C_j^-1 (x_t - alpha mu_j)]
-
-Component i is class i. Samples have the shape (D, 1, 1).
 """
 
 from dataclasses import dataclass, field
@@ -27,16 +25,13 @@ __all__ = ["Mixture"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Mixture:
-    """An exact denoiser, an exact noise-aware classifier and exact conditional samples.
+    """An exact denoiser, an exact noise-aware classifier and exact conditional samples, of the shape (D, 1, 1).
 
     Attributes:
         weights: ``w_i``, positive, summing to 1.
         means: ``mu_i``.
         covariances: ``S_i``, positive definite.
-        schedule: The noise.
-
-    Raises:
-        InputError: Weights that are not positive or do not sum to 1.
+        schedule: The noise schedule.
     """
 
     weights: Float64[Tensor, " K"]
@@ -55,26 +50,26 @@ class Mixture:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The components' numbers."""
+        """The indices of the components."""
         return tuple(str(i) for i in range(len(self.weights)))
 
     def decode(self, x0: Float[Tensor, "B D 1 1"]) -> Float[Tensor, "B D 1 1"]:
         """Returns the sample itself."""
         return x0
 
-    def _pulls(self, x_t: Tensor, level: Level) -> tuple[Float[Tensor, "B K D"], Float[Tensor, "B K"]]:
+    def _residuals(self, x_t: Tensor, level: Level) -> tuple[Float[Tensor, "B K D"], Float[Tensor, "B K"]]:
         """Returns ``C_i^-1 (x_t - alpha mu_i)`` and ``log w_i N(x_t; alpha mu_i, C_i)``."""
         alpha, sigma = (broadcast(value, x_t).reshape(-1, 1, 1, 1) for value in (level.alpha, level.sigma))
         covariance = alpha**2 * self.covariances.to(x_t) + sigma**2 * torch.eye(x_t.shape[1]).to(x_t)
-        away = x_t[:, None, :, 0, 0] - alpha[..., 0] * self.means.to(x_t)
+        difference = x_t[:, None, :, 0, 0] - alpha[..., 0] * self.means.to(x_t)
         factor = torch.linalg.cholesky(covariance)
-        pull = (torch.cholesky_inverse(factor) * away[..., None, :]).sum(-1)
+        residual = (torch.cholesky_inverse(factor) * difference[..., None, :]).sum(-1)
         half_log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        return pull, self.weights.to(x_t).log() - half_log_det - (away * pull).sum(-1) / 2
+        return residual, self.weights.to(x_t).log() - half_log_det - (difference * residual).sum(-1) / 2
 
     def log_joint(self, x_t: Float[Tensor, "B D 1 1"], level: Level) -> Float[Tensor, "B K"]:
         """Returns ``log p(x_t, y=i)``, up to one constant."""
-        return self._pulls(x_t, level)[1]
+        return self._residuals(x_t, level)[1]
 
     def log_posterior(self, x_t: Float[Tensor, "B D 1 1"], level: Level) -> Float[Tensor, "B K"]:
         """Returns ``log p(y=i | x_t)``: the exact noise-aware classifier."""
@@ -82,14 +77,14 @@ class Mixture:
 
     def joint_direction(self, x_t: Float[Tensor, "B D 1 1"], level: Level, j: int) -> Float[Tensor, "B D 1 1"]:
         """Returns ``grad log p(x_t, y=j)`` (Prop. 4.2)."""
-        pull, _ = self._pulls(x_t, level)
-        return -pull[:, j, :, None, None]
+        residual, _ = self._residuals(x_t, level)
+        return -residual[:, j, :, None, None]
 
     def conditional_direction(self, x_t: Float[Tensor, "B D 1 1"], level: Level, j: int) -> Float[Tensor, "B D 1 1"]:
         """Returns ``grad log p(y=j | x_t)`` (Prop. 4.2)."""
-        pull, log_joint = self._pulls(x_t, level)
-        mean = (log_joint.softmax(1)[..., None] * pull).sum(1)
-        return (mean - pull[:, j])[..., None, None]
+        residual, log_joint = self._residuals(x_t, level)
+        mean = (log_joint.softmax(1)[..., None] * residual).sum(1)
+        return (mean - residual[:, j])[..., None, None]
 
     def __call__(
         self,
@@ -98,22 +93,18 @@ class Mixture:
         *,
         label: Int[Tensor, " B"] | None = None,
         cfg_scale: float = 1.0,
-        **_others: Any,  # noqa: ANN401
+        **others: Any,  # noqa: ANN401
     ) -> Prediction:
-        """Returns the exact ``x0_hat``; with a label, that of the class alone, or led away from the whole's by it.
-
-        Raises:
-            InputError: A condition that it cannot follow (`steersman.denoise.check_condition`).
-        """
-        check_condition(label, cfg_scale, _others, classes=self.classes, unconditional=True)
-        pull, log_joint = self._pulls(x_t, level)
+        """Returns the exact ``x0_hat``, of one class where there is a label; may use classifier-free guidance."""
+        check_condition(label, cfg_scale, others, classes=self.classes, unconditional=True)
+        residual, log_joint = self._residuals(x_t, level)
         alpha = broadcast(level.alpha, x_t).reshape(-1, 1, 1)
-        x0 = self.means.to(x_t) + alpha * torch.einsum("kde,bke->bkd", self.covariances.to(x_t), pull)
-        whole = (log_joint.softmax(1)[..., None] * x0).sum(1)[..., None, None]
+        x0 = self.means.to(x_t) + alpha * torch.einsum("kde,bke->bkd", self.covariances.to(x_t), residual)
+        unconditional = (log_joint.softmax(1)[..., None] * x0).sum(1)[..., None, None]
         if label is None:
-            return Prediction(whole)
-        alone = Prediction(x0[torch.arange(len(label)), label][..., None, None])
-        return alone if cfg_scale == 1 else classifier_free(alone, whole, cfg_scale)
+            return Prediction(unconditional)
+        conditional = Prediction(x0[torch.arange(len(label)), label][..., None, None])
+        return conditional if cfg_scale == 1 else classifier_free(conditional, unconditional, cfg_scale)
 
     def sample(self, count: int, generator: torch.Generator, label: int | None = None) -> Float64[Tensor, "B D 1 1"]:
         """Returns exact samples, of all classes or of one."""

@@ -1,78 +1,80 @@
-"""Names of classes, and which of them is meant.
+"""Names that users give: of classes, and of models with options.
 
-Two names are the same whatever their case, and whether words are apart by spaces or underscores: ``Soccer_ball`` is
-``soccer ball``. A class of ImageNet has further names, those of its WordNet synset: its id (``n02799071``) and its
-synonyms. They count where no name of a class is the one that was given.
+Names of classes are compared without case and with underscores as spaces: ``Soccer_ball`` is ``soccer ball``. A class
+of ImageNet has further names, the id (``n02799071``) and the synonyms of its WordNet synset; they count where no class
+has the given name itself.
 """
 
 import operator
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
 
 from steersman.errors import InputError, unknown
 
-__all__ = ["each_class", "elsewhere", "fold", "further_names", "imagenet_names", "resolve", "same_class"]
+__all__ = ["each_class", "elsewhere", "imagenet_names", "resolve", "same_class", "split_options"]
 
-ALIKE = 0.9  # share of the classes on whose names two lists of the same classes agree, at least
+ALIKE = 0.9  # the smallest share of names on which two lists of the same classes agree
 SYNSET = re.compile(r"n\d{8}")
-DIGITS = 18  # of a number; a longer one is no index, and Python refuses to read one of thousands
+DIGITS = 18  # of an index; int() refuses text of thousands
 
 
-def fold(name: str) -> str:
-    """Returns a name in the form in which names are compared."""
-    return " ".join(name.casefold().replace("_", " ").split())
+def split_options(text: str, allowed: Iterable[str], kind: str = "option") -> tuple[str, dict[str, str]]:
+    """Returns the name and the options of ``NAME?KEY=VALUE&KEY=VALUE``; kind is what an unknown key is called.
+
+    A value may be a path with ``&`` in it: text that cannot be an option continues the value before it.
+    """
+    name, _, query = text.partition("?")
+    options: dict[str, str] = {}
+    last = None
+    for part in filter(None, query.split("&")):
+        key, equals, value = part.partition("=")
+        if key in allowed:
+            options[key], last = value, key
+        elif last is not None and options[last] and not (equals and key.isidentifier()):
+            options[last] += f"&{part}"
+        else:
+            raise unknown(kind, key, allowed)
+    return name, options
 
 
 def each_class(given: Any, kind: str = "class") -> list[int | str]:  # noqa: ANN401
-    """Returns the indices and names of classes that were given, by Python, NumPy or torch, one or several.
-
-    Args:
-        given: An index or a name, or a list or array of these.
-        kind: What a class is called in the errors.
-
-    Raises:
-        InputError: Something else.
-    """
+    """Returns the indices and names in one index or name, or in a list or array of these, as Python's own."""
     values = given.tolist() if hasattr(given, "tolist") else given
     several = isinstance(values, Iterable) and not isinstance(values, str | bytes)
-    return [each if isinstance(each, str) else _index(each, kind) for each in (values if several else [values])]
+    return [value if isinstance(value, str) else _index(value, kind) for value in (values if several else [values])]
 
 
 def _index(value: Any, kind: str) -> int:  # noqa: ANN401
     try:
-        if isinstance(value, bool) or not -(2**63) <= (found := operator.index(value)) < 2**63:
+        if isinstance(value, bool) or not -(2**63) <= (index := operator.index(value)) < 2**63:
             raise TypeError
     except (TypeError, ValueError):
         raise InputError(
             f"{kind} must be a class's index or name, or a list of one for each image, got {value!r}"
         ) from None
-    return found
+    return index
 
 
 def resolve(target: str | int, names: Sequence[str], kind: str = "class") -> int:
     """Returns the index of a class.
 
-    Args:
-        target: An index in [0, K), as number or text, or a name: first a class's full name, then any of its synonyms,
-            then what WordNet calls a class of ImageNet.
-        names: One name a class; synonyms within a name are separated by commas.
-        kind: What a class is called in the errors.
+    A target is an index in [0, K), as a number or text, or a name: first a class's full name, then any of its synonyms
+    (separated by commas), then WordNet's names for a class of ImageNet.
 
     Raises:
-        InputError: The index is out of range, the name is unknown, or it names more than one class.
+        InputError: The index is out of range, or the name is unknown or ambiguous.
     """
     if isinstance(target, str):
-        named = _named(target, names)
-        if len(named) > 1:
-            listed = ", ".join(f"{i} ({names[i]})" for i in named)
-            raise InputError(f"{kind} {target!r} is ambiguous: {listed}; give the index")
-        if named:
-            return named[0]
-        if not _is_number(fold(target)):
+        indices = _indices(target, names)
+        if len(indices) > 1:
+            matches = ", ".join(f"{i} ({names[i]})" for i in indices)
+            raise InputError(f"{kind} {target!r} is ambiguous: {matches}; give the index")
+        if indices:
+            return indices[0]
+        if not _is_number(_fold(target)):
             raise unknown(kind, target, dict.fromkeys(s.strip() for n in names for s in n.split(",")))
         target = int(target)
     if not 0 <= target < len(names):
@@ -81,19 +83,10 @@ def resolve(target: str | int, names: Sequence[str], kind: str = "class") -> int
 
 
 def elsewhere(index: int, names: Sequence[str], others: Sequence[str], kind: str = "class") -> int:
-    """Returns the index of a class in another vocabulary.
+    """Returns the index of a class among the names of another model.
 
-    It is the same index where both have as many classes and the same ones, by nearly all of their names, or where one
-    has but numbers for names; else that of the class of this name.
-
-    Args:
-        index: The class's.
-        names: One name a class; synonyms within a name are separated by commas.
-        others: Those of the other vocabulary.
-        kind: What a class is called there in the errors.
-
-    Raises:
-        InputError: The other vocabulary has no class of this name, or several.
+    It is the same index where both lists have as many classes and nearly all names agree, or where the names of one are
+    numbers; else that of the class with this name.
     """
     if len(names) == len(others) and (_alike(names, others) or any(map(_numbered, (names, others)))):
         return index
@@ -101,99 +94,26 @@ def elsewhere(index: int, names: Sequence[str], others: Sequence[str], kind: str
 
 
 def same_class(names: Iterable[str], labels: Iterable[str]) -> set[str]:
-    """Returns those labels that are one of some names of a class.
-
-    Where none is as it stands, those that are one of the further names that WordNet has for it.
-
-    Args:
-        names: What the class is called.
-        labels: What classes are called elsewhere.
-    """
-    known = {label: fold(label) for label in labels}
-    wanted = set(map(fold, names))
-    found = {label for label, folded in known.items() if folded in wanted}
-    if found:
-        return found
-    further = {other for name in wanted for other in further_names(name)}
-    return {label for label, folded in known.items() if folded in further}
-
-
-def further_names(name: str) -> tuple[str, ...]:
-    """Returns what else WordNet calls a class of ImageNet, folded, its id first; nothing for any other name.
-
-    Args:
-        name: A synset's id, or a name that is one synset's of ImageNet's thousand alone.
-    """
-    folded = fold(name)
-    synset = folded if SYNSET.fullmatch(folded) else _synsets().get(folded)
-    lemmas = _lemmas().get(synset or "")
-    return () if synset is None or lemmas is None else (synset, *map(fold, lemmas.split(",")))
+    """Returns the labels that are one of a class's names, or else one of WordNet's further names for it."""
+    folded = {label: _fold(label) for label in labels}
+    wanted = set(map(_fold, names))
+    if direct := {label for label, name in folded.items() if name in wanted}:
+        return direct
+    further = {other for name in wanted for other in _further_names(name)}
+    return {label for label, name in folded.items() if name in further}
 
 
 def imagenet_names() -> tuple[str, ...]:
     """Returns the names of ImageNet's 1000 classes in their usual order, synonyms separated by commas."""
-    return tuple(_of_imagenet("imagenet-1k").values())
+    return tuple(_imagenet("imagenet-1k").values())
 
 
-def _named(target: str, names: Sequence[str]) -> list[int]:
-    """Returns the indices of all classes that a name may mean, by the first of the ways that finds any."""
-    folded, vocabulary = fold(target), _vocabulary(tuple(names))
-    found = vocabulary.full.get(folded) or vocabulary.synonyms.get(folded) or []
-    if found or _is_number(folded) or not (further := further_names(folded)):
-        return found
-    if further[0] in (ids := list(_of_imagenet("imagenet-1k"))) and _is_the_thousand(tuple(names)):
-        return [ids.index(further[0])]
-    shared = Counter(index for name in set(further) for index in vocabulary.synonyms.get(name, ()))
-    return [index for index in sorted(shared) if shared[index] == max(shared.values())]
+def _fold(name: str) -> str:
+    return " ".join(name.casefold().replace("_", " ").split())
 
 
-@dataclass(frozen=True)
-class _Vocabulary:
-    """The indices of classes by their full names, and by each of their synonyms."""
-
-    full: dict[str, list[int]]
-    synonyms: dict[str, list[int]]
-
-
-@lru_cache(maxsize=16)
-def _vocabulary(names: tuple[str, ...]) -> _Vocabulary:
-    full, synonyms = defaultdict(list), defaultdict(list)
-    for index, (name, each) in enumerate(zip(names, _synonyms(names), strict=True)):
-        full[fold(name)].append(index)
-        for synonym in each:
-            synonyms[synonym].append(index)
-    return _Vocabulary(full=dict(full), synonyms=dict(synonyms))
-
-
-@lru_cache(maxsize=16)
-def _is_the_thousand(names: tuple[str, ...]) -> bool:
-    """Returns whether names are those of ImageNet's thousand classes, in their usual order."""
-    thousand = imagenet_names()
-    return len(names) == len(thousand) and _alike(names, thousand)
-
-
-@cache
-def _lemmas() -> dict[str, str]:
-    """Returns the names of each synset of ImageNet, separated by commas, by its id."""
-    return _of_imagenet("imagenet-22k") | _of_imagenet("imagenet-1k")
-
-
-@cache
-def _synsets() -> dict[str, str]:
-    """Returns the id of the one synset of ImageNet's thousand that has a name, by that name."""
-    owners: dict[str, list[str]] = {}
-    for synset, lemmas in _of_imagenet("imagenet-1k").items():
-        for name in set(map(fold, lemmas.split(","))):
-            owners.setdefault(name, []).append(synset)
-    return {name: synsets[0] for name, synsets in owners.items() if len(synsets) == 1}
-
-
-@cache
-def _of_imagenet(subset: str) -> dict[str, str]:
-    from timm.data.imagenet_info import ImageNetInfo
-
-    info = ImageNetInfo(subset)
-    return {synset: info.label_name_to_description(synset) for synset in info.label_names()}
+def _synonyms(names: Sequence[str]) -> list[set[str]]:
+    return [set(map(_fold, name.split(","))) for name in names]
 
 
 def _alike(names: Sequence[str], others: Sequence[str]) -> bool:
@@ -202,13 +122,65 @@ def _alike(names: Sequence[str], others: Sequence[str]) -> bool:
     return sum(bool(ours & theirs) for ours, theirs in pairs) >= ALIKE * len(names)
 
 
-def _is_number(folded: str) -> bool:
-    return folded.removeprefix("-").isdecimal() and len(folded) <= DIGITS
-
-
-def _synonyms(names: Sequence[str]) -> list[set[str]]:
-    return [set(map(fold, name.split(","))) for name in names]
+def _is_number(name: str) -> bool:
+    return name.removeprefix("-").isdecimal() and len(name) <= DIGITS
 
 
 def _numbered(names: Sequence[str]) -> bool:
     return all(name == str(index) for index, name in enumerate(names))
+
+
+def _indices(target: str, names: Sequence[str]) -> list[int]:
+    """Returns the indices of all classes that a name may mean, by the first kind of names that has any."""
+    name, (full, synonyms) = _fold(target), _vocabulary(tuple(names))
+    indices = full.get(name) or synonyms.get(name) or []
+    if indices or _is_number(name) or not (further := _further_names(name)):
+        return indices
+    if further[0] in (ids := list(_imagenet("imagenet-1k"))) and _is_imagenet(tuple(names)):
+        return [ids.index(further[0])]
+    shared = Counter(index for other in set(further) for index in synonyms.get(other, ()))
+    return [index for index in sorted(shared) if shared[index] == max(shared.values())]
+
+
+@lru_cache(maxsize=16)
+def _vocabulary(names: tuple[str, ...]) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+    """Returns the indices of classes by their full names, and by each of their synonyms."""
+    full, by_synonym = defaultdict(list), defaultdict(list)
+    for index, (name, synonyms) in enumerate(zip(names, _synonyms(names), strict=True)):
+        full[_fold(name)].append(index)
+        for synonym in synonyms:
+            by_synonym[synonym].append(index)
+    return dict(full), dict(by_synonym)
+
+
+@lru_cache(maxsize=16)
+def _is_imagenet(names: tuple[str, ...]) -> bool:
+    """Returns whether these are the names of ImageNet's thousand classes, in their usual order."""
+    thousand = imagenet_names()
+    return len(names) == len(thousand) and _alike(names, thousand)
+
+
+def _further_names(name: str) -> tuple[str, ...]:
+    """Returns WordNet's names of one class of ImageNet, its id first; none for any other name."""
+    synset = name if SYNSET.fullmatch(name) else _synsets().get(name, "")
+    lemmas = (_imagenet("imagenet-1k").get(synset) or _imagenet("imagenet-22k").get(synset)) if synset else None
+    return () if lemmas is None else (synset, *map(_fold, lemmas.split(",")))
+
+
+@cache
+def _synsets() -> dict[str, str]:
+    """Returns the ids of ImageNet's thousand synsets by the names that only one of them has."""
+    owners: dict[str, list[str]] = defaultdict(list)
+    for synset, lemmas in _imagenet("imagenet-1k").items():
+        for name in set(map(_fold, lemmas.split(","))):
+            owners[name].append(synset)
+    return {name: synsets[0] for name, synsets in owners.items() if len(synsets) == 1}
+
+
+@cache
+def _imagenet(subset: str) -> dict[str, str]:
+    """Returns the names of each synset, separated by commas, by its id."""
+    from timm.data.imagenet_info import ImageNetInfo
+
+    info = ImageNetInfo(subset)
+    return {synset: info.label_name_to_description(synset) for synset in info.label_names()}

@@ -67,7 +67,7 @@ def main() -> None:
     except Interrupted as interrupted:
         _fail("interrupted; the same command goes on with what is not finished", interrupted.code)
     except (RuntimeError, MemoryError) as error:
-        from steersman.memory import is_out_of_memory
+        from steersman.batching import is_out_of_memory
 
         if not is_out_of_memory(error):
             raise

@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 import torch
 from pydantic import ConfigDict
 
-from steersman.blocks import block_size
+from steersman.batching import block_size
 from steersman.errors import InputError, about, unknown
 from steersman.files import read_yaml
 from steersman.lab.speed.placement import AUTO, DTYPES, Placement
@@ -259,7 +259,7 @@ def read_run(path: Path, *, trusted: Collection[str] | None = ()) -> Run:
 
     Args:
         path: The file.
-        trusted: The code that it may name (`steersman.trust`); None for a run that is compared, not drawn.
+        trusted: The code that it may name (`steersman.files`); None for a run that is compared, not drawn.
 
     Raises:
         InputError: The file cannot be read, is no such record, or names other code.
@@ -282,7 +282,7 @@ def read_record(path: Path, *, trusted: Collection[str] | None = None) -> dict[s
 
     Args:
         path: The file.
-        trusted: The code that it may name (`steersman.trust`); None for a record that is compared or shown.
+        trusted: The code that it may name (`steersman.files`); None for a record that is compared or shown.
 
     Raises:
         InputError: The file cannot be read, is no such record, or names other code.

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from steersman.batching import is_out_of_memory
 from steersman.errors import InputError
 from steersman.guidance import Guide
 from steersman.guidance.step import Step, reverse_variance
@@ -28,7 +29,6 @@ from steersman.lab.run import TARGET, Run
 from steersman.lab.speed.placement import DTYPES, prepare
 from steersman.lab.stop import Stop, Stopped
 from steersman.lab.verdicts import Verdict, judged
-from steersman.memory import is_out_of_memory
 from steersman.models.classifiers import load_classifier
 from steersman.models.denoisers import load_denoiser
 from steersman.names import elsewhere, resolve

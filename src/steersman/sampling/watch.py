@@ -8,8 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from steersman.batching import rms
-from steersman.blocks import without_filling
+from steersman.batching import rms, without_filling
 from steersman.sampling import Report
 
 __all__ = ["Watch", "counting", "evaluations", "metered"]

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
-from steersman.blocks import block_size
+from steersman.batching import block_size, halving
 from steersman.cli.options import among
 from steersman.cli.terminal import progress_bar
 from steersman.errors import InputError
@@ -19,7 +19,6 @@ from steersman.lab.analysis.forward import choose
 from steersman.lab.analysis.parts import Key, Parts
 from steersman.lab.report.plots import Curve
 from steersman.lab.run import check_device
-from steersman.memory import halving
 from steersman.models.classifiers import Classifier, load_classifier
 from steersman.models.classifiers.stated import Unstated
 from steersman.models.denoisers import load_denoiser

@@ -31,7 +31,7 @@ from torchvision.transforms import v2
 from steersman.errors import InputError, about, one_line, require, unknown
 from steersman.files import open_image, read_text, regular
 from steersman.models.pickles import Record, read_pickle
-from steersman.options import split_options
+from steersman.names import split_options
 
 __all__ = ["SOURCES", "Pictures", "read_pictures"]
 

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from steersman.batching import halving
 from steersman.errors import InputError, unknown
 from steersman.lab.metrics.distances import COVERED, INSIDE, across, frechet, inside, moments, within, within_reach
 from steersman.lab.metrics.features import Extractor, device_of
@@ -27,7 +28,6 @@ from steersman.lab.metrics.images import ImageSet
 from steersman.lab.metrics.intervals import RESAMPLES, Figure, mean_of, resampled, share
 from steersman.lab.metrics.statistics import Statistics, measured
 from steersman.lab.verdicts import Verdict, judged
-from steersman.memory import halving
 from steersman.models.classifiers import Classifier, TextClassifier
 from steersman.names import same_class
 from steersman.precision import ieee

@@ -20,9 +20,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from steersman.batching import halving
 from steersman.errors import InputError, unknown
 from steersman.files import in_8_bits
-from steersman.memory import halving
 from steersman.models.classifiers import Classifier, TextClassifier, load_classifier
 from steersman.models.classifiers.load import SOURCES
 from steersman.precision import ieee

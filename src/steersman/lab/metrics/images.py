@@ -27,8 +27,7 @@ from torch import Tensor
 from steersman.errors import InputError, about, unknown
 from steersman.files import file_name, in_8_bits, open_image, read_image, read_npz, upright_size
 from steersman.lab.data.pictures import SOURCES, read_pictures
-from steersman.names import same_class
-from steersman.options import split_options
+from steersman.names import same_class, split_options
 from steersman.typed import typed
 
 __all__ = ["ImageSet", "indices_of", "moments_in", "read_images"]

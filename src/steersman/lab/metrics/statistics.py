@@ -20,12 +20,12 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from steersman.batching import halving
 from steersman.errors import InputError
 from steersman.files import names_in_npz, read_npz, replacing
 from steersman.lab.metrics.distances import Moments, moments, moments_of_covariance
 from steersman.lab.metrics.features import INCEPTION, Extractor
 from steersman.lab.metrics.images import ImageSet, indices_of, moments_in, read_images
-from steersman.memory import halving
 from steersman.precision import ieee
 
 __all__ = ["Statistics", "measured", "read_reference", "read_statistics", "write_statistics"]

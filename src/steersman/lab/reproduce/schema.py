@@ -169,7 +169,7 @@ def load_reproduction(name: str, *, trusted: Collection[str] = ()) -> Reproducti
 
     Args:
         name: ``NAME``, ``NAME/VARIANT``, or a path to a YAML file.
-        trusted: The code that the file may name (`steersman.trust`).
+        trusted: The code that the file may name (`steersman.files`).
 
     Raises:
         InputError: No such reproduction, a file that is none, an unknown key, a value out of range, or other code.

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from steersman.batching import is_out_of_memory
 from steersman.errors import InputError, about, notice
 from steersman.files import read_yaml
 from steersman.lab.run import Run, read_run
@@ -24,7 +25,6 @@ from steersman.lab.session import SIDE_BY_SIDE, Session
 from steersman.lab.speed.clock import timed
 from steersman.lab.speed.cosines import Given
 from steersman.lab.speed.placement import AGREES, AUTO, LAYOUTS, Placement, laid_out
-from steersman.memory import is_out_of_memory
 from steersman.precision import ieee
 from steersman.schedule import CLEAN
 from steersman.typed import typed

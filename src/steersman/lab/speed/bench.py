@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
+from steersman.batching import halving
 from steersman.lab.run import Run
 from steersman.lab.session import Session
 from steersman.lab.speed.calls import Calls
 from steersman.lab.speed.clock import timed
 from steersman.lab.speed.memory import peak_memory
-from steersman.memory import halving
 from steersman.precision import ieee
 from steersman.sampling.watch import counting, evaluations
 

@@ -21,12 +21,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from steersman.batching import halving, is_out_of_memory
 from steersman.denoise import Conditioned
 from steersman.guidance.decoded import after_decoding
 from steersman.guidance.guide import Guide
 from steersman.guidance.step import Step
 from steersman.lab.session import Session, Target
-from steersman.memory import halving, is_out_of_memory
 from steersman.sampling import Report
 from steersman.sampling.noise import SeededNoise
 

@@ -27,7 +27,7 @@ class Placement:
         dtype: The type of its weights, and of what it computes.
         layout: The order of its weights in memory, which decides what its convolutions compute in: ``contiguous``, or
             ``channels_last``.
-        block: How many images it sees at a time (`steersman.blocks`).
+        block: How many images it sees at a time (`steersman.batching`).
         cosines: Of each other type that would have been faster, the least cosine of what the network gives in it with
             what it gives in float32 (`steersman.lab.speed.cosines`).
     """

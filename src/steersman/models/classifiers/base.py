@@ -20,9 +20,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from steersman.blocks import in_blocks
+from steersman.batching import in_blocks, is_out_of_memory
 from steersman.errors import InputError, one_line, shown
-from steersman.memory import is_out_of_memory
 from steersman.models.classifiers.preprocess import Preprocess, in_channels
 from steersman.models.classifiers.smoothing import NoReLU, SoftCalls, activations, soften
 from steersman.names import resolve
@@ -53,7 +52,7 @@ class Classifier(nn.Module):
         smoothed: The number of these units, for information.
 
     Attributes:
-        block: How many images the network gets at a time, None for the whole batch (`steersman.blocks`).
+        block: How many images the network gets at a time, None for the whole batch (`steersman.batching`).
         open_vocabulary: Whether any text is a class, which it becomes when it is first resolved.
 
     Raises:

@@ -26,7 +26,7 @@ from steersman.errors import InputError, unknown
 from steersman.models.classifiers.base import Classifier
 from steersman.models.classifiers.preprocess import RAW, Channels, Interpolation, Preprocess
 from steersman.models.classifiers.weights import class_names
-from steersman.options import split_options
+from steersman.names import split_options
 
 __all__ = ["IMAGENET", "KEYS", "NOTHING", "Stated", "Unstated", "split"]
 

@@ -24,7 +24,7 @@ from steersman.models.classifiers.base import Classifier
 from steersman.models.classifiers.preprocess import Interpolation, Preprocess
 from steersman.models.classifiers.stated import IMAGENET, KEYS, NOTHING, Stated, Unstated
 from steersman.models.classifiers.weights import beside, class_names, fetched, fixed_size, misfit
-from steersman.options import split_options
+from steersman.names import split_options
 
 __all__ = ["load_torchvision"]
 

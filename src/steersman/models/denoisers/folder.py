@@ -19,7 +19,7 @@ from diffusers.utils import logging
 
 from steersman import latent
 from steersman.errors import InputError, about, unknown
-from steersman.files import listed, read_json, regular_below
+from steersman.files import class_names, read_json, regular_below
 from steersman.models.checkpoint import check_finite
 from steersman.models.denoisers.architectures import ADMUNet, DiT
 from steersman.models.denoisers.edm import EDMDenoiser
@@ -83,7 +83,7 @@ def load_folder(path: Path) -> DiffusersDenoiser | EDMDenoiser:
                 f"pipeline, {', '.join(PIPELINES)}"
             )
         names = index.get("id2label") or {}
-        classes = listed(card.get("classes", [])) or listed([names[key] for key in sorted(names, key=int)])
+        classes = class_names(card.get("classes", [])) or listed([names[key] for key in sorted(names, key=int)])
         scheduler = read_json(parts["scheduler"] / "scheduler_config.json", "denoiser")
         edm = FAMILIES.get(str(scheduler.get("_class_name"))) == "edm"
         if edm and parts.keys() != {"scheduler", "unet"}:

@@ -23,7 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from steersman import latent
-from steersman.blocks import in_blocks
+from steersman.batching import in_blocks
 from steersman.denoise import Parameterization, Prediction, check_condition, classifier_free_at_once, to_x0
 from steersman.errors import InputError, unknown
 from steersman.precision import loss_scaled
@@ -52,7 +52,7 @@ class NetworkDenoiser:
 
     Attributes:
         latent: Whether its samples are latents.
-        block: How many images the network gets at a time, None for the whole batch (`steersman.blocks`).
+        block: How many images the network gets at a time, None for the whole batch (`steersman.batching`).
 
     Raises:
         InputError: An unknown parameterization, an invalid shape or time scale, or a VAE with other channels.

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from steersman import latent
-from steersman.blocks import in_blocks
+from steersman.batching import in_blocks
 from steersman.denoise import (
     Parameterization,
     Prediction,
@@ -51,7 +51,7 @@ class PipelineDenoiser:
         size: Height and width of its images in pixels; by default the pipeline's own.
 
     Attributes:
-        block: The number of images that the network gets at a time, None for the whole batch (`steersman.blocks`).
+        block: The number of images that the network gets at a time, None for the whole batch (`steersman.batching`).
 
     Raises:
         InputError: The scheduler's noise is unknown here, or the pipeline does not take a prompt alone.

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from steersman.denoise import Parameterization
 from steersman.errors import InputError, notice
-from steersman.options import split_options
+from steersman.names import split_options
 from steersman.schedule import MOST, VP
 from steersman.typed import typed
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from steersman.errors import InputError, about, unknown
-from steersman.files import listed, read_json
+from steersman.files import class_names, read_json
 from steersman.models.checkpoint import read_tensors
 from steersman.models.classifiers.networks import build_network
 
@@ -70,7 +70,7 @@ def read_network(weights: Path, card: Path) -> tuple[nn.Module, dict[str, Any]]:
     """
     with about("card", card):
         facts = read_json(card, "card")
-        network = build_network(facts["architecture"], len(listed(facts["classes"])), facts.get("channels", 3))
+        network = build_network(facts["architecture"], len(class_names(facts["classes"])), facts.get("channels", 3))
     with about("weights", weights):
         state = read_tensors(weights)
         try:
