@@ -83,7 +83,7 @@ def load_folder(path: Path) -> DiffusersDenoiser | EDMDenoiser:
                 f"pipeline, {', '.join(PIPELINES)}"
             )
         names = index.get("id2label") or {}
-        classes = class_names(card.get("classes", [])) or listed([names[key] for key in sorted(names, key=int)])
+        classes = class_names(card.get("classes", [])) or class_names([names[key] for key in sorted(names, key=int)])
         scheduler = read_json(parts["scheduler"] / "scheduler_config.json", "denoiser")
         edm = FAMILIES.get(str(scheduler.get("_class_name"))) == "edm"
         if edm and parts.keys() != {"scheduler", "unet"}:
