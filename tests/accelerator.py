@@ -152,8 +152,6 @@ class Accelerator(TorchDispatchMode):
     def __enter__(self) -> "Accelerator":
         patches = ExitStack()
         if hasattr(torch._C, "_ensureCUDADeviceGuardSet"):
-            # The first use of autograd starts a thread for each device, and then no fork of the process can use it.
-            torch.zeros((), requires_grad=True).backward()
             torch._C._ensureCUDADeviceGuardSet()
         else:  # older versions of torch ask the driver which device a bare "cuda" is
             patches.enter_context(mock.patch("torch.Tensor.to", self._moved))

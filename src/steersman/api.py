@@ -1,4 +1,4 @@
-"""The front door: guided samples by one call, and guides at work in a diffusers pipeline."""
+"""The public functions: `sample` draws guided images by one call, `steer` guides a diffusers pipeline."""
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ from steersman.guidance.guide import Guide
 from steersman.guidance.targets import Target, resolved
 from steersman.models.classifiers import Classifier
 from steersman.models.denoisers import load_denoiser
-from steersman.pipelines.steered import Steered
+from steersman.pipelines.steered import SteeredPipeline
 from steersman.precision import ieee
 from steersman.recipes import Guides, Recipe, load_recipe
 from steersman.sampling import Callback
@@ -147,9 +147,9 @@ def sample(
             raise InputError(f"target must be one, or one for each of the {len(seeds)} images, got {len(targets)}")
     conditions = labelled(condition or {}, len(seeds), denoiser.classes, device)
 
-    def draw(rows: slice) -> tuple[Tensor, list[int]]:
-        """Returns the images of a batch, and how many updates of each were dropped."""
-        count = len(seeds[rows])
+    def draw(first: int, count: int) -> tuple[Tensor, list[int]]:
+        """Returns the images of a batch, and the number of updates of each that were dropped."""
+        rows = slice(first, first + count)
         watch = Watch(lambda: bar.update(count / settings["steps"]))
         x0 = sample_batch(
             denoiser,
@@ -175,15 +175,15 @@ def sample(
 
 
 def _device(device: str | torch.device | None, denoiser: object) -> torch.device:
-    """Returns where all runs: where it is asked for, where the denoiser is, or the accelerator that there is."""
+    """Returns the given device, that of the denoiser, or the accelerator if there is one."""
     if device is not None:
         return torch.device(device)
     if not isinstance(denoiser, str | Path):
         network = getattr(denoiser, "network", None)
         parameter = next(network.parameters(), None) if isinstance(network, torch.nn.Module) else None
         return torch.device("cpu") if parameter is None else parameter.device
-    there = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return there or torch.device("cpu")
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator or torch.device("cpu")
 
 
 def _guides(
@@ -205,14 +205,13 @@ def _guides(
     return recipe.bind(*given, device=str(device))
 
 
-def _in_batches(draw: Callable[[slice], Made], count: int, size: int) -> list[Made]:
-    """Returns what is drawn of so many rows, a batch at a time, in smaller ones from where the memory holds no more."""
-    drawn: list[Made] = []
-    held = size
-    for first in range(0, count, size):
-        rows = range(first, min(first + size, count))
+def _in_batches(draw: Callable[[int, int], Made], count: int, size: int) -> list[Made]:
+    """Returns the batches of so many rows; they are halved from where the memory holds no more."""
+    batches: list[Made] = []
+    first = 0
+    while first < count:
         try:
-            more, held = halving(partial(_parts, draw, rows), min(held, len(rows)))
+            batch, size = halving(partial(draw, first), min(size, count - first))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -220,13 +219,9 @@ def _in_batches(draw: Callable[[slice], Made], count: int, size: int) -> list[Ma
                 "the memory must hold one image, and does not; use a recipe that takes the gradient with respect "
                 "to x0_hat, or a smaller model"
             ) from error
-        drawn += more
-    return drawn
-
-
-def _parts(draw: Callable[[slice], Made], rows: range, size: int) -> list[Made]:
-    """Returns what is drawn of some rows, so many at a time."""
-    return [draw(slice(first, min(first + size, rows.stop))) for first in range(rows.start, rows.stop, size)]
+        batches.append(batch)
+        first += size
+    return batches
 
 
 @contextmanager
@@ -246,27 +241,20 @@ def steer(
 
     Pipeline, scheduler and arguments are used as they are, any number of times; every call is a trajectory of its own.
     On leaving the block, also by an exception, the pipeline is as it was before. Where no guide is active, its images
-    are the same bit for bit.
+    are the same bit for bit. The pipeline's scheduler clips as it is set to, also what guides made of the image.
 
-    The samples are images in [-1, 1], or latents that the pipeline's VAE decodes, one at a time and with its blocks
-    recomputed for the gradient, to save memory; then a classifier input that clips does so after decoding. Of a video
-    the classifier sees the frames, and the objective is their mean. Which pipelines are covered is a table in
-    docs/models.md.
+    The samples are images in [-1, 1], or latents that the pipeline's VAE decodes, one at a time and with recomputed
+    activations, to save memory; a classifier input that clips does so after decoding. Of a video the classifier sees
+    the frames, and the objective is their mean. docs/models.md lists the pipelines that are covered.
 
-    The gradient with respect to ``x0_hat`` (wrt x0_hat) leaves the network alone: it may be offloaded, quantised or
-    compiled. The gradient with respect to ``x_t`` (wrt x_t) needs one whose weights stay where they are, and that
-    has a gradient; it may be wrapped by ``torch.compile``, be in half precision, and recompute its blocks. What a
-    pipeline computes beside its network, such as a ControlNet's residuals, counts as given there. Guides decode as the
-    pipeline does, in the VAE's slices or tiles where it has them, and compute in float32 whatever the parts are in.
+    The gradient with respect to ``x0_hat`` leaves the network alone: it may be offloaded, quantised or compiled. The
+    gradient with respect to ``x_t`` needs a network that has a gradient and whose weights stay where they are; it may
+    be wrapped by ``torch.compile``, be in half precision, and recompute its activations. What a pipeline computes
+    beside its network, such as a ControlNet's residuals, is a constant there.
 
     The lookahead input, the injection ``sample``, recurrence and particles evaluate the pipeline's network again, with
-    the conditioning of its last call, and combine the outputs as the pipeline does. Each particle costs one more
-    evaluation; its random numbers come from the pipeline's generators.
-
-    All of that is tested on a CPU with small random networks: ``torch.compile`` by its eager backend, offloading by
-    accelerate's hooks ``cpu_offload`` and ``cpu_offload_with_hook`` to the CPU itself. Quantised networks are not.
-
-    The pipeline's scheduler clips as it is set to, also what guides made of the denoised image.
+    the conditioning of its last call. Each particle costs one more evaluation; its random numbers come from the
+    pipeline's generators.
 
     Args:
         pipe: The pipeline; its scheduler is chosen before.
@@ -282,10 +270,10 @@ def steer(
         frames: The frames of a video that the classifier sees, negative numbers from the end; all by default.
 
     Raises:
-        InputError: A pipeline or scheduler that is not known here, guides that the pipeline cannot follow (gradients
-            through a network that is offloaded or compiled in place; recurrence or particles with a scheduler that
-            keeps a history), or targets that are not one or one an image. What depends on the images themselves is
-            refused at the first step.
+        InputError: An unknown pipeline or scheduler, guides that the pipeline cannot follow (the gradient with respect
+            to ``x_t`` of a network that is offloaded or compiled in place; recurrence or particles with a scheduler
+            that keeps a history), or targets that are not one or one for each image. What depends on the images
+            themselves is refused at the first step.
 
     Warns:
         UserWarning: No step was guided.
@@ -314,7 +302,7 @@ def steer(
         if classifier is None:
             raise InputError("steer needs a guide or a classifier, got neither")
         guide = load_recipe(recipe, scale=scale).bind(classifier, device=str(getattr(pipe, "_execution_device", "cpu")))
-    walk = Steered(
+    steered = SteeredPipeline(
         pipe,
         (guide,) if isinstance(guide, Guide) else tuple(guide),
         target,
@@ -323,11 +311,11 @@ def steer(
         frames=frames,
     )
     with ExitStack() as stack:
-        walk.attach(stack)
+        steered.attach(stack)
         yield
-        if pipe.scheduler is not walk.scheduler:
+        if pipe.scheduler is not steered.scheduler:
             raise InputError("pipe.scheduler: replaced while steering, so that nothing was steered; set it before")
-        if walk.guides and not walk.guided:
+        if steered.guides and not steered.guided:
             warnings.warn(
                 "steer: no step was guided; the guides' scale, weight or interval is zero at every step that the "
                 "pipeline made, or it made none",

@@ -1,23 +1,13 @@
 """Latents, and the images that a VAE makes of them.
 
-A denoiser of latents works on ``x_0 = s (z - b)``, with z what the VAE's encoder puts out, ``s`` the scaling factor
-that gives it unit variance and ``b`` a shift; some VAEs have a mean m and a deviation d of each channel as well. So
-
     image = Dec(z),   z = x_0 / s + b,   or   z = m + d x_0 / s + b
 
-which is differentiable: a classifier of images guides latents by ``grad log p(y | Dec(z))`` (EluCD 5.3). FLUX.2's VAE
-has m and d for each place of a 2 x 2 patch; Kandinsky's MoVQ decodes ``x_0`` itself. An image's own latent is of the z
-that its encoder finds likeliest.
+with the scaling factor s that gives the latents of a denoiser unit variance, a shift b, and for some VAEs a mean m and
+a deviation d of each channel. The encoder's z is its likeliest. All of it is differentiable: a classifier of images
+guides latents by ``grad log p(y | Dec(z))`` (EluCD 5.3), straight through the codebook of a VQ-VAE.
 
-A VQ-VAE's decoder replaces each place of z by the nearest entry of its codebook first, ``z_q``, as its pipeline does.
-That has no gradient of its own, and passes the one with respect to ``z_q`` on to z as it is (straight through, van den
-Oord et al. 2017). Its encoder gives z itself.
-
-A video's latents are (B, C, T, H, W), and so are the frames that become of them. A VAE of videos makes an image of one
-latent frame; one of images decodes each latent frame for itself.
-
-Images and videos go through the VAE one at a time, and its blocks are computed again for the gradient instead of kept,
-so that a batch needs little more memory than one image.
+Latents and frames of a video are (B, C, T, H, W). Images and videos go through the VAE one at a time, so that a batch
+needs little more memory than one image.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,14 +28,10 @@ __all__ = ["cast", "channels", "decoded", "encoded", "frozen", "scaled", "unscal
 
 
 def decoded(vae: Any, x0: Float[Tensor, "B C *T H W"]) -> Float[Tensor, "B C2 *T2 H2 W2"]:  # noqa: ANN401
-    """Returns ``Dec(z)`` of each latent, not clipped, in the latents' dtype.
+    """Returns the images ``Dec(z)`` of latents ``x_0``, not clipped, in the latents' dtype.
 
-    Args:
-        vae: diffusers' `AutoencoderKL` or `VQModel`, or what has its ``config`` and ``decode``.
-        x0: Latents ``x_0`` as the denoiser knows them, of images or of videos.
-
-    Raises:
-        InputError: The VAE decodes another number of channels.
+    The VAE is diffusers' `AutoencoderKL` or `VQModel`, or has their ``config`` and ``decode``. A VAE of videos makes an
+    image of one latent frame; one of images decodes each latent frame by itself.
     """
     if x0.shape[1] != (wanted := channels(vae.config) or x0.shape[1]):
         raise InputError(f"latents must have {wanted} channels, as the VAE decodes, got {x0.shape[1]}")
@@ -53,19 +39,18 @@ def decoded(vae: Any, x0: Float[Tensor, "B C *T H W"]) -> Float[Tensor, "B C2 *T
         frames = decoded(vae, x0.transpose(1, 2).flatten(0, 1))
         return frames.unflatten(0, (len(x0), -1)).transpose(1, 2)
     decode = loss_scaled(partial(_decoded, vae), vae.dtype)
-    return torch.cat([decode(each) for each in _unscaled(vae, x0).split(1)])
+    return torch.cat([decode(z) for z in _unscaled(vae, x0).split(1)])
 
 
 def _decoded(vae: Any, z: Tensor) -> Tensor:  # noqa: ANN401
-    """Returns what a VAE makes of latents of its own scale, whatever it computes in."""
+    """Returns what a VAE makes of latents of its own scale, as its pipelines ask it, whatever it computes in."""
     if z.ndim == 4 and _of_videos(vae):
         return _decoded(vae, z[:, :, None])[:, :, 0]
     return _decode(vae, z.to(vae.dtype)).to(z.dtype)
 
 
 def _decode(vae: Any, z: Tensor) -> Tensor:  # noqa: ANN401
-    """Returns what a VAE makes of latents of its own scale, as its pipelines ask it."""
-    if _movq(vae.config):
+    if _is_movq(vae.config):
         return vae.decode(z, force_not_quantize=True).sample
     if vae.config.get("timestep_conditioning"):  # LTX's VAE ends with a step of denoising, by default at time 0
         return vae.decode(z, z.new_zeros(len(z))).sample
@@ -73,47 +58,34 @@ def _decode(vae: Any, z: Tensor) -> Tensor:  # noqa: ANN401
 
 
 def _of_videos(vae: Any) -> bool:  # noqa: ANN401
-    return any(isinstance(each, nn.Conv3d) for each in vae.modules())
+    return any(isinstance(module, nn.Conv3d) for module in vae.modules())
 
 
-def _movq(config: Mapping[str, Any]) -> bool:
-    """Whether it is a MoVQ, whose normalisation follows the quantised latents; its pipelines do not scale them."""
+def _is_movq(config: Mapping[str, Any]) -> bool:
+    """Whether it is Kandinsky's MoVQ, whose normalisation follows the quantised latents, which are not scaled."""
     return config.get("norm_type") == "spatial"
 
 
 def encoded(vae: Any, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H2 W2"]:  # noqa: ANN401
-    """Returns the latents ``x_0`` of images in [-1, 1], of the likeliest z, in the images' dtype.
-
-    Args:
-        vae: As in `decoded`, with its ``encode``.
-        images: The images.
-
-    Raises:
-        InputError: The VAE's encoder gives neither a law of latents nor latents.
-    """
-    found = []
-    for each in images.to(vae.dtype).split(1):
-        output = vae.encode(each)
+    """Returns the latents ``x_0`` of images in [-1, 1], in the images' dtype."""
+    latents = []
+    for image in images.to(vae.dtype).split(1):
+        output = vae.encode(image)
         law, z = (getattr(output, key, None) for key in ("latent_dist", "latents"))
         if law is None and z is None:
             raise InputError(f"vae must be one that encodes, as AutoencoderKL or VQModel, got {type(vae).__name__}")
-        found.append(z if law is None else law.mode())
-    return scaled(vae.config, torch.cat(found).to(images.dtype))
+        latents.append(z if law is None else law.mode())
+    return scaled(vae.config, torch.cat(latents).to(images.dtype))
 
 
 def channels(config: Mapping[str, Any]) -> int | None:
-    """Returns how many channels a VAE's latents have, by its configuration; None where it does not say."""
+    """Returns the number of channels of a VAE's latents; None where its configuration does not say."""
     names = ("vq_embed_dim", "latent_channels", "z_dim")
     return next((config[name] for name in names if config.get(name)), None)
 
 
-def scaled(config: Mapping[str, Any], z: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-    """Returns latents ``x_0`` of ``z``, what `unscaled` undoes.
-
-    Args:
-        config: The VAE's configuration.
-        z: What the encoder put out.
-    """
+def scaled(config: Mapping[str, Any], z: Float[Tensor, "B C *shape"]) -> Float[Tensor, "B C *shape"]:
+    """Returns latents ``x_0`` of the encoder's ``z``; `unscaled` is its inverse."""
     mean, deviation = (config.get(key) for key in ("latents_mean", "latents_std"))
     z = z - (config.get("shift_factor") or 0.0)
     if mean is not None and deviation is not None:
@@ -121,13 +93,8 @@ def scaled(config: Mapping[str, Any], z: Float[Tensor, "B C H W"]) -> Float[Tens
     return z * config.get("scaling_factor", 1.0)
 
 
-def unscaled(config: Mapping[str, Any], x0: Float[Tensor, "B C *T H W"]) -> Float[Tensor, "B C *T H W"]:
-    """Returns ``z`` of latents ``x_0``.
-
-    Args:
-        config: The VAE's configuration.
-        x0: Latents as the denoiser knows them.
-    """
+def unscaled(config: Mapping[str, Any], x0: Float[Tensor, "B C *shape"]) -> Float[Tensor, "B C *shape"]:
+    """Returns ``z`` of latents ``x_0``, by a VAE's configuration."""
     z = x0 / config.get("scaling_factor", 1.0)
     mean, deviation = (config.get(key) for key in ("latents_mean", "latents_std"))
     if mean is not None and deviation is not None:
@@ -136,18 +103,18 @@ def unscaled(config: Mapping[str, Any], x0: Float[Tensor, "B C *T H W"]) -> Floa
 
 
 def _unscaled(vae: Any, x0: Tensor) -> Tensor:  # noqa: ANN401
-    """Returns ``z`` of latents ``x_0``, where the VAE knows more of it than its configuration."""
+    """Returns ``z`` of latents ``x_0``, where its modules say more than its configuration."""
     config = vae.config
-    if _movq(config):
+    if _is_movq(config):
         return x0
     if isinstance(getattr(vae, "bn", None), nn.BatchNorm2d):  # FLUX.2: statistics of the patches' values
         side = config["patch_size"][0]
-        mean, variance = (each[None, :, None, None].to(x0) for each in (vae.bn.running_mean, vae.bn.running_var))
+        mean, variance = (values[None, :, None, None].to(x0) for values in (vae.bn.running_mean, vae.bn.running_var))
         patches = F.pixel_unshuffle(x0, side) * (variance + config["batch_norm_eps"]).sqrt() + mean
         return F.pixel_shuffle(patches, side)
     if isinstance(mean := getattr(vae, "latents_mean", None), Tensor):  # LTX: buffers
         shape = (1, -1, *[1] * (x0.ndim - 2))
-        mean, deviation = (each.to(x0).reshape(shape) for each in (mean, vae.latents_std))
+        mean, deviation = (values.to(x0).reshape(shape) for values in (mean, vae.latents_std))
         return x0 * deviation / config.get("scaling_factor", 1.0) + mean
     return unscaled(config, x0)
 

@@ -9,7 +9,7 @@ from torch import nn
 
 import steersman
 from steersman.guidance import Interval, Lookahead
-from steersman.pipelines.trajectory import Trajectory
+from steersman.pipelines.trajectory import PipelineTrajectory
 
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
@@ -854,11 +854,11 @@ def asked_again(pipe, name, guide, monkeypatch):
 
     Asked for the sample and time of its own step, and, by the step before's conditions, for those of the next one.
     """
-    turns, errors, make_step = [], [], Trajectory.make
+    turns, errors, make_step = [], [], PipelineTrajectory.step
 
     def compared(self, own, call, turn):
         given = call.arguments
-        self.shown = float(self.places[self.calls].held[0])
+        self.shown = self.positions[self.calls].scale
         for each in (*turns[-1:], turn):
             again = each(given["sample"], given["timestep"] if each is not turn else None)
             errors.append((again - given["model_output"]).abs().max() / given["model_output"].abs().max())
@@ -866,7 +866,7 @@ def asked_again(pipe, name, guide, monkeypatch):
         return make_step(self, own, call, turn)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trajectory, "make", compared)
+        patch.setattr(PipelineTrajectory, "step", compared)
         with steersman.steer(pipe, guide(input=Lookahead(clip=False), scale=1e-30), target=1):
             draw(pipe, name)
     assert len(errors) >= 3

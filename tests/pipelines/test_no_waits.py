@@ -8,7 +8,7 @@ import steersman
 from pipelines.families import FAMILIES, draw, make, wide
 from steersman.batching import each_tensor
 from steersman.guidance import ClassProbability, Denoised, Lookahead
-from steersman.pipelines.trajectory import Trajectory
+from steersman.pipelines.trajectory import PipelineTrajectory
 
 CASES = ["DDPM", "DiT", "SD", "SDXL", "SD3", "Flux", "FLUX.2", "Z-Image", "Wan"]
 
@@ -21,7 +21,7 @@ WAYS = {"x0_hat": Denoised(clip=False), "x_t": Lookahead(clip=False, until=0.1)}
     wide([(name, wrt) for name in CASES for wrt in WAYS], [("DDPM", "x0_hat"), ("SD", "x_t")]),
 )
 def test_no_step_after_the_first_waits_for_the_accelerator(name, wrt, guide, classifier, accelerator, monkeypatch):
-    make_step, waits = Trajectory.make, []
+    make_step, waits = PipelineTrajectory.step, []
 
     def unwatched(call):
         """What diffusers waits for in its own code is not ours."""
@@ -42,7 +42,7 @@ def test_no_step_after_the_first_waits_for_the_accelerator(name, wrt, guide, cla
         waits.append(accelerator.waits[before:])
         return outcome
 
-    monkeypatch.setattr(Trajectory, "make", watched)
+    monkeypatch.setattr(PipelineTrajectory, "step", watched)
     pipe = copy.deepcopy(make(name))  # other tests share its networks
     pipe.to("cuda")
     objective = ClassProbability(classifier=copy.deepcopy(classifier).to("cuda"))

@@ -247,7 +247,7 @@ def test_a_wrong_prediction_type_is_noticed(make, config, on, monkeypatch):
     sampler = DiffusersSampler(scheduler)
     theirs = Loop(scheduler, on(scheduler), monkeypatch)(STEPS, noise_of())
     if isinstance(scheduler, EDMEulerScheduler | EDMDPMSolverMultistepScheduler):
-        monkeypatch.setattr(diffusers._Call, "_output", lambda call, _: call.estimate.eps)  # not preconditioned
+        monkeypatch.setattr(DiffusersSampler, "_output", lambda self, _, __, estimate, ___: estimate.eps)
     else:
         sampler.kind = "v_prediction" if sampler.kind == "sample" else "sample"
     assert distance(ours(on(scheduler), sampler), theirs) > 1e-2
@@ -257,12 +257,12 @@ def test_a_wrong_prediction_type_is_noticed(make, config, on, monkeypatch):
 def test_an_unscaled_sample_is_noticed(make, on, monkeypatch):
     scheduler = make()
     theirs = Loop(scheduler, on(scheduler), monkeypatch)(STEPS, noise_of())
-    places = diffusers._places
+    positions_of = diffusers.positions_of
 
-    def unscaled(scheduler, family):
-        return tuple(place._replace(scale=1.0) for place in places(scheduler, family))
+    def unscaled(scheduler):
+        return tuple(each._replace(scale=1.0, next_scale=1.0) for each in positions_of(scheduler))
 
-    monkeypatch.setattr(diffusers, "_places", unscaled)
+    monkeypatch.setattr(diffusers, "positions_of", unscaled)
     assert distance(ours(on(scheduler), DiffusersSampler(scheduler)), theirs) > 1e-2
 
 
@@ -271,14 +271,14 @@ def test_a_level_between_that_is_not_the_schedulers_is_noticed(back, on, monkeyp
     """KDPM2's second call is at a level of its own; its neighbours are not it."""
     scheduler = KDPM2DiscreteScheduler()
     theirs = Loop(scheduler, on(scheduler), monkeypatch)(STEPS, noise_of())
-    places = diffusers._places
+    positions_of = diffusers.positions_of
 
-    def moved(scheduler, family):
-        found = list(places(scheduler, family))
-        found[3] = found[3]._replace(level=found[2 + back].level)
-        return tuple(found)
+    def moved(scheduler):
+        positions = list(positions_of(scheduler))
+        positions[3] = positions[3]._replace(level=positions[2 + back].level)
+        return tuple(positions)
 
-    monkeypatch.setattr(diffusers, "_places", moved)
+    monkeypatch.setattr(diffusers, "positions_of", moved)
     assert distance(ours(on(scheduler), DiffusersSampler(scheduler)), theirs) > 1e-3
 
 
@@ -458,7 +458,7 @@ def test_a_corrector_does_not_undo_a_push(on, guide, monkeypatch):
 
     kept, wanted = shift(corrected), shift(plain)
     assert float((kept - wanted).norm() / wanted.norm()) < 0.15
-    monkeypatch.setattr(diffusers._Call, "correct", lambda *_: None)
+    monkeypatch.setattr(diffusers, "move_kept_sample", lambda *_: None)
     assert float((shift(corrected) - wanted).norm() / wanted.norm()) > 0.5
 
 

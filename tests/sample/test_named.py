@@ -10,9 +10,9 @@ from steersman.guidance import ClassProbability, Ema, Guide, Noisy
 from steersman.lab.train.denoiser import unet
 from steersman.models.denoisers import DiffusersDenoiser
 from steersman.sampling import DiffusersSampler, NamedScheduler, Particles, Recurrence, sample
-from steersman.sampling.diffusers import KNOWN
+from steersman.sampling.diffusers import SAMPLERS
+from steersman.sampling.scheduler import FAMILIES
 from steersman.schedule import EDM, VP, Flow, from_diffusers
-from steersman.schedulers import FAMILIES
 
 F64 = torch.float64
 BETAS = torch.linspace(0.03**0.5, 0.16**0.5, 60, dtype=F64) ** 2  # neither diffusers' defaults nor 1000 times
@@ -35,7 +35,9 @@ def by_hand(name):
         yield EDM(ratio_min=0.01, ratio_max=30.0), made(sigma_min=0.01, sigma_max=30.0)
 
 
-CASES = [pytest.param(name, *each, id=f"{name} {type(each[0]).__name__}") for name in KNOWN for each in by_hand(name)]
+CASES = [
+    pytest.param(name, *each, id=f"{name} {type(each[0]).__name__}") for name in SAMPLERS for each in by_hand(name)
+]
 
 
 def walk(mixture, schedule, sampler, **changes):
@@ -127,7 +129,7 @@ ABLE = ("DDIM", "DDPM", "DPMSolverMultistep", "EulerAncestralDiscrete", "EulerDi
 
 
 @pytest.mark.few(4)
-@pytest.mark.parametrize("name", [each.removesuffix("Scheduler") for each in KNOWN if "Flow" not in each])
+@pytest.mark.parametrize("name", [each.removesuffix("Scheduler") for each in SAMPLERS if "Flow" not in each])
 def test_on_a_schedule_that_ends_without_signal(name, mixture, posterior):
     """Those that diffusers lets begin there do, told v; the others are refused, and those for EDM as before."""
     schedule = VP.from_diffusers({"beta_schedule": "scaled_linear", "rescale_betas_zero_snr": True})
@@ -149,7 +151,7 @@ def test_names_may_lack_their_end():
 
 
 @pytest.mark.few(4)
-@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_filled_settings_are_the_same_sampler(name, mixture):
     schedule, _ = next(by_hand(name))
     filled = NamedScheduler.filled(name, {})

@@ -30,7 +30,7 @@ from steersman.guidance import (
     reverse_variance,
 )
 from steersman.sampling import DDIM, DDPM, DiffusersSampler, DPMpp, Heun, Particles, Recurrence, loop, sample
-from steersman.sampling.particles import WORST, Swarm
+from steersman.sampling.particles import WORST, ParticleFilter
 from steersman.schedule import CLEAN, VP, Level
 
 F64 = torch.float64
@@ -58,25 +58,25 @@ def walk(mixture, sampler, guides, particles, seeds=SEEDS, target=TARGETS, **set
     return sample(mixture, sampler, guides=guides, target=target, seeds=seeds, particles=particles, **settings)
 
 
-# --- the swarm -------------------------------------------------------------------------------------------------------
+# --- the weights -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mark", [0.0, 0.3, 0.999])
 def test_candidates_are_drawn_in_proportion_to_their_weights(mark):
     shares = torch.tensor([[0.5, 0.25, 0.25, 0.0], [0.0, 0.0, 0.75, 0.25]], dtype=F64)
-    swarm = Swarm(Particles(count=4), 2, "cpu")
-    rows = swarm.choose(shares.log().flatten(), at(1.0), torch.full((2,), mark, dtype=F64))
+    particles = ParticleFilter(Particles(count=4), 2, "cpu")
+    rows = particles.choose(shares.log().flatten(), at(1.0), torch.full((2,), mark, dtype=F64))
     assert rows.tolist() == [0, 0, 1, 2, 6, 6, 6, 7]
-    assert swarm.count == 4
-    assert torch.equal(swarm.weights, torch.zeros(2, 4, dtype=F64))
+    assert particles.count == 4
+    assert torch.equal(particles.weights, torch.zeros(2, 4, dtype=F64))
 
 
 def test_the_expected_number_of_copies_is_the_weight_times_the_count():
     shares = torch.tensor([0.13, 0.29, 0.07, 0.51], dtype=F64)
     copies = torch.zeros(4, dtype=F64)
     for place in range(1000):
-        swarm = Swarm(Particles(count=4), 1, "cpu")
-        copies += swarm.choose(shares.log(), at(1.0), torch.tensor([(place + 0.5) / 1000], dtype=F64)).bincount(
+        particles = ParticleFilter(Particles(count=4), 1, "cpu")
+        copies += particles.choose(shares.log(), at(1.0), torch.tensor([(place + 0.5) / 1000], dtype=F64)).bincount(
             minlength=4
         )
     torch.testing.assert_close(copies / 1000, 4 * shares, rtol=0, atol=2e-3)
@@ -86,73 +86,73 @@ def test_potentials_add_up_over_a_walk_without_resampling():
     said = [torch.tensor(row, dtype=F64) for row in ([-3.0, -1.0], [-2.0, -4.0], [-5.0, -0.5])]
     sums = {"sum": [-10.0, -5.5], "difference": [-5.0, -0.5], "max": [-7.0, -2.5]}
     for potential, expected in sums.items():
-        swarm = Swarm(Particles(count=2, potential=potential, fraction=0, temperature=0.5), 1, "cpu")
+        particles = ParticleFilter(Particles(count=2, potential=potential, fraction=0, temperature=0.5), 1, "cpu")
         for each in said:
-            assert swarm.choose(each, at(1.0), torch.rand(1, dtype=F64)).tolist() == [0, 1]
+            assert particles.choose(each, at(1.0), torch.rand(1, dtype=F64)).tolist() == [0, 1]
         grown = 2 * torch.tensor([expected], dtype=F64)
-        torch.testing.assert_close(swarm.weights, grown - grown.max())
+        torch.testing.assert_close(particles.weights, grown - grown.max())
 
 
 def test_the_past_goes_with_its_candidate():
-    swarm = Swarm(Particles(count=2, potential="difference"), 1, "cpu")
-    assert swarm.choose(torch.tensor([0.0, -50.0]), at(1.0), torch.tensor([0.5], dtype=F64)).tolist() == [0, 0]
-    swarm.choose(torch.tensor([1.0, 1.0]), at(1.0), torch.tensor([0.5], dtype=F64))
-    assert torch.equal(swarm.past, torch.ones(1, 2, dtype=F64))
+    particles = ParticleFilter(Particles(count=2, potential="difference"), 1, "cpu")
+    assert particles.choose(torch.tensor([0.0, -50.0]), at(1.0), torch.tensor([0.5], dtype=F64)).tolist() == [0, 0]
+    particles.choose(torch.tensor([1.0, 1.0]), at(1.0), torch.tensor([0.5], dtype=F64))
+    assert torch.equal(particles.past, torch.ones(1, 2, dtype=F64))
 
 
 def test_an_image_is_drawn_anew_only_where_its_own_candidates_degenerate():
-    swarm = Swarm(Particles(count=2, fraction=0.75), 2, "cpu")
-    rows = swarm.choose(torch.tensor([0.0, 0.1, 0.0, 9.0]), at(1.0), torch.full((2,), 0.5, dtype=F64))
+    particles = ParticleFilter(Particles(count=2, fraction=0.75), 2, "cpu")
+    rows = particles.choose(torch.tensor([0.0, 0.1, 0.0, 9.0]), at(1.0), torch.full((2,), 0.5, dtype=F64))
     assert rows.tolist() == [0, 1, 3, 3]
-    torch.testing.assert_close(swarm.weights, torch.tensor([[-0.1, 0.0], [0.0, 0.0]], dtype=F64), rtol=1e-6, atol=0)
+    torch.testing.assert_close(particles.weights, torch.tensor([[-0.1, 0.0], [0.0, 0.0]], dtype=F64), rtol=1e-6, atol=0)
 
 
 def test_an_effective_sample_size_of_just_that_fraction_is_drawn_anew():
     """Weights of 1/2, 1/2, 0, 0 are worth two candidates, half of four: exact in floats."""
     said = torch.tensor([0.0, 0.0, -1e6, -1e6])
     for fraction, rows in ((0.5, [0, 0, 1, 1]), (0.49, [0, 1, 2, 3])):
-        swarm = Swarm(Particles(count=4, fraction=fraction), 1, "cpu")
-        assert swarm.choose(said, at(1.0), torch.tensor([0.5], dtype=F64)).tolist() == rows
+        particles = ParticleFilter(Particles(count=4, fraction=fraction), 1, "cpu")
+        assert particles.choose(said, at(1.0), torch.tensor([0.5], dtype=F64)).tolist() == rows
 
 
 def test_the_likeliest_goes_on_alone_whatever_the_weights():
-    swarm = Swarm(Particles(count=3, ratio_min=1.0), 1, "cpu")
-    swarm.weights = torch.tensor([[9.0, 0.0, 0.0]], dtype=F64)
-    assert swarm.choose(torch.tensor([-2.0, -1.0, -3.0]), at(0.9), torch.tensor([0.1], dtype=F64)).tolist() == [1]
-    assert swarm.count == 1
-    assert not swarm.weighs(at(0.5), 0)
+    particles = ParticleFilter(Particles(count=3, ratio_min=1.0), 1, "cpu")
+    particles.weights = torch.tensor([[9.0, 0.0, 0.0]], dtype=F64)
+    assert particles.choose(torch.tensor([-2.0, -1.0, -3.0]), at(0.9), torch.tensor([0.1], dtype=F64)).tolist() == [1]
+    assert particles.count == 1
+    assert not particles.weighs(at(0.5), 0)
 
 
 def test_candidates_without_a_likelihood_do_not_go_on_while_another_has_one():
     said = torch.tensor([math.nan, -80.0, -math.inf, math.inf])
     for choice in ("likeliest", "draw"):
         for ratio_min, expected in ((0.0, [1, 1, 1, 1]), (2.0, [1])):
-            swarm = Swarm(Particles(count=4, ratio_min=ratio_min, choice=choice), 1, "cpu")
-            assert swarm.choose(said, at(1.0), torch.tensor([0.9], dtype=F64)).tolist() == expected
-    swarm = Swarm(Particles(count=4), 1, "cpu")
-    assert swarm.choose(said.new_full((4,), math.nan), at(1.0), torch.rand(1).double()).tolist() == [0, 1, 2, 3]
+            particles = ParticleFilter(Particles(count=4, ratio_min=ratio_min, choice=choice), 1, "cpu")
+            assert particles.choose(said, at(1.0), torch.tensor([0.9], dtype=F64)).tolist() == expected
+    particles = ParticleFilter(Particles(count=4), 1, "cpu")
+    assert particles.choose(said.new_full((4,), math.nan), at(1.0), torch.rand(1).double()).tolist() == [0, 1, 2, 3]
     assert WORST < -1e9
 
 
 @pytest.mark.parametrize("potential", ["sum", "difference", "max"])
 def test_a_time_at_which_no_candidate_has_a_likelihood_leaves_the_weights_as_they_are(potential):
     said = torch.tensor([[-1.0, -2.0], [math.nan, math.nan], [-3.0, -2.5]], dtype=F64)
-    swarms = [Swarm(Particles(count=2, fraction=0, potential=potential), 1, "cpu") for _ in range(2)]
-    for swarm, rows in zip(swarms, (said, said[[0, 2]]), strict=True):
+    filters = [ParticleFilter(Particles(count=2, fraction=0, potential=potential), 1, "cpu") for _ in range(2)]
+    for particles, rows in zip(filters, (said, said[[0, 2]]), strict=True):
         for each in rows:
-            swarm.choose(each, at(1.0), torch.tensor([0.5], dtype=F64))
-    assert torch.equal(swarms[0].weights, swarms[1].weights)
+            particles.choose(each, at(1.0), torch.tensor([0.5], dtype=F64))
+    assert torch.equal(filters[0].weights, filters[1].weights)
 
 
 def test_when_candidates_are_weighed():
-    swarm = Swarm(Particles(count=2, ratio_min=1.0, ratio_max=5.0, every=2), 1, "cpu")
-    assert [swarm.weighs(at(ratio), index) for index, ratio in enumerate([6.0, 5.0, 4.0, 3.0, 2.0, 0.9])] == [
+    particles = ParticleFilter(Particles(count=2, ratio_min=1.0, ratio_max=5.0, every=2), 1, "cpu")
+    assert [particles.weighs(at(ratio), index) for index, ratio in enumerate([6.0, 5.0, 4.0, 3.0, 2.0, 0.9])] == [
         False, False, True, False, True, True,
     ]  # fmt: skip
-    assert swarm.weighs(at(5.0), 2) and swarm.weighs(at(1.0), 1)  # both ends included
-    assert swarm.choose(torch.tensor([0.0, 1.0]), at(1.0), torch.tensor([0.5], dtype=F64)).tolist() == [1]
-    assert swarm.count == 1
-    assert not Swarm(Particles(), 1, "cpu").weighs(at(1.0), 0)
+    assert particles.weighs(at(5.0), 2) and particles.weighs(at(1.0), 1)  # both ends included
+    assert particles.choose(torch.tensor([0.0, 1.0]), at(1.0), torch.tensor([0.5], dtype=F64)).tolist() == [1]
+    assert particles.count == 1
+    assert not ParticleFilter(Particles(), 1, "cpu").weighs(at(1.0), 0)
 
 
 @pytest.mark.parametrize(
@@ -292,8 +292,8 @@ def test_refuses_particles_that_nothing_weighs(mixture):
 # --- in the loop, corrected ------------------------------------------------------------------------------------------
 
 
-class Watched(Swarm):
-    """A swarm that keeps what the steps were corrected by."""
+class Watched(ParticleFilter):
+    """A filter that keeps what the steps were corrected by."""
 
     seen = None
 
@@ -307,7 +307,7 @@ class Watched(Swarm):
 def corrections(monkeypatch):
     """Each step's, one a row."""
     Watched.seen = []
-    monkeypatch.setattr(loop, "Swarm", Watched)
+    monkeypatch.setattr(loop, "ParticleFilter", Watched)
     return Watched.seen
 
 

@@ -29,7 +29,7 @@ from steersman.guidance import (
 )
 from steersman.sampling import DDIM, DDPM, DiffusersSampler, DPMpp, Heun, Particles, Recurrence, loop, sample
 from steersman.sampling.noise import SeededNoise
-from steersman.sampling.particles import Swarm
+from steersman.sampling.particles import ParticleFilter
 
 F64 = torch.float64
 ORDERS = {2: [2, 0, 3, 1, 5, 4], 4: [5, 4, 0, 1, 3, 2]}
@@ -43,7 +43,7 @@ class Orders:
         self.order, self.corrections = torch.arange(6), []
         orders, coming = self, cycle(ORDERS.values())
 
-        class Rows(Swarm):
+        class Rows(ParticleFilter):
             def weighs(self, level, index):
                 return index in ORDERS and self.count > 1
 
@@ -58,10 +58,10 @@ class Orders:
                 orders.corrections.append((self.weights - before).flatten()[orders.order.argsort()])
 
         class Draws(SeededNoise):
-            def __call__(self, purpose, candidates=1):
-                return super().__call__(purpose, candidates)[orders.order]
+            def __call__(self, purpose, particles=1):
+                return super().__call__(purpose, particles)[orders.order]
 
-        monkeypatch.setattr(loop, "Swarm", Rows)
+        monkeypatch.setattr(loop, "ParticleFilter", Rows)
         monkeypatch.setattr(loop, "SeededNoise", Draws)
 
 

@@ -1,14 +1,14 @@
 """How a pipeline's samples hold images, videos or their latents: as they are, doubled, packed, frame by frame.
 
-Whatever the form, guides work on tensors (B, C, H, W); of a video the frames of a channel lie below each other, (B, C,
-T H, W). What tells the form is the sample's shape and what the network is given with it:
+Guides work on tensors (B, C, H, W); of a video the frames of a channel lie below each other, (B, C, T H, W). The form
+follows from the sample's shape and from what the network is given with it:
 
     4 axes                      images or their latents, (B, C, H, W)
     4 axes of a DiT             both halves of the classifier-free batch, the second with null labels
-    5 axes                      videos, (B, C, T, H, W); of the networks in `BY_FRAME` (B, T, C, H, W)
-    3 axes, and ``img_ids``     tokens (B, h w, r^2 C), r x r places of an image each (Flux, Chroma, FLUX.2)
+    5 axes                      videos, (B, C, T, H, W); of some networks (B, T, C, H, W)
+    3 axes, and ``img_ids``     tokens (B, h w, r^2 C), each r x r pixels of an image (Flux, Chroma, FLUX.2)
     3 axes, and ``img_shapes``  the same (Qwen-Image)
-    3 axes, and ``num_frames``  tokens (B, T h w, C), a place of a video each (LTX)
+    3 axes, and ``num_frames``  tokens (B, T h w, C), each a pixel of a video (LTX)
 """
 
 from collections.abc import Callable, Mapping
@@ -24,7 +24,7 @@ __all__ = ["PACKED", "Layout", "layout_of"]
 
 PACKED = ("img_ids", "img_shapes", "num_frames")
 """Arguments of networks that say where packed tokens belong."""
-BY_FRAME = ("CogVideoXTransformer3DModel", "ConsisIDTransformer3DModel")
+_BY_FRAME = ("CogVideoXTransformer3DModel", "ConsisIDTransformer3DModel")
 _DIT_NULL = 1000  # DiTPipeline's own constant
 
 
@@ -35,7 +35,7 @@ class Layout(NamedTuple):
         unpack: Turns its rows into (B, C, H, W).
         pack: Turns them back.
         copies: How often it holds each row, one batch after the other.
-        frames: T, how many latent frames a video has; None for images.
+        frames: T, the number of latent frames of a video; None for images.
     """
 
     unpack: Callable[[Tensor], Float[Tensor, "B C H W"]]
@@ -51,27 +51,32 @@ def layout_of(network: str, sample: Tensor, given: Mapping[str, Any], channels: 
         network: The name of the network's class.
         sample: The sample.
         given: What the network is given, by its parameters' names.
-        channels: The channels of the VAE's latents, where there is one.
-
-    Raises:
-        InputError: It holds no images in a way that is known here.
+        channels: The number of channels of the VAE's latents, where there is one.
     """
     if sample.ndim == 4:
-        return Layout(_same, _same, copies=_copies(network, given, len(sample)))
+        halves = network == "DiTTransformer2DModel" and len(sample) % 2 == 0
+        doubled = halves and bool((given["class_labels"][len(sample) // 2 :] == _DIT_NULL).all())
+        return Layout(_same, _same, copies=2 if doubled else 1)
     if sample.ndim == 5:
-        if network in BY_FRAME:
-            return _frame_by_frame(sample.shape[1], lambda x: x.transpose(1, 2))
-        return _frame_by_frame(sample.shape[2], _same)
+        first = _frames_second if network in _BY_FRAME else _same
+        frames = first(sample).shape[2]
+        return Layout(lambda z: first(z).flatten(2, 3), lambda x: first(x.unflatten(2, (frames, -1))), frames=frames)
     if sample.ndim == 3 and given.get("img_ids") is not None:
-        places = given["img_ids"].reshape(-1, given["img_ids"].shape[-1])[: sample.shape[1], 1:3]
-        height, width = (int(last) + 1 for last in places.amax(0).tolist())
+        indices = given["img_ids"].reshape(-1, given["img_ids"].shape[-1])[: sample.shape[1], 1:3]
+        height, width = (int(last) + 1 for last in indices.amax(0).tolist())
         return _patches(sample, height, width, channels)
     if sample.ndim == 3 and given.get("img_shapes") is not None:
         shapes = given["img_shapes"][0]
         _, height, width = shapes[0] if isinstance(shapes[0], tuple | list) else shapes
         return _patches(sample, height, width, channels)
     if sample.ndim == 3 and {"num_frames", "height", "width"} <= set(given) and sample.shape[2] == channels:
-        return _video_tokens(sample.shape[1], given["height"], given["width"])
+        height, width = given["height"], given["width"]
+        frames = sample.shape[1] // (height * width)
+        return Layout(
+            lambda z: z.transpose(1, 2).unflatten(2, (frames * height, width)),
+            lambda x: x.flatten(2).transpose(1, 2),
+            frames=frames,
+        )
     raise InputError(
         f"pipe: samples must be images, videos or their latents in a form that is known here, got the shape "
         f"{tuple(sample.shape)}"
@@ -82,25 +87,13 @@ def _same(x: Tensor) -> Tensor:
     return x
 
 
-def _copies(network: str, given: Mapping[str, Any], rows: int) -> int:
-    """Returns 2 for a DiT's sample that keeps both halves of the classifier-free batch, of which the first is read."""
-    if network != "DiTTransformer2DModel" or rows % 2:
-        return 1
-    return 2 if bool((given["class_labels"][rows // 2 :] == _DIT_NULL).all()) else 1
-
-
-def _frame_by_frame(frames: int, channels_first: Callable[[Tensor], Tensor]) -> Layout:
-    def unpack(sample: Tensor) -> Tensor:
-        return channels_first(sample).flatten(2, 3)
-
-    def pack(x: Tensor) -> Tensor:
-        return channels_first(x.unflatten(2, (frames, -1)))
-
-    return Layout(unpack, pack, frames=frames)
+def _frames_second(x: Tensor) -> Tensor:
+    """Swaps the axes of channels and frames."""
+    return x.transpose(1, 2)
 
 
 def _patches(sample: Tensor, height: int, width: int, channels: int | None) -> Layout:
-    """Tokens of h x w patches, row by row; within a token the channel comes first, then the place in the patch."""
+    """Tokens of h x w patches, row by row; within a token the channel comes first, then the pixel of the patch."""
     channels = channels or sample.shape[2] // 4
     side = round((sample.shape[2] / channels) ** 0.5)
     if (height * width, side**2 * channels) != sample.shape[1:]:
@@ -108,23 +101,7 @@ def _patches(sample: Tensor, height: int, width: int, channels: int | None) -> L
             f"pipe: tokens must be the {height} x {width} square patches of latents of {channels} channels, got "
             f"{sample.shape[1]} tokens of {sample.shape[2]} values"
         )
-
-    def unpack(tokens: Tensor) -> Tensor:
-        return F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (height, width)), side)
-
-    def pack(x: Tensor) -> Tensor:
-        return F.pixel_unshuffle(x, side).flatten(2).transpose(1, 2)
-
-    return Layout(unpack, pack)
-
-
-def _video_tokens(tokens: int, height: int, width: int) -> Layout:
-    frames = tokens // (height * width)
-
-    def unpack(sample: Tensor) -> Tensor:
-        return sample.transpose(1, 2).unflatten(2, (frames * height, width))
-
-    def pack(x: Tensor) -> Tensor:
-        return x.flatten(2).transpose(1, 2)
-
-    return Layout(unpack, pack, frames=frames)
+    return Layout(
+        lambda z: F.pixel_shuffle(z.transpose(1, 2).unflatten(2, (height, width)), side),
+        lambda x: F.pixel_unshuffle(x, side).flatten(2).transpose(1, 2),
+    )

@@ -1,18 +1,16 @@
 """One turn of a pipeline's loop, recorded while the pipeline makes it, so that the network can be asked again.
 
-Between two of its scheduler's steps a pipeline makes of the sample z and the time t what its network is shown, asks it,
+Between two of its scheduler's steps a pipeline makes of the sample z and the time t what its network is shown, asks it
 once or twice, and makes one output u of the answers. With every operation of that turn recorded, it is a function
 
     u = F(z, t),
 
 with whatever else the network is given (prompts, masks, images, a ControlNet's residuals) as in the turn. Calls of the
-pipeline's own modules are kept as one operation each. So F is exact for any pipeline, however it combines the answers;
-what it decides by values of tensors stays as it was decided.
+pipeline's own modules are one operation each. What a pipeline decides by values of tensors stays as it was decided.
 
 To differentiate the turn that the pipeline made itself, what enters the network is made a leaf, and the network's call
-is made with gradients, whatever the code around it does. All other operations are run again, with the network's answers
-as they were: where a gradient g of an answer comes back, (d answer / d leaf)^T g goes on from the leaf to the sample. A
-network's call without a graph, as in inference mode, is made again too.
+is made with gradients. All other operations are run again, with the network's answers as they were: a gradient g of an
+answer goes on from the leaf to the sample as ``(d answer / d leaf)^T g``.
 """
 
 import inspect
@@ -32,7 +30,7 @@ __all__ = ["Recording", "Turn"]
 
 
 class _Call(NamedTuple):
-    """An operation of the turn: what ran, what it was given, and what it returned.
+    """An operation of the turn.
 
     Attributes:
         run: The function or module.
@@ -52,8 +50,7 @@ class _Call(NamedTuple):
 class Recording(TorchFunctionMode):
     """The recorded operations of a pipeline's present turn.
 
-    It records while it is entered as a context, except inside of `paused` and of the modules. The networks are listened
-    to in any case.
+    It records while it is entered as a context, except inside `paused` and the modules.
 
     Args:
         networks: The networks that the pipeline asks.
@@ -61,7 +58,7 @@ class Recording(TorchFunctionMode):
         due: Whether the coming turn differentiates the networks.
 
     Attributes:
-        given: What a network was given at last, by its parameters' names.
+        given: The arguments that a network was given last, by name.
         idle: Whether nothing is kept, as the trajectory has ended.
     """
 
@@ -70,7 +67,7 @@ class Recording(TorchFunctionMode):
         self.networks, self.modules, self.due = networks, modules, due
         self.entered = False
         self.depth = 0
-        self.rests = False
+        self.is_paused = False
         self.grad_was: bool | None = None
         self.leaves: dict[int, Tensor] = {}
         self.forget()
@@ -92,14 +89,14 @@ class Recording(TorchFunctionMode):
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Leaves unrecorded what happens inside."""
-        entered, rests = self.entered, self.rests
-        self.rests = True
+        entered, was_paused = self.entered, self.is_paused
+        self.is_paused = True
         if entered:
             self.__exit__(None, None, None)
         try:
             yield
         finally:
-            self.rests = rests
+            self.is_paused = was_paused
             if entered:
                 self.__enter__()
 
@@ -124,18 +121,18 @@ class Recording(TorchFunctionMode):
 
     @contextmanager
     def listened(self) -> Iterator[None]:
-        """Listens to the modules while it lasts."""
+        """Hooks the modules while it lasts."""
         with ExitStack() as stack:
-            for each in (*self.networks, *self.modules):
-                before = each.register_forward_pre_hook(self._before, with_kwargs=True)
-                after = each.register_forward_hook(self._after, with_kwargs=True, always_call=True)
+            for module in (*self.networks, *self.modules):
+                before = module.register_forward_pre_hook(self._before, with_kwargs=True)
+                after = module.register_forward_hook(self._after, with_kwargs=True, always_call=True)
                 stack.callback(before.remove)
                 stack.callback(after.remove)
             yield
 
     @torch.compiler.disable
     def _before(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
-        if self.rests:
+        if self.is_paused:
             return None
         self.depth += 1
         if self.depth > 1:
@@ -155,17 +152,15 @@ class Recording(TorchFunctionMode):
         torch.set_grad_enabled(True)
         first = next(iter(inspect.signature(forward).parameters))
         self.leaves = {
-            id(each): _usable(each).detach().requires_grad_()
-            for each in _tensors(self.given[first])
-            if each.is_floating_point()
+            id(x): _usable(x).detach().requires_grad_() for x in _tensors(self.given[first]) if x.is_floating_point()
         }
-        args, kwargs = (_mapped(each, {}, _usable) for each in (args, kwargs))
+        args, kwargs = (_mapped(value, {}, _usable) for value in (args, kwargs))
         shown = _mapped(self.given[first], self.leaves)
         return ((shown, *args[1:]), kwargs) if args else (args, {**kwargs, first: shown})
 
     @torch.compiler.disable
     def _after(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], outcome: Any) -> None:  # noqa: ANN401
-        if self.rests:
+        if self.is_paused:
             return
         self.depth -= 1
         if self.depth:
@@ -183,9 +178,9 @@ class Turn:
     """A turn of the loop that the pipeline has made, as a function of the sample and the time.
 
     Args:
-        recording: What was recorded since the last step of the scheduler.
+        recording: The operations since the scheduler's last step.
         sample: The sample that the scheduler is to step from.
-        time: The time that it is told.
+        time: The time that it is given.
         output: What the pipeline made of the network's answers.
         returned: What the scheduler's last step returned, from which the pipeline made the sample; None at first.
     """
@@ -203,70 +198,51 @@ class Turn:
         self.calls = _leading_to(recording.calls, [sample, output])
 
     def __call__(self, sample: Tensor, time: Tensor | None = None) -> Tensor:
-        """Returns what the pipeline would have made of another sample, at its own time or at another.
-
-        Raises:
-            InputError: The network's input does not come from the sample.
-        """
+        """Returns what the pipeline would have made of another sample, at its own time or at another."""
         known = {id(self.sample): sample} | ({} if time is None else {id(self.time): time})
-        return self._found(self._run(self.calls, known), self.output)
+        return _result(self._run(self.calls, known), self.output)
 
     def sample_from(self, returned: Tensor) -> Tensor:
-        """Returns the sample that the pipeline would have made of another that its scheduler returned.
-
-        Raises:
-            InputError: It does not come from what the scheduler returned.
-        """
+        """Returns the sample that the pipeline would have made of another that its scheduler returned."""
         if self.returned is self.sample:
             return returned
-        return self._found(
-            self._run(_leading_to(self.calls, [self.sample]), {id(self.returned): returned}), self.sample
-        )
+        calls = _leading_to(self.calls, [self.sample])
+        return _result(self._run(calls, {id(self.returned): returned}), self.sample)
+
+    def linked(self, sample: Tensor) -> Tensor:
+        """Returns the output as a function of the sample, by the graphs of the pipeline's own calls of the network."""
+        return _result(self._run(self.calls, {id(self.sample): sample}, linked=True), self.output)
 
     def time_of(self, value: float) -> Tensor:
-        """Returns another time, as the scheduler's is held.
-
-        Raises:
-            InputError: What the network is told does not come from the scheduler's time.
-        """
-        told = any(call.run in self.recording.networks for call in _following(self.calls, [self.time]))
-        if not isinstance(self.time, Tensor) or not told:
+        """Returns another time, as the scheduler's is held."""
+        reached, asked = {id(self.time)}, False
+        for call in self.calls:
+            if any(id(x) in reached for x in _tensors((call.args, call.kwargs))):
+                reached |= {id(x) for x in _tensors(call.outcome)}
+                asked |= call.run in self.recording.networks
+        if not isinstance(self.time, Tensor) or not asked:
             raise InputError(
-                "input: lookahead asks the network at another time, but what this pipeline tells its network does not "
-                "come from the scheduler's time; use the denoised input"
+                "input: lookahead asks the network at another time, but the time that this pipeline gives its network "
+                "does not come from the scheduler's; use the denoised input"
             )
         dtype = self.time.dtype if self.time.is_floating_point() else torch.float32
         return self.time.new_full(self.time.shape, value, dtype=dtype)
 
-    def linked(self, sample: Tensor) -> Tensor:
-        """Returns the output as a function of the sample, by the graphs of the pipeline's own calls of the network.
-
-        Args:
-            sample: The sample's values, with a graph.
-
-        Raises:
-            InputError: The network has no gradient, or what enters it does not come from the sample.
-        """
-        return self._found(self._run(self.calls, {id(self.sample): sample}, linked=True), self.output)
-
     def _run(self, calls: Iterable[_Call], known: dict[int, Tensor], *, linked: bool = False) -> dict[int, Tensor]:
-        """Runs the operations that something known enters, and returns all that is known then, by the tensors' ids.
+        """Runs the operations that a known tensor enters, and returns all known values by the ids of their tensors.
 
-        Args:
-            calls: The operations.
-            known: Other values of tensors, by those tensors' ids.
-            linked: Whether the answers of networks stay as they were, where they have a graph.
+        If linked, the answers of networks stay as they were, where they have a graph.
         """
         with self.recording.paused():
             for call in calls:
-                if not any(id(each) in known for each in _tensors((call.args, call.kwargs))):
+                if not any(id(x) in known for x in _tensors((call.args, call.kwargs))):
                     continue
-                answers = [each for each in _tensors(call.outcome) if each.requires_grad]
+                answers = [x for x in _tensors(call.outcome) if x.requires_grad]
                 if linked and call.leaves and answers:
                     if call.leaves.keys() & known.keys():  # what else enters, a ControlNet's residuals, is given
                         known |= zip(map(id, answers), _linked(answers, call.leaves, known), strict=True)
                     continue
-                args, kwargs = (_mapped(each, known, _usable) for each in (call.args, call.kwargs))
+                args, kwargs = (_mapped(value, known, _usable) for value in (call.args, call.kwargs))
                 if _in_place(call.run):
                     args = (args[0].clone(), *args[1:])
                 outcome = call.run(*args, **kwargs)
@@ -277,17 +253,18 @@ class Turn:
                     known[id(old)] = new
         return known
 
-    def _found(self, known: Mapping[int, Tensor], wanted: Tensor) -> Tensor:
-        if id(wanted) not in known:
-            raise InputError(
-                "pipe: what enters its network does not come from the sample that its scheduler is given, so that the "
-                "network cannot be asked again; use the denoised or noisy input, without recurrence and particles"
-            )
-        return known[id(wanted)]
+
+def _result(known: Mapping[int, Tensor], wanted: Tensor) -> Tensor:
+    if id(wanted) not in known:
+        raise InputError(
+            "pipe: what enters its network does not come from the sample that its scheduler is given, so that the "
+            "network cannot be asked again; use the denoised or noisy input, without recurrence and particles"
+        )
+    return known[id(wanted)]
 
 
 def _linked(answers: Sequence[Tensor], leaves: Mapping[int, Tensor], known: Mapping[int, Tensor]) -> tuple[Tensor, ...]:
-    """Returns a network's answers as functions of what is known of its input, by the graph from leaves in its place."""
+    """Returns a network's answers as functions of the known tensors of its input, by the graph from the leaves."""
     entered = {key: leaf for key, leaf in leaves.items() if key in known}
 
     def pull(grads: Sequence[Tensor]) -> Sequence[Tensor | None]:
@@ -298,7 +275,7 @@ def _linked(answers: Sequence[Tensor], leaves: Mapping[int, Tensor], known: Mapp
 
 
 def _check_graph(outcome: Any) -> None:  # noqa: ANN401
-    if not any(each.requires_grad for each in _tensors(outcome)):
+    if not any(x.requires_grad for x in _tensors(outcome)):
         raise InputError(
             "gradient with respect to x_t: no gradient leads from the network's answer to its input, as when the "
             "network is quantised without one; take it with respect to x0_hat (wrt x0_hat)"
@@ -306,12 +283,12 @@ def _check_graph(outcome: Any) -> None:  # noqa: ANN401
 
 
 class _Link(torch.autograd.Function):
-    """Values whose gradient is pulled back by hand: from a network's answers to its input."""
+    """Values whose gradient is that of a network's answers, pulled back to its input."""
 
     @staticmethod
     def forward(ctx: Any, pull: Callable[[Sequence[Tensor]], Any], count: int, *given: Tensor) -> tuple[Tensor, ...]:  # noqa: ANN401
         ctx.pull, ctx.count = pull, count
-        return tuple(each.detach().clone() for each in given[:count])
+        return tuple(x.detach().clone() for x in given[:count])
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:  # noqa: ANN401
@@ -320,21 +297,12 @@ class _Link(torch.autograd.Function):
 
 def _leading_to(calls: Sequence[_Call], wanted: Iterable[Tensor]) -> list[_Call]:
     """Returns the operations that some tensors come from."""
-    needed, found = {id(each) for each in wanted}, []
+    needed, leading = {id(x) for x in wanted}, []
     for call in reversed(calls):
-        if any(id(each) in needed for each in _tensors(call.outcome)):
-            found.append(call)
-            needed |= {id(each) for each in _tensors((call.args, call.kwargs))}
-    return found[::-1]
-
-
-def _following(calls: Iterable[_Call], known: Iterable[Any]) -> Iterator[_Call]:
-    """Yields the operations that some tensors enter, themselves or by what comes of them."""
-    reached = {id(each) for each in known}
-    for call in calls:
-        if any(id(each) in reached for each in _tensors((call.args, call.kwargs))):
-            reached |= {id(each) for each in _tensors(call.outcome)}
-            yield call
+        if any(id(x) in needed for x in _tensors(call.outcome)):
+            leading.append(call)
+            needed |= {id(x) for x in _tensors((call.args, call.kwargs))}
+    return leading[::-1]
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:  # noqa: ANN401
@@ -344,19 +312,19 @@ def _tensors(value: Any) -> Iterator[Tensor]:  # noqa: ANN401
     elif isinstance(value, Mapping):
         yield from _tensors(tuple(value.values()))
     elif isinstance(value, tuple | list):
-        for each in value:
-            yield from _tensors(each)
+        for item in value:
+            yield from _tensors(item)
 
 
 def _mapped(value: Any, known: Mapping[int, Tensor], other: Callable[[Tensor], Tensor] = lambda x: x) -> Any:  # noqa: ANN401
-    """Returns the same value with known tensors in place of those in it, and all others passed through ``other``."""
+    """Returns the same value with known tensors in place of its own, and all others passed through ``other``."""
     if isinstance(value, Tensor):
         return known[id(value)] if id(value) in known else other(value)
     if isinstance(value, Mapping) and type(value) is dict:
-        return {key: _mapped(each, known, other) for key, each in value.items()}
+        return {key: _mapped(item, known, other) for key, item in value.items()}
     if type(value) in (tuple, list):
-        found = [_mapped(each, known, other) for each in value]
-        return found if isinstance(value, list) else tuple(found)
+        items = [_mapped(item, known, other) for item in value]
+        return items if isinstance(value, list) else tuple(items)
     return value
 
 

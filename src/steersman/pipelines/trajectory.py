@@ -1,80 +1,66 @@
 """The guided steps of one call of a pipeline.
 
-From the output u that the scheduler is given, its sample and levels, with ``h = alpha`` where it holds ``x / alpha``,
+From the output u that the scheduler is given, its sample z and its level, with ``x_t = c z``, ``x0_hat = x0(u, x_t)``,
+the guides make their updates, which enter through what goes into ``step`` and what comes out of it:
 
-    x_t = h sample,   x0_hat = x0(u, x_t),
+    sample       z += p / c, of which the network is asked again
+    estimate     (x0, eps) moved by (d0, de):   u += output(d0, de),   z += (alpha d0 + sigma de) / c
+    mean         the next z += p / c_s
+    deviation    the next z, less the mean that it was drawn around
 
-the guides make their updates, and these enter the step through what goes into ``step`` and what comes out of it:
-
-    sample       the sample moved by p / h, of which the network is asked again
-    estimate     (x0, eps) moved by (d0, de):   u += output(d0, de),   sample += (alpha d0 + sigma de) / h
-    mean         the next sample += p / h_s
-    deviation    the next sample, less the mean that it was drawn around
-
-Which output belongs to ``(d0, de)`` is linear in them, so that a zero update changes no bit. DDPM's step is made from
-``x_t`` and ``x0``, and keeps the sample: its ``de`` is ``-alpha d0 / sigma``. Where a scheduler goes on from a sample
-that it kept (UniPC, singlestep methods), what moved the given one moves that one as well, divided by k (`levels.kept`).
-
-Recurrence and particles happen inside of the pipeline's step, by asking its network again (`recording.Turn`). A
-repeated step begins from ``x_t = r x_s + sqrt(beta) eps``. Of an image's K particles the pipeline itself draws the
-first, and K - 1 more batches are kept here; particles change places within their image alone, so that every row goes on
-with the conditions of its image.
+The output of ``(d0, de)`` is linear in them, so that a zero update changes no bit. Recurrence and particles happen
+inside the pipeline's step, by asking its network again. The pipeline itself draws an image's first particle; K - 1 more
+batches are kept here. Particles change places within their image alone, so that each keeps its conditioning.
 """
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from steersman.batching import send, take
-from steersman.denoise import Parameterization, Prediction, eps_from_x0, output_for, to_x0
+from steersman.batching import send
+from steersman.denoise import Conditioned, Parameterization, Prediction, output_for, to_x0
 from steersman.errors import InputError
 from steersman.guidance.guide import Guide
 from steersman.guidance.injection import Estimate
 from steersman.guidance.steering import Steering
-from steersman.guidance.step import FixedVariance, Step, posterior_mean, reverse_variance, transition
-from steersman.latent import channels
+from steersman.guidance.step import Step, reverse_variance
+from steersman.latent import channels, decoded
 from steersman.pipelines.layout import layout_of
-from steersman.pipelines.levels import Place, host, kept, places_of, start_of, visited
+from steersman.pipelines.parts import Parts
 from steersman.pipelines.recording import Turn
-from steersman.pipelines.samples import Asked
 from steersman.precision import loss_scaled
-from steersman.sampling.loop import Recurrence
-from steersman.sampling.particles import Particles, Swarm
+from steersman.sampling.loop import GuidedDenoiser, Recurrence, renoised
+from steersman.sampling.particles import ParticleFilter, Particles
+from steersman.sampling.scheduler import (
+    FAMILIES,
+    Position,
+    SchedulerNumbers,
+    fixed_variance,
+    host,
+    move_kept_sample,
+    name_of,
+    positions_of,
+    prediction_type,
+    start_of,
+    visited,
+)
 from steersman.schedule import CLEAN, Level, Schedule, broadcast
-from steersman.schedulers import FAMILIES
 
-__all__ = ["Plan", "Trajectory"]
+__all__ = ["Plan", "PipelineTrajectory"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is the same in all calls of a pipeline.
-
-    Attributes:
-        scheduler: The pipeline's scheduler.
-        name: The name of the known scheduler that it is.
-        network: The name of its network's class.
-        dtype: What its network computes in.
-        vae: What decodes its latents, or None where it draws images.
-        schedule: The noise that its network was trained on.
-        guides: The guides.
-        targets: Their target, or one an image.
-        recurrence: How often steps are repeated.
-        particles: How many candidates an image has, and which of them go on.
-        frames: Which frames of a video the classifiers see, None for all.
-    """
+    """What all calls of a pipeline have in common; the targets are one, or one for each image."""
 
     scheduler: Any
-    name: str
-    network: str
-    dtype: torch.dtype
-    vae: Any
+    parts: Parts
     schedule: Schedule
     guides: tuple[Guide, ...]
     targets: Int[Tensor, " N"]
@@ -82,80 +68,58 @@ class Plan:
     particles: Particles
     frames: Sequence[int] | None
 
-    @property
-    def kind(self) -> Parameterization:
-        """What the output means that the scheduler is given."""
-        return "flow_prediction" if self.name.startswith("Flow") else self.scheduler.config.prediction_type
 
-    @property
-    def fixed(self) -> FixedVariance:
-        """The reverse variance where the network learned none."""
-        given = self.scheduler.config.get("variance_type") or ""
-        return "large" if self.name == "DDPMScheduler" and given.startswith("fixed_large") else "small"
+class PipelineTrajectory:
+    """The steps of one call of a pipeline, and the pipeline as the denoiser that guides ask.
 
-    @property
-    def scales(self) -> bool:
-        """Whether the scheduler's samples are ``x / alpha``."""
-        return FAMILIES[self.name] == "ratio"
-
-
-class _Ready(NamedTuple):
-    """A step before the scheduler makes it.
-
-    Attributes:
-        samples: What the scheduler steps from, one batch a particle.
-        outputs: The outputs that belong to them.
-        x_t: The samples as images.
-        x0: The denoised images, guided.
-    """
-
-    samples: list[Tensor]
-    outputs: list[Tensor]
-    x_t: Float[Tensor, "N C H W"]
-    x0: Float[Tensor, "N C H W"]
-
-
-class Trajectory:
-    """The steps of one call of a pipeline.
-
-    A batch of the scheduler's has a row an image, or two; with K particles there are K such batches. As images they are
-    one batch, (B K, C, H, W), image by image, each with its particles.
+    A batch of the scheduler's has a row for each image, or two; with K particles there are K such batches. As samples
+    ``x_t`` they are one batch, ``(B K, C, H, W)``, image by image, each with its particles.
 
     Args:
-        plan: What is the same in all calls.
-        given: What the scheduler's first step is given.
-        shown: What the network was given before it, by its parameters' names.
-        generator: What the pipeline was called with for its own draws, or None.
+        plan: What all calls have in common.
+        given: The arguments of the scheduler's first step.
+        conditioning: What the network was given before it, by its parameters' names.
+        generator: The generators that the pipeline was called with, or None.
 
     Attributes:
         shown: What a sample is multiplied with to be shown to the network where it is asked now.
+        guided: Whether any guide was active.
     """
 
-    def __init__(self, plan: Plan, given: Mapping[str, Any], shown: Mapping[str, Any], generator: Any) -> None:  # noqa: ANN401
-        self.plan, sample = plan, given["sample"]
+    shape: tuple[int, ...] = ()
+    classes: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        plan: Plan,
+        given: Mapping[str, Any],
+        conditioning: Mapping[str, Any],
+        generator: Any,  # noqa: ANN401
+    ) -> None:
+        sample, vae = given["sample"], plan.parts.vae
+        self.plan, self.schedule = plan, plan.schedule
+        self.scheduler, self.name = plan.scheduler, name_of(plan.scheduler)
+        self.kind: Parameterization = prediction_type(plan.scheduler)
         self.start = start_of(plan.scheduler, given["timestep"])
-        self.places, self.times = places_of(plan.scheduler, self.start), host(plan.scheduler.timesteps)[self.start :]
-        self.levels = visited(self.places)
-        self.count = sum(place.stage == 0 for place in self.places)
-        self.layout = layout_of(plan.network, sample, shown, None if plan.vae is None else channels(plan.vae.config))
-        self.rows, self.device = len(sample) // self.layout.copies, sample.device
-        self.type = torch.promote_types(sample.dtype, torch.float32)
-        self.computes = torch.float16 if torch.float16 in (plan.dtype, sample.dtype) else plan.dtype
+        self.positions = positions_of(plan.scheduler, self.start)
+        self.times, self.levels = host(plan.scheduler.timesteps)[self.start :], visited(self.positions)
+        self.layout = layout_of(plan.parts.name, sample, conditioning, None if vae is None else channels(vae.config))
+        self.rows = len(sample) // self.layout.copies
+        self.dtype = torch.promote_types(sample.dtype, torch.float32)
+        self.computes = torch.float16 if torch.float16 in (plan.parts.dtype, sample.dtype) else plan.parts.dtype
         if plan.frames is not None and self.layout.frames is None:
             raise InputError("frames must be None for a pipeline that draws images")
         if len(plan.targets) not in (1, self.rows):
             raise InputError(f"target must be one, or one for each of {self.rows} images, got {len(plan.targets)}")
         self.generator = given.get("generator") or generator
-        asked = Asked(plan.vae, plan.schedule, self._ask)
-        asked.frames = self.layout.frames
-        self.swarm = Swarm(plan.particles, self.rows, self.device)
-        self.steering = Steering(plan.guides, send(plan.targets, self.device).expand(self.rows), asked)
-        self.steering.take(self.swarm.rows)
-        self.peak = torch.zeros((), dtype=self.type, device=self.device)
-        self.calls, self.index, self.guided = 0, -1, False
+        self.particles = ParticleFilter(plan.particles, self.rows, sample.device)
+        self.steering = Steering(plan.guides, send(plan.targets, sample.device).expand(self.rows), self)
+        self.steering.take(self.particles.rows)
+        peak = torch.zeros((), dtype=self.dtype, device=sample.device)
+        self.denoiser = GuidedDenoiser(Conditioned(self, {}), self.steering, fixed_variance(plan.scheduler), peak)
+        self.calls, self.index, self.guided, self.shown = 0, -1, False, 1.0
         self.samples: list[Tensor] = []
-        self.pushed: Tensor | None = None
-        self.shown = 1.0
+        self.late: Tensor | None = None  # by how much the last step's end was moved
 
     @property
     def returned(self) -> Tensor | None:
@@ -165,280 +129,209 @@ class Trajectory:
     @property
     def ended(self) -> bool:
         """Whether all steps are made."""
-        return self.calls == len(self.places)
+        return self.calls == len(self.positions)
+
+    @property
+    def differentiates_next(self) -> bool:
+        """Whether the coming call differentiates the network."""
+        if self.ended:
+            return False
+        position = self.positions[self.calls]
+        step = self._step_at(position, self.index + (position.stage == 0))
+        return any(self.steering.differentiates_denoiser(step, before=before) for before in (False, True))
 
     def check(self, timestep: Any) -> None:  # noqa: ANN401
-        """Refuses a step that is not the next one, as a loop of the user's own may make.
-
-        Args:
-            timestep: What the scheduler is given; not read where it is on an accelerator.
-
-        Raises:
-            InputError: It is another one.
-        """
+        """Refuses a step that is not the next one, as a loop of the user's own may make."""
         if self.ended:
-            count = len(self.places)
+            count = len(self.positions)
             raise InputError(f"scheduler.set_timesteps must be called before each loop, got a step after all {count}")
-        on_host = not isinstance(timestep, Tensor) or timestep.device.type == "cpu"
+        on_host = not isinstance(timestep, Tensor) or timestep.device.type == "cpu"  # else reading it would wait
         if on_host and float(timestep) != (due := float(self.times[self.calls])):
             raise InputError(
                 f"scheduler.step must be called for its timesteps one after the other, got {float(timestep):g} where "
                 f"{due:g} is next"
             )
 
-    @property
-    def differentiates_next(self) -> bool:
-        """Whether the coming step differentiates the network."""
-        if self.ended:
-            return False
-        place = self.places[self.calls]
-        step = self._at(place, self.index + (place.stage == 0))
-        return any(self.steering.differentiates_denoiser(step, before=before) for before in (False, True))
-
     def check_end(self) -> None:
-        """Refuses a call that has ended before one of the particles was chosen.
-
-        Raises:
-            InputError: It has.
-        """
-        if self.swarm.count > 1:
+        """Refuses a call that has ended before one of the particles was chosen."""
+        if self.particles.count > 1:
             raise InputError(
-                f"particles: the pipeline ended after {self.calls} of {len(self.places)} steps, when each image still "
-                f"had {self.swarm.count}; let it make all steps, or give particles.ratio_min a level that it reaches"
+                f"particles: the pipeline ended after {self.calls} of {len(self.positions)} steps, when each image "
+                f"still had {self.particles.count}; let it make all steps, or give particles.ratio_min a level that it "
+                "reaches"
             )
 
-    def make(self, own: Callable[..., Any], call: inspect.BoundArguments, turn: Turn) -> Any:  # noqa: ANN401
-        """Makes the scheduler's step, with the guides' updates, and returns its outcome.
+    def step(self, own: Callable[..., Any], call: inspect.BoundArguments, turn: Turn) -> Any:  # noqa: ANN401
+        """Makes the scheduler's step with the guides' updates, and returns its outcome.
 
         Args:
             own: The scheduler's own step.
-            call: What it is given.
+            call: Its arguments.
             turn: What the pipeline did since the step before.
         """
-        self.turn, self.place = turn, self.places[self.calls]
+        self.turn, self.position = turn, self.positions[self.calls]
         sample, output = call.arguments["sample"], call.arguments["model_output"]
-        others = [turn.sample_from(each) for each in self.samples[1:]] if self.samples else self._starts(sample)
-        samples, known = [sample, *others], output
-        self.index += self.place.stage == 0
-        kept_by_scheduler = dict(vars(self.plan.scheduler))
-        again = self.plan.recurrence.at(self.place.level) if self.place.stage == 0 else 1
-        outcomes: list[_Outcome] = []
-        for repeat in range(again):
-            ready = self._guided(samples, known, repeat)
-            calls = [
-                _changed(call, sample=x, model_output=u) for x, u in zip(ready.samples, ready.outputs, strict=True)
-            ]
-            outcomes.clear()
-            for number, each in enumerate(calls):
-                if number or repeat:
-                    vars(self.plan.scheduler).update(kept_by_scheduler)
-                outcomes.append(_Outcome(own(*each.args, **each.kwargs)))
-            samples = self._pushed(ready, [outcome.sample for outcome in outcomes], own, calls)
-            if repeat + 1 < again:
-                samples, known = self._renoised(samples), None
+        others = [turn.sample_from(x) for x in self.samples[1:]] if self.samples else self._starts(sample)
+        samples, outcomes = [sample, *others], []
+        self.index += self.position.stage == 0
+        history = dict(vars(self.scheduler))
+        repeats = self.plan.recurrence.at(self.position.level) if self.position.stage == 0 else 1
+        for repeat in range(repeats):
+            samples, outputs = self._guided(samples, output, repeat)
+            calls = [_replaced(call, sample=z, model_output=u) for z, u in zip(samples, outputs, strict=True)]
+            outcomes = []
+            for particle, each in enumerate(calls):
+                if particle or repeat:
+                    vars(self.scheduler).update(history)
+                outcomes.append(own(*each.args, **each.kwargs))
+            samples = self._guided_end([_sample_of(outcome) for outcome in outcomes], own, calls)
+            if repeat + 1 < repeats:
+                samples, output = self._renoised(samples), None
         self.calls += 1
-        if (last := self.ended) and self.swarm.weighs(CLEAN, self.count):
-            x = self._joined(samples, self.place.held[1])
-            samples = self._chosen(samples, self._choose(self.steering.log_likelihood(x, Prediction(x), CLEAN), CLEAN))
+        if self.ended and self.particles.weighs(CLEAN, self.index + 1):
+            x = self._joined(samples, self.position.next_scale)
+            samples = self._rows(samples, self._choose(self.steering.log_likelihood(x, Prediction(x), CLEAN), CLEAN))
         self.samples = samples
         del self.turn  # and the graphs that it holds
-        return outcomes[0].replaced(samples[0], both=last and self.plan.name == "LCMScheduler")
+        # LCM's last sample is the denoised image as well, which it returns beside it.
+        return _with_sample(outcomes[0], samples[0], denoised=self.ended and self.name == "LCMScheduler")
 
-    def _guided(self, samples: list[Tensor], output: Tensor | None, repeat: int) -> _Ready:
-        """Lets the guides take their updates, and changes what the scheduler is given by those that enter there.
-
-        Args:
-            samples: What the scheduler is given.
-            output: What the pipeline made of the first of them; None if the network is to be asked again.
-            repeat: Which repeat of the step this is.
-        """
-        level, began = self.place.level, samples[0]
-        step = self._at(self.place, self.index, repeat)
-        moved = self._moved_before(samples, output, step)
-        if moved is not None:
-            samples, output = moved, None
-        through = self.steering.differentiates_denoiser(step)
-        x_t, outputs, prediction = self._predicted(samples, output, through=through)
-        self.step = step = self._at(self.place, self.index, repeat, prediction.variance_fraction)
-        self.peak = step.peak
-        x0_hat = prediction.x0_hat.detach()
-        # Some pipelines end with a step from the clean image to itself: no noise is left, and nothing to guide.
-        self.steering.rests = not level.sigma > 0
-        eps = torch.zeros_like(x0_hat) if self.steering.rests else eps_from_x0(x_t.detach(), x0_hat, level)
-        estimate = Estimate(x0_hat, eps, step.variance)
-        guided = self.steering.estimate(x_t, prediction, estimate, step)
-        changed = guided is not estimate
-        self.guided |= any(update is not None for update in self.steering.updates)
-        if step.stage == 0 and self.swarm.weighs(level, self.index):
-            said = self.steering.log_likelihood(x_t, prediction, level, self.steering.updates)
-            rows = self._choose(said, level)
-            samples, outputs = self._chosen(samples, rows), self._chosen(outputs, rows)
-            x_t, estimate, guided = take((x_t.detach(), estimate, guided), rows)
-            self.peak, variance = take((self.peak, step.variance), rows)
-            self.step = step._replace(variance=variance, peak=self.peak)
-            self.steering.take(rows)
-        if changed:
-            samples, outputs = self._changed(samples, outputs, estimate, guided)
-        if (changed or moved is not None) and self.swarm.count == 1:
-            self._move_kept(samples[0] - began)
-        elif self.pushed is not None:
-            self._move_kept(None)
-        return _Ready(samples, outputs, x_t.detach(), guided.x0)
-
-    def _moved_before(self, samples: list[Tensor], output: Tensor | None, step: Step) -> list[Tensor] | None:
-        """Returns the samples with the updates that enter before the network is asked; None where there are none."""
-        if step.stage or not any(guide.injection.moment == "sample" for guide in self.plan.guides):
-            return None
-        through = self.steering.differentiates_denoiser(step, before=True)
-        x_t, _, prediction = self._predicted(samples, output, through=through)
-        moved = self.steering.sample(x_t, prediction, step) - x_t.detach()
-        updates = zip(self.plan.guides, self.steering.updates, strict=True)
-        if all(update is None for guide, update in updates if guide.injection.moment == "sample"):
-            return None
-        self.guided = True
-        return [x + self._held(each, like=x) for x, each in zip(samples, self._split(moved), strict=True)]
-
-    def _predicted(
-        self, samples: list[Tensor], output: Tensor | None, *, through: bool
-    ) -> tuple[Float[Tensor, "N C H W"], list[Tensor], Prediction]:
-        """Returns the samples as images, the outputs, and what they predict, as a function of the images if wanted."""
-        self.shown = float(self.place.held[0])
-        x_t = self._joined(samples, self.place.held[0])
-        x_t = x_t.detach().requires_grad_(through or self.steering.differentiates_sample)
+    def __call__(self, x_t: Float[Tensor, "N C H W"], level: Level, **_: Any) -> Prediction:  # noqa: ANN401
+        """Returns what the network predicts with the conditioning that the pipeline gave it in this step."""
+        here, linked = level is self.position.level, torch.is_grad_enabled()
+        ratio = FAMILIES[self.name] == "ratio"
+        scale = self.position.scale if here else float(level.alpha) if ratio else 1.0
+        self.shown = scale
+        time = None if here else self.turn.time_of(float(level.time))
         outputs = []
 
-        def answers(x_t: Tensor) -> Tensor:
-            for number, (x, sample) in enumerate(zip(self._split(x_t), samples, strict=True)):
-                shown = self._held(x, like=sample) if through else sample
-                if number or output is None:
-                    outputs.append(self.turn(shown))
+        def answer(x_t: Tensor) -> Tensor:
+            for particle, (x, sample) in enumerate(zip(self._split(x_t), self.asked, strict=True)):
+                z = self._held(x, like=sample, scale=scale) if linked or not here else sample
+                if here and particle == 0 and self.output is not None:
+                    outputs.append(self.turn.linked(z) if linked else self.output.detach())
                 else:
-                    outputs.append(self.turn.linked(shown) if through else output.detach())
-            return self._joined(outputs, CLEAN.alpha)
+                    outputs.append(self.turn(z, time))
+            return self._joined(outputs, 1.0)
 
-        with torch.set_grad_enabled(through):
-            prediction = self._prediction(x_t, loss_scaled(answers, self.computes)(x_t), self.place.level)
-        return x_t, [each.detach() for each in outputs], prediction
-
-    def _ask(self, x_t: Float[Tensor, "N C H W"], level: Level) -> Prediction:
-        """Returns what the network predicts at another level, under the conditions of the present turn."""
-        held = level.alpha if self.plan.scales else CLEAN.alpha
-        self.shown = float(held)
-        time = self.turn.time_of(float(level.time))
-
-        def answers(x_t: Tensor) -> Tensor:
-            samples = [self._held(x, like=self.turn.sample, scale=held) for x in self._split(x_t)]
-            return self._joined([self.turn(sample, time) for sample in samples], CLEAN.alpha)
-
-        return self._prediction(x_t, loss_scaled(answers, self.computes)(x_t), level)
-
-    def _prediction(self, x_t: Float[Tensor, "N C H W"], raw: Float[Tensor, "N D H W"], level: Level) -> Prediction:
-        """Returns what the network's output says of images."""
-        learned = None
+        raw, fraction = loss_scaled(answer, self.computes)(x_t), None
+        if here:
+            self.outputs = [output.detach() for output in outputs]
         if raw.shape[1] == 2 * x_t.shape[1]:
             raw, learned = raw.chunk(2, dim=1)
-        ranged = learned is not None and self.plan.scheduler.config.get("variance_type") == "learned_range"
-        fraction = (learned.detach() + 1) / 2 if learned is not None and ranged else None
-        return Prediction(to_x0(self.plan.kind, x_t, raw, level), fraction)
+            fraction = (learned + 1) / 2 if self.scheduler.config.get("variance_type") == "learned_range" else None
+        return Prediction(to_x0(self.kind, x_t, raw, level), fraction)
 
-    def _at(self, place: Place, index: int, repeat: int = 0, fraction: Tensor | None = None) -> Step:
-        """Returns where a place is among the steps; a second evaluation keeps the variance of its step."""
-        if place.stage:
-            return self.step._replace(level=place.level, stage=place.stage)
-        variance = reverse_variance(place.level, place.next, fraction, self.plan.fixed)
-        peak = torch.maximum(self.peak, variance.to(self.peak.dtype))
-        return Step(index, self.count, repeat, 0, place.level, place.next, variance, peak, self.levels)
+    def decode(self, x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "N C2 H2 W2"]:
+        """Returns the images, or all frames of the first video, then of the second and so on."""
+        vae, frames = self.plan.parts.vae, self.layout.frames
+        if vae is None:
+            if x0.shape[1] not in (1, 3):
+                raise InputError(f"pipe: without a VAE, samples must be images of 1 or 3 channels, got {x0.shape[1]}")
+            return x0
+        if frames is None:
+            return decoded(vae, x0)
+        return decoded(vae, x0.unflatten(2, (frames, -1))).transpose(1, 2).flatten(0, 1)
+
+    def _step_at(self, position: Position, index: int, repeat: int = 0) -> Step:
+        """Returns the step of a position; a second evaluation keeps the variance of its step."""
+        if position.stage:
+            return self.denoiser.step._replace(level=position.level, stage=position.stage)
+        variance = reverse_variance(position.level, position.next, fixed=self.denoiser.fixed)
+        peak = torch.maximum(self.denoiser.peak, variance.to(self.dtype))
+        count = len(self.levels) - 1
+        return Step(index, count, repeat, 0, position.level, position.next, variance, peak, self.levels)
+
+    def _guided(self, samples: list[Tensor], output: Tensor | None, repeat: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Returns samples and outputs for the scheduler, changed by the updates that enter there.
+
+        ``output`` is what the pipeline made of the first sample, None if the network is to be asked again.
+        """
+        position, began, injections = self.position, samples[0], [guide.injection for guide in self.plan.guides]
+        self.asked, self.output = samples, output
+        # Some pipelines end with a step from the clean image to itself: no noise is left, and nothing to guide.
+        self.steering.rests = not position.level.sigma > 0
+        x = self._joined(samples, position.scale)
+        if position.stage == 0:
+            self.denoiser.step = self._step_at(position, self.index, repeat)
+            if any(injection.moment == "sample" for injection in injections):
+                moved = self.denoiser.before(x) - x
+                if self._active("sample"):
+                    samples = self._added(samples, moved, position.scale)
+                    self.asked, self.output = samples, None
+                    x = self._joined(samples, position.scale)
+        if position.stage == 0 and self.particles.weighs(position.level, self.index):
+            rows = self._choose(self.denoiser.log_likelihood(x), position.level)
+            x = self.denoiser.take(x, rows)
+            samples, self.outputs = self._rows(samples, rows), self._rows(self.outputs, rows)
+        estimate, outputs = self.denoiser(x, position.level, position.stage), self.outputs
+        if self._active("estimate"):
+            samples, outputs = self._changed(samples, outputs, self.denoiser.unguided, estimate)
+        self.guided |= any(update is not None for update in self.steering.updates)
+        changes = [] if self.late is None else [self.late]
+        if samples[0] is not began:
+            changes.append(samples[0] - began)
+        if changes:
+            move_kept_sample(self.scheduler, self.positions, self.calls, torch.stack(changes).sum(0))
+        self.late = None
+        return samples, outputs
+
+    def _active(self, *moments: str) -> bool:
+        """Whether a guide whose updates enter at one of these moments was active."""
+        updates = zip(self.plan.guides, self.steering.updates, strict=True)
+        return any(update is not None and guide.injection.moment in moments for guide, update in updates)
 
     def _changed(
         self, samples: list[Tensor], outputs: list[Tensor], before: Estimate, after: Estimate
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Returns samples and outputs moved by what guides made of the estimate."""
-        x0, eps = after.x0 - before.x0, after.eps - before.eps
-        alpha, sigma = (broadcast(value, x0) for value in (self.place.level.alpha, self.place.level.sigma))
-        if self.plan.name in ("DDPMScheduler", "CogVideoXDDIMScheduler", "CogVideoXDPMScheduler"):
-            eps = -alpha / sigma * x0
-        more = output_for(self.plan.kind, x0, eps, self.place.level)
+        """Returns samples and outputs moved by what guides changed in the estimate."""
+        x0, eps, level = after.x0 - before.x0, after.eps - before.eps, self.position.level
+        alpha, sigma = (broadcast(value, x0) for value in (level.alpha, level.sigma))
+        if self.name in ("DDPMScheduler", "CogVideoXDDIMScheduler", "CogVideoXDPMScheduler"):
+            eps = -alpha / sigma * x0  # their step is made from x_t and x0 alone
+        more = output_for(self.kind, x0, eps, level)
         if outputs[0].ndim == 4 and (rest := outputs[0].shape[1] - more.shape[1]):  # a learned variance stays
             more = torch.cat([more, more.new_zeros(len(more), rest, *more.shape[2:])], dim=1)
-        moved = alpha * x0 + sigma * eps
-        return (
-            [x + self._held(each, like=x) for x, each in zip(samples, self._split(moved), strict=True)],
-            [
-                u + self._held(each, like=u, scale=CLEAN.alpha)
-                for u, each in zip(outputs, self._split(more), strict=True)
-            ],
-        )
+        return self._added(samples, alpha * x0 + sigma * eps, self.position.scale), self._added(outputs, more, 1.0)
 
-    def _move_kept(self, moved: Tensor | None) -> None:
-        """Moves the sample that the scheduler kept as far as guides moved the one that it is given."""
-        parts = [each for each in (moved, self.pushed) if each is not None]
-        self.pushed = None
-        found = kept(self.plan.scheduler, self.places, self.start, self.calls)
-        if found is not None:
-            sample = getattr(self.plan.scheduler, found.name)
-            setattr(self.plan.scheduler, found.name, sample + sum(parts) / found.ratio.to(parts[0].dtype))
-
-    def _pushed(
-        self,
-        ready: _Ready,
-        samples: list[Tensor],
-        own: Callable[..., Any],
-        calls: Sequence[inspect.BoundArguments],
+    def _guided_end(
+        self, samples: list[Tensor], own: Callable[..., Any], calls: Sequence[inspect.BoundArguments]
     ) -> list[Tensor]:
-        """Returns the next samples moved by what enters the step at its end."""
-        moments = {
-            guide.injection.moment
-            for guide, update in zip(self.plan.guides, self.steering.updates, strict=True)
-            if update is not None
-        } & {"mean", "deviation"}
-        if not moments or not self.place.whole:
+        """Returns the next samples moved by the updates that enter at the end of the step."""
+        position = self.position
+        if not position.last or not self._active("mean", "deviation"):
             return samples
-        x_s = self._joined(samples, self.place.held[1])
+        x_s = self._joined(samples, position.next_scale)
         deviation = variance = None
-        if "deviation" in moments and self.step.next.sigma > 0:
-            mean, variance = self._mean(ready, own, calls)
-            deviation = None if mean is None else x_s - mean
-        turned = self.steering.deviation(deviation, variance, self.step)
-        more = self.steering.mean(x_s) - x_s
-        if turned is not None and deviation is not None:
-            more = more + turned - deviation
-        scale = self.place.held[1]
-        updates = [self._held(each, like=x, scale=scale) for x, each in zip(samples, self._split(more), strict=True)]
-        self.pushed = updates[0]
-        return [x + update for x, update in zip(samples, updates, strict=True)]
-
-    def _mean(
-        self, ready: _Ready, own: Callable[..., Any], calls: Sequence[inspect.BoundArguments]
-    ) -> tuple[Float[Tensor, "N C H W"] | None, Float[Tensor, "..."] | None]:
-        """Returns the mean that the scheduler drew the next sample around, and the variance of that draw."""
-        if self.plan.name == "DDPMScheduler":
-            settings, x0 = self.plan.scheduler.config, ready.x0
-            if settings.clip_sample:
-                x0 = x0.clamp(-settings.clip_sample_range, settings.clip_sample_range)
-            return posterior_mean(ready.x_t, x0, self.place.level, self.place.next), self.step.variance
-        if not (eta := calls[0].arguments.get("eta", 0.0)):
-            return None, None
-        still = [
-            _changed(call, generator=None, variance_noise=torch.zeros_like(x))
-            for call, x in zip(calls, ready.samples, strict=True)
-        ]
-        settled = [_Outcome(own(*each.args, **each.kwargs)).sample for each in still]
-        return self._joined(settled, self.place.held[1]), eta**2 * self.step.variance
+        share = 1.0 if self.name == "DDPMScheduler" else calls[0].arguments.get("eta", 0.0)
+        if self._active("deviation") and position.next.sigma > 0 and share:
+            with SchedulerNumbers(lambda: torch.zeros_like(samples[0])):
+                still = [_replaced(call, generator=None, variance_noise=None) for call in calls]
+                means = [_sample_of(own(*call.args, **call.kwargs)) for call in still]
+            deviation = x_s - self._joined(means, position.next_scale)
+            variance = share**2 * self.denoiser.step.variance
+        rotated = self.steering.deviation(deviation, variance, self.denoiser.step)
+        change = self.steering.mean(x_s) - x_s
+        if rotated is not None and deviation is not None:
+            change = change + rotated - deviation
+        moved = self._added(samples, change, position.next_scale)
+        self.late = moved[0] - samples[0]
+        return moved
 
     def _renoised(self, samples: list[Tensor]) -> list[Tensor]:
-        """Takes samples one step back: ``x_t = r x_s + sqrt(beta) eps``."""
-        ratio, beta = transition(self.place.level, self.place.next)
-        x_s = self._split(self._joined(samples, self.place.held[1]))
-        x_t = [broadcast(ratio, x) * x + broadcast(beta.sqrt(), x) * self._noise(x) for x in x_s]
-        return [self._held(x, like=sample) for x, sample in zip(x_t, samples, strict=True)]
+        """Returns the samples one step back."""
+        level, next = self.position.level, self.position.next
+        x_s = self._split(self._joined(samples, self.position.next_scale))
+        x_t = [renoised(x, level, next, self._noise(x)) for x in x_s]
+        return [self._held(x, like=z, scale=self.position.scale) for x, z in zip(x_t, samples, strict=True)]
 
     def _starts(self, sample: Tensor) -> list[Tensor]:
         """Returns the noise that the particles beside the pipeline's own begin from."""
-        if self.swarm.count > 1 and self.start:
+        if self.particles.count > 1 and self.start:
             raise InputError("particles must begin from noise, got a pipeline that begins from an image")
-        x = self._joined([sample], CLEAN.alpha)
-        scale = 1 / torch.as_tensor(getattr(self.plan.scheduler, "init_noise_sigma", 1.0))
-        return [self._held(self._noise(x), like=sample, scale=scale) for _ in range(self.swarm.count - 1)]
+        x = self._joined([sample], 1.0)
+        scale = 1 / float(getattr(self.scheduler, "init_noise_sigma", 1.0))
+        return [self._held(self._noise(x), like=sample, scale=scale) for _ in range(self.particles.count - 1)]
 
     def _noise(self, like: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """Returns a normal draw for each image, of the pipeline's generators where it has some."""
@@ -446,70 +339,64 @@ class Trajectory:
         generator = None if several and len(self.generator) != len(like) else self.generator
         return randn_tensor(like.shape, generator=generator, device=like.device, dtype=like.dtype)
 
-    def _choose(self, said: Float[Tensor, " N"], level: Level) -> Int[Tensor, " M"]:
-        """Returns which particles go on."""
+    def _choose(self, log_likelihood: Float[Tensor, " N"], level: Level) -> Int[Tensor, " M"]:
+        """Returns the rows of the particles that survive."""
         self.guided = True
-        given = self.generator if isinstance(self.generator, list) else [self.generator]
-        if len(given) not in (1, self.rows):
-            given = [None]
-        each = self.rows // len(given)
+        generators = self.generator if isinstance(self.generator, list) else [self.generator]
+        if len(generators) not in (1, self.rows):
+            generators = [None]
+        count = self.rows // len(generators)
         draws = [
-            torch.rand(each, generator=one, dtype=torch.float64, device="cpu" if one is None else one.device).cpu()
-            for one in given
+            torch.rand(count, generator=one, dtype=torch.float64, device="cpu" if one is None else one.device).cpu()
+            for one in generators
         ]
-        return self.swarm.choose(said, level, torch.cat(draws))
+        return self.particles.choose(log_likelihood, level, torch.cat(draws))
 
-    def _chosen(self, batches: list[Tensor], rows: Int[Tensor, " M"]) -> list[Tensor]:
-        """Returns the batches of the particles that go on."""
-        held = torch.stack(batches)
+    def _rows(self, batches: list[Tensor], rows: Int[Tensor, " M"]) -> list[Tensor]:
+        """Returns the batches of the particles that survive."""
+        stacked = torch.stack(batches)
         from_batch = (rows % len(batches)).reshape(self.rows, -1).repeat(self.layout.copies, 1)
-        row = torch.arange(held.shape[1], device=held.device)
-        return [held[batch, row] for batch in from_batch.unbind(1)]
+        row = torch.arange(stacked.shape[1], device=stacked.device)
+        return [stacked[batch, row] for batch in from_batch.unbind(1)]
 
-    def _joined(self, batches: list[Tensor], scale: Tensor) -> Float[Tensor, "N C H W"]:
-        """Returns the scheduler's batches, one a particle, as one batch of images."""
-        images = [self.layout.unpack(each[: self.rows].clone()).to(self.type) for each in batches]
+    def _joined(self, batches: list[Tensor], scale: float) -> Float[Tensor, "N C H W"]:
+        """Returns the scheduler's batches, one for each particle, as one batch ``x = c z``."""
+        images = [self.layout.unpack(batch[: self.rows].clone()).to(self.dtype) for batch in batches]
         joined = images[0] if len(images) == 1 else torch.stack(images, dim=1).flatten(0, 1)
-        return joined * scale.to(self.type)
+        return joined * scale
 
     def _split(self, x: Float[Tensor, "N C H W"]) -> tuple[Float[Tensor, "B C H W"], ...]:
-        """Returns a batch of images as one batch a particle."""
+        """Returns a batch of all particles as one batch for each."""
         return x.unflatten(0, (self.rows, -1)).unbind(1)
 
-    def _held(self, x: Float[Tensor, "B C H W"], *, like: Tensor, scale: Tensor | None = None) -> Tensor:
-        """Returns images as the scheduler holds them, by default at the level of the step."""
-        scale = self.place.held[0] if scale is None else scale
-        rows = self.layout.pack(x / scale.to(x.dtype)).to(like.dtype)
+    def _held(self, x: Float[Tensor, "B C H W"], *, like: Tensor, scale: float) -> Tensor:
+        """Returns ``z = x / c`` as the scheduler holds it."""
+        rows = self.layout.pack(x / scale).to(like.dtype)
         return rows if self.layout.copies == 1 else torch.cat([rows] * self.layout.copies)
 
-
-class _Outcome:
-    """What a scheduler's step returned: a tuple, or an output with names."""
-
-    def __init__(self, value: Any) -> None:  # noqa: ANN401
-        self.value = value
-
-    @property
-    def sample(self) -> Tensor:
-        """The next sample."""
-        return self.value[0] if isinstance(self.value, tuple) else self.value.prev_sample
-
-    def replaced(self, sample: Tensor, *, both: bool) -> Any:  # noqa: ANN401
-        """Returns the same with another sample.
-
-        Args:
-            sample: The sample.
-            both: Whether it is the denoised image as well, which is returned after it.
-        """
-        if isinstance(self.value, tuple):
-            return (sample, sample, *self.value[2:]) if both else (sample, *self.value[1:])
-        self.value.prev_sample = sample
-        if both:
-            self.value.denoised = sample
-        return self.value
+    def _added(self, batches: list[Tensor], change: Float[Tensor, "N C H W"], scale: float) -> list[Tensor]:
+        """Returns the scheduler's batches with a change of ``x = c z`` added."""
+        changes = zip(batches, self._split(change), strict=True)
+        return [z + self._held(x, like=z, scale=scale) for z, x in changes]
 
 
-def _changed(call: inspect.BoundArguments, **changes: Any) -> inspect.BoundArguments:  # noqa: ANN401
-    """Returns a call with some arguments changed."""
-    arguments: Any = {**call.arguments, **changes}
+def _sample_of(outcome: Any) -> Tensor:  # noqa: ANN401
+    """Returns the next sample in what a scheduler's step returned: a tuple, or an output with names."""
+    return outcome[0] if isinstance(outcome, tuple) else outcome.prev_sample
+
+
+def _with_sample(outcome: Any, sample: Tensor, *, denoised: bool) -> Any:  # noqa: ANN401
+    """Returns the same outcome with another sample, and with it as the denoised image where it is that too."""
+    if isinstance(outcome, tuple):
+        return (sample, sample, *outcome[2:]) if denoised else (sample, *outcome[1:])
+    outcome.prev_sample = sample
+    if denoised:
+        outcome.denoised = sample
+    return outcome
+
+
+def _replaced(call: inspect.BoundArguments, **changes: Any) -> inspect.BoundArguments:  # noqa: ANN401
+    """Returns a call with other values of those arguments that it takes."""
+    known = {key: value for key, value in changes.items() if key in call.signature.parameters}
+    arguments: Any = {**call.arguments, **known}
     return inspect.BoundArguments(call.signature, arguments)

@@ -1,13 +1,10 @@
-from steersman.sampling.ddim import DDIM
-from steersman.sampling.ddpm import DDPM
-from steersman.sampling.diffusers import DiffusersSampler
-from steersman.sampling.dpmpp import DPMpp
-from steersman.sampling.heun import Heun
+"""Sampling: noise levels, samplers, particles and the loop."""
+
+from steersman.sampling.diffusers import DiffusersSampler, NamedScheduler
 from steersman.sampling.loop import Callback, Recurrence, Report, sample
-from steersman.sampling.named import NamedScheduler
-from steersman.sampling.noise import GivenNoise, Noise, SeededNoise
+from steersman.sampling.noise import GivenNoise, SeededNoise
 from steersman.sampling.particles import Particles
-from steersman.sampling.sampler import Move, OwnLevels, Predict, Sampler, levels_of
+from steersman.sampling.samplers import DDIM, DDPM, DPMpp, Heun, Move, Predict, Sampler, levels_of
 
 __all__ = [
     "DDIM",
@@ -19,8 +16,6 @@ __all__ = [
     "Heun",
     "Move",
     "NamedScheduler",
-    "Noise",
-    "OwnLevels",
     "Particles",
     "Predict",
     "Recurrence",

@@ -1,20 +1,20 @@
-"""The loop: the only one, for every sampler, with guides, recurrence, particles and callbacks.
+"""The sampling loop, for every sampler, with guides, recurrence, particles and callbacks.
 
     for each pair of levels:
         repeat:
-            update                  x_t <- x_t + the updates that enter before the denoiser is asked
-            choose                of an image's candidates, the likelier go on
-            predict, guided       x0_hat, eps  <-  denoiser, clipped, then the guides' updates
-            step                  x_s = mean + updates + deviation, which updates may turn
-            correct               the candidates' weights for what the updates did, where that is asked for
-            renoise               x_t = r x_s + sqrt(beta) eps, unless it was the last repeat  (Bansal et al. 2023)
+            update                x_t <- x_t + the updates that enter before the denoiser is evaluated
+            resample              of an image's particles, the likelier survive
+            predict, guide        x0_hat, eps  <-  denoiser, clipped, then the guides' updates
+            step                  x_s = mean + updates + deviation, which updates may rotate
+            correct               the particles' weights for what the updates did
+            renoise               x_t = r x_s + sqrt(beta) eps, except after the last repeat  (Bansal et al. 2023)
 
 Levels are float64, guidance is float32 or float64, and the networks see their own dtype.
 """
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple, get_args
@@ -30,17 +30,17 @@ from steersman.guidance.decoded import after_decoding
 from steersman.guidance.guide import Guide
 from steersman.guidance.injection import Estimate, Kept
 from steersman.guidance.steering import Steering, Update
-from steersman.guidance.step import Step, reverse_variance, transition
+from steersman.guidance.step import FixedVariance, Step, reverse_variance, transition
 from steersman.guidance.targets import Target, resolved
 from steersman.names import each_class, resolve
 from steersman.precision import ieee
-from steersman.sampling.noise import GivenNoise, Noise, SeededNoise
-from steersman.sampling.particles import Particles, Swarm
-from steersman.sampling.sampler import Draw, Sampler, levels_of
+from steersman.sampling.noise import GivenNoise, SeededNoise
+from steersman.sampling.particles import ParticleFilter, Particles
+from steersman.sampling.samplers import Sampler, levels_of
 from steersman.schedule import Level, Schedule, Spacing, broadcast, check_ratios
 from steersman.typed import finite
 
-__all__ = ["Callback", "Recurrence", "Report", "labelled", "sample"]
+__all__ = ["Callback", "GuidedDenoiser", "Recurrence", "Report", "labelled", "renoised", "sample"]
 
 
 class Report(NamedTuple):
@@ -64,8 +64,8 @@ class Report(NamedTuple):
     """
 
     step: Step
-    x: Float[Tensor, "B C H W"]
-    x0: Float[Tensor, "B C H W"]
+    x: Float[Tensor, "B *shape"]
+    x0: Float[Tensor, "B *shape"]
     updates: tuple[Update | None, ...]
 
 
@@ -125,38 +125,35 @@ def sample(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     callbacks: Sequence[Callback] = (),
-) -> Float[Tensor, "B C H W"]:
-    """Draws one image a seed, guided.
+) -> Float[Tensor, "B *shape"]:
+    """Draws one sample for each seed, with guidance.
 
     Args:
         denoiser: The diffusion model.
-        sampler: How to step.
+        sampler: The sampler.
         guides: The guides; none for plain sampling.
-        target: The class to guide to, an index or a name that the guides' classifiers know: one for all images, or one
-            each.
-        seeds: One an image; an image depends on its seed and the settings alone.
-        steps: How many steps.
-        spacing: Which of the schedule's levels they visit.
+        target: The target class, an index or a name that the guides' classifiers know: one for all, or one for each.
+        seeds: One for each sample, which depends on its seed and the settings alone.
+        steps: The number of steps.
+        spacing: Which of the schedule's levels the steps visit.
         ratio_min: The smallest noise-to-signal ratio ``sigma / alpha`` among them, before the clean image.
-        ratio_max: The largest, where the walk starts.
-        clip: Whether the denoised image is clipped to [-1, 1] before each step, as pixel models expect; latents never
-            are, and where a guide's view clips, it is the image decoded of them that is clipped.
+        ratio_max: The largest ratio, where sampling starts.
+        clip: Whether the denoised image is clipped to [-1, 1] before each step, as pixel models expect. Latents never
+            are; where a guide's input clips, the image decoded from them is clipped.
         keeps: What clipping keeps: ``sample`` for ``x_t = alpha x0 + sigma eps``, or ``noise`` for the model's own eps.
         recurrence: How often steps are repeated.
-        particles: How many candidates an image has, and which of them go on.
-        condition: What else the denoiser is told, such as ``cfg_scale`` and ``label``: one for all images, or one each.
-        noise: Draws to use instead of the seeds': the start, then each step's in order; a list of as many as are used,
-            or an iterator that may have more. Each has a row for each candidate of each image; where candidates are
-            drawn, it is a number from 0 to 1 an image.
-        device: Where the samples live; the denoiser's own device.
-        dtype: The samples' type, float32 or float64, whatever the networks run in.
+        particles: The particles of an image and their resampling.
+        condition: The model's own conditioning, such as ``cfg_scale`` and ``label``: one for all samples, or one each.
+        noise: Draws to use instead of the seeds', as `GivenNoise` takes them.
+        device: The device of the samples and of the denoiser.
+        dtype: The samples' dtype, float32 or float64, whatever the networks run in.
         callbacks: Called after each step.
 
     Returns:
         Samples in the denoiser's space; `Denoiser.decode` turns them into images.
 
     Raises:
-        InputError: Guides without a target, a target too many or too few, particles without a guide that weighs them,
+        InputError: Guides without a target, a target too many or too few, particles without a guide that weights them,
             guides that the sampler or the particles cannot follow, or settings out of range.
     """
     if not seeds:
@@ -173,68 +170,83 @@ def sample(
     if denoiser.latent:
         guides, clip = tuple(map(after_decoding, guides)), False
     steering = Steering(guides, _targets(target, len(seeds), device, guides), denoiser)
-    swarm = Swarm(particles, len(seeds), device)
+    population = ParticleFilter(particles, len(seeds), device)
     steering.check(noisy=sampler.noisy)
-    swarm.check(guides, noisy=sampler.noisy)
-    for each in (denoiser, steering):
-        each.take(swarm.rows)
+    population.check(guides, noisy=sampler.noisy)
+    for rows_of in (denoiser, steering):
+        rows_of.take(population.rows)
     levels = levels_of(sampler, denoiser.schedule, steps, spacing, ratio_min, ratio_max)
     given = None if noise is None else GivenNoise(noise, len(seeds), denoiser.shape, device, dtype)
-    draws: Noise = given or SeededNoise(seeds, denoiser.shape, device, dtype)
-    x = draws("start", swarm.count) * denoiser.schedule.start(levels[0])
-    state, unguided = sampler.init(x), sampler.init(x)
-    predictor = _Predictor(denoiser, steering, sampler, clip, keeps, peak=torch.zeros((), dtype=dtype))
+    draws = given or SeededNoise(seeds, denoiser.shape, device, dtype)
+    x = draws("start", population.count) * denoiser.schedule.start(levels[0])
+    state, unguided_state = sampler.init(x), sampler.init(x)
+    enters_sample = any(guide.injection.moment == "sample" for guide in guides)
+    guided = GuidedDenoiser(denoiser, steering, sampler.fixed, torch.zeros((), dtype=dtype), clip=clip, keeps=keeps)
     for index, (level, next) in enumerate(pairwise(levels)):
-        for repeat in range(again := (recurrence or Recurrence()).at(level)):
+        repeats = recurrence.at(level) if recurrence and recurrence.times > 1 else 1
+        for repeat in range(repeats):
+            several = population.count > 1
             variance = reverse_variance(level, next, fixed=sampler.fixed, levels=levels)
-            predictor.step = step = Step(index, steps, repeat, 0, level, next, variance, predictor.peak, levels)
-            steering.rests = swarm.corrects and not next.sigma > 0
-            x = predictor.before(x)
-            if swarm.weighs(level, index):
-                rows = swarm.choose(predictor.log_likelihood(x), level, draws.uniform())
-                x, state, unguided = predictor.take(x, rows), take(state, rows), take(unguided, rows)
-            move, state = sampler.step(x, step, predictor, partial(draws, "step", swarm.count), state)
+            guided.step = step = Step(index, steps, repeat, 0, level, next, variance, guided.peak, levels)
+            steering.rests = several and particles.corrected and not next.sigma > 0
+            x = guided.before(x) if enters_sample else x
+            if several and population.weighs(level, index):
+                rows = population.choose(guided.log_likelihood(x), level, draws.uniform())
+                x, state, unguided_state = guided.take(x, rows), take(state, rows), take(unguided_state, rows)
+            move, state = sampler.step(x, step, guided, partial(draws, "step", population.count), state)
             x_s, deviation = steering.mean(move.mean), steering.deviation(move.deviation, move.variance, step)
-            if swarm.corrects and next.sigma > 0:
+            if particles.corrected and population.count > 1 and next.sigma > 0:
                 still = partial(torch.zeros_like, x)
-                without, unguided = sampler.step(x, step, _Unguided(predictor), still, unguided)
-                swarm.correct(x_s - without.mean, move.deviation, move.variance)
-            x_s = x_s if deviation is None else x_s + deviation
+                without, unguided_state = sampler.step(x, step, _Unguided(guided), still, unguided_state)
+                population.correct(x_s - without.mean, move.deviation, move.variance)
+            x = x_s if deviation is None else x_s + deviation
+            report = Report(guided.step, x, guided.x0, steering.updates)
             for callback in callbacks:
-                callback(_report(predictor, x_s, swarm))
-            x = _renoise(x_s, level, next, partial(draws, "renoise", swarm.count)) if repeat + 1 < again else x_s
-    if swarm.weighs(levels[-1], steps):
-        x = x[swarm.choose(steering.log_likelihood(x, Prediction(x), levels[-1]), levels[-1], draws.uniform())]
+                callback(take(report, population.leaders) if population.count > 1 else report)
+            if repeat + 1 < repeats:
+                x = renoised(x, level, next, draws("renoise", population.count))
+    if population.weighs(levels[-1], steps):
+        log_likelihood = steering.log_likelihood(x, Prediction(x), levels[-1])
+        x = x[population.choose(log_likelihood, levels[-1], draws.uniform())]
     if given is not None:
         given.finish()
     return x
 
 
-def _report(predictor: "_Predictor", x_s: Float[Tensor, "N C H W"], swarm: Swarm) -> Report:
-    report = Report(predictor.step, x_s, predictor.x0, predictor.steering.updates)
-    return take(report, swarm.leaders) if swarm.count > 1 else report
+class GuidedDenoiser:
+    """The clipped and guided denoiser of one trajectory; it knows the step, and what it was last asked.
 
+    Attributes:
+        step: The present step, set before each step; its variance is then the one that the model learned, if any.
+        peak: The largest variance of the steps so far.
+        x0: The denoised image of the last evaluation, with the updates.
+        unguided: The estimate of the last evaluation without the updates.
+    """
 
-@dataclass
-class _Predictor:
-    """The guided denoiser of one walk: where it is, the variances' peak, the last ``x0``, what it knows already."""
+    step: Step
+    x0: Float[Tensor, "B *shape"]
+    unguided: Estimate
 
-    denoiser: Conditioned
-    steering: Steering
-    sampler: Sampler
-    clip: bool
-    keeps: Kept
-    peak: Float[Tensor, "..."]
-    x0: Float[Tensor, "B C H W"] = field(init=False)
-    unguided: Estimate = field(init=False)
-    step: Step = field(init=False)
-    known: "_Known | None" = field(init=False, default=None)
+    def __init__(
+        self,
+        denoiser: Conditioned,
+        steering: Steering,
+        fixed: FixedVariance,
+        peak: Float[Tensor, "..."],
+        *,
+        clip: bool = False,
+        keeps: Kept = "sample",
+    ) -> None:
+        self.denoiser, self.steering, self.peak, self.clip, self.keeps = denoiser, steering, peak, clip, keeps
+        self.fixed: FixedVariance = fixed
+        self._asked: tuple[Tensor, Estimate] | None = None
 
     @property
     def schedule(self) -> Schedule:
+        """The denoiser's schedule."""
         return self.denoiser.schedule
 
-    def before(self, x_t: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+    def before(self, x_t: Float[Tensor, "B *shape"]) -> Float[Tensor, "B *shape"]:
         """Returns the sample with the updates that enter it; the denoiser is asked only where one depends on it."""
         step = self.step._replace(peak=torch.maximum(self.peak, self.step.variance.to(self.peak.dtype)))
         through = self.steering.differentiates_denoiser(step, before=True)
@@ -243,100 +255,90 @@ class _Predictor:
             prediction = self.denoiser(x_t, step.level) if self.steering.needs_denoiser(step) else None
         return self.steering.sample(x_t, prediction, step)
 
-    def log_likelihood(self, x_t: Float[Tensor, "N C H W"]) -> Float[Tensor, " N"]:
-        """Returns what the guides say of each row; the step, where it begins there, asks nothing again."""
-        prediction, estimate = self._ask(x_t, self.step.level, 0)
-        self.known = _Known(x_t, estimate)
+    def log_likelihood(self, x_t: Float[Tensor, "N *shape"]) -> Float[Tensor, " N"]:
+        """Returns the guides' log-likelihood of each row; the step that begins there does not ask again."""
+        prediction, estimate = self._evaluate(x_t, self.step.level, 0)
+        self._asked = x_t, estimate
         return self.steering.log_likelihood(x_t, prediction, self.step.level, self.steering.updates)
 
-    def take(self, x_t: Float[Tensor, "N C H W"], rows: Int[Tensor, " M"]) -> Float[Tensor, "M C H W"]:
+    def take(self, x_t: Float[Tensor, "N *shape"], rows: Int[Tensor, " M"]) -> Float[Tensor, "M *shape"]:
         """Goes on with those rows, and returns the sample's."""
         self.denoiser.take(rows)
         self.steering.take(rows)
-        self.peak, variance, self.known = take((self.peak, self.step.variance, self.known), rows)
-        self.unguided = take(self.unguided, rows)
+        self.peak, variance, self.unguided, self._asked = take(
+            (self.peak, self.step.variance, self.unguided, self._asked), rows
+        )
         self.step = self.step._replace(variance=variance, peak=self.peak)
-        return self.known.x_t if self.known else x_t[rows]
+        return x_t[rows] if self._asked is None else self._asked[0]
 
-    def __call__(self, x_t: Float[Tensor, "B C H W"], level: Level, stage: int = 0) -> Estimate:
-        if stage == 0 and self.known is not None:
-            known, self.known = self.known, None
-            if known.x_t is x_t and level is self.step.level:
-                self.x0 = known.estimate.x0
-                return known.estimate
-            self.steering.undo()
-        _, estimate = self._ask(x_t, level, stage)
+    def __call__(self, x_t: Float[Tensor, "B *shape"], level: Level, stage: int = 0) -> Estimate:
+        """Returns the estimate of a level, with the updates that enter there."""
+        if stage == 0 and self._asked is not None:
+            (asked, estimate), self._asked = self._asked, None
+            if asked is x_t and level is self.step.level:
+                self.x0 = estimate.x0
+                return estimate
+            self.steering.undo()  # a churned sample is another one
+        _, estimate = self._evaluate(x_t, level, stage)
         self.x0 = estimate.x0
         return estimate
 
-    def _ask(self, x_t: Float[Tensor, "B C H W"], level: Level, stage: int) -> tuple[Prediction, Estimate]:
+    def _evaluate(self, x_t: Float[Tensor, "B *shape"], level: Level, stage: int) -> tuple[Prediction, Estimate]:
         step = self.step._replace(level=level, stage=stage)
         through = self.steering.differentiates_denoiser(step)
         x_t = x_t.detach().requires_grad_(through or self.steering.differentiates_sample)
         with torch.set_grad_enabled(through):
             prediction = self.denoiser(x_t, level)
         if stage == 0:  # the variance is the whole step's
-            fraction = _detached(prediction.variance_fraction)
-            variance = reverse_variance(level, step.next, fraction, self.sampler.fixed, step.levels)
+            fraction = prediction.variance_fraction
+            fraction = None if fraction is None else fraction.detach()
+            variance = reverse_variance(level, step.next, fraction, self.fixed, step.levels)
             self.peak = torch.maximum(self.peak, variance.to(self.peak.dtype))
             self.step = step = step._replace(variance=variance, peak=self.peak)
         x0_hat = prediction.x0_hat.detach()
         x0 = x0_hat.clamp(-1, 1) if self.clip else x0_hat
-        eps = eps_from_x0(x_t.detach(), x0_hat if self.keeps == "noise" else x0, level)
-        estimate = Estimate(x0, eps, step.variance)
-        self.unguided = estimate
-        return prediction, self.steering.estimate(x_t, prediction, estimate, step)
+        # Some pipelines end with a step from the clean image to itself, to which no eps belongs.
+        noisy = bool(level.sigma > 0)
+        eps = eps_from_x0(x_t.detach(), x0_hat if self.keeps == "noise" else x0, level) if noisy else x0.new_zeros(())
+        self.unguided = Estimate(x0, eps.expand_as(x0), step.variance)
+        return prediction, self.steering.estimate(x_t, prediction, self.unguided, step)
 
 
-@dataclass(frozen=True)
-class _Unguided:
-    """The same step as it would have been without guides; nothing is asked again.
+class _Unguided(NamedTuple):
+    """The same step without guides; nothing is evaluated again."""
 
-    Attributes:
-        predictor: The guided one, which has been asked for the step.
-    """
-
-    predictor: _Predictor
+    guided: GuidedDenoiser
 
     @property
     def schedule(self) -> Schedule:
-        return self.predictor.schedule
+        return self.guided.schedule
 
-    def __call__(self, x_t: Float[Tensor, "B C H W"], level: Level, stage: int = 0) -> Estimate:
+    def __call__(self, x_t: Float[Tensor, "B *shape"], level: Level, stage: int = 0) -> Estimate:
         if stage:
             raise InputError(
                 "particles.corrected must be false with a sampler that evaluates the denoiser more than once a step, "
                 "got true; use a sampler that evaluates it once, such as ddpm"
             )
-        return self.predictor.unguided
+        return self.guided.unguided
 
 
-class _Known(NamedTuple):
-    """What came of a sample that the denoiser was asked about before the step."""
-
-    x_t: Float[Tensor, "N C H W"]
-    estimate: Estimate
-
-
-def _detached(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.detach()
-
-
-def _renoise(x_s: Float[Tensor, "B C H W"], level: Level, next: Level, draw: Draw) -> Float[Tensor, "B C H W"]:
-    """Takes a sample one step back: ``x_t = r x_s + sqrt(beta) eps``."""
+def renoised(
+    x_s: Float[Tensor, "B *shape"], level: Level, next: Level, eps: Float[Tensor, "B *shape"]
+) -> Float[Tensor, "B *shape"]:
+    """Returns a sample taken one step back, ``x_t = r x_s + sqrt(beta) eps``."""
     ratio, beta = transition(level, next)
-    return broadcast(ratio, x_s) * x_s + broadcast(beta.sqrt(), x_s) * draw()
+    return broadcast(ratio, x_s) * x_s + broadcast(beta.sqrt(), x_s) * eps
 
 
 def labelled(
     condition: Mapping[str, Any], count: int, classes: Sequence[str], device: torch.device | str
 ) -> Mapping[str, Any]:
-    """Returns the conditions with one label an image, where there are labels."""
-    given = condition.get("label")
+    """Returns the conditioning with one label for each image, where there are labels."""
+    label = condition.get("label")
     # To read labels that are on an accelerator would be to wait for it.
-    if given is None or not classes or (isinstance(given, Tensor) and given.device.type != "cpu"):
+    if label is None or not classes or (isinstance(label, Tensor) and label.device.type != "cpu"):
         return condition
-    labels = torch.tensor([resolve(each, classes, "label") for each in each_class(condition["label"], "label")])
+    labels = torch.tensor([resolve(each, classes, "label") for each in each_class(label, "label")])
     if len(labels) not in (1, count):
         raise InputError(f"label must be one, or one for each of {count} images, got {len(labels)}")
     return {**condition, "label": labels.to(device).expand(count)}
@@ -345,7 +347,7 @@ def labelled(
 def _targets(
     target: Target | Iterable[Target] | None, count: int, device: torch.device | str, guides: Sequence[Guide]
 ) -> Int[Tensor, " B"] | None:
-    """Returns one target an image."""
+    """Returns one target for each image."""
     if target is None and not guides:
         return None
     targets = resolved(guides, target)

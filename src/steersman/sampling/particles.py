@@ -1,27 +1,17 @@
-"""Particles: several candidates an image, of which the likelier go on.
+"""Particles: several samples of an image, weighted and resampled during sampling (sequential Monte Carlo).
 
-Before a step, each candidate x_t of an image is weighed by the guides' log-likelihood r of their target there, the sum
-over the guides. With inverse temperature lambda, the weights grow by a potential (Singhal et al. 2025),
+Before a step, each particle x_t is weighted by the guides' log-likelihood r of their target, summed over the guides.
+With inverse temperature lambda, the log-weights grow by a potential (Singhal et al. 2025),
 
     sum           log G = lambda r(x_t)
-    difference    log G = lambda (r(x_t) - r(x_u)),  x_u the candidate's own past, the last time that it was weighed
-    max           log G = lambda max r  over the candidate's past and present
+    difference    log G = lambda (r(x_t) - r(x_u)),  x_u the particle's own past, the last time that it was weighted
+    max           log G = lambda max r  over the particle's past and present
 
-and as many candidates are drawn by their weights, systematically (Kitagawa 1996), once the effective sample size
-``(sum w)^2 / sum w^2`` is small enough. In the end one of them goes on alone, the likeliest, or one by the weights.
-With differences the potentials of a whole walk multiply to ``exp(lambda r(x_0))``: many particles then draw from
-``p(x_0) exp(lambda r(x_0))``.
-
-No gradient is needed: a guide of scale 0 weighs and does not update. A guide that updates gives its likelihood with the
-gradient, at no further cost; but then the candidates come from another walk. A step that it moves by delta, from
-``N(mu, Sigma)`` to ``x_s = mu + delta + d``, is corrected for by (Wu et al. 2023, twisted SMC)
+and particles are resampled systematically (Kitagawa 1996) once the effective sample size ``(sum w)^2 / sum w^2`` is
+small enough. With differences, many particles draw from ``p(x_0) exp(lambda r(x_0))``. Where a guide moves the mean of
+a step by delta, to ``x_s = mu + delta + d``, that law is kept by the correction (Wu et al. 2023, twisted SMC)
 
     log N(x_s; mu, Sigma) / N(x_s; mu + delta, Sigma) = -sum (d + delta / 2) delta / Sigma
-
-so that many particles draw from the same ``p(x_0) exp(lambda r(x_0))``, whatever moves them. With an update towards
-where they should be, fewer of them are enough. An update longer than the step's own noise leaves few of them any
-weight: so does the noise injection's at low noise on DDPM, as it goes by ``beta``, but the small variance is less. The
-step into the clean image has no density, and is not pushed.
 """
 
 import math
@@ -39,12 +29,12 @@ from steersman.guidance.guide import Guide
 from steersman.schedule import Level
 from steersman.typed import finite
 
-__all__ = ["Particles", "Swarm"]
+__all__ = ["WORST", "ParticleFilter", "Particles"]
 
 Potential = Literal["sum", "difference", "max"]
 Choice = Literal["likeliest", "draw"]
 
-WORST = -1e12  # the log-weight of a candidate without a finite likelihood; finite, so that shares stay numbers
+WORST = -1e12  # the log-weight of a particle without a finite likelihood; finite, so that weights stay numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,22 +94,16 @@ class Particles:
             raise unknown("particles.choice", self.choice, get_args(Choice))
 
 
-class Swarm:
-    """The candidates of one walk of a batch: how many each image has left, and their weights.
+class ParticleFilter:
+    """The particles of a batch: how many each image has left, and their weights.
 
-    Rows of the batch are image by image, each with its candidates. The weights stay on the device, so that the host
-    never waits for them: in float64 on a CPU, in float32 elsewhere, as not every accelerator has float64. Which rows go
-    on is decided there too.
-
-    Args:
-        particles: What is done with them.
-        images: How many images there are.
-        device: Where the batch is.
+    Rows of the batch are image by image, each with its particles. Weights and choices stay on the device, so that the
+    host never waits for them: in float64 on a CPU, in float32 elsewhere, as not every accelerator has float64.
 
     Attributes:
-        count: The candidates that each image has left.
-        rows: Of a batch of images, the rows that make it one of candidates.
-        leaders: Each image's row that was the likeliest when they were weighed last.
+        count: The number of particles that each image has left.
+        rows: The rows of a batch of images that make it one of particles.
+        leaders: The row of each image's likeliest particle when they were last weighted.
     """
 
     def __init__(self, particles: Particles, images: int, device: torch.device | str) -> None:
@@ -132,29 +116,17 @@ class Swarm:
         self.past = torch.full_like(self.weights, -math.inf if particles.potential == "max" else 0.0)
 
     def weighs(self, level: Level, index: int) -> bool:
-        """Whether the candidates are weighed before the step from a level, the index-th."""
+        """Whether the particles are weighted before the step from a level, the index-th."""
+        if self.count == 1:
+            return False
         ratio = float(level.sigma / level.alpha)
-        return self.count > 1 and (
-            ratio <= self.particles.ratio_min
-            or (ratio <= self.particles.ratio_max and index % self.particles.every == 0)
+        return ratio <= self.particles.ratio_min or (
+            ratio <= self.particles.ratio_max and index % self.particles.every == 0
         )
 
-    @property
-    def corrects(self) -> bool:
-        """Whether the weights make up for the guides' updates."""
-        return self.particles.corrected and self.count > 1
-
     def check(self, guides: Sequence[Guide], *, noisy: bool | None) -> None:
-        """Refuses updates that the weights cannot make up for.
-
-        Args:
-            guides: The guides.
-            noisy: Whether the sampler's steps end with noise, or None if that is not known.
-
-        Raises:
-            InputError: An update enters elsewhere than through the mean of a step, or there is no noise around it.
-        """
-        if not self.corrects:
+        """Refuses updates that the weights cannot correct for: of anything but the mean, or without noise around it."""
+        if not self.particles.corrected or self.count == 1:
             return
         if noisy is False:
             raise _noiseless()
@@ -167,20 +139,11 @@ class Swarm:
 
     def correct(
         self,
-        delta: Float[Tensor, "N C H W"],
-        deviation: Float[Tensor, "N C H W"] | None,
+        delta: Float[Tensor, "N *shape"],
+        deviation: Float[Tensor, "N *shape"] | None,
         variance: Float[Tensor, "..."] | None,
     ) -> None:
-        """Lets the weights grow by how much likelier a step is without its updates than with them.
-
-        Args:
-            delta: By how much they moved the step's mean.
-            deviation: The noise that was added to it.
-            variance: That noise's variance.
-
-        Raises:
-            InputError: There was none.
-        """
+        """Adds ``-sum (d + delta / 2) delta / Sigma`` to the log-weights, for updates that moved the mean by delta."""
         if deviation is None or variance is None:
             raise _noiseless()
         log_ratio = -total((deviation + delta / 2) * delta / variance.to(delta.dtype))
@@ -190,37 +153,35 @@ class Swarm:
     def choose(
         self, log_likelihood: Float[Tensor, " N"], level: Level, uniform: Float[Tensor, " B"]
     ) -> Int[Tensor, " M"]:
-        """Returns the rows that go on.
+        """Returns the rows of the particles that survive, given a draw between 0 and 1 for each image.
 
-        Args:
-            log_likelihood: Each candidate's; those that are not finite do not go on while another one is.
-            level: Where they are.
-            uniform: A draw between 0 and 1 for each image, on any device.
+        Particles without a finite likelihood do not survive while another one of their image does.
         """
         r = log_likelihood.reshape_as(self.weights).to(self.dtype)
         self._weigh(r / self.particles.temperature)
         r = torch.where(r.isfinite(), r, WORST)
         share, uniform = self.weights.softmax(1), send(uniform.to(self.dtype), self.device)
-        places = torch.arange(self.count, device=self.device)
         if float(level.sigma / level.alpha) <= self.particles.ratio_min:
-            place = _drawn(share, uniform[:, None]) if self.particles.choice == "draw" else r.argmax(1, keepdim=True)
+            draws = self.particles.choice == "draw"
+            index = _drawn(share, uniform[:, None]) if draws else r.argmax(1, keepdim=True)
             self.count = 1
         else:
-            again = 1 / total(share.square())[:, None] <= self.particles.fraction * self.count
-            place = torch.where(again, _drawn(share, (uniform[:, None] + places) / self.count), places)
-            self.weights = torch.where(again, 0, self.weights)
-        self.past = self.past.gather(1, place)
-        rows = self.first + place
+            indices = torch.arange(self.count, device=self.device)
+            resampled = 1 / total(share.square())[:, None] <= self.particles.fraction * self.count
+            index = torch.where(resampled, _drawn(share, (uniform[:, None] + indices) / self.count), indices)
+            self.weights = torch.where(resampled, 0, self.weights)
+        self.past = self.past.gather(1, index)
+        rows = self.first + index
         if self.count == 1:
             self.leaders = torch.arange(len(rows), device=self.device)
         else:
-            self.leaders = (self.first + r.gather(1, place).argmax(1, keepdim=True))[:, 0]
+            self.leaders = (self.first + r.gather(1, index).argmax(1, keepdim=True))[:, 0]
         return rows.flatten()
 
     def _weigh(self, r: Float[Tensor, "B K"]) -> None:
-        """Lets the weights grow by the potential; the largest is then 0, which keeps differences exact in float32.
+        """Adds the potential to the log-weights; the largest is then 0, which keeps differences exact in float32.
 
-        A candidate whose r is not finite gets the worst weight. Where an image has no other, none of them changes.
+        A particle whose r is not finite gets the worst weight; where an image has no other, its weights do not change.
         """
         known = r.isfinite()
         if self.particles.potential == "max":
@@ -239,5 +200,5 @@ def _noiseless() -> InputError:
 
 
 def _drawn(share: Float[Tensor, "B K"], marks: Float[Tensor, "B M"]) -> Int[Tensor, "B M"]:
-    """Returns the place at which each row's running sum passes each mark."""
+    """Returns the index at which the running sum of each row passes each mark."""
     return torch.searchsorted(share.cumsum(1), marks, right=True).clamp(max=share.shape[1] - 1)

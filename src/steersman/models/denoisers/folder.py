@@ -26,8 +26,8 @@ from steersman.models.denoisers.edm import EDMDenoiser
 from steersman.models.denoisers.network import DiffusersDenoiser, labels_of, shape_of
 from steersman.models.hub import check_whole, hushed
 from steersman.models.meta import no_larger_than, weights_size
+from steersman.sampling.scheduler import FAMILIES
 from steersman.schedule import EDM, Flow, from_diffusers
-from steersman.schedulers import FAMILIES
 
 __all__ = ["PIPELINES", "load_folder", "read_index", "read_model"]
 
