@@ -20,7 +20,7 @@ from steersman.denoise import Denoiser
 from steersman.errors import InputError, notice
 from steersman.files import in_8_bits
 from steersman.guidance.guide import Guide
-from steersman.guidance.targets import Target, resolved
+from steersman.guidance.objective import Target, resolve_targets
 from steersman.models.classifiers import Classifier
 from steersman.models.denoisers import load_denoiser
 from steersman.pipelines.steered import SteeredPipeline
@@ -142,7 +142,7 @@ def sample(
             raise InputError(f"scale needs a classifier whose gradient it scales, got scale {scale} and no classifier")
         sampler, settings, guides, targets = guides.sampler(), {**guides.sampling(), "particles": None}, (), None
     else:
-        sampler, settings, targets = guides.sampler, guides.sampling, resolved(guides, target).tolist()
+        sampler, settings, targets = guides.sampler, guides.sampling, resolve_targets(guides, target).tolist()
         if len(targets) not in (1, len(seeds)):
             raise InputError(f"target must be one, or one for each of the {len(seeds)} images, got {len(targets)}")
     conditions = labelled(condition or {}, len(seeds), denoiser.classes, device)

@@ -6,7 +6,7 @@ import torch
 from PIL import Image, ImageSequence
 
 from steersman.errors import InputError
-from steersman.guidance.steering import Update
+from steersman.guidance.guide import Update
 from steersman.guidance.step import Step
 from steersman.lab.report import Frames, animation, heat
 from steersman.sampling.loop import Report

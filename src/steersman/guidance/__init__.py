@@ -1,12 +1,21 @@
-from steersman.guidance.average import Augmented, MonteCarlo
-from steersman.guidance.combine import Sum, Switch, Toward, Translated
-from steersman.guidance.guide import Guide, Wrt
+from steersman.guidance.guide import Guide, Steering, Update, Wrt
 from steersman.guidance.injection import DenoisedImage, Estimate, Injection, Mean, NoisePrediction, Sample, Spherical
 from steersman.guidance.input import ClassifierInput, Denoised, Lookahead, Noisy, Rescaled
-from steersman.guidance.loss import Log, Root
-from steersman.guidance.objective import BinaryProbability, ClassProbability, Objective, TargetLogit
+from steersman.guidance.objective import (
+    Augmented,
+    BinaryProbability,
+    ClassProbability,
+    Log,
+    MonteCarlo,
+    Objective,
+    Root,
+    Sum,
+    Switch,
+    TargetLogit,
+    Toward,
+    Translated,
+)
 from steersman.guidance.stabilizer import Adam, Chain, Clip, Ema, Identity, Momentum, Rms, Stabilizer, State
-from steersman.guidance.steering import Steering, Update
 from steersman.guidance.step import Step, posterior_mean, reverse_variance
 from steersman.guidance.weight import (
     Constant,
@@ -26,60 +35,11 @@ from steersman.guidance.weight import (
     Weight,
 )
 
-__all__ = [
-    "Adam",
-    "Lookahead",
-    "Augmented",
-    "BinaryProbability",
-    "Chain",
-    "ClassProbability",
-    "Clip",
-    "Constant",
-    "Denoised",
-    "DenoisedImage",
-    "Deviation",
-    "Difference",
-    "Ema",
-    "Estimate",
-    "Every",
-    "Guide",
-    "Identity",
-    "Injection",
-    "Interval",
-    "Linear",
-    "Log",
-    "Mean",
-    "Momentum",
-    "MonteCarlo",
-    "NoisePrediction",
-    "Noisy",
-    "Rms",
-    "Objective",
-    "Polyak",
-    "Product",
-    "Update",
-    "Relative",
-    "Rescaled",
-    "Root",
-    "Wrt",
-    "Sample",
-    "Signal",
-    "Sine",
-    "Spherical",
-    "Stabilizer",
-    "State",
-    "Steering",
-    "Step",
-    "Weight",
-    "Sum",
-    "Switch",
-    "Taper",
-    "TargetLogit",
-    "Toward",
-    "Transition",
-    "Translated",
-    "Variance",
-    "ClassifierInput",
-    "posterior_mean",
-    "reverse_variance",
-]
+__all__ = ["Guide", "Steering", "Step", "Update", "Wrt", "posterior_mean", "reverse_variance"]
+__all__ += ["Augmented", "BinaryProbability", "ClassProbability", "Log", "MonteCarlo", "Objective", "Root"]
+__all__ += ["Sum", "Switch", "TargetLogit", "Toward", "Translated"]
+__all__ += ["ClassifierInput", "Denoised", "Lookahead", "Noisy", "Rescaled"]
+__all__ += ["Adam", "Chain", "Clip", "Ema", "Identity", "Momentum", "Rms", "Stabilizer", "State"]
+__all__ += ["Constant", "Deviation", "Difference", "Every", "Interval", "Linear", "Polyak", "Product", "Relative"]
+__all__ += ["Signal", "Sine", "Taper", "Transition", "Variance", "Weight"]
+__all__ += ["DenoisedImage", "Estimate", "Injection", "Mean", "NoisePrediction", "Sample", "Spherical"]

@@ -1,34 +1,48 @@
-"""A guide: one choice on each axis, frozen.
+"""Guides: one choice on each axis, and their work during sampling.
 
-At a level, a guide takes the gradient g of ``log p(y | view)`` by one of two routes:
+At a level, a guide takes the gradient g of ``log p(y | input)`` with respect to ``x0_hat``, that is, to the classifier
+input, detached, so that the denoiser is never differentiated; or with respect to ``x_t``, back through the denoiser
+where the input depends on it. Each gradient is stabilised and weighed, and the update ``p = s w_t g`` enters the step.
+With several ascents each gradient is taken at the input moved by the updates before it:
 
-    direct     g = d/d view, the view detached: the denoiser is never differentiated
-    through    g = d/d x_t, back through the denoiser where the view depends on it
+    p = sum_k p_k,  p_k = s w_t g_k,  g_k = d/d input at input + p_1 + .. + p_(k-1)    (Bansal et al. 2023; TFG, 2024)
 
-What becomes of it in a walk is `Steering`'s.
+How far an update moves the image is reported in the units of the image, whatever the injection. If it changes the
+sample at a level by d, the expected image moves, for data of unit variance, by
+
+    alpha / (alpha^2 + sigma^2) d
+
+At the level t of the step, d is p for the injection sample. At the next level s, it is p for the mean, the change of
+the noise for spherical, and what a deterministic step makes of the change of the estimate for noise and denoised:
+``alpha_s dx0 + sigma_s deps``. The last step leads to ``alpha = 1, sigma = 0``: there it is the change of the image.
 """
 
-from dataclasses import dataclass, field
-from typing import Literal, get_args
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, is_dataclass, replace
+from itertools import zip_longest
+from typing import Literal, NamedTuple, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from steersman.batching import take, total
 from steersman.denoise import Denoiser, Prediction
 from steersman.errors import InputError, unknown
-from steersman.guidance.injection import DenoisedImage, Injection, Mean
+from steersman.guidance.injection import DenoisedImage, Estimate, Injection, Mean
 from steersman.guidance.input import ClassifierInput, Denoised
 from steersman.guidance.objective import Objective
-from steersman.guidance.stabilizer import Identity, Stabilizer
-from steersman.guidance.step import Step
+from steersman.guidance.stabilizer import Identity, Stabilizer, State
+from steersman.guidance.step import Batch, PerImage, Step, Targets
 from steersman.guidance.weight import Variance, Weight
-from steersman.schedule import Level
+from steersman.schedule import Level, broadcast
 from steersman.typed import brief, finite
 
-__all__ = ["Guide", "Wrt"]
+__all__ = ["Guide", "Steering", "Update", "Wrt", "after_decoding"]
 
 Wrt = Literal["x0_hat", "x_t"]
+
+LARGEST = 2.0**50  # of what enters a step; networks sum squares of their input, in float32 up to 2^128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +52,13 @@ class Guide:
 
     Attributes:
         objective: The log-likelihood that guidance maximises; it holds the classifier.
-        scale: The guidance scale ``s``, comparable only among guides with the same route and injection. At 0 no
-            gradient is taken.
+        scale: The guidance scale ``s``, comparable only among guides with the same weight, injection and ``wrt``. At 0
+            no gradient is taken.
         input: The classifier input: the noisy, denoised, lookahead or rescaled image.
         wrt: ``x0_hat`` for the gradient with respect to the classifier input, which never differentiates the
-            denoiser; ``through`` for the gradient with respect to ``x_t``.
-        ascents: The number of gradients in a step, at least 1. More than one needs the route ``direct``, a classifier
-            input of the denoised image and the injection `DenoisedImage`.
+            denoiser; ``x_t`` for the gradient with respect to the noisy sample.
+        ascents: The number of gradients in a step, at least 1. More than one needs the gradient with respect to
+            ``x0_hat``, a classifier input of the denoised image and the injection `DenoisedImage`.
         stabilizer: How the gradients of successive steps are combined.
         weight: The guidance weight ``w_t`` over time.
         injection: Where the guidance update enters the step.
@@ -88,11 +102,6 @@ class Guide:
             )
 
     @property
-    def sees_guided(self) -> bool:
-        """Whether its view is the denoised image as the guides before it left it."""
-        return isinstance(self.input, Denoised) and self.input.guided
-
-    @property
     def needs_denoiser(self) -> bool:
         """Whether its update depends on the prediction."""
         return self.input.needs_denoiser or self.weight.needs_denoiser
@@ -103,30 +112,32 @@ class Guide:
         return self.wrt == "x_t" and self.input.needs_denoiser
 
     def active(self, step: Step) -> bool:
-        """Whether it can update at a step; told before anything is computed."""
-        return bool(self.scale) and self.injection.defined(step.level) and self.weight.active(step)
+        """Whether it can change a step; asked before anything is computed."""
+        if not self.scale or (self.injection.needs_signal and not bool((step.level.alpha > 0).all())):
+            return False
+        return self.weight.active(step)
 
     @torch.enable_grad()
     def gradient(
         self,
-        x_t: Float[Tensor, "B C H W"],
+        x_t: Batch,
         prediction: Prediction | None,
         step: Step,
-        target: Int[Tensor, " B"],
+        target: Targets,
         denoiser: Denoiser,
         *,
-        moved: Float[Tensor, "B C H W"] | None = None,
+        moved: Batch | None = None,
         retain_graph: bool = False,
-    ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, " B"]]:
-        """Returns the gradient by the guide's route, and the log-likelihood.
+    ) -> tuple[Batch, PerImage]:
+        """Returns the gradient and the log-likelihood.
 
         Args:
-            x_t: The noisy images; on the route ``through``, the leaf from which the prediction was computed.
-            prediction: What the denoiser made of them, where the view needs it.
-            step: Where in the walk.
-            target: A class each.
-            denoiser: Turns the view into the image that the classifier sees; a view may ask it for more.
-            moved: By how much the view has been moved in this step already.
+            x_t: The noisy samples; with ``wrt="x_t"``, the leaf from which the prediction was computed.
+            prediction: The denoiser's prediction, where the input needs it.
+            step: The step.
+            target: The class of each image.
+            denoiser: Decodes the classifier input; an input may evaluate it again.
+            moved: By how much the input was moved in this step already.
             retain_graph: Whether another guide differentiates the same prediction after this one.
 
         Raises:
@@ -149,12 +160,266 @@ class Guide:
 
     @torch.no_grad()
     def log_likelihood(
-        self,
-        x_t: Float[Tensor, "B C H W"],
-        prediction: Prediction,
-        level: Level,
-        target: Int[Tensor, " B"],
-        denoiser: Denoiser,
-    ) -> Float[Tensor, " B"]:
-        """Returns what the gradient is taken of, alone; the arguments are `gradient`'s."""
+        self, x_t: Batch, prediction: Prediction, level: Level, target: Targets, denoiser: Denoiser
+    ) -> PerImage:
+        """Returns the log-likelihood alone; the arguments are those of `gradient`."""
         return self.objective(denoiser.decode(self.input(x_t, prediction, level, denoiser)), target, level)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Clipped:
+    """An objective of the image clipped to [-1, 1]."""
+
+    objective: Objective
+
+    def __call__(self, image: Batch, target: Targets, level: Level) -> PerImage:
+        return self.objective(image.clamp(-1, 1), target, level)
+
+
+def after_decoding(guide: Guide) -> Guide:
+    """Returns the same guide for latents z: it clips the image ``Dec(z)`` in place of z, which has no range."""
+    if not getattr(guide.input, "clip", False) or not is_dataclass(guide.input):
+        return guide
+    return replace(guide, input=replace(guide.input, clip=False), objective=_Clipped(objective=guide.objective))
+
+
+class Update(NamedTuple):
+    """The update of one guide in one step.
+
+    Attributes:
+        value: ``p = s w_t g``, zero where it was not finite.
+        gradient: The gradient of the classifier; of several ascents, the first one's.
+        stabilized: The gradient after the stabilizer.
+        log_likelihood: The objective's value; of several ascents, before the first.
+        finite: Whether the image's gradients were finite, and the update after stabilizer, weight and injection.
+        moved: How far the image was moved, in its own units; zero until the update enters the step.
+    """
+
+    value: Batch
+    gradient: Batch
+    stabilized: Batch
+    log_likelihood: PerImage
+    finite: Bool[Tensor, " B"]
+    moved: Batch
+
+
+class Steering:
+    """Guides at work while a batch is sampled: their stabilizers' states, and their updates.
+
+    Args:
+        guides: The guides.
+        target: The class of each image.
+        denoiser: The denoiser, with its conditioning.
+
+    Attributes:
+        paused: Whether no guide acts for now.
+        states: The states of the guides' stabilizers, None before the first step.
+    """
+
+    def __init__(self, guides: Sequence[Guide], target: Targets | None, denoiser: Denoiser) -> None:
+        self.guides, self.target, self.denoiser = tuple(guides), target, denoiser
+        self.paused = False
+        self.states: list[State] | None = None
+        self._states_before: list[State] = []
+        self._updates: list[Update | None] = [None] * len(self.guides)
+        self._step: Step | None = None
+
+    @property
+    def updates(self) -> tuple[Update | None, ...]:
+        """The update of each guide in the last step, None where it was not active."""
+        return tuple(self._updates)
+
+    def take(self, rows: Int[Tensor, " N"]) -> None:
+        """Continues with these rows of the batch."""
+        kept = (self.states, self._states_before, self._updates, self.target)
+        self.states, self._states_before, self._updates, self.target = (take(part, rows) for part in kept)
+
+    def undo(self) -> None:
+        """Returns the stabilizers' states to those before the step."""
+        self.states = list(self._states_before)
+
+    def log_likelihood(
+        self, x_t: Batch, prediction: Prediction, level: Level, updates: Sequence[Update | None] = ()
+    ) -> PerImage:
+        """Returns the sum over the guides; an update that was taken at this very sample knows its log-likelihood."""
+        assert self.target is not None, "the loop refuses particles without guides, and guides without targets"
+        values = [
+            guide.log_likelihood(x_t, prediction, level, self.target, self.denoiser)
+            if update is None or guide.injection.point == "sample"
+            else update.log_likelihood
+            for guide, update in zip_longest(self.guides, updates)
+        ]
+        return total(torch.stack(values, 1))
+
+    def _acting(self, step: Step, *, before: bool) -> list[int]:
+        """Returns the guides that act now: before the step's evaluations of the denoiser, or at one of them."""
+        points = ("sample",) if before else ("estimate",) if step.stage else ("estimate", "mean", "deviation")
+        candidates = [index for index, guide in enumerate(self.guides) if guide.injection.point in points]
+        return [] if self.paused else [index for index in candidates if self.guides[index].active(step)]
+
+    def needs_denoiser(self, step: Step) -> bool:
+        """Whether the updates that enter before the step need a prediction."""
+        return any(self.guides[index].needs_denoiser for index in self._acting(step, before=True))
+
+    def differentiates_denoiser(self, step: Step, *, before: bool = False) -> bool:
+        """Whether the denoiser is evaluated with gradients at this step, or before it."""
+        return any(self.guides[index].differentiates_denoiser for index in self._acting(step, before=before))
+
+    @property
+    def differentiates_sample(self) -> bool:
+        """Whether a guide takes its gradient with respect to the noisy sample."""
+        return any(guide.wrt == "x_t" for guide in self.guides)
+
+    def check(self, *, noisy: bool | None) -> None:
+        """Refuses the injection `Spherical` where steps end without noise; None where that is not known."""
+        if noisy is False and any(guide.injection.point == "deviation" for guide in self.guides):
+            raise InputError(
+                "injection must not be spherical with a sampler whose steps end without noise, which spherical turns; "
+                "use a sampler with noise, such as ddpm, or ddim with eta above 0"
+            )
+
+    def sample(self, x_t: Batch, prediction: Prediction | None, step: Step) -> Batch:
+        """Returns the sample to step from, with the updates that enter before the denoiser is evaluated."""
+        moved = x_t.detach()
+        for index, last in self._turns(x_t, step, before=True):
+            update = self._update(index, x_t, prediction, step, retain_graph=not last)
+            after = self.guides[index].injection.sample(moved, update.value)
+            (moved,) = self._entered(index, (moved,), (after,), step, step.level)
+        return moved
+
+    def estimate(self, x_t: Batch, prediction: Prediction, estimate: Estimate, step: Step) -> Estimate:
+        """Takes each acting guide's update at a level, and returns the estimate with those that enter there.
+
+        The stabilizers' states advance in the first stage of a step; its second starts from the same states.
+        """
+        unguided = estimate.x0
+        for index, last in self._turns(x_t, step, before=False):
+            guide = self.guides[index]
+            moved = estimate.x0 - unguided if getattr(guide.input, "guided", False) else None
+            update = self._update(index, x_t, prediction, step, moved=moved, retain_graph=not last)
+            if guide.injection.point == "estimate":
+                after = guide.injection.estimate(estimate, update.value, step.level)
+                x0, eps = self._entered(index, estimate[:2], after[:2], step, step.next)
+                estimate = after._replace(x0=x0, eps=eps)
+        return estimate
+
+    def mean(self, mean: Batch) -> Batch:
+        """Returns the step's mean with the updates that enter there."""
+        for index, update in enumerate(self._updates):
+            injection = self.guides[index].injection
+            if update is not None and injection.point == "mean" and self._step is not None:
+                after = injection.mean(mean, update.value)
+                (mean,) = self._entered(index, (mean,), (after,), self._step, self._step.next)
+        return mean
+
+    def deviation(self, deviation: Batch | None, variance: Float[Tensor, "..."] | None, step: Step) -> Batch | None:
+        """Returns the step's noise with the updates that enter there; None into a clean image.
+
+        Raises:
+            InputError: An update enters there, but the sampler draws no noise after its mean.
+        """
+        if deviation is None or variance is None:
+            self.check(noisy=not step.next.sigma > 0)
+            return deviation
+        for index, update in enumerate(self._updates):
+            injection = self.guides[index].injection
+            if update is not None and injection.point == "deviation":
+                after = injection.deviation(deviation, update.value, variance)
+                (deviation,) = self._entered(index, (deviation,), (after,), step, step.next)
+        return deviation
+
+    def _turns(self, x_t: Batch, step: Step, *, before: bool) -> Iterator[tuple[int, bool]]:
+        """Yields the acting guides, and of each whether no later one differentiates the denoiser."""
+        if self.states is None:
+            self.states = [guide.stabilizer.init(x_t) for guide in self.guides]
+        if step.stage == 0:
+            self._step, self._states_before = step, list(self.states)
+            for index, guide in enumerate(self.guides):
+                if (guide.injection.point == "sample") == before:
+                    self._updates[index] = None
+        acting = self._acting(step, before=before)
+        for number, index in enumerate(acting, 1):
+            yield index, not any(self.guides[later].differentiates_denoiser for later in acting[number:])
+
+    def _update(
+        self,
+        index: int,
+        x_t: Batch,
+        prediction: Prediction | None,
+        step: Step,
+        *,
+        moved: Batch | None = None,
+        retain_graph: bool,
+    ) -> Update:
+        """Takes a guide's update; it and the stabilizer's state are kept in the first stage of a step."""
+        guide, state, update, shift = self.guides[index], self._states_before[index], None, moved
+        assert self.target is not None and self.states is not None, "the loop refuses guides without targets"
+        for _ in range(guide.ascents):
+            g, log_likelihood = guide.gradient(
+                x_t, prediction, step, self.target, self.denoiser, moved=shift, retain_graph=retain_graph
+            )
+            finite = g.isfinite().flatten(1).all(1)
+            with torch.no_grad():
+                stable, after = guide.stabilizer.update(torch.where(_like(finite, g), g, 0), state)
+                value = (guide.scale * guide.weight(step, x_t, prediction, stable) * stable).to(g.dtype)
+                # An update or a state may overflow although the gradient did not: both are dropped as a gradient is.
+                for tensor in (value, *_tensors(after)):
+                    finite = finite & tensor.isfinite().flatten(1).all(1)
+                value, state = torch.where(_like(finite, g), value, 0), _where(finite, after, state)
+            if update is None:
+                update = Update(value, g, stable.to(g.dtype), log_likelihood, finite, torch.zeros_like(value))
+            else:
+                update = update._replace(value=update.value + value, finite=update.finite & finite)
+            shift = update.value if moved is None else moved + update.value
+        assert update is not None, "there is at least one ascent"
+        if step.stage == 0:
+            self.states[index] = state
+            self._updates[index] = update
+        return update
+
+    def _entered(
+        self, index: int, before: tuple[Batch, ...], after: tuple[Batch, ...], step: Step, level: Level
+    ) -> tuple[Batch, ...]:
+        """Returns what an update made of a sample, or of an estimate; as it was for images where that overflows.
+
+        In the first stage of a step the update keeps how far the images move, and which were dropped.
+
+        Args:
+            index: The guide's index.
+            before: The sample, mean or noise without the update; or the estimate's ``x0`` and ``eps``.
+            after: The same with it.
+            step: The step.
+            level: The level of the sample, or of that to which a deterministic step takes the estimate.
+        """
+        finite = torch.stack([(part.abs() <= LARGEST).flatten(1).all(1) for part in after]).all(0)
+        after = tuple(torch.where(_like(finite, new), new, old) for new, old in zip(after, before, strict=True))
+        update = self._updates[index]
+        if step.stage == 0 and update is not None:
+            alpha, sigma = (broadcast(value, after[0]) for value in level[:2])
+            change, *noise = (new - old for new, old in zip(after, before, strict=True))
+            if noise:
+                change = alpha * change + sigma * noise[0]
+            self._updates[index] = update._replace(
+                value=torch.where(_like(finite, update.value), update.value, 0),
+                finite=update.finite & finite,
+                moved=alpha / (alpha**2 + sigma**2) * change,
+            )
+        return after
+
+
+def _like(mask: Bool[Tensor, " B"], x: Tensor) -> Bool[Tensor, "B ..."]:
+    """Returns a mask of images in a shape that broadcasts."""
+    return mask.reshape(-1, *[1] * (x.ndim - 1))
+
+
+def _tensors(state: State) -> Iterator[Tensor]:
+    for part in state:
+        yield from _tensors(part) if isinstance(part, tuple) else (part,)
+
+
+def _where(finite: Bool[Tensor, " B"], new: State, old: State) -> State:
+    """Returns the new state, and the old one for images whose gradient was dropped."""
+    return tuple(
+        _where(finite, n, o) if isinstance(n, tuple) else torch.where(_like(finite, n), n, o)
+        for n, o in zip(new, old, strict=True)
+    )

@@ -1,6 +1,6 @@
 """Injections: where the update ``p = s w_t g`` of a guide enters the step.
 
-    sample       x_t <- x_t + p,  before the denoiser is asked for the step                     (EluCD, Algorithm 2)
+    sample       x_t <- x_t + p,  before the denoiser is evaluated for the step                 (EluCD, Algorithm 2)
     noise        eps <- eps - sigma p,  so  x0_hat <- x0_hat + (sigma^2 / alpha) p
     denoised     x0_hat <- x0_hat + p,  eps kept                         (MPGD, He et al. 2024; TFG, Ye et al. 2024)
                  or x_t kept, so  eps <- eps - (alpha / sigma) p     (Universal Guidance backward, Bansal et al. 2023)
@@ -23,12 +23,14 @@ from torch import Tensor
 
 from steersman.batching import norm
 from steersman.errors import unknown
+from steersman.guidance.step import Batch
 from steersman.schedule import Level, broadcast
 from steersman.typed import finite
 
-__all__ = ["DenoisedImage", "Estimate", "Injection", "Kept", "Mean", "Moment", "NoisePrediction", "Sample", "Spherical"]
+__all__ = ["DenoisedImage", "Estimate", "Injection", "InjectionPoint", "Kept", "Mean", "NoisePrediction"]
+__all__ += ["Sample", "Spherical"]
 
-Moment = Literal["sample", "estimate", "mean", "deviation"]
+InjectionPoint = Literal["sample", "estimate", "mean", "deviation"]
 Kept = Literal["noise", "sample"]
 
 
@@ -37,45 +39,41 @@ class Estimate(NamedTuple):
 
     Attributes:
         x0: The denoised image, clipped and guided.
-        eps: The noise. ``x_t = alpha x0 + sigma eps`` holds unless a denoised-image injection parted them.
+        eps: The noise. ``x_t = alpha x0 + sigma eps`` holds unless a denoised-image injection changed one alone.
         variance: ``Sigma_t`` of the step: (), or the sample's shape where it is learned.
     """
 
-    x0: Float[Tensor, "B C H W"]
-    eps: Float[Tensor, "B C H W"]
+    x0: Batch
+    eps: Batch
     variance: Float[Tensor, "..."]
 
 
 @runtime_checkable
 class Injection(Protocol):
-    """Lets an update into the step at one moment; at the others, nothing changes.
+    """Adds an update to the step at one injection point, by the method of that name; the others change nothing.
 
     Attributes:
-        moment: That moment, the name of the method that is its own.
+        point: The injection point.
+        needs_signal: Whether an update has no value where ``alpha = 0``.
     """
 
-    moment: ClassVar[Moment]
+    point: ClassVar[InjectionPoint]
+    needs_signal: ClassVar[bool] = False
 
-    def defined(self, level: Level) -> bool:
-        """Whether an update has a value at a level."""
-        return True
-
-    def sample(self, x_t: Float[Tensor, "B C H W"], update: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        """Returns the sample to step from; the denoiser is asked about it."""
+    def sample(self, x_t: Batch, update: Batch) -> Batch:
+        """Returns the sample to step from, before the denoiser is evaluated."""
         return x_t
 
-    def estimate(self, estimate: Estimate, update: Float[Tensor, "B C H W"], level: Level) -> Estimate:
+    def estimate(self, estimate: Estimate, update: Batch, level: Level) -> Estimate:
         """Returns the estimate to step by."""
         return estimate
 
-    def mean(self, mean: Float[Tensor, "B C H W"], update: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+    def mean(self, mean: Batch, update: Batch) -> Batch:
         """Returns the mean of the next sample."""
         return mean
 
-    def deviation(
-        self, deviation: Float[Tensor, "B C H W"], update: Float[Tensor, "B C H W"], variance: Float[Tensor, "..."]
-    ) -> Float[Tensor, "B C H W"]:
-        """Returns what is added to that mean, of which the sampler drew one of the given variance."""
+    def deviation(self, deviation: Batch, update: Batch, variance: Float[Tensor, "..."]) -> Batch:
+        """Returns the noise that is added to the mean, of which the sampler drew one of the given variance."""
         return deviation
 
 
@@ -88,15 +86,13 @@ class Sample(Injection):
     Example:
         >>> import steersman as sm
         >>> import torch
-        >>> objective = sm.TargetLogit(classifier=sm.load_classifier("zoo:mnist-lenet"))
-        >>> guide = sm.Guide(objective=objective, injection=sm.Sample())
-        >>> guide.injection.sample(torch.ones(1, 1, 1, 2), 0.5 * torch.ones(1, 1, 1, 2))
-        tensor([[[[1.5000, 1.5000]]]])
+        >>> sm.Sample().sample(torch.ones(1, 2), 0.5 * torch.ones(1, 2))
+        tensor([[1.5000, 1.5000]])
     """
 
-    moment: ClassVar[Moment] = "sample"
+    point: ClassVar[InjectionPoint] = "sample"
 
-    def sample(self, x_t: Float[Tensor, "B C H W"], update: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+    def sample(self, x_t: Batch, update: Batch) -> Batch:
         """Returns ``x_t + p``."""
         return x_t + update
 
@@ -112,19 +108,16 @@ class NoisePrediction(Injection):
         >>> import steersman as sm
         >>> import torch
         >>> from steersman.guidance import Estimate
-        >>> estimate = Estimate(x0=torch.zeros(1, 1, 1, 2), eps=torch.ones(1, 1, 1, 2), variance=torch.tensor(0.1))
-        >>> moved = sm.NoisePrediction().estimate(estimate, torch.full((1, 1, 1, 2), 0.1), sm.EDM().at_ratio(2.0))
-        >>> [round(value.mean().item(), 2) for value in (moved.x0, moved.eps)]
+        >>> estimate = Estimate(x0=torch.zeros(1, 2), eps=torch.ones(1, 2), variance=torch.tensor(0.1))
+        >>> guided = sm.NoisePrediction().estimate(estimate, torch.full((1, 2), 0.1), sm.EDM().at_ratio(2.0))
+        >>> [round(value.mean().item(), 2) for value in (guided.x0, guided.eps)]
         [0.4, 0.8]
     """
 
-    moment: ClassVar[Moment] = "estimate"
+    point: ClassVar[InjectionPoint] = "estimate"
+    needs_signal: ClassVar[bool] = True
 
-    def defined(self, level: Level) -> bool:
-        """Whether there is a signal."""
-        return bool((level.alpha > 0).all())
-
-    def estimate(self, estimate: Estimate, update: Float[Tensor, "B C H W"], level: Level) -> Estimate:
+    def estimate(self, estimate: Estimate, update: Batch, level: Level) -> Estimate:
         """Returns ``eps - sigma p`` and its ``x0``."""
         alpha, sigma = broadcast(level.alpha, update), broadcast(level.sigma, update)
         return estimate._replace(x0=estimate.x0 + sigma**2 / alpha * update, eps=estimate.eps - sigma * update)
@@ -143,21 +136,21 @@ class DenoisedImage(Injection):
         >>> import steersman as sm
         >>> import torch
         >>> from steersman.guidance import Estimate
-        >>> estimate = Estimate(x0=torch.zeros(1, 1, 1, 2), eps=torch.ones(1, 1, 1, 2), variance=torch.tensor(0.1))
-        >>> moved = sm.DenoisedImage().estimate(estimate, torch.full((1, 1, 1, 2), 0.4), sm.EDM().at_ratio(2.0))
-        >>> [round(value.mean().item(), 2) for value in (moved.x0, moved.eps)]
+        >>> estimate = Estimate(x0=torch.zeros(1, 2), eps=torch.ones(1, 2), variance=torch.tensor(0.1))
+        >>> guided = sm.DenoisedImage().estimate(estimate, torch.full((1, 2), 0.4), sm.EDM().at_ratio(2.0))
+        >>> [round(value.mean().item(), 2) for value in (guided.x0, guided.eps)]
         [0.4, 1.0]
     """
 
     keeps: Kept = "noise"
-    moment: ClassVar[Moment] = "estimate"
+    point: ClassVar[InjectionPoint] = "estimate"
 
     def __post_init__(self) -> None:
         if self.keeps not in get_args(Kept):
             raise unknown("injection.keeps", self.keeps, get_args(Kept))
 
-    def estimate(self, estimate: Estimate, update: Float[Tensor, "B C H W"], level: Level) -> Estimate:
-        """Returns ``x0 + p``, with the ``eps`` that was or with ``eps - (alpha / sigma) p``."""
+    def estimate(self, estimate: Estimate, update: Batch, level: Level) -> Estimate:
+        """Returns ``x0 + p``, with the same ``eps`` or with ``eps - (alpha / sigma) p``."""
         eps = estimate.eps
         if self.keeps == "sample":
             eps = eps - broadcast(level.alpha / level.sigma, update) * update
@@ -171,15 +164,13 @@ class Mean(Injection):
     Example:
         >>> import steersman as sm
         >>> import torch
-        >>> objective = sm.TargetLogit(classifier=sm.load_classifier("zoo:mnist-lenet"))
-        >>> guide = sm.Guide(objective=objective, weight=sm.Variance(), injection=sm.Mean())
-        >>> guide.injection.mean(torch.ones(1, 1, 1, 2), 0.5 * torch.ones(1, 1, 1, 2))
-        tensor([[[[1.5000, 1.5000]]]])
+        >>> sm.Mean().mean(torch.ones(1, 2), 0.5 * torch.ones(1, 2))
+        tensor([[1.5000, 1.5000]])
     """
 
-    moment: ClassVar[Moment] = "mean"
+    point: ClassVar[InjectionPoint] = "mean"
 
-    def mean(self, mean: Float[Tensor, "B C H W"], update: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+    def mean(self, mean: Batch, update: Batch) -> Batch:
         """Returns ``mu + p``."""
         return mean + update
 
@@ -193,17 +184,14 @@ class Spherical(Injection):
 
         >>> import steersman as sm
         >>> import torch
-        >>> noise, update = torch.tensor([1.0, 0.0]).reshape(1, 1, 1, 2), torch.tensor([0.0, 0.5]).reshape(1, 1, 1, 2)
-        >>> turned = sm.Spherical().deviation(noise, update, torch.tensor(0.5))
+        >>> turned = sm.Spherical().deviation(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 0.5]]), torch.tensor(0.5))
         >>> [round(value, 3) for value in turned.flatten().tolist()]
         [0.707, 0.707]
     """
 
-    moment: ClassVar[Moment] = "deviation"
+    point: ClassVar[InjectionPoint] = "deviation"
 
-    def deviation(
-        self, deviation: Float[Tensor, "B C H W"], update: Float[Tensor, "B C H W"], variance: Float[Tensor, "..."]
-    ) -> Float[Tensor, "B C H W"]:
+    def deviation(self, deviation: Batch, update: Batch, variance: Float[Tensor, "..."]) -> Batch:
         """Returns ``r m / |m|``, r the root of the summed variances; without an update, the noise at the length r."""
         radius, size = norm(torch.ones_like(update) * variance.to(update.dtype).sqrt()), norm(update)
         rate = (size / radius).clamp(max=1)

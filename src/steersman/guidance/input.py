@@ -1,26 +1,24 @@
-"""What the classifier is shown.
+"""Classifier input: the image that the classifier sees.
 
     noisy       x_t
     denoised    x0_hat(x_t), clipped to [-1, 1] or not
-    ahead       x0_hat(x_s), where x_s is what x_t becomes some deterministic steps further on (Pan et al. 2023)
+    lookahead   x0_hat(x_s), where x_s is what x_t becomes after some deterministic steps (Pan et al. 2023)
     rescaled    z = x_t / max(1, rms(x_t)), rms over one sample's values (EluCD, Algorithm 2)
 
-A view is a sample: a latent one is decoded after it, so that the gradient keeps the sample's shape.
+The input is a sample: a latent one is decoded afterwards, so that the gradient keeps the sample's shape.
 """
 
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from jaxtyping import Float
-from torch import Tensor
-
 from steersman.batching import repeat, rms
 from steersman.denoise import Denoiser, Prediction, look_ahead
 from steersman.errors import InputError
+from steersman.guidance.step import Batch
 from steersman.schedule import Level
 from steersman.typed import finite
 
-__all__ = ["Lookahead", "Denoised", "Noisy", "Rescaled", "ClassifierInput"]
+__all__ = ["ClassifierInput", "Denoised", "Lookahead", "Noisy", "Rescaled"]
 
 
 @runtime_checkable
@@ -28,16 +26,15 @@ class ClassifierInput(Protocol):
     """Chooses the image that the classifier sees.
 
     Attributes:
-        needs_denoiser: Whether it depends on the prediction, so that the route `through` differentiates the denoiser.
+        needs_denoiser: Whether it depends on the prediction, so that the gradient with respect to ``x_t``
+            differentiates the denoiser.
     """
 
     @property
     def needs_denoiser(self) -> bool: ...  # noqa: D102
 
-    def __call__(
-        self, x_t: Float[Tensor, "B C H W"], prediction: Prediction | None, level: Level, denoiser: Denoiser
-    ) -> Float[Tensor, "B C H W"]:
-        """Returns the view; the prediction is there where it is needed, and the denoiser for whoever asks again."""
+    def __call__(self, x_t: Batch, prediction: Prediction | None, level: Level, denoiser: Denoiser) -> Batch:
+        """Returns the input. The prediction is given where it is needed, the denoiser for further evaluations."""
         ...
 
 
@@ -47,18 +44,14 @@ class Noisy:
 
     Example:
         >>> import steersman as sm
-        >>> objective = sm.TargetLogit(classifier=sm.load_classifier("zoo:mnist-lenet"))
-        >>> guide = sm.Guide(objective=objective, input=sm.Noisy(), wrt="x_t")
+        >>> guide = sm.Guide(objective=lambda image, target, level: image.sum(), input=sm.Noisy(), wrt="x_t")
         >>> guide.needs_denoiser, guide.differentiates_denoiser
         (False, False)
     """
 
     needs_denoiser = False
 
-    def __call__(
-        self, x_t: Float[Tensor, "B C H W"], prediction: Prediction | None, level: Level, denoiser: Denoiser
-    ) -> Float[Tensor, "B C H W"]:
-        """Returns ``x_t``."""
+    def __call__(self, x_t: Batch, prediction: Prediction | None, level: Level, denoiser: Denoiser) -> Batch:
         return x_t
 
 
@@ -73,8 +66,7 @@ class Denoised:
 
     Example:
         >>> import steersman as sm
-        >>> objective = sm.TargetLogit(classifier=sm.load_classifier("zoo:mnist-lenet"))
-        >>> guide = sm.Guide(objective=objective, input=sm.Denoised(clip=False), wrt="x_t")
+        >>> guide = sm.Guide(objective=lambda image, target, level: image.sum(), input=sm.Denoised(), wrt="x_t")
         >>> guide.needs_denoiser, guide.differentiates_denoiser
         (True, True)
     """
@@ -83,11 +75,8 @@ class Denoised:
     guided: bool = False
     needs_denoiser = True
 
-    def __call__(
-        self, x_t: Float[Tensor, "B C H W"], prediction: Prediction | None, level: Level, denoiser: Denoiser
-    ) -> Float[Tensor, "B C H W"]:
-        """Returns ``x0_hat``."""
-        assert prediction is not None, "the loop asks the denoiser first"
+    def __call__(self, x_t: Batch, prediction: Prediction | None, level: Level, denoiser: Denoiser) -> Batch:
+        assert prediction is not None, "the loop evaluates the denoiser first"
         return prediction.x0_hat.clamp(-1, 1) if self.clip else prediction.x0_hat
 
 
@@ -110,8 +99,8 @@ class Lookahead:
         >>> import torch
         >>> denoiser, x_t = sm.load_denoiser("zoo:mnist"), 5.0 * torch.ones(1, 1, 28, 28)
         >>> prediction = denoiser(x_t, level := denoiser.schedule.at_ratio(5.0))
-        >>> views = (sm.Denoised(), sm.Lookahead(evaluations=2))
-        >>> [round(view(x_t, prediction, level, denoiser).std().item(), 1) for view in views]
+        >>> inputs = (sm.Denoised(), sm.Lookahead(evaluations=2))
+        >>> [round(input(x_t, prediction, level, denoiser).std().item(), 1) for input in inputs]
         [0.6, 0.7]
     """
 
@@ -126,11 +115,8 @@ class Lookahead:
                 f"input.evaluations must be at least 1 and input.until above 0, got {self.evaluations} and {self.until}"
             )
 
-    def __call__(
-        self, x_t: Float[Tensor, "B C H W"], prediction: Prediction | None, level: Level, denoiser: Denoiser
-    ) -> Float[Tensor, "B C H W"]:
-        """Returns ``x0_hat`` from further on."""
-        assert prediction is not None, "the loop asks the denoiser first"
+    def __call__(self, x_t: Batch, prediction: Prediction | None, level: Level, denoiser: Denoiser) -> Batch:
+        assert prediction is not None, "the loop evaluates the denoiser first"
         x0_hat = look_ahead(denoiser, x_t, prediction, level, self.evaluations, self.until).x0_hat
         return x0_hat.clamp(-1, 1) if self.clip else x0_hat
 
@@ -143,16 +129,13 @@ class Rescaled:
         >>> import steersman as sm
         >>> import torch
         >>> denoiser = sm.load_denoiser("zoo:mnist")
-        >>> view = sm.Rescaled()(torch.full((1, 1, 28, 28), 2.5), None, denoiser.schedule.at_ratio(5.0), denoiser)
-        >>> round(view.square().mean().sqrt().item(), 2)
+        >>> z = sm.Rescaled()(torch.full((1, 1, 28, 28), 2.5), None, denoiser.schedule.at_ratio(5.0), denoiser)
+        >>> round(z.square().mean().sqrt().item(), 2)
         1.0
     """
 
     needs_denoiser = False
 
-    def __call__(
-        self, x_t: Float[Tensor, "B C H W"], prediction: Prediction | None, level: Level, denoiser: Denoiser
-    ) -> Float[Tensor, "B C H W"]:
-        """Returns ``z``."""
+    def __call__(self, x_t: Batch, prediction: Prediction | None, level: Level, denoiser: Denoiser) -> Batch:
         size = repeat(rms(x_t).reshape(-1, 1).clamp(min=1), 1, x_t[0].numel())
         return x_t / size.reshape_as(x_t)

@@ -1,16 +1,14 @@
-"""Stabilizers: transformations of the gradient from step to step, in the manner of optax.
+"""Stabilizers: transformations of the gradients of successive steps, in the manner of optax.
 
-    ema          m <- beta m + (1 - beta) g                                     use m                     (nrCG eq. 7)
-    momentum     m <- beta m + g                                                use m              (Polyak 1964)
+    ema          m <- beta m + (1 - beta) g                                      use m                     (nrCG eq. 7)
+    momentum     m <- beta m + g                                                 use m              (Polyak 1964)
     adam         m <- beta1 m + (1 - beta1) g,  v <- beta2 v + (1 - beta2) g^2   use m / (sqrt(v) + eps)  (nrCG eq. 8)
-                 or, corrected, with m / (1 - beta1^n) and v / (1 - beta2^n) at the n-th gradient     (Kingma & Ba 2015)
-    normalise    g / |g|  (or / rms(g))
+                 or, corrected, with m / (1 - beta1^n) and v / (1 - beta2^n) at the n-th gradient    (Kingma & Ba 2015)
+    rms          g / |g|  (or / rms(g))
     clip         g min(1, norm / |g|)
-    chain        one after the other
 
 Norms are over one sample. States start at zero, by default without bias correction, on purpose: the first gradients
-come from noise, and are held back. A state is a tuple of tensors that lead with the batch, so that one image's can be
-kept back.
+come from noise, and are held back.
 """
 
 import math
@@ -19,48 +17,89 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, get_args, runtime_checkable
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from steersman.batching import norm, rms
 from steersman.errors import InputError, unknown
+from steersman.guidance.step import Batch
 from steersman.typed import finite
 
 __all__ = ["Adam", "Chain", "Clip", "Ema", "Identity", "Momentum", "Rms", "Stabilizer", "State"]
 
 State = tuple
-"""Tensors that lead with B, or such states."""
+"""Tensors with a row for each image, or such states: so the state of one image can be kept back."""
 
 
 @runtime_checkable
 class Stabilizer(Protocol):
     """Turns a step's gradient into the one that is used."""
 
-    def init(self, x: Float[Tensor, "B C H W"]) -> State:
-        """Returns the state before the first gradient, for a batch like x."""
+    def init(self, x: Batch) -> State:
+        """Returns the state before the first gradient, for a batch like ``x``."""
         ...
 
-    def update(self, g: Float[Tensor, "B C H W"], state: State) -> tuple[Float[Tensor, "B C H W"], State]:
-        """Returns the gradient to use and the next state."""
+    def update(self, g: Batch, state: State) -> tuple[Batch, State]:
+        """Returns the gradient to use, and the next state."""
         ...
+
+
+class _Stateless:
+    """A stabilizer that looks at one gradient alone."""
+
+    def init(self, x: Batch) -> State:
+        """Returns an empty state."""
+        return ()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Identity:
+class Identity(_Stateless):
     """The gradient as it is."""
 
-    def init(self, x: Float[Tensor, "B C H W"]) -> State:
-        """Returns no state."""
-        return ()
-
-    def update(self, g: Float[Tensor, "B C H W"], state: State) -> tuple[Float[Tensor, "B C H W"], State]:
+    def update(self, g: Batch, state: State) -> tuple[Batch, State]:
         """Returns ``g``."""
         return g, state
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Moving:
+    """A stabilizer with one average ``m``, which decays by ``beta``."""
+
+    beta: float
+
+    def __post_init__(self) -> None:
+        _check_decay("beta", self.beta)
+
+    def init(self, x: Batch) -> State:
+        """Returns ``m = 0``."""
+        return (torch.zeros_like(x),)
+
+
+@dataclass(frozen=True, kw_only=True)
 @finite
-class Ema:
+class Momentum(_Moving):
+    """Heavy-ball momentum (Polyak 1964): `Ema` divided by ``1 - beta``, so that the first gradient is used in full.
+
+    Attributes:
+        beta: The weight of the previous sum, in [0, 1); a constant gradient grows by ``1 / (1 - beta)``.
+
+    Example:
+        >>> import steersman as sm
+        >>> recipe = sm.load_recipe("nrcg", {"stabilizer": {"kind": "momentum", "beta": 0.5}})
+        >>> recipe.bind("zoo:mnist-lenet")[0].stabilizer
+        Momentum(beta=0.5)
+    """
+
+    beta: float = 0.9
+
+    def update(self, g: Batch, state: State) -> tuple[Batch, State]:
+        """Returns ``m``."""
+        m = self.beta * state[0] + g
+        return m, (m,)
+
+
+@dataclass(frozen=True, kw_only=True)
+@finite
+class Ema(_Moving):
     """The exponential moving average of the gradients (nrCG eq. 7).
 
     Attributes:
@@ -78,49 +117,9 @@ class Ema:
 
     beta: float = 0.99
 
-    def __post_init__(self) -> None:
-        _fraction("stabilizer.beta", self.beta)
-
-    def init(self, x: Float[Tensor, "B C H W"]) -> State:
-        """Returns ``m = 0``."""
-        return (torch.zeros_like(x),)
-
-    def update(self, g: Float[Tensor, "B C H W"], state: State) -> tuple[Float[Tensor, "B C H W"], State]:
+    def update(self, g: Batch, state: State) -> tuple[Batch, State]:
         """Returns ``m``."""
         m = self.beta * state[0] + (1 - self.beta) * g
-        return m, (m,)
-
-
-@dataclass(frozen=True, kw_only=True)
-@finite
-class Momentum:
-    """Heavy-ball momentum (Polyak 1964): `Ema` divided by ``1 - beta``, so that the first gradient is used in full.
-
-    Attributes:
-        beta: The weight of the previous sum, in [0, 1); a constant gradient grows by ``1 / (1 - beta)``.
-
-    Example:
-        >>> import steersman as sm
-        >>> import torch
-        >>> momentum, g = sm.Momentum(beta=0.9), torch.ones(1, 1, 1, 1)
-        >>> first, state = momentum.update(g, momentum.init(g))
-        >>> second, state = momentum.update(g, state)
-        >>> round(first.item(), 2), round(second.item(), 2)
-        (1.0, 1.9)
-    """
-
-    beta: float = 0.9
-
-    def __post_init__(self) -> None:
-        _fraction("stabilizer.beta", self.beta)
-
-    def init(self, x: Float[Tensor, "B C H W"]) -> State:
-        """Returns ``m = 0``."""
-        return (torch.zeros_like(x),)
-
-    def update(self, g: Float[Tensor, "B C H W"], state: State) -> tuple[Float[Tensor, "B C H W"], State]:
-        """Returns ``m``."""
-        m = self.beta * state[0] + g
         return m, (m,)
 
 
@@ -136,14 +135,10 @@ class Adam:
         corrected: Whether to correct the bias towards the zero initialisation (Kingma & Ba 2015).
 
     Example:
-        Large and small values of the gradient become equally large.
-
         >>> import steersman as sm
-        >>> import torch
-        >>> adam, g = sm.Adam(corrected=True), torch.tensor([0.5, -30.0]).reshape(1, 1, 1, 2)
-        >>> used, state = adam.update(g, adam.init(g))
-        >>> [round(value, 2) for value in used.flatten().tolist()]
-        [1.0, -1.0]
+        >>> recipe = sm.load_recipe("nrcg", {"stabilizer": {"kind": "adam", "corrected": True}})
+        >>> recipe.bind("zoo:mnist-lenet")[0].stabilizer
+        Adam(beta1=0.9, beta2=0.999, eps=0.0001, corrected=True)
     """
 
     beta1: float = 0.9
@@ -152,15 +147,16 @@ class Adam:
     corrected: bool = False
 
     def __post_init__(self) -> None:
-        _fraction("stabilizer.beta1", self.beta1)
-        _fraction("stabilizer.beta2", self.beta2)
-        _positive("stabilizer.eps", self.eps)
+        _check_decay("beta1", self.beta1)
+        _check_decay("beta2", self.beta2)
+        if not self.eps > 0:
+            raise InputError(f"stabilizer.eps must be above 0, got {self.eps}")
 
-    def init(self, x: Float[Tensor, "B C H W"]) -> State:
-        """Returns ``m = 0, v = 0`` and the count ``n = 0`` of an image's gradients."""
-        return torch.zeros_like(x), torch.zeros_like(x), torch.zeros_like(x[:, :1, :1, :1])
+    def init(self, x: Batch) -> State:
+        """Returns ``m = 0, v = 0`` and the number ``n = 0`` of an image's gradients."""
+        return torch.zeros_like(x), torch.zeros_like(x), x.new_zeros(len(x), *[1] * (x.ndim - 1))
 
-    def update(self, g: Float[Tensor, "B C H W"], state: State) -> tuple[Float[Tensor, "B C H W"], State]:
+    def update(self, g: Batch, state: State) -> tuple[Batch, State]:
         """Returns ``m / (sqrt(v) + eps)``, of the corrected averages if wanted; the state keeps the plain ones."""
         m = self.beta1 * state[0] + (1 - self.beta1) * g
         v = self.beta2 * state[1] + (1 - self.beta2) * g.square()
@@ -171,7 +167,7 @@ class Adam:
 
 @dataclass(frozen=True, kw_only=True)
 @finite
-class Rms:
+class Rms(_Stateless):
     """The gradient scaled to unit length, over one sample; a zero gradient stays zero.
 
     Attributes:
@@ -180,8 +176,7 @@ class Rms:
     Example:
         >>> import steersman as sm
         >>> import torch
-        >>> normalise, g = sm.Rms(by="norm"), torch.tensor([3.0, 4.0]).reshape(1, 1, 1, 2)
-        >>> used, state = normalise.update(g, normalise.init(g))
+        >>> used, _ = sm.Rms(by="norm").update(torch.tensor([[3.0, 4.0]]), ())
         >>> [round(value, 2) for value in used.flatten().tolist()]
         [0.6, 0.8]
     """
@@ -192,11 +187,7 @@ class Rms:
         if self.by not in ("norm", "rms"):
             raise unknown("stabilizer.by", self.by, get_args(Literal["norm", "rms"]))
 
-    def init(self, x: Float[Tensor, "B C H W"]) -> State:
-        """Returns no state."""
-        return ()
-
-    def update(self, g: Float[Tensor, "B C H W"], state: State) -> tuple[Float[Tensor, "B C H W"], State]:
+    def update(self, g: Batch, state: State) -> tuple[Batch, State]:
         """Returns ``g / |g|``."""
         size = rms(g) if self.by == "rms" else norm(g)
         return g / torch.where(size > 0, size, 1), state
@@ -204,7 +195,7 @@ class Rms:
 
 @dataclass(frozen=True, kw_only=True)
 @finite
-class Clip:
+class Clip(_Stateless):
     """The gradient clipped to a maximum norm.
 
     Attributes:
@@ -213,8 +204,7 @@ class Clip:
     Example:
         >>> import steersman as sm
         >>> import torch
-        >>> clip, g = sm.Clip(norm=2.5), torch.tensor([3.0, 4.0]).reshape(1, 1, 1, 2)
-        >>> used, state = clip.update(g, clip.init(g))
+        >>> used, _ = sm.Clip(norm=2.5).update(torch.tensor([[3.0, 4.0]]), ())
         >>> [round(value, 2) for value in used.flatten().tolist()]
         [1.5, 2.0]
     """
@@ -222,13 +212,10 @@ class Clip:
     norm: float = 1.0
 
     def __post_init__(self) -> None:
-        _positive("stabilizer.norm", self.norm)
+        if not self.norm > 0:
+            raise InputError(f"stabilizer.norm must be above 0, got {self.norm}")
 
-    def init(self, x: Float[Tensor, "B C H W"]) -> State:
-        """Returns no state."""
-        return ()
-
-    def update(self, g: Float[Tensor, "B C H W"], state: State) -> tuple[Float[Tensor, "B C H W"], State]:
+    def update(self, g: Batch, state: State) -> tuple[Batch, State]:
         """Returns ``g min(1, norm / |g|)``."""
         size = norm(g)
         return g * (self.norm / torch.where(size > 0, size, 1)).clamp(max=1), state
@@ -243,24 +230,20 @@ class Chain:
         links: The stabilizers, in the order in which they are applied.
 
     Example:
-        In a recipe it is a list: ``stabilizer: [{kind: rms}, {kind: ema, beta: 0.5}]``.
-
         >>> import steersman as sm
-        >>> import torch
-        >>> chain, g = sm.Chain((sm.Rms(), sm.Ema(beta=0.5))), torch.tensor([3.0, 4.0]).reshape(1, 1, 1, 2)
-        >>> used, state = chain.update(g, chain.init(g))
-        >>> [round(value, 2) for value in used.flatten().tolist()]
-        [0.3, 0.4]
+        >>> recipe = sm.load_recipe("nrcg", {"stabilizer": ["rms", {"kind": "ema", "beta": 0.5}]})
+        >>> recipe.bind("zoo:mnist-lenet")[0].stabilizer
+        Chain(links=(Rms(by='norm'), Ema(beta=0.5)))
     """
 
     links: Sequence[Stabilizer]
 
-    def init(self, x: Float[Tensor, "B C H W"]) -> State:
+    def init(self, x: Batch) -> State:
         """Returns the links' states."""
         return tuple(link.init(x) for link in self.links)
 
-    def update(self, g: Float[Tensor, "B C H W"], state: State) -> tuple[Float[Tensor, "B C H W"], State]:
-        """Returns what the last link makes of it."""
+    def update(self, g: Batch, state: State) -> tuple[Batch, State]:
+        """Returns the gradient after the last link."""
         states = []
         for link, old in zip(self.links, state, strict=True):
             g, new = link.update(g, old)
@@ -268,16 +251,11 @@ class Chain:
         return g, tuple(states)
 
 
-def _grown(beta: float, n: Float[Tensor, "B 1 1 1"]) -> Float[Tensor, "B 1 1 1"]:
-    """Returns ``1 - beta^n``; a power is rounded by its place in the batch, an exponential is not."""
+def _grown(beta: float, n: Tensor) -> Tensor:
+    """Returns ``1 - beta^n``; a power is rounded by its position in the batch, an exponential is not."""
     return torch.ones_like(n) if beta == 0 else -(n * math.log(beta)).expm1()
 
 
-def _fraction(name: str, value: float) -> None:
+def _check_decay(name: str, value: float) -> None:
     if not 0 <= value < 1:
-        raise InputError(f"{name} must be at least 0 and below 1, got {value}")
-
-
-def _positive(name: str, value: float) -> None:
-    if not value > 0:
-        raise InputError(f"{name} must be above 0, got {value}")
+        raise InputError(f"stabilizer.{name} must be at least 0 and below 1, got {value}")

@@ -1,4 +1,4 @@
-"""One step of a walk down the levels, and its reverse variance.
+"""One step of a trajectory, and its reverse variance.
 
 From a level t to a cleaner level s, with ``r = alpha_t / alpha_s`` and ``beta = sigma_t^2 - r^2 sigma_s^2`` (for a
 variance-preserving schedule ``1 - a``, ``a = r^2``), the posterior of ``x_s`` given ``x_t`` and ``x_0`` is Gaussian:
@@ -6,9 +6,9 @@ variance-preserving schedule ``1 - a``, ``a = r^2``), the posterior of ``x_s`` g
     mean       mu = (r sigma_s^2 x_t + alpha_s beta x_0) / sigma_t^2
     variance   beta_tilde = beta sigma_s^2 / sigma_t^2                                    (Ho et al. 2020, eq. 6, 7)
 
-The variance belongs to the pair, so that it follows any respacing. ADM learns a fraction f per value:
+The variance belongs to the pair of levels, so that it follows any respacing. ADM learns a fraction f per value:
 ``log Sigma = f log beta + (1 - f) log beta_tilde`` (Nichol & Dhariwal 2021, eq. 15). Into a clean image ``beta_tilde``
-is zero, and so is ``Sigma``; the code of Ho et al. and of ADM clips its logarithm, so that it is the step before's.
+is zero, and so is ``Sigma``.
 """
 
 from collections.abc import Sequence
@@ -16,29 +16,33 @@ from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from steersman.schedule import Level, broadcast
 
-__all__ = ["FixedVariance", "Step", "posterior_mean", "reverse_variance", "transition"]
+__all__ = ["Batch", "FixedVariance", "PerImage", "Step", "Targets", "posterior_mean", "reverse_variance", "transition"]
+
+Batch = Float[Tensor, "B *shape"]
+PerImage = Float[Tensor, " B"]
+Targets = Int[Tensor, " B"]
 
 FixedVariance = Literal["small", "large", "clipped"]
 
 
 class Step(NamedTuple):
-    """Where in the walk a step stands.
+    """A step of a trajectory.
 
     Attributes:
-        index: Its number, 0 first.
-        count: How many there are.
-        repeat: Which repeat of it this is, under recurrence.
-        stage: Which evaluation within it: 0, and 1 for Heun's second.
+        index: The step's index, 0 first.
+        count: The number of steps.
+        repeat: The repetition of the step under recurrence, 0 first.
+        stage: The evaluation of the denoiser within the step: 0, and 1 for Heun's second.
         level: The level of that evaluation; of the first one, the level that the step starts from.
-        next: The level that it goes to.
+        next: The level that the step leads to.
         variance: The reverse variance ``Sigma_t`` of this pair of levels: (), or the sample's shape where learned.
         peak: The largest variance of the steps so far.
-        levels: All levels of the walk, the noisiest first; one more than steps.
+        levels: All levels of the trajectory, the noisiest first; one more than steps.
     """
 
     index: int  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -53,13 +57,7 @@ class Step(NamedTuple):
 
     @classmethod
     def at(cls, levels: Sequence[Level], index: int, fixed: FixedVariance = "small") -> "Step":
-        """Returns a step of a trajectory over some levels, with the fixed reverse variances.
-
-        Args:
-            levels: All levels, the noisiest first; one more than steps.
-            index: The step's index, 0 first.
-            fixed: The variance, as `reverse_variance` takes it.
-        """
+        """Returns a step of a trajectory over some levels, with the fixed reverse variances."""
         pairs = pairwise(levels[: index + 2])
         variances = [reverse_variance(level, next, fixed=fixed, levels=levels) for level, next in pairs]
         peak = torch.stack(variances).max()
@@ -67,7 +65,7 @@ class Step(NamedTuple):
 
     @property
     def left(self) -> int:
-        """The steps left after this one: t, counted T-1 .. 0."""
+        """The number of steps after this one: t, counted T-1 .. 0."""
         return self.count - 1 - self.index
 
     @property
@@ -87,9 +85,7 @@ def transition(level: Level, next: Level) -> tuple[Float64[Tensor, "*batch"], Fl
     return ratio, level.sigma**2 - ratio**2 * next.sigma**2
 
 
-def posterior_mean(
-    x_t: Float[Tensor, "B C H W"], x0: Float[Tensor, "B C H W"], level: Level, next: Level
-) -> Float[Tensor, "B C H W"]:
+def posterior_mean(x_t: Batch, x0: Batch, level: Level, next: Level) -> Batch:
     """Returns ``mu``, the mean of ``x_s`` given ``x_t`` and ``x_0``."""
     ratio, beta = transition(level, next)
     of_x_t = ratio * next.sigma**2 / level.sigma**2
@@ -100,7 +96,7 @@ def posterior_mean(
 def reverse_variance(
     level: Level,
     next: Level,
-    fraction: Float[Tensor, "B C H W"] | None = None,
+    fraction: Batch | None = None,
     fixed: FixedVariance = "small",
     levels: Sequence[Level] = (),
 ) -> Float[Tensor, "..."]:
@@ -109,10 +105,11 @@ def reverse_variance(
     Args:
         level: The level of ``x_t``.
         next: The level of ``x_s``.
-        fraction: What the model learned of it, in [0, 1], where it did.
-        fixed: Where it did not: ``small`` for ``beta_tilde``, ``large`` for ``beta``. With ``clipped``, ``beta_tilde``
-            into a clean image is that of the step before, learned or not; it stays zero in a walk of one step.
-        levels: All levels of the walk; only ``clipped`` needs them.
+        fraction: The learned fraction ``f``, in [0, 1], where the model has one.
+        fixed: The variance without it: ``small`` for ``beta_tilde``, ``large`` for ``beta``. With ``clipped``,
+            ``beta_tilde`` into a clean image is that of the step before, as in the code of Ho et al. and of ADM, which
+            clips its logarithm; it stays zero for a single step.
+        levels: All levels of the trajectory; only ``clipped`` needs them.
     """
     _, beta = transition(level, next)
     small = beta * next.sigma**2 / level.sigma**2

@@ -23,7 +23,7 @@ from steersman.batching import is_out_of_memory
 from steersman.errors import InputError
 from steersman.guidance import Guide
 from steersman.guidance.step import Step, reverse_variance
-from steersman.guidance.weight import compares
+from steersman.guidance.weight import needs_unconditional
 from steersman.lab.realism import noise_error
 from steersman.lab.run import TARGET, Run
 from steersman.lab.speed.placement import DTYPES, prepare
@@ -219,7 +219,7 @@ class Session:
                 raise InputError(
                     "cfg-scale must not be 1 with a negative-prompt, as 1 uses the prompt alone; give another cfg-scale"
                 )
-            asks = {"unconditional": True} if any(compares(guide.weight) for guide in self.guides) else {}
+            asks = {"unconditional": True} if any(needs_unconditional(guide.weight) for guide in self.guides) else {}
             return texts | {"cfg_scale": run.cfg_scale} | asks
         if texts:
             said = next(iter(texts)).replace("_", "-")

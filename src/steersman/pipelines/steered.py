@@ -16,11 +16,9 @@ from torch import Tensor
 
 from steersman.denoise import Parameterization
 from steersman.errors import InputError, unknown
-from steersman.guidance.decoded import after_decoding
-from steersman.guidance.guide import Guide
+from steersman.guidance.guide import Guide, after_decoding
 from steersman.guidance.input import Lookahead
-from steersman.guidance.objective import Objective
-from steersman.guidance.targets import Target, resolved
+from steersman.guidance.objective import Objective, Target, resolve_targets
 from steersman.pipelines.parts import Parts, around_calls, exact, frozen, recomputed
 from steersman.pipelines.recording import Recording, Turn
 from steersman.pipelines.trajectory import PipelineTrajectory, Plan
@@ -60,7 +58,7 @@ class SteeredPipeline:
         self.asks = (
             recurrence.times > 1
             or particles.count > 1
-            or any(isinstance(guide.input, Lookahead) or guide.injection.moment == "sample" for guide in guides)
+            or any(isinstance(guide.input, Lookahead) or guide.injection.point == "sample" for guide in guides)
         )
         self._check_scheduler()
         self.parts.check(pipe, through=self.through, asks=self.asks)
@@ -70,7 +68,7 @@ class SteeredPipeline:
             parts=self.parts,
             schedule=_schedule_of(self.scheduler),
             guides=self.guides,
-            targets=resolved(self.guides, target),
+            targets=resolve_targets(self.guides, target),
             recurrence=recurrence,
             particles=particles,
             frames=frames,
@@ -88,7 +86,7 @@ class SteeredPipeline:
         noisy = self.name in ("DDPMScheduler", "DDIMScheduler")
         allowed = ("sample", "estimate", "mean", *(("deviation",) if noisy else ()))
         for guide in self.guides:
-            if (moment := guide.injection.moment) not in allowed:
+            if (moment := guide.injection.point) not in allowed:
                 raise InputError(
                     f"injection: with a pipeline's {self.name} it must enter at the {', '.join(allowed)}, got "
                     f"{type(guide.injection).__name__}, which enters at the {moment}"

@@ -26,9 +26,8 @@ from torch import Tensor
 from steersman.batching import send
 from steersman.denoise import Conditioned, Parameterization, Prediction, output_for, to_x0
 from steersman.errors import InputError
-from steersman.guidance.guide import Guide
+from steersman.guidance.guide import Guide, Steering
 from steersman.guidance.injection import Estimate
-from steersman.guidance.steering import Steering
 from steersman.guidance.step import Step, reverse_variance
 from steersman.latent import channels, decoded
 from steersman.pipelines.layout import layout_of
@@ -250,11 +249,11 @@ class PipelineTrajectory:
         position, began, injections = self.position, samples[0], [guide.injection for guide in self.plan.guides]
         self.asked, self.output = samples, output
         # Some pipelines end with a step from the clean image to itself: no noise is left, and nothing to guide.
-        self.steering.rests = not position.level.sigma > 0
+        self.steering.paused = not position.level.sigma > 0
         x = self._joined(samples, position.scale)
         if position.stage == 0:
             self.denoiser.step = self._step_at(position, self.index, repeat)
-            if any(injection.moment == "sample" for injection in injections):
+            if any(injection.point == "sample" for injection in injections):
                 moved = self.denoiser.before(x) - x
                 if self._active("sample"):
                     samples = self._added(samples, moved, position.scale)
@@ -279,7 +278,7 @@ class PipelineTrajectory:
     def _active(self, *moments: str) -> bool:
         """Whether a guide whose updates enter at one of these moments was active."""
         updates = zip(self.plan.guides, self.steering.updates, strict=True)
-        return any(update is not None and guide.injection.moment in moments for guide, update in updates)
+        return any(update is not None and guide.injection.point in moments for guide, update in updates)
 
     def _changed(
         self, samples: list[Tensor], outputs: list[Tensor], before: Estimate, after: Estimate

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from steersman.errors import InputError, unknown
-from steersman.guidance import average, injection, input, loss, objective, stabilizer, weight
+from steersman.guidance import injection, input, objective, stabilizer, weight
 from steersman.guidance.guide import Wrt
 from steersman.sampling import DDIM, DDPM, DPMpp, Heun, NamedScheduler, Particles, Recurrence
 from steersman.schedule import Spacing, check_ratios
@@ -172,14 +172,14 @@ AXES: dict[str, dict[str, type]] = {
         "logit": objective.TargetLogit,
         "binary": objective.BinaryProbability,
     },
-    "loss": {"none": Unchanged, "root": loss.Root, "log": loss.Log},
+    "loss": {"none": Unchanged, "root": objective.Root, "log": objective.Log},
     "preprocess": {"image": Preprocessing},
     "ensemble": {"sum": Together, "switch": HandOver},
     "smoothing": {
         "none": Unsmoothed,
         "softplus": Softplus,
-        "augment": average.Augmented,
-        "montecarlo": average.MonteCarlo,
+        "augment": objective.Augmented,
+        "montecarlo": objective.MonteCarlo,
     },
     "input": {
         "denoised": input.Denoised,
@@ -244,7 +244,7 @@ PROTOCOLS: dict[str, tuple[str, ...]] = {
     "input": ("__call__", "needs_denoiser"),
     "stabilizer": ("init", "update"),
     "weight": ("__call__", "active", "needs_denoiser"),
-    "injection": ("defined", "moment"),
+    "injection": ("needs_signal", "point"),
     "sampler": ("init", "step", "noisy", "fixed"),
 }
 """Axes that take options of one's own, and what such a class must have."""

@@ -26,12 +26,10 @@ from torch import Tensor
 from steersman.batching import take
 from steersman.denoise import Conditioned, Denoiser, Prediction, eps_from_x0
 from steersman.errors import InputError, unknown
-from steersman.guidance.decoded import after_decoding
-from steersman.guidance.guide import Guide
+from steersman.guidance.guide import Guide, Steering, Update, after_decoding
 from steersman.guidance.injection import Estimate, Kept
-from steersman.guidance.steering import Steering, Update
+from steersman.guidance.objective import Target, resolve_targets
 from steersman.guidance.step import FixedVariance, Step, reverse_variance, transition
-from steersman.guidance.targets import Target, resolved
 from steersman.names import each_class, resolve
 from steersman.precision import ieee
 from steersman.sampling.noise import GivenNoise, SeededNoise
@@ -180,7 +178,7 @@ def sample(
     draws = given or SeededNoise(seeds, denoiser.shape, device, dtype)
     x = draws("start", population.count) * denoiser.schedule.start(levels[0])
     state, unguided_state = sampler.init(x), sampler.init(x)
-    enters_sample = any(guide.injection.moment == "sample" for guide in guides)
+    enters_sample = any(guide.injection.point == "sample" for guide in guides)
     guided = GuidedDenoiser(denoiser, steering, sampler.fixed, torch.zeros((), dtype=dtype), clip=clip, keeps=keeps)
     for index, (level, next) in enumerate(pairwise(levels)):
         repeats = recurrence.at(level) if recurrence and recurrence.times > 1 else 1
@@ -188,7 +186,7 @@ def sample(
             several = population.count > 1
             variance = reverse_variance(level, next, fixed=sampler.fixed, levels=levels)
             guided.step = step = Step(index, steps, repeat, 0, level, next, variance, guided.peak, levels)
-            steering.rests = several and particles.corrected and not next.sigma > 0
+            steering.paused = several and particles.corrected and not next.sigma > 0
             x = guided.before(x) if enters_sample else x
             if several and population.weighs(level, index):
                 rows = population.choose(guided.log_likelihood(x), level, draws.uniform())
@@ -350,7 +348,7 @@ def _targets(
     """Returns one target for each image."""
     if target is None and not guides:
         return None
-    targets = resolved(guides, target)
+    targets = resolve_targets(guides, target)
     if len(targets) not in (1, count):
         raise InputError(f"target must be one, or one for each of {count} seeds, got {len(targets)}")
     return targets.to(device).expand(count)

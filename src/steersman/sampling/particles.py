@@ -131,9 +131,9 @@ class ParticleFilter:
         if noisy is False:
             raise _noiseless()
         for guide in guides:
-            if guide.scale and guide.injection.moment not in ("estimate", "mean"):
+            if guide.scale and guide.injection.point not in ("estimate", "mean"):
                 raise InputError(
-                    f"particles.corrected must be false with a guidance update of the {guide.injection.moment}, got "
+                    f"particles.corrected must be false with a guidance update of the {guide.injection.point}, got "
                     "true; use the injection mean, noise or denoised, which moves the mean of a step"
                 )
 

@@ -101,7 +101,7 @@ def trusted(
 
 @dataclass(frozen=True, kw_only=True)
 class Turns:
-    """Two classifiers that guide in turn, as `steersman.guidance.combine.Switch` has it.
+    """Two classifiers that guide in turn, as `steersman.guidance.Switch` has it.
 
     Attributes:
         name: What the two are called.

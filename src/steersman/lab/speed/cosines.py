@@ -23,8 +23,7 @@ from torch import Tensor
 
 from steersman.batching import halving, is_out_of_memory
 from steersman.denoise import Conditioned
-from steersman.guidance.decoded import after_decoding
-from steersman.guidance.guide import Guide
+from steersman.guidance.guide import Guide, after_decoding
 from steersman.guidance.step import Step
 from steersman.lab.session import Session, Target
 from steersman.sampling import Report
