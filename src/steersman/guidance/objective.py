@@ -208,13 +208,13 @@ class Augmented:
         cos, sin = size * angle.cos(), size * angle.sin()
         x, y = 2 * self.shift * unit[:, 2], 2 * self.shift * unit[:, 3]
         maps = torch.stack([torch.stack([cos, -sin, x], 1), torch.stack([sin, cos, y], 1)], 1)
-        values = [self.objective(image, target, level)]
+        copies = [image]
         for matrix in send(maps.to(image.dtype), image.device):
             # One grid for all images: it is a product of matrices, which is rounded by how many there are.
             grid = affine_grid(matrix[None], [1, *image.shape[1:]], align_corners=False)
             grid = grid.expand(len(image), *grid.shape[1:])
-            copy = grid_sample(image, grid, padding_mode="border", align_corners=False)
-            values.append(self.objective(copy, target, level))
+            copies.append(grid_sample(image, grid, padding_mode="border", align_corners=False))
+        values = [self.objective(copy, target, level) for copy in copies]
         return total(torch.stack(values, 1)) / self.copies
 
 
