@@ -22,12 +22,9 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from steersman import latent
 from steersman.denoise import Parameterization, Prediction, classifier_free, to_x0
+from steersman.models.classifiers import Classifier, Preprocess, TextClassifier, load_classifier
 from steersman.models.classifiers.adm import ADMEncoder, AttentionPool
-from steersman.models.classifiers.base import Classifier
-from steersman.models.classifiers.clip import _ImageTower
-from steersman.models.classifiers.load import load_classifier
-from steersman.models.classifiers.preprocess import Preprocess
-from steersman.models.classifiers.text import TextClassifier
+from steersman.models.classifiers.transformers import _ImageTower
 from steersman.models.denoisers import DiffusersDenoiser, EDMDenoiser, load_denoiser
 from steersman.models.denoisers.adm import CLASSIFIERS, DENOISERS
 from steersman.models.denoisers.architectures import DiT
@@ -306,7 +303,7 @@ def noise_aware(size: int, dtype: torch.dtype) -> Classifier:
         places = (size >> (len(known.layout.channels) - 1)) ** 2
         network = ADMEncoder(unet, AttentionPool(channels, places, known.attention.count(channels), 1000))
     names = map(str, range(1000))
-    return Classifier(bare(network, dtype), preprocess=Preprocess(size=size), names=names, told_level=True)
+    return Classifier(bare(network, dtype), preprocess=Preprocess(size=size), names=names, noise_aware=True)
 
 
 def clip(dtype: torch.dtype) -> TextClassifier:

@@ -32,7 +32,7 @@ def test_it_is_the_network(name, tmp_path):
     reference, spec = made(tmp_path, **NETWORKS[name])
     classifier = load_classifier(spec)
     assert classifier.names == tuple("01234")
-    assert classifier.told_level
+    assert classifier.noise_aware
     assert torch.equal(classifier.schedule.alpha_bar, VP.linear().alpha_bar)
     assert classifier.preprocess.size == reference.size
     x_t = torch.randn(3, 3, reference.size, reference.size, generator=torch.Generator().manual_seed(1))

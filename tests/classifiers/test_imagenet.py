@@ -6,7 +6,7 @@ from PIL import Image
 
 from steersman.errors import InputError
 from steersman.models.classifiers import RAW, load_classifier
-from steersman.models.classifiers.imagenet import read_efficientnet_lite0
+from steersman.models.classifiers.libraries import read_efficientnet_lite0
 from steersman.names import imagenet_names
 
 

@@ -11,7 +11,7 @@ from torchvision import models
 
 from steersman.errors import InputError
 from steersman.models.classifiers import Preprocess, load_classifier
-from steersman.models.classifiers.torchvision import _preprocess, _published
+from steersman.models.classifiers.libraries import _torchvision_preprocess, _torchvision_weights
 
 EXTRA = {"googlenet": {"transform_input": True, "init_weights": False}}
 
@@ -82,9 +82,9 @@ def test_the_named_weights_say_how_images_are_prepared(resnet):
     assert own[0].preprocess == own[1].preprocess
     published = models.ResNet50_Weights
     for member, edge in ((published.IMAGENET1K_V1, 256), (published.IMAGENET1K_V2, 232)):
-        assert _published(f"resnet50.{member.name}") == ("resnet50", member)
-        assert _preprocess(member.transforms()).crop == 224 / edge
-    assert _published("resnet50")[1] is published.IMAGENET1K_V2
+        assert _torchvision_weights(f"resnet50.{member.name}") == ("resnet50", member)
+        assert _torchvision_preprocess(member.transforms()).crop == 224 / edge
+    assert _torchvision_weights("resnet50")[1] is published.IMAGENET1K_V2
 
 
 def test_published_weights_come_from_torchs_cache_with_their_digest(monkeypatch, tmp_path):

@@ -100,7 +100,7 @@ def test_every_recipe(name, model, compare):
     beta = recipe.classifier_settings()["softplus"]
 
     def make(device):
-        guide = classifier(binary=binary, told_level=name.split("/")[0] in TOLD, beta=beta).to(device)
+        guide = classifier(binary=binary, noise_aware=name.split("/")[0] in TOLD, beta=beta).to(device)
         told = {key: value.to(device) if torch.is_tensor(value) else value for key, value in condition.items()}
         given = {"guides": recipe.guides(guide), "condition": told, **recipe.sampling()}
         return model(build).to(device), recipe.sampler(), given

@@ -77,7 +77,7 @@ def _asked(classifier) -> Iterable[Tensor]:
     assert size < 1000, f"images of {size}"
     if classifier.open_vocabulary:
         classifier.resolve("ball")
-    level = VP.linear().at_time(5) if classifier.told_level else None
+    level = VP.linear().at_time(5) if classifier.noise_aware else None
     image = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
     logits = classifier(image, level)
     assert logits.shape == (1, 1 if classifier.binary else len(classifier.names))

@@ -37,7 +37,7 @@ class Network(nn.Module):
 
 
 UNET, JUDGE = Network(6, 0, 3.0), Network(CLASSES, 1, 60.0, classifies=True)
-GUIDE = Classifier(JUDGE, preprocess=RAW, names="abcde", told_level=True)
+GUIDE = Classifier(JUDGE, preprocess=RAW, names="abcde", noise_aware=True)
 
 
 class Adm:

@@ -39,11 +39,11 @@ class Convolutions(nn.Module):
         return logits if time is None else logits + 1e-3 * time[:, None] * logits
 
 
-def classifier(*, binary=False, told_level=False, beta=None):
+def classifier(*, binary=False, noise_aware=False, beta=None):
     torch.manual_seed(1)
     names = NAMES[:2] if binary else NAMES
     made = Classifier(
-        Convolutions(1 if binary else 3), preprocess=RAW, names=names, binary=binary, told_level=told_level
+        Convolutions(1 if binary else 3), preprocess=RAW, names=names, binary=binary, noise_aware=noise_aware
     )
     return made if beta is None else made.smooth(beta)
 
@@ -140,7 +140,7 @@ def two_steps(name, build, condition, model):
     recipe = load_recipe(name, ["sampling.steps=2"])
     settings = recipe.classifier_settings()
     binary = recipe.resolved()["objective"]["kind"] == "binary"
-    guide = classifier(binary=binary, told_level=name.split("/")[0] in TOLD, beta=settings["softplus"])
+    guide = classifier(binary=binary, noise_aware=name.split("/")[0] in TOLD, beta=settings["softplus"])
     reports = []
     given = {
         "target": [1, 0],

@@ -20,7 +20,7 @@ from steersman.lab.analysis.parts import Key, Parts
 from steersman.lab.report.plots import Curve
 from steersman.lab.run import check_device
 from steersman.models.classifiers import Classifier, load_classifier
-from steersman.models.classifiers.stated import Unstated
+from steersman.models.classifiers.spec import Unstated
 from steersman.models.denoisers import load_denoiser
 from steersman.recipes.axes import build
 from steersman.schedule import Level

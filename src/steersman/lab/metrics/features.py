@@ -24,7 +24,7 @@ from steersman.batching import halving
 from steersman.errors import InputError, unknown
 from steersman.files import in_8_bits
 from steersman.models.classifiers import Classifier, TextClassifier, load_classifier
-from steersman.models.classifiers.load import SOURCES
+from steersman.models.classifiers.load import SOURCES, as_classifier
 from steersman.precision import ieee
 from steersman.schedule import CLEAN
 from steersman.trust import call_function
@@ -105,15 +105,13 @@ def _clip(name: str, device: torch.device | str) -> tuple[str, Embed]:
     spec = f"clip:{name}"
     clip = load_classifier(spec, device=device)
     assert isinstance(clip, TextClassifier)
-    return spec, lambda images: Classifier.forward(clip, images)  # its own forward goes on to the texts
+    return spec, clip.embed
 
 
 def _module(name: str, device: torch.device | str) -> tuple[str, Embed]:
-    from steersman.models.classifiers.module import load_module
-
     spec, made = f"module:{name}", call_function(name, "classifier")
     if isinstance(made, Classifier) or hasattr(made, "names"):
-        return spec, _penultimate(load_module(name), device)
+        return spec, _penultimate(as_classifier(name, made), device)
     if not isinstance(made, nn.Module):
         kind = type(made).__name__
         raise InputError(f"features: {spec!r} must return a classifier or a torch.nn.Module, got {kind}")
@@ -135,7 +133,7 @@ def _inception(name: str, device: torch.device | str) -> tuple[str, Embed]:
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
     from steersman.models.checkpoint import read_tensors
-    from steersman.models.classifiers.weights import fetched, misfit
+    from steersman.models.classifiers.libraries import fetched, misfit
 
     spec = f"{INCEPTION}:{name}" if name else INCEPTION
     path = Path(name) if name else fetched(spec, URL_INCEPTION_V3)
@@ -152,7 +150,7 @@ def _inception(name: str, device: torch.device | str) -> tuple[str, Embed]:
 
 
 def _dinov2(name: str, device: torch.device | str) -> tuple[str, Embed]:
-    from steersman.models.classifiers.processor import read_processor
+    from steersman.models.classifiers.transformers import read_processor
     from steersman.models.hub import check_whole, load_pretrained, quiet
 
     place = name or DINOV2

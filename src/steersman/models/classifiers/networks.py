@@ -1,13 +1,12 @@
 """Small networks for images in [-1, 1], built without weights.
 
-For images of 64 by 64 pixels: `mobilenet_v3_small` is nrCG's classifier. The two others judge what it guided: each is
-of another family than the guide. Their penultimate features have 128 numbers (resnet10_narrow) and 122
-(densenet_narrow), few enough that a Fréchet distance between some thousands of images is well determined.
+For images of 64 by 64 pixels: `mobilenet_v3_small` is nrCG's classifier. The two others judge what it guided, each of
+another family than the guide. Their penultimate features have 128 numbers (resnet10_narrow) and 122 (densenet_narrow),
+few enough that a Fréchet distance between some thousands of images is well determined.
 
-For images of 32 by 32 pixels or a little fewer: `lenet`, two convolutions and two linear layers with ReLU; `resnet9`, a
-residual network with ReLU that learns CIFAR-10 in few epochs; and two of other families to judge it, `plainnet`,
-convolutions without shortcuts and with GELU, and `wide_resnet16`, with normalisation before each convolution and
-strides in place of pooling (Zagoruyko & Komodakis 2016). Their features have 128, 256, 192 and 160 numbers.
+For images of about 32 by 32 pixels: `lenet`; `resnet9`, which learns CIFAR-10 in few epochs; and two to judge it,
+`plainnet`, without shortcuts and with GELU, and `wide_resnet16`, with normalisation before each convolution and strides
+in place of pooling (Zagoruyko & Komodakis 2016). Their features have 128, 256, 192 and 160 numbers.
 """
 
 from collections import OrderedDict
@@ -22,16 +21,7 @@ __all__ = ["ARCHITECTURES", "build_network"]
 
 
 def build_network(architecture: str, num_classes: int, channels: int = 3) -> nn.Module:
-    """Returns a network with fresh weights, from images ``(B, C, H, W)`` in [-1, 1] to logits ``(B, num_classes)``.
-
-    Args:
-        architecture: One of `ARCHITECTURES`.
-        num_classes: Number of logits, at least 1 (1: a binary classifier).
-        channels: ``C``, at least 1.
-
-    Raises:
-        InputError: The architecture is unknown, or there would be no logits or no channels.
-    """
+    """Returns a network of `ARCHITECTURES` with fresh weights, from ``(B, channels, H, W)`` to ``(B, num_classes)``."""
     if architecture not in ARCHITECTURES:
         raise unknown("architecture", architecture, ARCHITECTURES)
     for name, value in (("num_classes", num_classes), ("channels", channels)):
@@ -69,19 +59,9 @@ def _densenet_narrow(num_classes: int, channels: int) -> nn.Module:
 
 
 def _lenet(num_classes: int, channels: int) -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(channels, 16, 5, padding=2),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(16, 32, 5, padding=2),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.AdaptiveAvgPool2d(7),
-        nn.Flatten(),
-        nn.Linear(32 * 49, 128),
-        nn.ReLU(),
-        nn.Linear(128, num_classes),
-    )
+    first, second = nn.Conv2d(channels, 16, 5, padding=2), nn.Conv2d(16, 32, 5, padding=2)
+    head = [nn.AdaptiveAvgPool2d(7), nn.Flatten(), nn.Linear(32 * 49, 128), nn.ReLU(), nn.Linear(128, num_classes)]
+    return nn.Sequential(first, nn.ReLU(), nn.MaxPool2d(2), second, nn.ReLU(), nn.MaxPool2d(2), *head)
 
 
 class _Residual(nn.Module):
@@ -96,7 +76,7 @@ class _Residual(nn.Module):
 
 
 def _convolution(inputs: int, outputs: int, activation: type[nn.Module], *more: nn.Module) -> list[nn.Module]:
-    """Returns the layers of a convolution of 3 by 3 with what comes before its normalisation, and an activation."""
+    """Returns a 3 x 3 convolution, further layers, a normalisation and an activation."""
     return [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), *more, nn.BatchNorm2d(outputs), activation()]
 
 
@@ -107,33 +87,19 @@ def _resnet9(num_classes: int, channels: int) -> nn.Module:
     def residual(width: int) -> nn.Module:
         return _Residual(*_convolution(width, width, nn.ReLU), *_convolution(width, width, nn.ReLU))
 
-    return nn.Sequential(
-        *_convolution(channels, 32, nn.ReLU),
-        *pooled(32, 64),
-        residual(64),
-        *pooled(64, 128),
-        *pooled(128, 256),
-        residual(256),
-        nn.AdaptiveMaxPool2d(1),
-        nn.Flatten(),
-        nn.Linear(256, num_classes),
-    )
+    body = [*_convolution(channels, 32, nn.ReLU), *pooled(32, 64), residual(64), *pooled(64, 128), *pooled(128, 256)]
+    return nn.Sequential(*body, residual(256), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(256, num_classes))
 
 
 def _plainnet(num_classes: int, channels: int) -> nn.Module:
     def stage(inputs: int, outputs: int) -> list[nn.Module]:
-        pooled = _convolution(inputs, outputs, nn.GELU, nn.MaxPool2d(2))
-        return [*pooled, *_convolution(outputs, outputs, nn.GELU)]
+        return [
+            *_convolution(inputs, outputs, nn.GELU, nn.MaxPool2d(2)),
+            *_convolution(outputs, outputs, nn.GELU),
+        ]
 
-    return nn.Sequential(
-        *_convolution(channels, 24, nn.GELU),
-        *stage(24, 64),
-        *stage(64, 192),
-        *stage(192, 192),
-        nn.AdaptiveMaxPool2d(1),
-        nn.Flatten(),
-        nn.Linear(192, num_classes),
-    )
+    body = [*_convolution(channels, 24, nn.GELU), *stage(24, 64), *stage(64, 192), *stage(192, 192)]
+    return nn.Sequential(*body, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(192, num_classes))
 
 
 class _Preactivated(nn.Module):
@@ -149,20 +115,20 @@ class _Preactivated(nn.Module):
         self.shortcut = None if same else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        ahead = relu(self.norm1(x))
-        around = x if self.shortcut is None else self.shortcut(ahead)
-        return around + self.conv2(relu(self.norm2(self.conv1(ahead))))
+        activated = relu(self.norm1(x))
+        shortcut = x if self.shortcut is None else self.shortcut(activated)
+        return shortcut + self.conv2(relu(self.norm2(self.conv1(activated))))
 
 
 def _wide_resnet16(num_classes: int, channels: int) -> nn.Module:
     widths = (16, 40, 80, 160)
-    blocks: OrderedDict[str, nn.Module] = OrderedDict(stem=nn.Conv2d(channels, widths[0], 3, padding=1, bias=False))
+    layers: OrderedDict[str, nn.Module] = OrderedDict(stem=nn.Conv2d(channels, widths[0], 3, padding=1, bias=False))
     for stage in range(3):
         for block in range(2):
             inputs, outputs = widths[stage if block == 0 else stage + 1], widths[stage + 1]
-            blocks[f"block{stage + 1}{block + 1}"] = _Preactivated(inputs, outputs, 2 if stage and not block else 1)
-    blocks |= {"norm": nn.BatchNorm2d(widths[-1]), "relu": nn.ReLU(), "pool": nn.AdaptiveAvgPool2d(1)}
-    return nn.Sequential(blocks | {"flatten": nn.Flatten(), "head": nn.Linear(widths[-1], num_classes)})
+            layers[f"block{stage + 1}{block + 1}"] = _Preactivated(inputs, outputs, 2 if stage and not block else 1)
+    layers |= {"norm": nn.BatchNorm2d(widths[-1]), "relu": nn.ReLU(), "pool": nn.AdaptiveAvgPool2d(1)}
+    return nn.Sequential(layers | {"flatten": nn.Flatten(), "head": nn.Linear(widths[-1], num_classes)})
 
 
 ARCHITECTURES: dict[str, Callable[[int, int], nn.Module]] = {
@@ -174,4 +140,3 @@ ARCHITECTURES: dict[str, Callable[[int, int], nn.Module]] = {
     "plainnet": _plainnet,
     "wide_resnet16": _wide_resnet16,
 }
-"""The networks that can be built, by name: from the numbers of logits and of the images' channels to the network."""

@@ -1,19 +1,17 @@
-"""How a classifier wants its input.
+"""How an image in [-1, 1] becomes the input of a classifier.
 
-An image in [-1, 1] becomes the network's input by one affine map a channel,
+A resize and a centre crop, both optional, and an affine map of each channel,
 
-    u = (x + 1) / 2,    input = (u - mean) / std = x · 1/(2 std) + (1/2 - mean) / std,
+    u = (x + 1) / 2,    input = (u - mean) / std = x · 1/(2 std) + (1/2 - mean) / std.
 
-after an optional resize and an optional centre crop, in that order, as libraries do it: what lies just outside of the
-crop takes part in the resize. A resize is ``R x C^T``, a matrix for the rows and one for the columns. Every part is
-linear in x, so the gradient of a log-likelihood reaches each pixel that the network sees. Nothing is clamped: bicubic
-resizing may overshoot [-1, 1] slightly, and a clamp would cut the gradient exactly where the image is saturated.
+A resize is ``R x C^T``, with one matrix for the rows and one for the columns. Every part is linear in x, so the
+gradient reaches each pixel that the network sees. Nothing is clamped: bicubic resizing may overshoot [-1, 1] slightly,
+and a clamp would cut the gradient where the image is saturated.
 
-A picture of 8 bits that needs no resize gets the input that torchvision, timm or transformers make of it, to float32's
-rounding. One that is resized differs by theirs: they resize in 8 bits, in two passes, and clamp to [0, 255].
+An 8-bit picture that needs no resize gets the input that torchvision, timm or transformers compute, up to float32
+rounding. After a resize the difference is their rounding: they resize in 8 bits, in two passes.
 """
 
-import math
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal, get_args
@@ -26,13 +24,12 @@ from torch.nn import functional
 from steersman.errors import InputError, unknown
 from steersman.typed import finite
 
-__all__ = ["RAW", "Channels", "Interpolation", "Preprocess", "in_channels"]
+__all__ = ["RAW", "Channels", "Interpolation", "Preprocess", "convert_channels"]
 
 Interpolation = Literal["bicubic", "bilinear"]
 Channels = Literal["rgb", "bgr", "grey"]
 
-LUMA = (0.299, 0.587, 0.114)
-"""Weights of red, green and blue in grey (ITU-R 601-2), as Pillow converts."""
+_LUMA = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R 601-2), as Pillow converts to grey
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,16 +40,16 @@ class Preprocess:
     The defaults leave the image exactly as it is.
 
     Args:
-        mean: Mean of the network's training images in [0, 1], one value for all channels or one a channel.
-        std: Standard deviation of these images, one value for all channels or one a channel.
+        mean: Mean of the network's training images in [0, 1], one value for all channels or one per channel.
+        std: Standard deviation of these images, one value for all channels or one per channel.
         size: Height and width in pixels of the network's input; None keeps the image's size.
-        interpolation: The interpolation of the resize, always with antialiasing.
-        crop: Fraction in (0, 1] of the shorter side that a centre crop keeps; the whole image is resized so that the
-            crop has ``size`` pixels. None keeps the whole image, and squeezes one that is not square: pixels outside a
+        interpolation: Interpolation of the resize, ``bicubic`` or ``bilinear``, always with antialiasing.
+        crop: Fraction in (0, 1] of the shorter side that a centre crop keeps; the image is resized so that the crop
+            has ``size`` pixels. None keeps the whole image and squeezes one that is not square. Pixels outside the
             crop are never guided.
-        channels: The network's channels: ``rgb`` or ``bgr``, or one channel, ``grey``. One channel is repeated to three
-            for the former; for the latter, the luminance of three channels is taken. None for ``rgb`` if mean and
-            standard deviation have three values, else for the channels of the image.
+        channels: Channels of the network: ``rgb``, ``bgr``, or ``grey`` for one channel. One channel is repeated to
+            three, three are converted to their luminance. None means ``rgb`` if ``mean`` has three values, else the
+            channels of the image.
 
     Raises:
         InputError: A value is outside the range above, or ``mean`` and ``std`` differ in length.
@@ -61,8 +58,8 @@ class Preprocess:
         >>> import steersman as sm
         >>> import torch
         >>> preprocess = sm.Preprocess(size=96, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-        >>> shown = preprocess(torch.ones(2, 3, 32, 48))  # white
-        >>> shown.shape, [round(value, 2) for value in shown[0, :, 0, 0].tolist()]
+        >>> pixels = preprocess(torch.ones(2, 3, 32, 48))  # white
+        >>> pixels.shape, [round(value, 2) for value in pixels[0, :, 0, 0].tolist()]
         (torch.Size([2, 3, 96, 96]), [2.25, 2.43, 2.64])
     """
 
@@ -75,8 +72,8 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         if not self.mean or len(self.mean) != len(self.std):
-            raise InputError(f"mean and std must hold as many values, got {self.mean} and {self.std}")
-        if not all(map(math.isfinite, self.mean)) or not all(0 < std < math.inf for std in self.std):
+            raise InputError(f"mean and std must have the same number of values, got {self.mean} and {self.std}")
+        if min(self.std) <= 0:
             raise InputError(f"mean must be finite and std positive, got {self.mean} and {self.std}")
         if self.size is not None and self.size < 1:
             raise InputError(f"size must be a positive number of pixels or None, got {self.size}")
@@ -88,43 +85,34 @@ class Preprocess:
             raise unknown("channels", self.channels, get_args(Channels))
 
     def __call__(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B c h w"]:
-        """Returns the network's input for an image, ``(u - mean) / std``, differentiably.
-
-        Args:
-            image: Images in [-1, 1], in float32 or float64.
-
-        Returns:
-            The network's input, of the image's dtype and device.
+        """Returns the network's input for images in [-1, 1], differentiably, in their dtype and on their device.
 
         Raises:
-            InputError: The image has channels that cannot be turned into the network's.
+            InputError: The channels of the images cannot be converted to the network's.
         """
-        image = self._in_channels(image)
-        channels = image.shape[1]
-        if len(self.mean) not in (1, channels):
-            raise InputError(f"the classifier takes images of {len(self.mean)} channels, got {channels}")
-        if self.size is not None and image.shape[-2:] != (sides := self._sides(*image.shape[-2:])):
-            rows, columns = (
-                _resize(old, new, self.interpolation, image.dtype, image.device)
-                for old, new in zip(image.shape[-2:], sides, strict=True)
-            )
+        image = convert_channels(
+            image, 1 if self.channels == "grey" else 3 if self.channels or len(self.mean) == 3 else None
+        )
+        if self.channels == "bgr":
+            image = image.flip(1)
+        if len(self.mean) not in (1, image.shape[1]):
+            raise InputError(f"the classifier takes images of {len(self.mean)} channels, got {image.shape[1]}")
+        height, width = image.shape[-2:]
+        if self.size is not None and (height, width) != (sides := self._resized_sides(height, width)):
+            rows = _resize_matrix(height, sides[0], self.interpolation, image.dtype, image.device)
+            columns = _resize_matrix(width, sides[1], self.interpolation, image.dtype, image.device)
             image = rows @ image @ columns.mT
         if self.crop is not None:
-            image = _centre_square(image, self.size or max(1, round(self.crop * min(image.shape[-2:]))))
+            image = _centre_square(image, self.size or max(1, round(self.crop * min(height, width))))
         slope = tuple(0.5 / std for std in self.std)
         offset = tuple((0.5 - mean) / std for mean, std in zip(self.mean, self.std, strict=True))
-        if all(each == 1 for each in slope) and not any(offset):
+        if all(value == 1 for value in slope) and not any(offset):
             return image
-        slopes, offsets = (_per_channel(each, image.dtype, image.device) for each in (slope, offset))
+        slopes, offsets = (_per_channel(values, image.dtype, image.device) for values in (slope, offset))
         return image * slopes + offsets
 
-    def _in_channels(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B c H W"]:
-        takes = 1 if self.channels == "grey" else 3 if self.channels or len(self.mean) == 3 else None
-        image = in_channels(image, takes)
-        return image.flip(1) if self.channels == "bgr" else image
-
-    def _sides(self, height: int, width: int) -> tuple[int, int]:
-        """Returns height and width after the resize: with a crop, the shorter one is size / crop."""
+    def _resized_sides(self, height: int, width: int) -> tuple[int, int]:
+        """Returns height and width after the resize; with a crop, the shorter one is size / crop."""
         assert self.size is not None
         if self.crop is None:
             return self.size, self.size
@@ -132,12 +120,12 @@ class Preprocess:
         return edge * height // shorter, edge * width // shorter
 
     def resized(self, size: int | None) -> "Preprocess":
-        """Returns the same preprocessing with another input size (None: the image's own)."""
+        """Returns the same preprocessing with another input size; None for the size of the image."""
         return replace(self, size=size)
 
     def grey(self) -> "Preprocess":
-        """Returns the same for a network of one channel, with mean and deviation averaged over the channels."""
-        mean, std = (sum(each) / len(each) for each in (self.mean, self.std))
+        """Returns the same for a network of one channel, with ``mean`` and ``std`` averaged over the channels."""
+        mean, std = (sum(values) / len(values) for values in (self.mean, self.std))
         return replace(self, mean=(mean,), std=(std,), channels="grey")
 
 
@@ -145,42 +133,35 @@ RAW = Preprocess()
 """Feeds the sample as it is, at its own size and in [-1, 1], as EluCD's released code does."""
 
 
-def _centre_square(image: Float[Tensor, "B C H W"], side: int) -> Float[Tensor, "B C h h"]:
-    # Where the middle lies between two pixels, torchvision and timm round half to even; transformers rounds down.
-    top, left = (round((whole - side) / 2) for whole in image.shape[-2:])
-    return image[..., top : top + side, left : left + side]
-
-
-def in_channels(image: Float[Tensor, "B C H W"], count: int | None) -> Float[Tensor, "B c H W"]:
-    """Returns images with as many channels: grey repeated to three, or the luminance of red, green and blue.
-
-    Args:
-        image: Images.
-        count: How many; None for as many as there are.
-
-    Raises:
-        InputError: They have other channels.
-    """
+def convert_channels(image: Float[Tensor, "B C H W"], count: int | None) -> Float[Tensor, "B c H W"]:
+    """Returns images with ``count`` channels: grey repeated to three, or the luminance of three."""
     given = image.shape[1]
     if count in (None, given):
         return image
     if (given, count) == (1, 3):
         return image.expand(-1, 3, -1, -1)
     if (given, count) == (3, 1):
-        return (image * _per_channel(LUMA, image.dtype, image.device)).sum(1, keepdim=True)
+        return (image * _per_channel(_LUMA, image.dtype, image.device)).sum(1, keepdim=True)
     allowed = "1 or 3" if count in (1, 3) else count
     raise InputError(f"classifier: images must have {allowed} channels, got {given}")
 
 
+def _centre_square(image: Float[Tensor, "B C H W"], side: int) -> Float[Tensor, "B C h h"]:
+    # Where the middle lies between two pixels, torchvision and timm round half to even; transformers rounds down.
+    top, left = (round((length - side) / 2) for length in image.shape[-2:])
+    return image[..., top : top + side, left : left + side]
+
+
 @cache
-def _resize(
+def _resize_matrix(
     old: int, new: int, interpolation: Interpolation, dtype: torch.dtype, device: torch.device
 ) -> Float[Tensor, "new old"]:
     """Returns the matrix that resizes a column of pixels; products with it are faster than interpolation."""
-    each = torch.eye(old, dtype=torch.float64)[None, None]
-    return functional.interpolate(each, (new, old), mode=interpolation, antialias=True)[0, 0].to(device, dtype)
+    identity = torch.eye(old, dtype=torch.float64)[None, None]
+    return functional.interpolate(identity, (new, old), mode=interpolation, antialias=True)[0, 0].to(device, dtype)
 
 
 @cache
 def _per_channel(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Float[Tensor, "c 1 1"]:
+    # Kept, so that no step waits for a copy to the device.
     return torch.tensor(values, dtype=dtype, device=device).reshape(-1, 1, 1)

@@ -1,97 +1,90 @@
-"""Image classifiers of transformers: ``hf:FOLDER``, or ``hf:ID`` of the hub.
+"""Classifiers in the format of transformers: ``hf:FOLDER`` or ``hf:ID`` of the hub, and ``clip:FOLDER`` or ``clip:ID``.
 
-The folder's own image processor says how images are prepared (`models.classifiers.processor`), its configuration
-what the classes are called, and by ``problem_type`` whether they are labels of their own (multi-label). Weights are
-read from safetensors alone, and no code of a repository is run.
+The image processor says how images are prepared. It resizes, crops, rescales by a factor r of pixels in [0, 255], and
+normalises:
 
-A folder without an image processor says nothing of how images are prepared: that must be stated
-(`steersman.models.classifiers.stated`), as it may be in place of what a processor says.
+    input = (255 r u - mean) / std = (u - mean / 255 r) / (std / 255 r),    u in [0, 1].
+
+Processors differ in what their settings mean, so the result is compared with what the processor itself makes of a
+picture, and one that prepares images in another way is refused. Weights are read from safetensors alone, and no code of
+a repository is run.
+
+A CLIP (Radford et al. 2021) is a `TextClassifier`. Its text tower stays on the CPU, in float32: it runs once per text.
 """
 
 import inspect
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor, nn
 
-from steersman.errors import InputError, about
+from steersman.errors import InputError, about, one_line
+from steersman.files import read_json
 from steersman.models.checkpoint import check_finite
-from steersman.models.classifiers.base import Classifier
-from steersman.models.classifiers.preprocess import Preprocess
-from steersman.models.classifiers.processor import read_processor
-from steersman.models.classifiers.stated import NOTHING, Stated, Unstated
-from steersman.models.classifiers.weights import class_names, held
+from steersman.models.classifiers.classifier import Classifier, TextClassifier
+from steersman.models.classifiers.preprocess import Interpolation, Preprocess
+from steersman.models.classifiers.spec import Spec
 from steersman.models.hub import check_whole, load_pretrained, quiet
+from steersman.models.meta import no_larger_than, weights_size
 
-__all__ = ["load_transformers"]
+__all__ = ["load_clip", "load_transformers", "read_processor"]
 
-PROCESSORS = ("preprocessor_config.json", "processor_config.json")
-"""Where transformers writes an image processor's settings."""
+_PROCESSORS = ("preprocessor_config.json", "processor_config.json")  # files of an image processor's settings
+_INTERPOLATIONS: dict[int, Interpolation] = {2: "bilinear", 3: "bicubic"}  # by Pillow's numbers
+_LARGEST = 4096  # pixels across
+_CLOSE = 0.02
+"""Largest difference from the processor on a smooth picture, of a range of 1: roundings to 8 bits, half a pixel's shift
+where a crop has no middle; another crop, order of channels or mean differs by more."""
 
 
-def load_transformers(name: str, stated: Stated = NOTHING) -> Classifier:
-    """Returns an image classifier in transformers' format, in float32 on the CPU.
+def load_transformers(spec: Spec) -> Classifier:
+    """Returns an image classifier, in float32 on the CPU; the name is a folder or an id of the hub."""
 
-    Args:
-        name: ``FOLDER`` or ``ID``; the folder holds ``config.json``, ``model.safetensors`` and the file of the image
-            processor, as transformers saves them.
-        stated: What else its spec says.
+    def read(name: str, **where: bool) -> tuple[Any, Any]:
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False, **where)
+        if config.problem_type == "regression":
+            raise InputError(f"classifier: {spec.text!r} was trained for regression, and must be an image classifier")
+        processor = None
+        if not Path(name).is_dir() or any((Path(name) / file).is_file() for file in _PROCESSORS):
+            processor = transformers.AutoImageProcessor.from_pretrained(name, trust_remote_code=False, **where)
+        model, info = transformers.AutoModelForImageClassification.from_pretrained(
+            name, config=config, trust_remote_code=False, use_safetensors=True, output_loading_info=True, **where
+        )
+        check_whole(f"classifier: {spec.text!r}", info)
+        return model.float(), processor
 
-    Raises:
-        InputError: transformers is not installed, or no classifier can be read there.
-    """
-    spec = f"hf:{name}"
-    with about("classifier", spec), quiet("hf") as transformers, held(name):
-        model, processor = load_pretrained(spec, name, lambda *args, **where: _read(transformers, spec, *args, **where))
-        preprocess = _preprocess(spec, processor, model.config, stated)
-    with about("classifier", spec):
+    with about("classifier", spec.text), quiet("hf") as transformers, _no_larger_than_weights(spec.name):
+        model, processor = load_pretrained(spec.text, spec.name, read)
+        config, preprocess = model.config, None
+        grey, size = getattr(config, "num_channels", 3) == 1, getattr(config, "image_size", None)
+        try:
+            preprocess = None if processor is None else read_processor(spec.text, processor, grey=grey)
+        except InputError:
+            if not ("preprocess" in spec.options or {"mean", "std"} <= spec.options.keys()):
+                raise
+    with about("classifier", spec.text):
         check_finite(model.state_dict())
-        count = model.config.num_labels
-        return Classifier(
+        count = config.num_labels
+        return spec.classifier(
             _Logits(model),
+            count,
             preprocess=preprocess,
-            names=class_names(spec, count, None, _labels(model.config)),
-            binary=count == 1,
-            multilabel=count > 1 and model.config.problem_type == "multi_label_classification",
+            size=size if preprocess is None and isinstance(size, int) and size > 0 else None,
+            grey=grey and preprocess is None,
+            names=[str(config.id2label[index]) for index in sorted(config.id2label)],
+            multilabel=count > 1 and config.problem_type == "multi_label_classification",
         )
 
 
-def _read(transformers: Any, spec: str, name: str, **where: bool) -> tuple[Any, Any]:  # noqa: ANN401
-    """Returns the model and its image processor, None where the folder has none."""
-    config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False, **where)
-    if config.problem_type == "regression":
-        raise InputError(f"classifier: {spec!r} was trained for regression, and needs to be an image classifier")
-    processor = None
-    if not Path(name).is_dir() or any((Path(name) / file).is_file() for file in PROCESSORS):
-        processor = transformers.AutoImageProcessor.from_pretrained(name, trust_remote_code=False, **where)
-    model, info = transformers.AutoModelForImageClassification.from_pretrained(
-        name, config=config, trust_remote_code=False, use_safetensors=True, output_loading_info=True, **where
-    )
-    check_whole(f"classifier: {spec!r}", info)
-    return model.float(), processor
-
-
-def _preprocess(spec: str, processor: Any, config: Any, stated: Stated) -> Preprocess:  # noqa: ANN401
-    """Returns how the processor prepares images; where it cannot be read, what the user states has to do."""
-    grey = getattr(config, "num_channels", 3) == 1
-    try:
-        if processor is not None:
-            return read_processor(spec, processor, grey=grey)
-    except InputError:
-        if not stated.prepares:
-            raise
-    size = getattr(config, "image_size", None)
-    unstated = Unstated(spec=stated.spec or spec, size=size if isinstance(size, int) and size > 0 else None)
-    return unstated.grey() if grey else unstated
-
-
-def _labels(config: Any) -> list[str]:  # noqa: ANN401
-    return [str(config.id2label[index]) for index in sorted(config.id2label)]
-
-
 class _Logits(nn.Module):
-    """From preprocessed images to logits; place embeddings are interpolated at a size that is not the network's own."""
+    """From preprocessed images to logits; position embeddings are interpolated where the size is not the network's."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -101,3 +94,145 @@ class _Logits(nn.Module):
 
     def forward(self, pixels: Float[Tensor, "B C h w"]) -> Float[Tensor, "B K"]:
         return self.model(pixel_values=pixels, **self.settings).logits
+
+
+def load_clip(spec: Spec) -> TextClassifier:
+    """Returns a CLIP; the name is a folder, with the files of tokenizer and image processor, or an id of the hub."""
+
+    def read(name: str, **where: bool) -> tuple[Any, Any]:
+        kind = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False, **where).model_type
+        if kind != "clip":
+            raise InputError(f"classifier: {spec.text!r} must be of the type clip, got {kind}")
+        processor = transformers.CLIPProcessor.from_pretrained(name, **where)
+        model, info = transformers.CLIPModel.from_pretrained(
+            name, use_safetensors=True, output_loading_info=True, **where
+        )
+        check_whole(f"classifier: {spec.text!r}", info)
+        return model.float().eval().requires_grad_(False), processor
+
+    def encode(text: str) -> Float[Tensor, " D"]:
+        tokens = processor.tokenizer(text, return_tensors="pt", verbose=False)
+        longest, count = model.config.text_config.max_position_embeddings, tokens["input_ids"].shape[1]
+        if count > longest:
+            raise InputError(f"target must have at most {longest} tokens, with start and end, got {count}, {text!r}")
+        output = text_tower(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
+        return text_projection(output.pooler_output)[0]
+
+    with about("classifier", spec.text), quiet("clip") as transformers, _no_larger_than_weights(spec.name):
+        model, processor = load_pretrained(spec.text, spec.name, read)
+        preprocess = read_processor(spec.text, processor.image_processor)
+        check_finite(model.state_dict())
+        known = model.config.text_config.vocab_size
+        largest = max(processor.tokenizer.get_vocab().values(), default=-1)
+        if not 0 <= largest < known:
+            raise InputError(f"the numbers of its tokens must be 0 to {known - 1}, as its network has, got {largest}")
+    text_tower, text_projection = model.text_model, model.text_projection
+    return TextClassifier(
+        _ImageTower(model.vision_model, model.visual_projection, model.config.vision_config.patch_size),
+        encode=encode,
+        sharpness=model.logit_scale.exp().item(),
+        preprocess=preprocess,
+    )
+
+
+class _ImageTower(nn.Module):
+    """From preprocessed images to embeddings of any length; position embeddings are interpolated at another size."""
+
+    def __init__(self, tower: nn.Module, projection: nn.Module, patch: int) -> None:
+        super().__init__()
+        self.tower, self.projection, self.patch = tower, projection, patch
+
+    def forward(self, pixels: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B D"]:
+        if min(pixels.shape[-2:]) < self.patch:
+            raise InputError(
+                f"preprocess.size must be at least {self.patch}, a patch of CLIP, got {min(pixels.shape[-2:])}"
+            )
+        return self.projection(self.tower(pixel_values=pixels, interpolate_pos_encoding=True).pooler_output)
+
+
+@contextmanager
+def _no_larger_than_weights(name: str) -> Iterator[None]:
+    """Refuses settings in a folder that claim more labels or a larger network than its weights can be of."""
+    size = weights_size(Path(name))
+    if not size:  # an id of the hub
+        yield
+        return
+    settings = read_json(Path(name) / "config.json")
+    for part in (settings, *(part for part in settings.values() if isinstance(part, dict))):
+        if isinstance(labels := part.get("num_labels"), int | float) and labels > size:  # each gets a name
+            raise InputError(f"num_labels must be at most {size}, the number of bytes of the weights, got {labels}")
+    with no_larger_than(4 * size):  # built without memory and then filled, with numbers of a byte and more
+        yield
+
+
+def read_processor(spec: str, processor: Any, *, grey: bool = False) -> Preprocess:  # noqa: ANN401
+    """Returns the preprocessing of an image processor of transformers, for images of one channel if ``grey``."""
+    with about("classifier", spec):
+        try:
+            preprocess = _processor_settings(spec, processor, grey)
+        except AttributeError as error:
+            raise _otherwise(spec, one_line(error)) from error
+        if (preprocess.size or 0) > _LARGEST:
+            raise InputError(f"size must be at most {_LARGEST}, got {preprocess.size}")
+        difference = _difference(spec, processor, preprocess)
+    if not difference <= _CLOSE:
+        raise _otherwise(spec, f"{type(processor).__name__} differs by {difference:.2g} of the range")
+    return preprocess
+
+
+def _otherwise(spec: str, why: str) -> InputError:
+    return InputError(
+        f"classifier: {spec!r} prepares images otherwise than by resize, crop, rescale and normalise ({why})"
+    )
+
+
+def _processor_settings(spec: str, processor: Any, grey: bool) -> Preprocess:  # noqa: ANN401
+    edge = _side(processor.size) if processor.do_resize else None
+    kept = _side(processor.crop_size) if getattr(processor, "do_center_crop", None) else None
+    if processor.do_resize and edge is None:
+        raise _otherwise(spec, f"size {processor.size}")
+    share = getattr(processor, "crop_pct", None)
+    if edge and share and (kept or edge < 384):  # ConvNeXT crops only below 384
+        kept, edge = kept or edge, int(edge / share)
+    if processor.resample not in _INTERPOLATIONS or (kept or 0) > (edge or math.inf):
+        raise InputError(f"classifier: {spec!r} resizes neither bicubically nor bilinearly, or pads its images")
+    if kept and not edge:
+        raise _otherwise(spec, "it crops without a resize")
+    factor = 255 * processor.rescale_factor if processor.do_rescale else 255.0
+    factor = 1.0 if math.isclose(factor, 1) else factor
+    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
+    mean, std = (values if isinstance(values, list | tuple) else (values,) for values in (mean, std))
+    return Preprocess(
+        mean=tuple(value / factor for value in mean),
+        std=tuple(value / factor for value in std),
+        size=kept or edge,
+        interpolation=_INTERPOLATIONS[processor.resample],
+        crop=kept / edge if kept and edge else None,
+        channels="grey" if grey else "bgr" if getattr(processor, "do_flip_channel_order", None) else "rgb",
+    )
+
+
+def _side(size: Any) -> int | None:  # noqa: ANN401
+    """Returns the side of a square or the shorter edge, None where the size says neither."""
+    given = {key: value for key, value in dict(size or {}).items() if value}
+    height, width = given.get("height"), given.get("width")
+    return given.get("shortest_edge") or (height if height == width else None)
+
+
+def _difference(spec: str, processor: Any, preprocess: Preprocess) -> float:  # noqa: ANN401
+    """Returns the largest difference from the processor, of a range of 1, on a smooth picture of another size."""
+    x = torch.linspace(0, math.pi, 5 * (preprocess.size or 64) // 4)
+    y = x[:, None]
+    waves = torch.stack([(y + 2 * x).cos(), (3 * y - x).sin(), x.cos() ** 3 * y.sin()])
+    pixels = (127.5 + 80 * waves).to(torch.uint8)
+    picture = Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
+    if preprocess.channels == "grey":
+        picture = picture.convert("L")
+    try:
+        theirs = processor(images=picture, return_tensors="pt")["pixel_values"].double()
+    except Exception as error:
+        raise _otherwise(spec, one_line(error)) from error
+    ours = preprocess(pixels[None].double() / 127.5 - 1)
+    if ours.shape != theirs.shape:
+        return math.inf
+    return ((ours - theirs).abs() * torch.tensor(preprocess.std, dtype=torch.float64).reshape(-1, 1, 1)).max().item()

@@ -14,7 +14,7 @@ from torchvision import models
 from steersman.errors import InputError, Notice
 from steersman.lab.metrics.images import read_images
 from steersman.models.classifiers import RAW, Classifier, Preprocess, load_classifier
-from steersman.models.classifiers.stated import IMAGENET
+from steersman.models.classifiers.spec import IMAGENET
 
 GREY = torch.zeros(1, 1, 28, 28)
 
@@ -174,7 +174,7 @@ class Fixed(nn.Module):
 def loaded(monkeypatch, classifier, **settings):
     from steersman.models.classifiers import load
 
-    monkeypatch.setitem(load.SOURCES, "module", lambda name, stated: classifier)
+    monkeypatch.setitem(load.SOURCES, "module", load.Source(lambda spec: classifier))
     return load_classifier("module:own", **settings)
 
 

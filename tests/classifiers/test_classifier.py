@@ -138,7 +138,7 @@ def test_dtypes(dtype, logits, image):
 
 @pytest.mark.parametrize("batch", [(), (2,)])
 def test_told_the_level(batch):
-    classifier = Classifier(Told(), preprocess=RAW, names=("a", "b"), told_level=True)
+    classifier = Classifier(Told(), preprocess=RAW, names=("a", "b"), noise_aware=True)
     image = torch.zeros(2, 3, 4, 4)
     one, time = torch.ones(batch, dtype=torch.float64), torch.full(batch, 7.0, dtype=torch.float64)
     level = Level(alpha=one, sigma=one, time=time)
@@ -166,7 +166,7 @@ SCHEDULES = [VP.linear(), VP.cosine(), EDM(), Flow(shift=2.0)]
 @pytest.mark.parametrize("own", SCHEDULES)
 def test_noise_of_another_schedule(own, theirs, mixture, draw):
     """Whatever scale it is on and time it is told, the exact classifier is the same function of the noisy image."""
-    classifier = Classifier(Knowing(mixture, own), preprocess=RAW, names="abc", told_level=True, schedule=own)
+    classifier = Classifier(Knowing(mixture, own), preprocess=RAW, names="abc", noise_aware=True, schedule=own)
     ratios = torch.tensor([0.02, 0.7, 60.0], dtype=torch.float64)
     each = [theirs.at_ratio(ratios), *(theirs.at_ratio(ratio) for ratio in ratios)]
     for level in each:
@@ -187,7 +187,7 @@ def test_noise_beyond_its_schedule():
             seen.append((float(x[0, 0, 0, 0]), float(time[0])))
             return super().forward(x, time)
 
-    classifier = Classifier(Seeing(), preprocess=RAW, names=("a", "b"), told_level=True, schedule=own)
+    classifier = Classifier(Seeing(), preprocess=RAW, names=("a", "b"), noise_aware=True, schedule=own)
     for schedule, sigma in ((EDM(), 0.0001), (EDM(), 1e4), (Flow(), torch.inf)):
         level = schedule.at_ratio(sigma)
         classifier(torch.full((1, 3, 4, 4), 2.0), level)
@@ -201,7 +201,7 @@ def test_the_same_walk_in_edms_coordinates(mixture, draw):
     """DDIM steps by x / alpha and sigma / alpha alone, and so does a guide of the noise that it predicts."""
     vp, noise, ends = VP.linear(), draw(3, 2, 1, 1), []
     start = vp.at_ratio(50.0)
-    classifier = Classifier(Knowing(mixture, vp), preprocess=RAW, names="abc", told_level=True, schedule=vp)
+    classifier = Classifier(Knowing(mixture, vp), preprocess=RAW, names="abc", noise_aware=True, schedule=vp)
     for schedule in (vp, EDM()):
         guide = Guide(
             objective=ClassProbability(classifier=classifier),
