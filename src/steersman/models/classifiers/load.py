@@ -202,8 +202,8 @@ def as_classifier(name: str, made: object) -> Classifier:
         raise InputError(
             f"classifier: the network of {function} must have names, a list of its classes' names, got none"
         )
-    heads = {head: bool(getattr(made, head, False)) for head in ("binary", "multilabel")}
-    return Classifier(made, preprocess=RAW, names=names, **heads)
+    binary, multilabel = (bool(getattr(made, head, False)) for head in ("binary", "multilabel"))
+    return Classifier(made, preprocess=RAW, names=names, binary=binary, multilabel=multilabel)
 
 
 class Source(NamedTuple):
