@@ -35,7 +35,6 @@ from steersman.models.hub import hub_file
 from steersman.names import imagenet_names
 
 __all__ = [
-    "LARGEST",
     "fetched",
     "load_imagenet",
     "load_timm",
@@ -44,7 +43,7 @@ __all__ = [
     "read_efficientnet_lite0",
 ]
 
-LARGEST = 4096  # pixels across
+_LARGEST = 4096  # pixels across
 
 
 def _card_beside(weights: Path) -> dict[str, Any]:
@@ -387,5 +386,5 @@ def _sides(side: int, was: int, now: int) -> Iterator[int]:
         ((now - more) ** 0.5 + 1) / ((was - more) ** 0.5 + 1) for more in (0, 3) if was > more < now
     ]
     for share in shares:
-        if abs(side * share - round(side * share)) < 1e-6 and 1 <= side * share <= LARGEST:
+        if abs(side * share - round(side * share)) < 1e-6 and 1 <= side * share <= _LARGEST:
             yield round(side * share)
