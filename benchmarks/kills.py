@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from steersman.lab.generate import Share, Store, Unfinished, generate
+from steersman.lab.generate import Share, Store, Unfinished, generate, open_session
 from steersman.lab.run import Run
 from steersman.lab.session import Networks, Session
 from steersman.recipes import load_recipe
@@ -107,7 +107,7 @@ def kill(room: Path, *, kills: int, num: int, seed: int = 0) -> Counter:
     """Returns how often what happened."""
     chance, found, networks = random.Random(seed), Counter(), Networks()
     run = small(room / "denoiser", num=num)
-    sessions = {name: Session(replace(run, format=name), networks) for name in FORMATS}
+    sessions = {name: open_session(replace(run, format=name), networks) for name in FORMATS}
     generate(sessions["png"], room / "undisturbed")
     expected = pixels(Store.read(room / "undisturbed"))
     while found["kills"] < kills:

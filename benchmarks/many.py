@@ -18,10 +18,10 @@ from statistics import mean
 import torch
 from kills import small, start
 
-from steersman.lab.generate import generate
+from steersman.lab.generate import generate, open_session
 from steersman.lab.run import Run
 from steersman.lab.session import Session
-from steersman.lab.speed.allocator import keep_freed
+from steersman.lab.speed.profiling import keep_freed
 from steersman.recipes import load_recipe
 
 
@@ -38,7 +38,7 @@ def processes(room: Path, num: int, steps: int) -> dict[str, float]:
     """Returns the efficiency of two processes."""
     recipe = load_recipe("freedom", [f"sampling.steps={steps}", "recurrence.times=1"])
     run = Run(targets=("baseball",), num=num, classifiers=("zoo:sportballs-mobilenet",), recipe=recipe)
-    session = Session(run)
+    session = open_session(run)
     one, two = (seconds(session, room / str(count), count) for count in (1, 2))
     return {"images": num, "one": round(one, 2), "two": round(two, 2), "efficiency": round(one / two / 2, 3)}
 
@@ -51,7 +51,7 @@ def resident() -> float:
 
 def memory(room: Path, num: int, steps: int) -> dict[str, float]:
     """Returns the memory of a run in its second and its last quarter."""
-    session, held, done = Session(small(room / "denoiser", num=num // 2)), [], 0.0
+    session, held, done = open_session(small(room / "denoiser", num=num // 2)), [], 0.0
 
     def look(count: float) -> None:
         nonlocal done

@@ -37,13 +37,10 @@ import torch
 from torch import Tensor
 
 from steersman.guidance import Step
-from steersman.lab.run import Run
-from steersman.lab.session import Session
-from steersman.lab.speed.allocator import keep_freed
-from steersman.lab.speed.auto import chosen
-from steersman.lab.speed.clock import timed
-from steersman.lab.speed.memory import peak_memory
-from steersman.lab.speed.placement import AUTO, Placement
+from steersman.lab.run import AUTO, Placement, Run
+from steersman.lab.session import load_session
+from steersman.lab.speed.placement import choose_placement
+from steersman.lab.speed.profiling import keep_freed, peak_memory, timed
 from steersman.models.classifiers import load_classifier
 from steersman.models.denoisers import load_denoiser
 from steersman.recipes import load_recipe
@@ -162,7 +159,7 @@ def _unlabelled() -> torch.nn.Module:
 
 def ours(run: Run, draws: list[Tensor]) -> Draw:
     """Returns our loop."""
-    session = Session(run, rehearse=False)
+    session = load_session(run)
     session.denoiser.schedule = VP.linear()  # theirs knows no other
 
     def draw() -> Tensor:
@@ -231,7 +228,7 @@ def main() -> None:
         whole = Placement(block=asked.batch)
         rows = {"float32": replace(run, dtype="auto", placed={"denoiser": whole, "classifier": whole})}
         for dtype in AUTO:
-            auto = chosen(replace(run, dtype=dtype))
+            auto = choose_placement(replace(run, dtype=dtype))
             shown = (f"{part} {lies.dtype} {lies.layout} by {lies.block}" for part, lies in auto.placed.items())
             rows[f"{dtype}: {'; '.join(shown)}"] = auto
             if name == "nrcg" and dtype == "auto":

@@ -22,9 +22,9 @@ from torch import Tensor
 from torchvision.io import decode_image
 
 from steersman.lab.data import SportBalls
+from steersman.lab.generate import generate, open_session
 from steersman.lab.metrics import classifier_features, correct, frechet_distance, wilson
 from steersman.lab.run import Run
-from steersman.lab.session import Session
 from steersman.models.classifiers import Classifier, load_classifier
 from steersman.recipes import Recipe, load_recipe
 
@@ -113,7 +113,7 @@ def drawn(out: Path, name: str, factor: float, *, num: int, seed: int) -> dict[s
             recipe=recipe_of(name, factor),
             guided=name != UNGUIDED,
         )
-        Session(run).generate(out)
+        generate(open_session(run), out)
     return json.loads(metrics.read_text())
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from steersman.lab.advice import advice
+from steersman.lab.generate.summary import advice
 from steersman.lab.run import Run
 from steersman.recipes import load_recipe
 

@@ -5,9 +5,10 @@ import torch
 
 import steersman.lab.run
 from steersman.batching import is_out_of_memory
-from steersman.errors import InputError
+from steersman.errors import InputError, Notice
+from steersman.lab.generate.opening import _rehearse
 from steersman.lab.run import Run
-from steersman.lab.session import Session
+from steersman.lab.session import load_session
 
 SAID = [
     torch.OutOfMemoryError("CUDA out of memory: 16 images"),
@@ -33,8 +34,8 @@ def test_whatever_says_that_memory_ran_out_is_known(error):
 def test_a_rehearsal_that_does_not_fit_halves_the_batch_or_ends_in_a_line(monkeypatch, denoiser, error, most):
     monkeypatch.setattr(steersman.lab.run, "block_size", lambda device, batch_size: batch_size)  # as on a GPU
     guide = "zoo:sportballs-mobilenet"
-    session = Session(
-        Run(targets=("baseball",), batch_size=16, judge=None, denoiser=denoiser, classifiers=(guide,)), rehearse=False
+    session = load_session(
+        Run(targets=("baseball",), batch_size=16, judge=None, denoiser=denoiser, classifiers=(guide,))
     )
 
     def full(network, inputs):
@@ -42,11 +43,10 @@ def test_a_rehearsal_that_does_not_fit_halves_the_batch_or_ends_in_a_line(monkey
             raise error
 
     session.denoiser.network.register_forward_pre_hook(full)
-    levels = session.denoiser.schedule.levels(50)
-    with pytest.warns(UserWarning, match="does not hold a batch of 16"):
-        if most:
-            session._rehearse(levels)
-            assert session.at_once == 4
-        else:
-            with pytest.raises(InputError, match="does not hold one image"):
-                session._rehearse(levels)
+    if most:
+        with pytest.warns(Notice, match="does not hold 16 images at a time: 4 are taken from now on"):
+            _rehearse(session)
+        assert session.batch_size == 4
+    else:
+        with pytest.raises(InputError, match="does not hold one image"):
+            _rehearse(session)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from steersman.denoise import Prediction
-from steersman.lab.realism import limit, noise_error
+from steersman.lab.evaluation import noise_error, noise_error_limit
 from steersman.models.denoisers import load_denoiser
 from steersman.sampling import DDIM, sample
 from steersman.schedule import VP, broadcast
@@ -43,15 +43,15 @@ def test_the_bundled_denoiser_knows_its_own_images_from_noise_and_from_grain():
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(own.shape, generator=generator)
     unguided = noise_error(denoiser, own, range(3)).tolist()
-    assert max(unguided) < limit(unguided)
+    assert max(unguided) < noise_error_limit(unguided)
     assert min(noise_error(denoiser, noise.clamp(-1, 1), range(3))) > 1
-    assert min(noise_error(denoiser, (own + 0.15 * noise).clamp(-1, 1), range(3))) > limit(unguided)
+    assert min(noise_error(denoiser, (own + 0.15 * noise).clamp(-1, 1), range(3))) > noise_error_limit(unguided)
 
 
 def test_the_limit_lies_between_clear_and_useless():
-    assert limit([0.1]) == 0.3
-    assert limit([0.2, 0.4]) == 0.5
-    assert limit([1.0]) == limit([]) == 0.8
+    assert noise_error_limit([0.1]) == 0.3
+    assert noise_error_limit([0.2, 0.4]) == 0.5
+    assert noise_error_limit([1.0]) == noise_error_limit([]) == 0.8
 
 
 @pytest.mark.long

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from steersman.lab.verdicts import judged
+from steersman.lab.evaluation import evaluate_images
 from steersman.models.classifiers import RAW, Classifier
 
 
@@ -39,9 +39,9 @@ SHOWN = images([math.log(3), 3.0, -2.0], [-math.log(3), -3.0, -2.0])
         ({"names": "a"}, [0, 0], [None, None], [None, None]),
     ],
 )
-def test_a_verdict_follows_the_head(settings, targets, right, probabilities):
+def test_a_evaluation_follows_the_head(settings, targets, right, probabilities):
     count = 1 if settings.get("binary") else len(settings["names"])
-    said = judged(Classifier(Channels(count), preprocess=RAW, **settings), SHOWN, targets)
+    said = evaluate_images(Classifier(Channels(count), preprocess=RAW, **settings), SHOWN, targets)
     assert [each.accuracy for each in said] == right
-    for verdict, expected in zip(said, probabilities, strict=True):
-        assert expected is None or verdict.probability == pytest.approx(expected)
+    for evaluation, expected in zip(said, probabilities, strict=True):
+        assert expected is None or evaluation.probability == pytest.approx(expected)

@@ -57,7 +57,7 @@ def test_whole_commands_run_where_the_modules_are_missing(denoiser, tmp_path):
     program = PROGRAM.format(modules=MODULES, commands=[*commands, ["evaluate", out, "--resamples", "0"]])
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True)
     assert done.stdout.count("ended with 0") == 4, done.stdout + done.stderr
-    assert "baseball      2     0        0" in done.stdout
+    assert "baseball     2     0        0" in done.stdout
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def windows(monkeypatch):
     monkeypatch.setitem(sys.modules, "fcntl", None)
     for name in [name for name in sys.modules if name.partition(".")[0] == "filelock"]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setattr("steersman.lab.generate.lock.FileLock", importlib.import_module("filelock").FileLock)
+    monkeypatch.setattr("steersman.lab.generate.processes.FileLock", importlib.import_module("filelock").FileLock)
     for name in CALLS["os"] - {"waitpid", "sysconf", "uname"}:  # which Python's own modules call
         monkeypatch.delattr(os, name, raising=False)
 
@@ -93,7 +93,7 @@ def test_runs_are_drawn_grown_and_told_of(format, denoiser, call, tmp_path):
     for num in (1, 2):
         code, said, err = call(*arguments(denoiser, out), "--num", num, "--format", format)
         assert code == 0, said + err
-    assert "baseball      2     0        0" in call("sample", "--status", out)[1]
+    assert "baseball     2     0        0" in call("sample", "--status", out)[1]
     names = sorted(path.name for path in out.iterdir())
     files = {"png": ["000000.png", "000001.png"], "npz": ["images.npz"]}[format]
     assert names == sorted(["grid.png", "metrics.json", "run.yaml", *files])

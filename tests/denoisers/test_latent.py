@@ -12,9 +12,9 @@ from torch import nn
 from steersman.denoise import eps_from_x0
 from steersman.errors import InputError
 from steersman.guidance import ClassProbability, Guide, Noisy
+from steersman.lab.generate import generate, open_session
 from steersman.lab.report import Frames
 from steersman.lab.run import Run
-from steersman.lab.session import Session
 from steersman.latent import scaled, unscaled
 from steersman.models.denoisers import DiffusersDenoiser, load_denoiser
 from steersman.recipes import load_recipe
@@ -245,9 +245,9 @@ def test_a_run_draws_images_that_do_not_depend_on_the_batch(dit_folder, tmp_path
     recipe = load_recipe("elucd-dit", ["sampling.steps=3"])
     pixels = []
     for size in (1, 3):
-        session = Session(Run(**settings, recipe=recipe, batch_size=size))
+        session = open_session(Run(**settings, recipe=recipe, batch_size=size))
         frames = Frames(count=2, decode=session.denoiser.decode)
-        metrics = session.generate(tmp_path / str(size), callbacks=[frames]).metrics
+        metrics = generate(session, tmp_path / str(size), callbacks=[frames]).metrics
         assert metrics["lost"] == []
         files = sorted((tmp_path / str(size)).glob("0*.png"))
         pixels.append(np.stack([np.asarray(Image.open(file)).astype(int) for file in files]))

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from denoisers.texts import make
 from steersman.errors import InputError
 from steersman.lab.run import Run, read_run
-from steersman.lab.session import Session
+from steersman.lab.session import load_session
 from steersman.models.denoisers import load_denoiser
 from steersman.models.denoisers.pipeline import PipelineDenoiser
 from steersman.recipes import load_recipe
@@ -233,9 +233,9 @@ def test_a_label_by_its_number_or_any_of_its_names(label, number, dit_folder, tm
     (copy / "card.json").write_text(json.dumps({"classes": names}))
     settings = {"denoiser": str(copy), "targets": ("0",), "classifiers": ("zoo:sportballs-mobilenet",), "judge": None}
     run = Run(**settings, label=label, cfg_scale=2.0, recipe=load_recipe("elucd-dit", ["sampling.steps=2"]))
-    assert Session(run).condition["label"] == {0: number}
+    assert load_session(run).condition["label"] == {0: number}
     with pytest.raises(InputError, match="unknown label 'footbal'; did you mean 'football'"):
-        Session(replace(run, label="footbal"))
+        load_session(replace(run, label="footbal"))
 
 
 @pytest.mark.parametrize("spec", ["folder", "someone/tiny"])

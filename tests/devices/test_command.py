@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from accelerator import Steps
+from steersman.lab.generate import open_session
 from steersman.lab.report import Frames
 from steersman.lab.run import Run
-from steersman.lab.session import Session
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -34,7 +34,9 @@ def test_a_run_is_drawn_judged_and_shown(recipe, denoiser, call, accelerator, tm
 @pytest.mark.long
 def test_callbacks_wait_for_nothing(denoiser, accelerator, tmp_path):
     guide = ("zoo:sportballs-mobilenet",)
-    session = Session(Run(denoiser=denoiser, classifiers=guide, targets=("baseball",), device="cuda:0", batch_size=2))
+    session = open_session(
+        Run(denoiser=denoiser, classifiers=guide, targets=("baseball",), device="cuda:0", batch_size=2)
+    )
     frames, steps = Frames(count=2, decode=session.denoiser.decode), Steps(accelerator)
     session.samples([(session.targets[0], seed) for seed in (0, 1)], [frames, steps], steps=3)
     assert steps.waits == [] and len(frames.images) == len(steps.marks)

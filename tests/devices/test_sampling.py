@@ -13,7 +13,7 @@ from sample.test_diffusers import CASES, SETTINGS, made
 from steersman.denoise import Prediction, to_x0
 from steersman.errors import InputError
 from steersman.guidance import ClassProbability, Constant, DenoisedImage, Ema, Guide, Sum, TargetLogit, Translated
-from steersman.lab.verdicts import judged
+from steersman.lab.evaluation import evaluate_images
 from steersman.models.classifiers import RAW, TextClassifier
 from steersman.recipes import load_recipe, recipe_names
 from steersman.sampling import DDIM, DDPM, DiffusersSampler, DPMpp, Heun, Particles, Recurrence, sample
@@ -183,12 +183,12 @@ def test_metal_without_float64(model):
     settings = {"target": [1, 0], "seeds": [5, 6], **recipe.sampling()}
     guide = classifier()
     expected = sample(model(pixels), recipe.sampler(), guides=recipe.guides(guide), **settings)
-    said = judged(guide, expected, [1, 0])
+    said = evaluate_images(guide, expected, [1, 0])
     with Accelerator("mps") as metal:
         there = copy.deepcopy(guide).to(metal.device)
         denoiser = model(pixels).to(metal.device)
         found = sample(denoiser, recipe.sampler(), guides=recipe.guides(there), device=metal.device, **settings)
-        assert [row.accuracy for row in judged(there, found, [1, 0])] == [row.accuracy for row in said]
+        assert [row.accuracy for row in evaluate_images(there, found, [1, 0])] == [row.accuracy for row in said]
         torch.testing.assert_close(found.cpu(), expected, **FLOAT32)
         with pytest.raises(InputError, match=r"dtype must be torch.float32 on mps"):
             sample(denoiser, recipe.sampler(), seeds=[1], steps=2, device=metal.device, dtype=torch.float64)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from steersman.lab.generate import open_session
 from steersman.lab.run import Run
-from steersman.lab.session import Networks, Session
+from steersman.lab.session import Networks
 from steersman.recipes import load_recipe
 
 CHANGES = ["sampling.steps=3", "particles=1", "recurrence.times=1", "weight=deviation", "smoothing=none"]
@@ -27,7 +28,7 @@ def run(denoiser):
 @pytest.fixture(scope="session")
 def session(run, networks):
     """Returns a session of such a run."""
-    return lambda **settings: Session(run(**settings), networks, rehearse=False)
+    return lambda **settings: open_session(run(**settings), networks, rehearse=False)
 
 
 @pytest.fixture(scope="session")

@@ -72,7 +72,7 @@ def test_a_signal_ends_a_run_with_the_step_at_hand(number, code, denoiser, tmp_p
 
 def test_a_second_signal_leaves_at_once(denoiser, tmp_path, monkeypatch):
     begins = tmp_path / "begins"
-    monkeypatch.setattr("steersman.lab.generate.drawing._drawn", lambda *_: begins.touch() or time.sleep(600))
+    monkeypatch.setattr("steersman.lab.generate.drawing._draw_batch", lambda *_: begins.touch() or time.sleep(600))
     out, log = tmp_path / "out", tmp_path / "log"
     process = begun(arguments(denoiser, out, "--num", "400"), log)
     until = time.monotonic() + 60
@@ -128,7 +128,7 @@ def test_two_processes_share_a_run_and_only_the_first_speaks(denoiser, tmp_path,
     assert "images in" in logs[0].read_text() or "the others are other processes'" in logs[0].read_text()
     assert logs[1].read_text() == ""
     _, said, _ = call("sample", "--status", out)
-    assert "baseball     12     0        0" in said
+    assert "baseball    12     0        0" in said
 
 
 @pytest.mark.usefixtures("unchecked")

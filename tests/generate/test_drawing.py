@@ -14,7 +14,7 @@ import torch
 
 from steersman.errors import InputError
 from steersman.lab.generate import Share, Store, Unfinished, generate, status
-from steersman.lab.generate.lock import locked
+from steersman.lab.generate.processes import locked
 from steersman.lab.metrics.images import read_images
 from steersman.lab.run import read_run
 
@@ -73,7 +73,7 @@ def test_processes_batches_and_restarts_give_the_same_images(dtype, session, pix
     shared(session(**given), tmp_path / "two", 2)
     with pytest.raises(Unfinished) as found:
         generate(session(**given), tmp_path / "again", share=Share(rank=1, count=3))
-    assert (found.value.whole, found.value.total) == (3, 9)
+    assert (found.value.done, found.value.total) == (3, 9)
     shared(session(**given), tmp_path / "again", 2)
     expected = pixels(tmp_path / "7")
     assert len(expected) == 9
@@ -100,7 +100,7 @@ def test_a_stopped_run_goes_on_in_every_format(format, session, pixels, tmp_path
     before = times(tmp_path / "a")
     assert 0 < len(before) < 6
     found = status(tmp_path / "a")
-    assert (found.whole, found.lost, found.processes) == ({"baseball": len(before)}, {"baseball": 0}, 0)
+    assert (found.done, found.lost, found.processes) == ({"baseball": len(before)}, {"baseball": 0}, 0)
     assert found.missing("baseball") == 6 - len(before)
     generate(session(format=format), tmp_path / "a")
     after = times(tmp_path / "a")
@@ -252,11 +252,11 @@ def test_a_runs_file_and_folder_that_go_away_while_it_is_drawn_are_written_again
 
 @pytest.mark.long
 def test_images_that_go_away_again_and_again_are_told_of(session, tmp_path, monkeypatch):
-    monkeypatch.setattr(Store, "gone", lambda store, places: [0, 1])
+    monkeypatch.setattr(Store, "present", lambda store: set())
     monkeypatch.setattr(Store, "write", lambda *_: None)
     with pytest.raises(Unfinished) as found:
         generate(session(), tmp_path)
-    assert (found.value.whole, found.value.total, found.value.gone) == (0, 6, 2)
+    assert (found.value.done, found.value.total, found.value.gone) == (0, 6, 6)
 
 
 def test_two_runs_in_a_folder_are_refused(session, tmp_path):
@@ -269,9 +269,9 @@ def test_two_runs_in_a_folder_are_refused(session, tmp_path):
 @pytest.mark.few(9)
 @pytest.mark.parametrize(("number", "said"), [(errno.ENOSPC, "No space left"), (errno.EROFS, "Read-only file system")])
 def test_a_folder_that_takes_no_more_is_told_of_and_gone_on_with(number, said, session, tmp_path, monkeypatch):
-    from steersman.lab.generate import record
+    from steersman.lab.generate import formats
 
-    save, saved = record.Image.Image.save, []
+    save, saved = formats.Image.Image.save, []
 
     def full(image, file, **settings):
         saved.append(file)
@@ -281,10 +281,10 @@ def test_a_folder_that_takes_no_more_is_told_of_and_gone_on_with(number, said, s
         save(image, file, **settings)
 
     with monkeypatch.context() as patch, pytest.raises(InputError) as error:
-        patch.setattr(record.Image.Image, "save", full)
+        patch.setattr(formats.Image.Image, "save", full)
         generate(session(), tmp_path)
     assert f"cannot be written to ({said}" in str(error.value)
-    assert "3 of 6 images are whole; make room, and the same command draws the others" in str(error.value)
+    assert "3 of 6 images are complete; make room, and the same command draws the others" in str(error.value)
     before = times(tmp_path)
     assert len(before) == 3
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
@@ -367,7 +367,7 @@ def test_a_batch_that_the_memory_does_not_hold_is_halved(session, pixels, tmp_pa
     monkeypatch.setattr(drawing.denoiser.network, "forward", small)
     room = 1
     generate(drawing, tmp_path / "halved", tell=told.append)
-    assert len(told) == 1 and "does not hold a batch of 4" in told[0]
+    assert len(told) == 1 and "does not hold 4 images at a time: 1 are taken" in told[0]
     assert same(pixels(tmp_path / "halved"), pixels(tmp_path / "whole"))
     room = 0
     with pytest.raises(InputError, match="the memory of cpu does not hold one image"):

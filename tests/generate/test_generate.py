@@ -7,12 +7,14 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 from PIL import Image
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from steersman.errors import InputError
 from steersman.guidance import Step, Update
-from steersman.lab.advice import advice
+from steersman.lab.generate import generate, open_session
+from steersman.lab.generate.summary import advice
 from steersman.lab.run import Run, check_device, read_run
-from steersman.lab.session import Session
+from steersman.lab.session import Networks, load_session
 from steersman.lab.train.denoiser import unet
 from steersman.recipes import load_recipe, recipe_names
 from steersman.sampling import Report
@@ -37,7 +39,7 @@ def pixels(folder):
 
 
 def test_a_run_writes_images_grid_settings_and_metrics(denoiser, tmp_path):
-    summary = Session(run(denoiser, num=4, seed=7)).generate(tmp_path)
+    summary = generate(open_session(run(denoiser, num=4, seed=7)), tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == [
         *("000007.png", "000008.png", "000009.png", "000010.png", "grid.png", "metrics.json", "run.yaml")
     ]
@@ -50,11 +52,26 @@ def test_a_run_writes_images_grid_settings_and_metrics(denoiser, tmp_path):
     assert metrics["lost"] == []
 
 
+@pytest.mark.parametrize("dtype", ["float32", "auto"])
+def test_a_session_of_networks_that_are_loaded_computes_nothing(denoiser, dtype):
+    networks, asked = Networks(), []
+    load_session(run(denoiser, dtype=dtype), networks)
+    hook = register_module_forward_pre_hook(lambda module, _: asked.append(module))
+    try:
+        session = load_session(run(denoiser, dtype=dtype), networks)
+        assert [target.name for target in session.targets] == ["baseball"]
+        assert asked == []
+        session.draw([(session.targets[0], 0)])
+    finally:
+        hook.remove()
+    assert session.denoiser.network in asked
+
+
 @pytest.mark.long
 def test_a_recorded_run_repeats_to_the_pixel(denoiser, tmp_path):
-    Session(run(denoiser, targets=("soccer ball",))).generate(tmp_path / "a")
+    generate(open_session(run(denoiser, targets=("soccer ball",))), tmp_path / "a")
     again = read_run(tmp_path / "a" / "run.yaml")
-    Session(again).generate(tmp_path / "b")
+    generate(open_session(again), tmp_path / "b")
     first, second = pixels(tmp_path / "a"), pixels(tmp_path / "b")
     assert first.keys() == second.keys()
     assert all((first[name] == second[name]).all() for name in first)
@@ -63,16 +80,16 @@ def test_a_recorded_run_repeats_to_the_pixel(denoiser, tmp_path):
 
 @pytest.mark.long
 def test_a_session_counts_each_of_its_runs_by_itself(denoiser, tmp_path):
-    session = Session(run(denoiser))
-    first, second = (session.generate(tmp_path / name).metrics["network_evaluations"] for name in ("a", "b"))
+    session = open_session(run(denoiser))
+    first, second = (generate(session, tmp_path / name).metrics["network_evaluations"] for name in ("a", "b"))
     assert first == second
 
 
 @pytest.mark.few(9)
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_images_do_not_depend_on_the_batch(denoiser, tmp_path, batch_size):
-    Session(run(denoiser, num=5)).generate(tmp_path / "whole")
-    Session(run(denoiser, num=5, batch_size=batch_size)).generate(tmp_path / "parts")
+    generate(open_session(run(denoiser, num=5)), tmp_path / "whole")
+    generate(open_session(run(denoiser, num=5, batch_size=batch_size)), tmp_path / "parts")
     whole, parts = pixels(tmp_path / "whole"), pixels(tmp_path / "parts")
     assert whole.keys() == parts.keys()
     assert max(abs(whole[name] - parts[name]).max() for name in whole) <= 1
@@ -84,25 +101,25 @@ def test_a_guided_image_is_the_same_to_the_bit_whatever_its_batch():
     recipe = load_recipe(
         "default", ["sampling.steps=3", "particles.count=2", "particles.ratio_max=100", "weight=deviation"]
     )
-    session = Session(Run(targets=("baseball",), num=5, recipe=recipe, judge=None))
+    session = open_session(Run(targets=("baseball",), num=5, recipe=recipe, judge=None))
     jobs = [(session.targets[0], seed) for seed in range(5)]
     assert torch.equal(session.draw(jobs[:1])[0], session.draw(jobs)[0])
 
 
 @pytest.mark.long
 def test_several_targets_get_a_folder_each_and_mix_in_a_batch(denoiser, tmp_path):
-    summary = Session(run(denoiser, targets=("all",), num=1)).generate(tmp_path)
+    summary = generate(open_session(run(denoiser, targets=("all",), num=1)), tmp_path)
     assert [folder.name for folder in sorted(tmp_path.iterdir()) if folder.is_dir()] == sorted(CLASSES)
     assert list(summary.metrics["targets"]) == CLASSES
-    Session(run(denoiser, targets=("volleyball",), num=1)).generate(tmp_path / "alone")
+    generate(open_session(run(denoiser, targets=("volleyball",), num=1)), tmp_path / "alone")
     alone, mixed = pixels(tmp_path / "alone"), pixels(tmp_path / "volleyball")
     assert abs(alone["000000.png"] - mixed["000000.png"]).max() <= 1
 
 
 def test_unguided_images_are_the_same_for_every_target(denoiser, tmp_path):
     for target in ("baseball", "volleyball"):
-        session = Session(run(denoiser, targets=(target,), guided=False))
-        assert session.generate(tmp_path / target).metrics["network_evaluations"]["classifier"] == 0
+        session = open_session(run(denoiser, targets=(target,), guided=False))
+        assert generate(session, tmp_path / target).metrics["network_evaluations"]["classifier"] == 0
     first, second = pixels(tmp_path / "baseball"), pixels(tmp_path / "volleyball")
     assert all((first[name] == second[name]).all() for name in first)
 
@@ -112,7 +129,7 @@ def test_unguided_images_are_the_same_for_every_target(denoiser, tmp_path):
 def test_every_recipe_draws(denoiser, tmp_path, name):
     recipe = load_recipe(name, ["sampling.steps=3", "preprocess.size=64"])
     told = {"label": "baseball", "cfg_scale": 1.5} if name == "elucd-dit" else {}
-    metrics = Session(run(denoiser, num=1, recipe=recipe, **told)).generate(tmp_path).metrics
+    metrics = generate(open_session(run(denoiser, num=1, recipe=recipe, **told)), tmp_path).metrics
     assert metrics["lost"] == []
     assert metrics["nonfinite_gradients"] == 0
     assert metrics["network_evaluations"]["classifier"] > 0
@@ -121,12 +138,12 @@ def test_every_recipe_draws(denoiser, tmp_path, name):
 @pytest.mark.long
 def test_a_blend_steers_to_several_classes_at_once(denoiser, tmp_path):
     blend = {"baseball": 1.0, "soccer ball": -0.5}
-    session = Session(run(denoiser, targets=(), blend=blend))
+    session = open_session(run(denoiser, targets=(), blend=blend))
     assert [target.name for target in session.targets] == ["baseball"]
-    session.generate(tmp_path / "blend")
+    generate(session, tmp_path / "blend")
     assert read_run(tmp_path / "blend" / "run.yaml").blend == blend
-    Session(run(denoiser, targets=(), blend={"baseball": 1.0})).generate(tmp_path / "one")
-    Session(run(denoiser)).generate(tmp_path / "plain")
+    generate(open_session(run(denoiser, targets=(), blend={"baseball": 1.0})), tmp_path / "one")
+    generate(open_session(run(denoiser)), tmp_path / "plain")
     blended, one, plain = (pixels(tmp_path / name)["000000.png"] for name in ("blend", "one", "plain"))
     assert (one == plain).all()
     assert abs(blended - plain).max() > 1
@@ -138,17 +155,17 @@ def test_several_classifiers_steer_together_each_in_its_own_words(denoiser, tmp_
     twice = {"classifiers": (GUIDE, GUIDE), "recipe": run(denoiser).recipe.changed({"ensemble.weights": (1.0, 0.0)})}
     handed = {"classifiers": both, "recipe": run(denoiser).recipe.changed({"ensemble": {"kind": "switch", "at": 0.0}})}
     for name, settings in {"alone": {}, "twice": twice, "both": {"classifiers": both}, "handed": handed}.items():
-        Session(run(denoiser, **settings)).generate(tmp_path / name)
+        generate(open_session(run(denoiser, **settings)), tmp_path / name)
     alone, twice, both, handed = (
         pixels(tmp_path / name)["000000.png"] for name in ("alone", "twice", "both", "handed")
     )
     assert (alone == twice).all()
     assert (alone == handed).all()
     assert abs(alone - both).max() > 1
-    session = Session(run(denoiser, classifiers=("imagenet:efficientnet-lite0", GUIDE)))
+    session = open_session(run(denoiser, classifiers=("imagenet:efficientnet-lite0", GUIDE)))
     assert [(target.guide, target.others) for target in session.targets] == [(429, (0,))]
     with pytest.raises(InputError, match="ensemble: switch must have two classifiers, --classifier twice, got 1"):
-        Session(run(denoiser, recipe=handed_over(denoiser)))
+        open_session(run(denoiser, recipe=handed_over(denoiser)))
 
 
 def handed_over(denoiser):
@@ -156,8 +173,10 @@ def handed_over(denoiser):
 
 
 def test_a_judge_without_the_class_says_nothing(denoiser, tmp_path):
-    session = Session(run(denoiser, targets=("goldfish",), classifiers=("imagenet:efficientnet-lite0",), guided=False))
-    metrics = session.generate(tmp_path).metrics
+    session = open_session(
+        run(denoiser, targets=("goldfish",), classifiers=("imagenet:efficientnet-lite0",), guided=False)
+    )
+    metrics = generate(session, tmp_path).metrics
     assert metrics["accuracy"]["judge"] is None
     assert metrics["probability"]["judge"] is None
     assert metrics["accuracy"]["guide"] is not None
@@ -165,8 +184,8 @@ def test_a_judge_without_the_class_says_nothing(denoiser, tmp_path):
 
 @pytest.mark.long
 def test_an_image_that_becomes_nan_is_named_and_leaves_the_others_alone(denoiser, tmp_path, monkeypatch):
-    Session(run(denoiser, num=3)).generate(tmp_path / "sound")
-    session = Session(run(denoiser, num=3))
+    generate(open_session(run(denoiser, num=3)), tmp_path / "sound")
+    session = open_session(run(denoiser, num=3))
     forward, spoilt = session.denoiser.network.forward, []
 
     def spoil(x, *args, **kwargs):
@@ -177,7 +196,7 @@ def test_an_image_that_becomes_nan_is_named_and_leaves_the_others_alone(denoiser
         return out
 
     monkeypatch.setattr(session.denoiser.network, "forward", spoil)
-    summary = session.generate(tmp_path / "spoilt")
+    summary = generate(session, tmp_path / "spoilt")
     assert summary.lost == ["baseball 1"]
     assert summary.metrics["nonfinite_gradients"] > 0
     sound, others = pixels(tmp_path / "sound"), pixels(tmp_path / "spoilt")
@@ -187,10 +206,10 @@ def test_an_image_that_becomes_nan_is_named_and_leaves_the_others_alone(denoiser
 
 @pytest.mark.long
 def test_a_folder_with_another_run_is_left_alone(denoiser, tmp_path):
-    Session(run(denoiser)).generate(tmp_path)
+    generate(open_session(run(denoiser)), tmp_path)
     before = pixels(tmp_path)
     with pytest.raises(InputError, match="holds a run with other settings"):
-        Session(run(denoiser, seed=5)).generate(tmp_path)
+        generate(open_session(run(denoiser, seed=5)), tmp_path)
     assert pixels(tmp_path).keys() == before.keys()
 
 
@@ -221,16 +240,16 @@ REFUSED = [
 def test_what_does_not_go_together_is_refused_before_anything_is_written(denoiser, changes, settings, message):
     recipe = run(denoiser).recipe.changed({"wrt": "x0_hat", "input": "denoised", **changes})
     with pytest.raises(InputError, match=message):
-        Session(run(denoiser, recipe=recipe, **settings))
+        open_session(run(denoiser, recipe=recipe, **settings))
 
 
 @pytest.mark.long
 def test_the_label_target_is_each_images_own(denoiser, tmp_path):
     """Of several targets in a batch."""
     other, targets = {"judge": None, "guided": False, "num": 1}, ("soccer ball", "baseball")
-    Session(run(denoiser, **other, targets=targets, label="target")).generate(tmp_path / "both")
+    generate(open_session(run(denoiser, **other, targets=targets, label="target")), tmp_path / "both")
     for label in targets:
-        Session(run(denoiser, **other, label=label)).generate(tmp_path / label)
+        generate(open_session(run(denoiser, **other, label=label)), tmp_path / label)
     both = [pixels(tmp_path / "both" / target) for target in targets]
     each = [pixels(tmp_path / label) for label in targets]
     same = [[(x["000000.png"] == y["000000.png"]).all() for y in each] for x in both]
@@ -239,7 +258,7 @@ def test_the_label_target_is_each_images_own(denoiser, tmp_path):
 
 def test_a_target_that_the_denoiser_lacks_is_no_label(denoiser):
     with pytest.raises(InputError, match="unknown label 'tench'"):
-        Session(run(denoiser, classifiers=("imagenet:efficientnet-lite0",), targets=("tench",), label="target"))
+        open_session(run(denoiser, classifiers=("imagenet:efficientnet-lite0",), targets=("tench",), label="target"))
 
 
 @pytest.mark.parametrize("label", [None, "baseball"])
@@ -251,7 +270,7 @@ def test_a_model_that_knows_no_images_without_labels_is_told_of_before_anything_
     (tmp_path / "card.json").write_text(json.dumps({"classes": CLASSES}))
     told = {"label": label, "cfg_scale": 2.0} if label else {}
     with pytest.raises(InputError, match="the denoiser has no unconditional model"):
-        Session(run(str(tmp_path), guided=False, **told))
+        open_session(run(str(tmp_path), guided=False, **told))
 
 
 @pytest.mark.parametrize("channels", [2, 4])
@@ -259,7 +278,7 @@ def test_samples_that_are_no_images_are_refused_before_anything_is_drawn(channel
     unet(16, 0, widths=(8, 16), channels=channels).save_pretrained(tmp_path / "unet")
     DDPMScheduler().save_pretrained(tmp_path / "scheduler")
     with pytest.raises(InputError, match=rf"must have 1 or 3 channels, got images of shape \({channels}, 16, 16\)"):
-        Session(run(str(tmp_path), guided=False))
+        open_session(run(str(tmp_path), guided=False))
 
 
 def test_a_device_beyond_the_last_is_refused(monkeypatch):
@@ -292,6 +311,6 @@ def test_a_gradient_is_not_blamed_where_there_was_none():
 @pytest.mark.long
 def test_half_precision_does_not_depend_on_the_number_of_images(denoiser, tmp_path):
     for num in (1, 3):
-        Session(run(denoiser, num=num, batch_size=4, dtype="bfloat16")).generate(tmp_path / str(num))
+        generate(open_session(run(denoiser, num=num, batch_size=4, dtype="bfloat16")), tmp_path / str(num))
     one, three = pixels(tmp_path / "1"), pixels(tmp_path / "3")
     assert abs(one["000000.png"] - three["000000.png"]).max() <= 1

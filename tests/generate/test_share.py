@@ -8,7 +8,7 @@ import pytest
 
 from steersman.errors import InputError
 from steersman.lab.generate import Share
-from steersman.lab.generate.lock import locked, running
+from steersman.lab.generate.processes import locked, running
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
@@ -45,14 +45,14 @@ def launched(monkeypatch):
 
 @pytest.mark.parametrize("names", [TORCHRUN, OPEN_MPI, MPICH, PMI2, SRUN])
 def test_a_launcher_tells(names, launched):
-    assert Share.told() == Share()
+    assert Share.from_environment() == Share()
     launched(names, "581")
-    assert Share.told() == Share(rank=5, count=8, local=1)
-    assert Share.told().device("cuda") == "cuda:1"
-    assert Share.told().device("cpu") == "cpu"
+    assert Share.from_environment() == Share(rank=5, count=8, local=1)
+    assert Share.from_environment().device("cuda") == "cuda:1"
+    assert Share.from_environment().device("cpu") == "cpu"
     assert Share().device("cuda:3") == "cuda:3"
     with pytest.raises(InputError, match="device must be cuda for 8 processes, .* got 'cuda:0'"):
-        Share.told().device("cuda:0")
+        Share.from_environment().device("cuda:0")
 
 
 @pytest.mark.parametrize(
@@ -62,25 +62,25 @@ def test_a_launcher_tells(names, launched):
 def test_each_process_has_a_gpu_of_those_that_it_sees(names, seen, expected, launched, monkeypatch):
     launched(names, "383")
     monkeypatch.setattr("torch.cuda.device_count", lambda: seen)
-    assert Share.told().device("cuda") == expected
+    assert Share.from_environment().device("cuda") == expected
 
 
 def test_a_local_rank_that_is_not_told_is_the_rank(launched, monkeypatch):
     launched(TORCHRUN[:2], "38")
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    assert Share.told().device("cuda") == "cuda:1"
+    assert Share.from_environment().device("cuda") == "cuda:1"
 
 
 def test_a_batch_script_is_one_process_whatever_its_job_may_start(launched):
     launched(BATCH, BATCH.values())
-    assert Share.told() == Share()
+    assert Share.from_environment() == Share()
 
 
 @pytest.mark.parametrize("inner", [TORCHRUN, OPEN_MPI, MPICH])
 def test_a_launcher_inside_a_slurm_job_goes_before_it(inner, launched):
     launched(SRUN, "120")
     launched(inner, "581")
-    assert Share.told() == Share(rank=5, count=8, local=1)
+    assert Share.from_environment() == Share(rank=5, count=8, local=1)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_a_launcher_inside_a_slurm_job_goes_before_it(inner, launched):
 def test_what_no_launcher_would_tell(rank, count, message, launched):
     launched(TORCHRUN[:2] if rank else TORCHRUN[1:2], [rank, count] if rank else [count])
     with pytest.raises(InputError, match=message):
-        Share.told()
+        Share.from_environment()
 
 
 def test_a_folder_is_one_runs_at_a_time(tmp_path):

@@ -22,8 +22,7 @@ from steersman.lab.analysis.agreement import read_cells, read_errors
 from steersman.lab.analysis.parts import Parts
 from steersman.lab.data import pictures
 from steersman.lab.generate import status
-from steersman.lab.generate.record import Record, write_image
-from steersman.lab.generate.shards import joined, write_shard
+from steersman.lab.generate.formats import write_image, write_shard
 from steersman.lab.metrics.images import read_images
 from steersman.lab.metrics.intervals import Figure
 from steersman.lab.metrics.statistics import read_reference
@@ -259,18 +258,14 @@ def shard(folder: Path, suffix: str) -> Format:
     pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
     facts = {"run": "0", "target": "cube", "label": 3, "guide": None, "judge": None, "dropped": 0, "moved": None}
     facts |= {"noise_error": 0.5, "evaluations": {"denoiser": 2.0}, "seconds": 0.1, "lost": False}
+    records = {seed: ImageRecord(seed=seed, **facts) for seed in range(len(pixels))}
     images = {}
-    for seed, each in enumerate(pixels):
-        record = Record(seed=seed, **facts)
-        write_image(folder / "x.png", each, record)
-        images[seed] = record, (folder / "x.png").read_bytes()
+    for seed, record in records.items():
+        write_image(folder / "x.png", pixels[seed], record)
+        images[seed] = (folder / "x.png").read_bytes()
     (folder / "x.png").unlink()
-    path = folder / f"images-00000{suffix}"
-    write_shard(path, images, {})
-    if suffix == ".npz":
-        joined(folder / "images.npz", [path])
-        path.unlink()
-        path = folder / "images.npz"
+    path = folder / ("images.npz" if suffix == ".npz" else "images-00000.tar")
+    write_shard(path, records, images.__getitem__)
     return _set(folder, path)
 
 

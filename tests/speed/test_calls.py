@@ -5,9 +5,8 @@ import torch
 from torch import nn
 
 from steersman.lab.run import Run
-from steersman.lab.session import Session
-from steersman.lab.speed.bench import bench
-from steersman.lab.speed.calls import Calls
+from steersman.lab.session import load_session
+from steersman.lab.speed.bench import Calls, bench
 from steersman.recipes import load_recipe
 
 GUIDE = "zoo:sportballs-mobilenet"
@@ -34,7 +33,7 @@ class Watched(nn.Module):
 
 def test_calls_are_played_again_with_their_values_graphs_and_gradients():
     network, calls = Watched(), Calls()
-    with calls.of([network]):
+    with calls.recording([network]):
         network(torch.tensor([1.0]))
         x = torch.tensor([2.0], requires_grad=True)
         output = network(network(x), scale=torch.tensor([3.0]))
@@ -43,14 +42,14 @@ def test_calls_are_played_again_with_their_values_graphs_and_gradients():
         with torch.no_grad():
             network(torch.tensor([5.0]))
     heard, network.seen = network.seen, []
-    calls.play()
+    calls.replay()
     assert network.seen == heard
     assert [each for each in heard if each[0] == "back"] == [("back", [4.0]), ("back", [2.0])] * 2
     assert calls.count() == 4
 
 
 def test_a_walks_floor_asks_each_network_as_often_as_the_walk(denoiser):
-    session, calls = Session(run(denoiser, batch_size=5), rehearse=False), Calls()
+    session, calls = load_session(run(denoiser, batch_size=5)), Calls()
     networks = [session.denoiser.network, session.guide.network]
     asked = {network: 0 for network in networks}
 
@@ -59,22 +58,22 @@ def test_a_walks_floor_asks_each_network_as_often_as_the_walk(denoiser):
 
     for network in networks:
         network.register_forward_hook(count)
-    with calls.of(networks):
+    with calls.recording(networks):
         session.draw([(session.targets[0], seed) for seed in range(5)])
     walked = dict(asked)
-    calls.play()
+    calls.replay()
     assert all(asked[network] == 2 * walked[network] for network in networks)
     # three steps of two blocks; the last one has no variance, so that nothing guides there
     assert list(walked.values()) == [6, 4]
-    assert sum(back for _, back in calls.heard) == 8
+    assert sum(back for _, back in calls.events) == 8
 
 
 @pytest.mark.long
 def test_a_bench_tells_the_floor_and_ours(denoiser):
     pairs = []
-    found, after = bench(run(denoiser), steps=30, repeats=2, on_pair=lambda: pairs.append(1))
+    found, _ = bench(run(denoiser), steps=30, repeats=2, on_pair=lambda: pairs.append(1))
     assert len(pairs) == 2
-    assert found.least <= found.ratio <= found.most
-    assert found.peak > found.peak_floor / 2 > 0
-    assert found.images_per_second == 4 / found.ours * 3 / 30  # of five images, the first batch
-    assert found.record(after)["run"]["recipe"]["name"] == "nrcg"
+    assert found["least"] <= found["ratio"] <= found["most"]
+    assert found["peak"] > found["peak_floor"] / 2 > 0
+    assert found["images_per_second"] == 4 / found["ours"] * 3 / 30  # of five images, the first batch
+    assert found["run"]["recipe"]["name"] == "nrcg"

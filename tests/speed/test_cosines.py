@@ -9,11 +9,10 @@ import yaml
 
 from steersman import latent
 from steersman.errors import InputError, Notice
-from steersman.lab.run import Run, read_run
-from steersman.lab.session import Session
-from steersman.lab.speed import auto
+from steersman.lab.run import Placement, Run, read_run
+from steersman.lab.speed import placement
 from steersman.lab.speed.bench import bench
-from steersman.lab.speed.placement import Placement
+from steersman.lab.speed.placement import choose_placement
 from steersman.recipes import load_recipe
 
 MODULE = """
@@ -80,7 +79,7 @@ def faster(monkeypatch):
                     session.run.dtype, 1
                 )
 
-        monkeypatch.setattr(auto, "_measure", measure)
+        monkeypatch.setattr(placement, "_measure", measure)
 
     look()
     return look
@@ -94,7 +93,7 @@ def run(spec, classifier="smooth", denoiser="denoiser", wrt="x0_hat", **settings
 
 
 def placed(run):
-    return Session(run, rehearse=False).run.placed
+    return choose_placement(run).placed
 
 
 @pytest.mark.parametrize("wrt", RECIPES)
@@ -206,7 +205,7 @@ def test_a_block_that_memory_does_not_hold_is_halved_until_it_does(spec, memory,
 
 
 def test_a_batch_that_an_accelerator_does_not_hold_is_halved(spec, memory, monkeypatch):
-    monkeypatch.setattr(auto, "_blocks", lambda run, targets: (16,))  # as an accelerator takes it
+    monkeypatch.setattr(placement, "_blocks", lambda run, targets: (16,))  # as an accelerator takes it
     memory("denoiser", CUDA, lambda x: len(x) > 5)
     found = placed(run(spec, dtype="auto-float32", batch_size=16))
     assert (found["denoiser"].block, found["classifier"].block) == (4, 16)
@@ -239,8 +238,8 @@ def test_a_slow_call_is_made_once_and_larger_blocks_of_it_not_at_all(spec, monke
         yield "denoiser", [], asked
         yield "classifier", [], asked
 
-    monkeypatch.setattr(auto, "timed", timed)
-    monkeypatch.setattr(auto, "_parts", parts)
+    monkeypatch.setattr(placement, "timed", timed)
+    monkeypatch.setattr(placement, "_parts", parts)
     found = placed(run(spec, batch_size=16))
     assert {each.dtype for each in found.values()} == {"float32"}
     assert sizes.count("bfloat16") == 4  # each part in two layouts
@@ -250,4 +249,4 @@ def test_a_batch_that_bench_cannot_hold_is_halved(spec, memory):
     memory("denoiser", CUDA, lambda x: len(x) > 2)
     with pytest.warns(Notice, match="does not hold 8 images at a time: 2 are taken from now on"):
         figures, _ = bench(run(spec, dtype="float32", num=8, batch_size=8), repeats=1)
-    assert figures.images == 2
+    assert figures["images"] == 2

@@ -9,7 +9,7 @@ import yaml
 from PIL import Image
 
 from steersman.errors import InputError
-from steersman.lab.session import Session
+from steersman.lab.generate import generate, generate_until_stopped, open_session
 from steersman.lab.sweep import Sweep, Sweeping, varied
 
 REFERENCE = "sportballs?num=40&resolution=16"
@@ -105,8 +105,8 @@ def test_the_same_seed_and_settings_in_two_sweeps_give_the_same_pixels(done, den
     assert list(other) == ["000001.png", "000002.png"]
     assert all(abs(other[name] - first[name]).max() <= 1 for name in other)  # they stood in another batch
     assert any(abs(other[name] - pixels(tmp_path / "other/cells/scale=9")[name]).max() > 1 for name in other)
-    session = Session(sweeping.cells[0].run)  # with networks of its own
-    session.generate(tmp_path / "alone")
+    session = open_session(sweeping.cells[0].run)  # with networks of its own
+    generate(session, tmp_path / "alone")
     alone = pixels(tmp_path / "alone")
     assert all((other[name] == alone[name]).all() for name in other)
 
@@ -114,7 +114,7 @@ def test_the_same_seed_and_settings_in_two_sweeps_give_the_same_pixels(done, den
 @pytest.mark.long
 def test_a_killed_sweep_goes_on_with_the_missing_cells_only(denoiser, tmp_path, monkeypatch):
     asked, out = sweep(denoiser, *TWO), tmp_path / "out"
-    generate, drawn = Session.generate, []
+    drawn = []
 
     def killed(session, folder, **settings):
         if len(drawn) == 2:
@@ -122,9 +122,9 @@ def test_a_killed_sweep_goes_on_with_the_missing_cells_only(denoiser, tmp_path, 
             (folder / "000000.png").write_bytes(b"")  # it died on the way
             raise KeyboardInterrupt
         drawn.append(folder.name)
-        return generate(session, folder, **settings)
+        return generate_until_stopped(session, folder, **settings)
 
-    monkeypatch.setattr(Session, "generate", killed)
+    monkeypatch.setattr("steersman.lab.sweep.sweeping.generate_until_stopped", killed)
     with pytest.raises(KeyboardInterrupt):
         Sweeping(asked, out).draw()
     assert len(drawn) == 2
@@ -132,9 +132,9 @@ def test_a_killed_sweep_goes_on_with_the_missing_cells_only(denoiser, tmp_path, 
 
     def counted(session, folder, **settings):
         drawn.append(folder.name)
-        return generate(session, folder, **settings)
+        return generate_until_stopped(session, folder, **settings)
 
-    monkeypatch.setattr(Session, "generate", counted)
+    monkeypatch.setattr("steersman.lab.sweep.sweeping.generate_until_stopped", counted)
     again = Sweeping(asked, out)
     assert [cell.folder for cell in again.missing()] == ["scale=4,stabilizer=rms", "scale=4,stabilizer=ema"]
     again.draw()

@@ -2,8 +2,9 @@
 
 import pytest
 
+from steersman.lab.generate import generate
 from steersman.lab.run import Run
-from steersman.lab.session import Networks, Session
+from steersman.lab.session import Networks, load_session
 from steersman.lab.tune.price import Prices
 from steersman.recipes import load_recipe
 
@@ -22,7 +23,7 @@ def counted(denoiser, networks, tmp_path):
         settings = {"targets": ("baseball",), "denoiser": denoiser, "judge": None} | settings
         settings = {"classifiers": ("zoo:sportballs-mobilenet",)} | settings
         run = Run(recipe=load_recipe(name, (*PLAIN, *changes)), **settings)
-        return Prices(tmp_path / "prices.json").of(Session(run, networks))
+        return Prices(tmp_path / "prices.json").of(load_session(run, networks))
 
     return count
 
@@ -56,8 +57,8 @@ def test_the_cost_is_the_same_wherever_it_is_reported(networks, denoiser, tmp_pa
     recipe = load_recipe("nrcg", ("sampling.steps=2", "weight=constant", "preprocess.size=null", *changes))
     settings = {"denoiser": denoiser, "classifiers": ("zoo:sportballs-mobilenet",), "judge": None}
     run = Run(targets=("baseball",), num=num, recipe=recipe, label="baseball", cfg_scale=1.5, **settings)
-    session = Session(run, networks)
-    found = session.generate(tmp_path / "run").metrics["network_evaluations"]
+    session = load_session(run, networks)
+    found = generate(session, tmp_path / "run").metrics["network_evaluations"]
     count = 3 if changes else 1
     assert found == {"denoiser": 2 * count * 2, "classifier": 2 * count + (3 if changes else 0)}
     assert Prices(tmp_path / "prices.json").of(session).evaluations == found

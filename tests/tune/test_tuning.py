@@ -6,8 +6,8 @@ import pytest
 
 from steersman.cli import tuning as terminal
 from steersman.errors import InputError
+from steersman.lab.generate import generate_until_stopped
 from steersman.lab.run import read_run
-from steersman.lab.session import Session
 from steersman.lab.tune import Bounds, Tune, Tuning, space_of
 from steersman.recipes import load_recipe
 
@@ -62,15 +62,15 @@ def test_the_recipe_loads_and_has_the_settings_of_its_trial(done):
 
 @pytest.mark.long
 def test_a_tune_that_was_killed_goes_on_and_draws_no_trial_twice(done, denoiser, tmp_path, monkeypatch):
-    drawn, generate = [], Session.generate
+    drawn, generate = [], generate_until_stopped
 
-    def interrupted(self, out, **settings):
+    def interrupted(session, out, **settings):
         drawn.append(out.name)
         if len(drawn) == 3:
             raise KeyboardInterrupt
-        return generate(self, out, **settings)
+        return generate(session, out, **settings)
 
-    monkeypatch.setattr(Session, "generate", interrupted)
+    monkeypatch.setattr("steersman.lab.tune.tuning.generate_until_stopped", interrupted)
     with pytest.raises(KeyboardInterrupt):
         worked(tune(denoiser), tmp_path, 4)
     trials = worked(tune(denoiser), tmp_path, 4)

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from steersman.errors import InputError, Notice, one_line, require
-from steersman.lab.speed.allocator import keep_freed
+from steersman.lab.speed.profiling import keep_freed
 from steersman.lab.stop import Interrupted, Interruptible, Stopped
 
 __all__ = ["LAB", "app", "in_lab", "main"]

@@ -61,7 +61,7 @@ def sample(
     from steersman.lab.run import Run, read_run
     from steersman.recipes import load_recipe
 
-    share = Share.told()
+    share = Share.from_environment()
     if status is not None:
         _alone(context, "status", "which draws nothing", ())
         return tell(status)

@@ -12,11 +12,11 @@ from rich.table import Table
 from steersman.cli.terminal import progress_bar
 from steersman.errors import InputError, require
 from steersman.files import file_name
-from steersman.lab.generate import Share, Summary, Unfinished, generate, status
+from steersman.lab.generate import Share, Summary, Unfinished, generate, open_session, status
 from steersman.lab.report import Frames
 from steersman.lab.run import Run, differences
 from steersman.lab.session import Session
-from steersman.lab.speed.auto import as_begun
+from steersman.lab.speed.placement import recorded_placement
 from steersman.lab.stop import Stop
 from steersman.trust import code_in
 
@@ -46,7 +46,7 @@ def default_folder(run: Run, *, overwrite: bool) -> Path:
 
 def _holds_another(out: Path, run: Run) -> bool:
     try:
-        return differences(out, as_begun(run, out), grows=True) != ""
+        return differences(out, recorded_placement(run, out), grows=True) != ""
     except InputError:  # a file that cannot be read
         return True
 
@@ -57,7 +57,7 @@ def carry_out(run: Run, out: Path, *, share: Share, gif: bool = False, overwrite
         require("lab", "matplotlib", what="--gif")
     console = Console(quiet=not share.first)
     with console.status("loading the networks"):
-        session = Session(run if overwrite else as_begun(run, out, wait=not share.first))
+        session = open_session(run if overwrite else recorded_placement(run, out, wait=not share.first))
     for part in session.run.placed:
         console.print(f"{part}: {session.run.placement(part)}", highlight=False, soft_wrap=True)
     frames = Frames(count=ANIMATED, decode=session.denoiser.decode) if gif and share.first else None
@@ -93,7 +93,7 @@ def _unfinished(found: Unfinished, run: Run, out: Path, stop: Stop, share: Share
     words = ["steersman", "sample", "--from", str(out / "run.yaml")]
     words += [word for spec in dict.fromkeys(code_in(run.settings())) for word in ("--trust", spec)]
     how = f"the same command goes on, or: {shlex.join(words)}"
-    there = f"{found.whole} of {found.total} images are there"
+    there = f"{found.done} of {found.total} images are there"
     if stop:
         return f"{there}; {how}"
     if found.gone or share.count == 1:
@@ -105,13 +105,13 @@ def tell(out: Path) -> None:
     """Prints how far the run in a folder is."""
     console, found = Console(), status(out)
     table = Table("target", box=None, pad_edge=False)
-    for name in ("whole", "lost", "missing"):
+    for name in ("done", "lost", "missing"):
         table.add_column(name, justify="right")
-    for name in found.whole:
-        table.add_row(escape(name), *map(str, (found.whole[name], found.lost[name], found.missing(name))))
-    if len(found.whole) > 1:
-        missing = sum(map(found.missing, found.whole))
-        table.add_row("all", str(sum(found.whole.values())), str(sum(found.lost.values())), str(missing))
+    for name in found.done:
+        table.add_row(escape(name), *map(str, (found.done[name], found.lost[name], found.missing(name))))
+    if len(found.done) > 1:
+        missing = sum(map(found.missing, found.done))
+        table.add_row("all", str(sum(found.done.values())), str(sum(found.lost.values())), str(missing))
     console.print(table)
     processes = f"{found.processes} process{'es' if found.processes > 1 else ''} drawing"
     console.print(processes if found.processes else "not running")

@@ -1,4 +1,4 @@
-"""What makes a run, and its file: every resolved setting, the seeds, the versions."""
+"""The settings of a run, and its file ``run.yaml``: every resolved setting, the seeds, the versions."""
 
 import math
 import platform
@@ -15,17 +15,21 @@ from pydantic import ConfigDict
 from steersman.batching import block_size
 from steersman.errors import InputError, about, unknown
 from steersman.files import read_yaml
-from steersman.lab.speed.placement import AUTO, DTYPES, Placement
 from steersman.recipes import Recipe, load_recipe
 from steersman.sampling.noise import SEEDS
 from steersman.typed import filled_in, finite, typed
 
 __all__ = [
+    "AGREES",
+    "AUTO",
     "DRAWN",
+    "DTYPES",
     "FORMATS",
     "LAX",
+    "LAYOUTS",
     "MOST",
     "TARGET",
+    "Placement",
     "Run",
     "check_device",
     "check_folder",
@@ -37,49 +41,84 @@ __all__ = [
 ]
 
 FORMATS = {"png": None, "npz": ".npz", "webdataset": ".tar"}
-"""What images are written as, and the suffix of the files that several share."""
+"""What images are written as, and the suffix of files that hold many of them."""
 
-LAX = ConfigDict(coerce_numbers_to_str=True, allow_inf_nan=False)  # of what a file says, as YAML has it
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+AUTO = {"auto": ("float32", "bfloat16"), "auto-float32": ("float32",)}
+"""Values of ``dtype`` for which a measurement chooses the type, layout and block, and the types it chooses from."""
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+AGREES = 0.98
+"""The least cosine with float32 of a type that a measurement may choose."""
 
+LAX = ConfigDict(coerce_numbers_to_str=True, allow_inf_nan=False)  # a class in YAML may be a number
 MOST, LARGEST_BATCH = 10_000_000, 65_536  # images of a run, and of a batch
-
-SHOWN = 3  # settings that a message names, at most
-
-DRAWN = "drawn"  # under which ``run.yaml`` says what `steersman.lab.generate.store` needs to know of the images
-
+SHOWN = 3  # settings that a message names
+DRAWN = "drawn"  # the key of run.yaml under which `steersman.lab.generate.store` describes the images
 TARGET = "target"
-"""The label that is each image's target."""
+"""The label that stands for the target of each image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """How a network runs on a device.
+
+    Attributes:
+        dtype: The type of the weights and of the computation.
+        layout: The memory layout of the weights, which convolutions take over.
+        block: How many images the network sees at a time (`steersman.batching`).
+        cosines: The least cosine with float32, by type, of every type that was faster.
+    """
+
+    dtype: str = "float32"
+    layout: str = "contiguous"
+    block: int
+    cosines: Mapping[str, float] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("dtype", self.dtype, DTYPES), ("layout", self.layout, LAYOUTS)):
+            if value not in known:
+                raise unknown(name, value, known)
+        if self.block < 1:
+            raise InputError(f"block must be at least 1, got {self.block}")
+
+    def __str__(self) -> str:
+        """What was chosen, and why no faster type."""
+        text = f"{self.dtype}, {self.layout}, {self.block} images at a time"
+        if (cosine := self.cosines.get(self.dtype)) is not None:
+            text += f", least cosine with float32 {cosine:.4f}"
+        for dtype, cosine in self.cosines.items():
+            if dtype != self.dtype:
+                text += f"; {dtype} is faster but refused: least cosine with float32 {cosine:.4f}, not above {AGREES}"
+        return text
 
 
 @dataclass(frozen=True, kw_only=True)
 @finite
 class Run:
-    """All that makes a run's images.
+    """All settings that make the images of a run.
 
     Attributes:
-        targets: Names or indices in the guide's vocabulary; ``all`` for every class that the denoiser has.
-        blend: Instead of targets, weights by class, steered to all at once; a negative weight steers away.
+        targets: Names or indices of classes of the guide; ``all`` for every class of the denoiser.
+        blend: Instead of targets, a weight for each of several classes; a negative weight steers away.
         num: Images of each target.
-        seed: The first image's seed; the others follow.
-        denoiser: As `steersman.models.denoisers.load_denoiser` reads it.
-        classifiers: The guide, as `models.classifiers.load_classifier` reads it; or several, the first of which also
-            measures. Each knows the targets by its own names for them.
-        judge: The network that judges, likewise; None for no judge.
-        recipe: The settings of every axis.
+        seed: The seed of the first image; the others count up.
+        denoiser: The diffusion model, as `steersman.load_denoiser` takes it.
+        classifiers: The guides, as `steersman.load_classifier` takes them; the first one also measures.
+        judge: The network that measures and never steers; None for no judge.
+        recipe: The settings of sampling and guidance.
         guided: Whether the guide steers; else it only measures.
-        label: The denoiser's own label, for class-conditional ones: its number, its name or one of its synonyms;
-            ``target`` for each image's target.
-        prompt: What all images show, for denoisers that are told a text.
-        negative_prompt: What they do not show; None for what such a denoiser takes without one.
-        cfg_scale: The classifier-free scale; 1 for the conditional model alone.
-        batch_size: Images at a time; by default 4 on a CPU, where several batches are drawn side by side, else 16.
-        device: Where the networks run; its number is no setting, since equal devices draw equal images.
-        dtype: In what: float32, bfloat16, float16; auto, what a short measurement finds fastest among the types that
-            agree with float32; or auto-float32, the same without a change of type.
-        placed: What it found, for ``denoiser`` and ``classifier``, and how far the types agree.
-        checkpoint: Whether the denoiser computes its blocks again for a gradient, and keeps less.
-        compile: Whether ``torch.compile`` compiles denoiser and classifiers.
-        format: What images are written as: png, npz or webdataset.
+        label: The label for class-conditional denoisers: index or name, or ``target`` for that of each image.
+        prompt: The prompt, for text-to-image models.
+        negative_prompt: The negative prompt, likewise.
+        cfg_scale: The classifier-free guidance scale; 1 for the conditional model alone.
+        batch_size: Images that are drawn at once; by default 4 on a CPU, else 16.
+        device: The device of all networks. Its index is not recorded: equal devices draw equal images.
+        dtype: float32, bfloat16 or float16; ``auto`` to measure which type, layout and block is fastest; or
+            ``auto-float32`` to measure layouts and blocks alone.
+        placed: The result of that measurement, for ``denoiser`` and ``classifier``.
+        checkpoint: Whether the denoiser recomputes activations in the backward pass to save memory.
+        compile: Whether ``torch.compile`` compiles the networks.
+        format: The format of the images: png, npz or webdataset.
     """
 
     targets: tuple[str, ...] = ()
@@ -104,13 +143,13 @@ class Run:
     format: str = "png"
 
     def __post_init__(self) -> None:
-        for name, given, least, most in (
+        for name, value, least, most in (
             ("num", self.num, 1, MOST),
             ("seed", self.seed, 0, SEEDS - self.num),
             ("batch_size", self.at_once, 1, LARGEST_BATCH),
         ):
-            if not least <= given <= most:
-                raise InputError(f"{name} must be {least} to {most}, got {given}")
+            if not least <= value <= most:
+                raise InputError(f"{name} must be {least} to {most}, got {value}")
         if self.targets and self.blend:
             raise InputError("target and blend must not be given together; give one of the two")
         if not self.targets and not self.blend:
@@ -137,12 +176,14 @@ class Run:
         """The batch size, or its default."""
         if self.batch_size is not None:
             return self.batch_size
-        return max((each.block for each in self.placed.values()), default=4 if self.device == "cpu" else 16)
+        return max((placement.block for placement in self.placed.values()), default=4 if self.device == "cpu" else 16)
 
     def placement(self, part: str) -> Placement:
-        """Returns how the ``denoiser`` is placed, or a ``classifier``; what was not measured, in float32."""
-        block, dtype = block_size(self.device, self.at_once), "float32" if self.measured else self.dtype
-        return self.placed.get(part) or Placement(dtype=dtype, block=block)
+        """Returns how the ``denoiser`` or a ``classifier`` is placed: as measured, else by dtype and batch size."""
+        if part in self.placed:
+            return self.placed[part]
+        dtype = "float32" if self.measured else self.dtype
+        return Placement(dtype=dtype, block=block_size(self.device, self.at_once))
 
     def settings(self) -> dict[str, Any]:
         """Returns all that makes the images, in plain values."""
@@ -154,116 +195,75 @@ class Run:
     def record(self) -> dict[str, Any]:
         """Returns settings and versions, as ``run.yaml`` holds them."""
         packages = ["steersman", "torch", "torchvision", "diffusers", "timm"]
-        packages += [name for name in ("transformers",) if find_spec(name)]
-        return self.settings() | {
-            "versions": {"python": platform.python_version()} | {name: version(name) for name in packages}
-        }
+        packages += ["transformers"] if find_spec("transformers") else []
+        versions = {"python": platform.python_version()} | {name: version(name) for name in packages}
+        return self.settings() | {"versions": versions}
 
 
-def weights(given: Iterable[str]) -> dict[str, float]:
-    """Returns the weights that ``CLASS=WEIGHT`` says.
-
-    Raises:
-        InputError: One that says none, or a class twice.
-    """
-    found: dict[str, float] = {}
-    for each in given:
-        name, _, weight = each.rpartition("=")
+def weights(options: Iterable[str]) -> dict[str, float]:
+    """Returns the weights of a blend, from texts ``CLASS=WEIGHT``."""
+    blend: dict[str, float] = {}
+    for option in options:
+        name, _, text = option.rpartition("=")
         try:
-            number = float(weight)
+            weight = float(text)
         except ValueError:
-            number = math.nan
-        if not name or not math.isfinite(number) or name in found:
-            raise InputError(f"blend must be CLASS=WEIGHT, as in baseball=1, with each class once, got {each!r}")
-        found[name] = number
-    return found
+            weight = math.nan
+        if not name or not math.isfinite(weight) or name in blend:
+            raise InputError(f"blend must be CLASS=WEIGHT, as in baseball=1, with each class once, got {option!r}")
+        blend[name] = weight
+    return blend
 
 
 def check_device(device: str) -> None:
-    """Refuses a device that this machine does not have.
-
-    Raises:
-        InputError: It does not.
-    """
+    """Refuses a device that this machine does not have."""
     try:
-        kind, number = (asked := torch.device(device)).type, asked.index or 0
+        kind, index = (parsed := torch.device(device)).type, parsed.index or 0
     except RuntimeError:
         raise InputError(f"device must be cpu, cuda, cuda:0, … or mps, got {device!r}") from None
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not available.get(kind, False) or (kind == "cuda" and number >= torch.cuda.device_count()):
+    if not available.get(kind, False) or (kind == "cuda" and index >= torch.cuda.device_count()):
         here = ", ".join(name for name, there in available.items() if there)
         raise InputError(f"device must be one that this machine has ({here}), got {device!r}")
 
 
 def differences(out: Path, run: Run, *, grows: bool = False) -> str:
-    """Returns in which settings the run of a folder is another one, in a line; nothing where it is the same, or none.
-
-    Args:
-        out: The folder.
-        run: The run.
-        grows: Whether one with more images goes on with one of fewer.
-
-    Raises:
-        InputError: What the folder holds cannot be read.
-    """
-    before = out / "run.yaml"
-    if not before.exists():
+    """Returns in a line how the settings of a run differ from those in a folder, where it may have more if it grows."""
+    if not (record := out / "run.yaml").exists():
         return ""
-    held = read_run(before, trusted=None)
-    was, now = (_flat(each.settings()) for each in (held, run))
-    other = [key for key in {**was, **now} if was.get(key) != now.get(key)]
-    if grows and run.num > held.num and other == ["num"]:
+    before = read_run(record, trusted=None)
+    old, new = (_flat(either.settings()) for either in (before, run))
+    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    if grows and run.num > before.num and keys == ["num"]:
         return ""
-    said = [f"{key}: was {was.get(key)}, is {now.get(key)}" for key in other[:SHOWN]]
-    return "; ".join([*said, *([f"and {len(other) - SHOWN} more"] if len(other) > SHOWN else [])])
+    changes = [f"{key}: was {old.get(key)}, is {new.get(key)}" for key in keys[:SHOWN]]
+    return "; ".join([*changes, *([f"and {len(keys) - SHOWN} more"] if len(keys) > SHOWN else [])])
 
 
 def check_folder(out: Path, run: Run) -> None:
-    """Refuses a folder that holds a run with other settings, and says which.
-
-    Raises:
-        InputError: It does, or what it holds cannot be read.
-    """
+    """Refuses a folder that holds a run with other settings, and says which."""
     if other := differences(out, run):
         raise InputError(f"out: {str(out)!r} holds a run with other settings ({other}); use another folder")
 
 
 def other_settings(path: Path, record: Mapping[str, Any], kind: str) -> list[str]:
-    """Returns in which settings the record of a folder differs, none where there is no such file yet.
-
-    Args:
-        path: The record, a mapping in YAML.
-        record: What it should be; of other versions, a folder is gone on with.
-        kind: What is recorded, for the messages.
-
-    Raises:
-        InputError: It cannot be read.
-    """
+    """Returns the keys but versions in which a YAML file of some kind differs from a record; none without a file."""
     if not path.exists():
         return []
-    was = read_yaml(path, kind, trusted=None)
-    return [key for key in {**record, **was} if key != "versions" and was.get(key) != record.get(key)]
+    before = read_yaml(path, kind, trusted=None)
+    return [key for key in {**record, **before} if key != "versions" and before.get(key) != record.get(key)]
 
 
-def _flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Returns nested settings by their dotted names."""
-    found = {}
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns nested settings by dotted keys."""
+    flat = {}
     for key, value in settings.items():
-        name = f"{above}.{key}" if above else key
-        found |= _flat(value, name) if isinstance(value, Mapping) and value else {name: value}
-    return found
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
+    return flat
 
 
 def read_run(path: Path, *, trusted: Collection[str] | None = ()) -> Run:
-    """Returns the run that a ``run.yaml`` records.
-
-    Args:
-        path: The file.
-        trusted: The code that it may name (`steersman.files`); None for a run that is compared, not drawn.
-
-    Raises:
-        InputError: The file cannot be read, is no such record, or names other code.
-    """
+    """Returns the run in a ``run.yaml``, which may name trusted code; with None any code, for a run not drawn."""
     with about("run", path):
         content, hints = read_record(path, trusted=trusted), get_type_hints(Run)
         for key in ("versions", DRAWN):
@@ -278,15 +278,7 @@ def read_run(path: Path, *, trusted: Collection[str] | None = ()) -> Run:
 
 
 def read_record(path: Path, *, trusted: Collection[str] | None = None) -> dict[str, Any]:
-    """Returns what a ``run.yaml`` holds, as it stands there.
-
-    Args:
-        path: The file.
-        trusted: The code that it may name (`steersman.files`); None for a record that is compared or shown.
-
-    Raises:
-        InputError: The file cannot be read, is no such record, or names other code.
-    """
+    """Returns the content of a ``run.yaml``, checked to be one; ``trusted`` as in `read_run`."""
     content = read_yaml(path, "run", trusted=trusted)
     for key in ("targets", "recipe"):
         if key not in content:

@@ -1,8 +1,8 @@
-"""Signals: the first ends the work so that the same command goes on with it; a second one leaves at once.
+"""Signals: the first one ends the work so that the same command continues it; a second one leaves at once.
 
-Where images are drawn or a network is trained, the first one asks to stop after the step at hand, and what is finished
-then is written (`Stop`). Everywhere else the work ends where it is (`Interrupted`): files are renamed when they are
-whole, so that nothing is half-written.
+While images are drawn or a network is trained, the first signal asks to stop after the step at hand, and finished work
+is written (`Stop`). Everywhere else work ends where it is (`Interruptible`): files are renamed into place when they are
+complete, so that none is half-written.
 """
 
 import os
@@ -14,19 +14,13 @@ from types import FrameType
 
 __all__ = ["Interrupted", "Interruptible", "Stop", "Stopped"]
 
-SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)
-)  # the last is Windows' alone
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)]
 ECHO, PASSED_ON = 0.5, 2.0
-"""Seconds in which a second signal is the first one's echo: of one keystroke; and of a launcher, which passes it on."""
+"""Seconds in which a second signal is an echo of the first: of one keystroke, and where a launcher passes it on."""
 
 
 class Stopped(Exception):
-    """Work that ended early, most often since a signal came; the command line says so and exits with its code.
-
-    Attributes:
-        code: The exit code.
-    """
+    """Work ended early, most often at a signal; the command line prints the message and exits with ``code``."""
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
@@ -34,11 +28,7 @@ class Stopped(Exception):
 
 
 class Interrupted(BaseException):
-    """Work that a signal ended where it was; no handler of errors takes it for one.
-
-    Attributes:
-        code: The exit code.
-    """
+    """A signal ended work where it was. No `Exception`, so that no handler of errors catches it."""
 
     def __init__(self, code: int) -> None:
         super().__init__()
@@ -46,14 +36,11 @@ class Interrupted(BaseException):
 
 
 class Stop:
-    """Whether SIGINT or SIGTERM has come, while inside; in the main thread alone, as Python has it.
+    """A context that waits for SIGINT and SIGTERM; true, with an exit ``code``, once one came.
 
     Args:
-        launched: Whether a launcher has started the process, and passes on what a terminal sends to all.
-        quiet: Whether the first signal is answered with nothing.
-
-    Attributes:
-        code: The exit code that says so, None as long as none has come.
+        launched: Whether a launcher started this process, which passes on signals that the process has got already.
+        quiet: Whether the first signal is not answered with a message.
     """
 
     def __init__(self, *, launched: bool = False, quiet: bool = False) -> None:
@@ -65,20 +52,20 @@ class Stop:
         return self.code is not None
 
     def __enter__(self) -> "Stop":
-        main = threading.current_thread() is threading.main_thread()
-        self.before = {each: signal.signal(each, self._take) for each in SIGNALS} if main else {}
+        main = threading.current_thread() is threading.main_thread()  # Python delivers signals to no other
+        self.before = {number: signal.signal(number, self._take) for number in SIGNALS} if main else {}
         return self
 
     def __exit__(self, *_: object) -> None:
-        for each, handler in self.before.items():
-            signal.signal(each, handler)
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
     def _take(self, number: int, _: FrameType | None) -> None:
         if self.code is None:
             self.code, self.came = 128 + number, time.monotonic()
             self._answer()
         elif time.monotonic() - self.came > self.echo:
-            os._exit(128 + number)  # nothing can be half-written: files are renamed when they are whole
+            os._exit(128 + number)
 
     def _answer(self) -> None:
         if not self.quiet:
@@ -86,18 +73,14 @@ class Stop:
 
 
 class Interruptible(Stop):
-    """Inside, SIGINT or SIGTERM ends the work where it is, unless a `Stop` further in waits for them.
-
-    Raises:
-        Interrupted: One has come.
-    """
+    """A context in which a signal raises `Interrupted`, unless a `Stop` further in waits for it."""
 
     def _answer(self) -> None:
         raise Interrupted(self.code or 1)
 
 
 def _say(text: str) -> None:
-    """Writes to standard error by the system alone: what was interrupted may hold the lock of Python's stream."""
+    """Writes to standard error without Python's stream, whose lock the interrupted code may hold."""
     clear = "\r\x1b[K" if sys.stderr.isatty() else ""  # of a progress bar
     try:
         os.write(sys.stderr.fileno(), f"{clear}{text}".encode())

@@ -384,7 +384,7 @@ def load_recipe(
         changes: Settings to change, each ``axis.option=value`` with a YAML value, or a mapping from ``axis.option`` to
             the value.
         scale: The guidance scale, in place of the recipe's.
-        trusted: The code that a file may name (`steersman.trust`), such as ``module:mine:Sign``.
+        trusted: The code that a file may name (`steersman.files`), such as ``module:mine:Sign``.
 
     Raises:
         InputError: There is no such recipe, the file is not a recipe, a key is unknown or a value is out of range.

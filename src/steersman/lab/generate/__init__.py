@@ -1,7 +1,7 @@
-from steersman.lab.generate.drawing import Unfinished, generate
-from steersman.lab.generate.share import Share
-from steersman.lab.generate.state import Status, status
-from steersman.lab.generate.store import Store
+from steersman.lab.generate.drawing import Unfinished, generate, generate_until_stopped
+from steersman.lab.generate.opening import open_session
+from steersman.lab.generate.processes import Share
+from steersman.lab.generate.store import Status, Store, status
 from steersman.lab.generate.summary import Summary
 
 __all__ = [
@@ -11,5 +11,7 @@ __all__ = [
     "Summary",
     "Unfinished",
     "generate",
+    "generate_until_stopped",
+    "open_session",
     "status",
 ]

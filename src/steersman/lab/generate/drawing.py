@@ -1,61 +1,81 @@
-"""The drawing of a run: each process draws those of its images that are not there whole, whatever became of others.
+"""The drawing of a run: each process draws those of its images that are not complete.
 
-    its own     places dealt out in turn, so many at a time (`steersman.lab.generate.share`)
-    to draw     those of them whose files are not whole (`steersman.lab.generate.store`)
-    at the end  the process that finds all images whole writes grid and metrics; the first one waits for the others
+    its share   indices dealt out in turn, a batch at a time     (`steersman.lab.generate.processes`)
+    to draw     those of them without a complete file            (`steersman.lab.generate.store`)
+    at the end  the first process waits for the others; the one that finds all images complete writes grid and metrics
 
-So a run that was killed goes on when it is started again, with as many processes as there are then.
+So a run that was killed is continued by starting it again, with any number of processes.
 """
 
+import threading
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, CancelledError, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import takewhile
+from itertools import islice, takewhile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import UInt8
 
-from steersman.errors import InputError
+from steersman.errors import InputError, notice
 from steersman.files import in_8_bits, writing_to
-from steersman.lab.generate.lock import locked, running
-from steersman.lab.generate.record import Record
-from steersman.lab.generate.share import Share
+from steersman.lab.generate.formats import ImageRecord
+from steersman.lab.generate.processes import Share, locked, running
 from steersman.lab.generate.store import Store
 from steersman.lab.generate.summary import Summary, summarize
 from steersman.lab.session import Session
-from steersman.lab.stop import Stopped
+from steersman.lab.speed.placement import SIDE_BY_SIDE
+from steersman.lab.stop import Stop, Stopped
 from steersman.precision import ieee
 from steersman.sampling import Callback, Report
 from steersman.sampling.watch import Watch, counting, evaluations
 
-__all__ = ["Unfinished", "generate"]
+__all__ = ["Unfinished", "generate", "generate_until_stopped"]
 
-Drawn = tuple[int, UInt8[np.ndarray, "H W C"] | None, Record]
-"""An image's place, its pixels where it was not lost, and its record."""
+Drawn = tuple[int, UInt8[np.ndarray, "H W C"] | None, ImageRecord]
+"""An image's index, its pixels unless it is lost, and its record."""
 
 ALONE = Share()
 ATTEMPTS = 3  # at an image whose file goes away while others are drawn
-POLL = 0.1  # seconds between two looks at what the other processes have drawn
+POLL = 0.1  # seconds between two looks at what other processes have drawn
 
 
 class Unfinished(Stopped):
-    """A run that was stopped, whose other processes are not done, or whose images went away while it was drawn.
+    """A run was stopped, other processes are still drawing, or images went away while it was drawn."""
 
-    Attributes:
-        whole: How many images are there.
-        total: Of how many.
-        gone: How many of those that are not there this process has drawn.
-    """
+    def __init__(self, done: int, total: int, gone: int = 0) -> None:
+        reason = ", others went away while they were drawn; the same command goes on" if gone else ""
+        super().__init__(f"{done} of {total} images are complete{reason}", 1)
+        self.done, self.total, self.gone = done, total, gone
 
-    def __init__(self, whole: int, total: int, gone: int = 0) -> None:
-        why = ", others went away while they were drawn; the same command goes on" if gone else ""
-        super().__init__(f"{whole} of {total} images are whole{why}", 1)
-        self.whole, self.total, self.gone = whole, total, gone
+
+def generate_until_stopped(
+    session: Session,
+    out: Path,
+    *,
+    stop: Stop | None = None,
+    **settings: Any,  # noqa: ANN401
+) -> Summary:
+    """Draws a run as `generate` does; raises `Stopped` when a signal comes, after finished images are written."""
+    if stop is None:
+        return generate(session, out, **settings)
+    try:
+        with stop:
+            summary = generate(session, out, stop=lambda: bool(stop), **settings)
+    except Unfinished as unfinished:
+        if not stop:
+            raise
+        raise Stopped(
+            f"stopped; {unfinished} in {str(out)!r}; the same command goes on", stop.code or 1
+        ) from unfinished
+    if stop:
+        raise Stopped(f"stopped; the images in {str(out)!r} are complete; the same command goes on", stop.code or 1)
+    return summary
 
 
 def generate(
@@ -66,22 +86,23 @@ def generate(
     stop: Callable[[], bool] = lambda: False,
     on_images: Callable[[float], object] = lambda count: None,
     callbacks: Sequence[Callback] = (),
-    tell: Callable[[str], object] = warnings.warn,
+    tell: Callable[[str], object] = notice,
     overwrite: bool = False,
 ) -> Summary:
-    """Draws the images of a run that are not whole yet, and writes its folder.
-
-    A folder whose run has the same settings and fewer images is gone on with.
+    """Draws the images of a run that are not complete, and writes its folder.
 
     Args:
-        session: The run, its networks loaded.
-        out: The folder; made if it is not there.
-        share: Which process of how many this is.
-        stop: Whether to end; asked after every step, and what is not finished then is lost.
+        session: The run, as `open_session` returns it.
+        out: The folder. If it holds a run with the same settings and fewer images, that one is continued.
+        share: The share of this process.
+        stop: Whether to end, asked after every step; images that are not finished then are lost.
         on_images: Called with how many more images there are, in fractions while they are drawn.
-        callbacks: More callbacks for the loop of the first batch.
-        tell: Called with what the user should know at once.
-        overwrite: Whether to remove the run that the folder holds, and draw all anew.
+        callbacks: Further callbacks of the first batch.
+        tell: Called with messages to the user.
+        overwrite: Whether to remove the run that the folder holds first.
+
+    Returns:
+        The summary of the run.
 
     Raises:
         InputError: The folder cannot be written to, holds a run with other settings, or is being drawn into.
@@ -96,133 +117,170 @@ def generate(
             with writing_to(out):
                 Store.read(out).clear()
         store = Store.of(out, session.run, [target.name for target in session.targets])
-        with _taken(store):
+        with _writing(store):
             if share.first:
                 if running(out) == {0}:
                     store.sweep()
                 store.claim(session.run)
-            own = list(share.of(len(store), session.run.at_once))
-            known = store.records(own)
-            store.pack(known)
-            progress = _Progress(store, len(known), on_images if share.first else lambda count: None)
-            missing = [place for place in own if place not in known]
-            for _ in range(ATTEMPTS):
-                _draw(session, store, missing, share, stop, progress, callbacks, tell)
-                if stop() or not (missing := store.gone(own)):
-                    break
-            while share.first and not stop() and running(out) - {share.rank}:
-                progress.look()
-                time.sleep(POLL)
-            gone = 0 if stop() else len(missing)
-            if (there := store.count()) < len(store) or (not share.first and 0 in running(out)):
-                raise Unfinished(there, len(store), gone)
-            records = store.records(range(len(store)))
-            if len(records) < len(store):
-                raise Unfinished(len(records), len(store), sum(place not in records for place in own))
-            if not (out / "run.yaml").exists():  # it went away meanwhile
-                store.claim(session.run)
-            store.close()
-            return summarize(store, session.run, records, session.unguided_errors)
+            drawing = _Drawing(session, store, share, stop, on_images, callbacks, tell)
+            return drawing.complete()
 
 
 @contextmanager
-def _taken(store: Store) -> Iterator[None]:
-    """Turns what the system says of a folder that does not take a file into one line that says how to go on."""
+def _writing(store: Store) -> Iterator[None]:
+    """Turns an error of the system into one line that says how to go on."""
     try:
         yield
     except OSError as error:
         raise InputError(
-            f"out: {str(store.out)!r} cannot be written to ({error.strerror}); {store.count()} of {len(store)} images "
-            "are whole; make room, and the same command draws the others"
+            f"out: {str(store.out)!r} cannot be written to ({error.strerror}); {len(store.present())} of {len(store)} "
+            "images are complete; make room, and the same command draws the others"
         ) from error
 
 
-class _Progress:
-    """How many images there are, told in fractions while they are drawn, those of other processes by their files."""
+@dataclass
+class _Drawing:
+    """A process at work on its share of a run."""
 
-    def __init__(self, store: Store, known: int, tell: Callable[[float], object]) -> None:
-        self.store, self.own, self.others, self.tell = store, known, 0, tell
-        if known:
-            tell(known)
+    session: Session
+    store: Store
+    share: Share
+    stop: Callable[[], bool]
+    on_images: Callable[[float], object]
+    callbacks: Sequence[Callback]
+    tell: Callable[[str], object]
 
-    def look(self) -> None:
-        """Looks what the other processes have drawn."""
-        others = self.store.count() - self.own
-        self.tell(others - self.others)
+    def complete(self) -> Summary:
+        """Draws the share of this process, and writes the summary of all images if there is nothing left to draw."""
+        store, share = self.store, self.share
+        own = list(share.of(len(store), self.session.run.at_once))
+        known = store.records(own)
+        store.pack(known)
+        self.done, self.others = len(known), 0
+        self._progress(len(known))
+        missing = [index for index in own if index not in known]
+        for _ in range(ATTEMPTS):
+            self._draw(missing)
+            if self.stop() or not (missing := sorted(set(own) - store.present())):
+                break
+        while share.first and not self.stop() and running(store.out) - {share.rank}:
+            self._look_at_others()
+            time.sleep(POLL)
+        gone = 0 if self.stop() else len(missing)
+        if (there := len(store.present())) < len(store) or (not share.first and 0 in running(store.out)):
+            raise Unfinished(there, len(store), gone)
+        records = store.records(range(len(store)))
+        if len(records) < len(store):
+            raise Unfinished(len(records), len(store), sum(index not in records for index in own))
+        if not (store.out / "run.yaml").exists():  # it went away meanwhile
+            store.claim(self.session.run)
+        store.close()
+        return summarize(store, self.session.run, records, self.session.unguided_errors)
+
+    def _progress(self, count: float) -> None:
+        if self.share.first and count:
+            self.on_images(count)
+
+    def _look_at_others(self) -> None:
+        """Reports what other processes have drawn meanwhile, by their files."""
+        others = len(self.store.present()) - self.done
+        self._progress(others - self.others)
         self.others = others
 
+    def _draw(self, indices: Sequence[int]) -> None:
+        """Draws images and writes each batch as it is done."""
+        size = self.session.run.at_once
+        batches = (indices[first : first + size] for first in range(0, len(indices), size))
+        begin = time.monotonic()
+        for batch in _side_by_side(self._batch, takewhile(lambda _: not self.stop(), batches), self.session.run.device):
+            end = time.monotonic()
+            for index, pixels, record in batch:
+                self.store.write(index, pixels, replace(record, seconds=(end - begin) / len(batch)))
+            self.store.pack(index for index, *_ in batch)
+            begin = end
+            self.done += len(batch)
+            if self.share.first and self.share.count > 1:
+                self._look_at_others()
 
-def _draw(
-    session: Session,
-    store: Store,
-    places: Sequence[int],
-    share: Share,
-    stop: Callable[[], bool],
-    progress: _Progress,
-    callbacks: Sequence[Callback],
-    tell: Callable[[str], object],
-) -> None:
-    """Draws images and writes each batch as it comes."""
-    size, steps = session.run.at_once, session.run.recipe.sampling()["steps"]
-    batches = (places[first : first + size] for first in range(0, len(places), size))
+    def _batch(self, leave: Callback, indices: Sequence[int]) -> list[Drawn]:
+        """Returns a batch of images; none if it was stopped meanwhile."""
 
-    def halt(_: Report) -> None:
-        if stop():
-            raise CancelledError
+        def halt(_: Report) -> None:
+            if self.stop():
+                raise CancelledError
 
-    def drawn(batch: Sequence[int], leave: Callback) -> list[Drawn]:
-        followed = [leave, halt, *(callbacks if batch[0] == 0 else ())]
-        on_step = partial(progress.tell, len(batch) / steps)
+        callbacks = [leave, halt, *(self.callbacks if indices[0] == 0 else ())]
+        on_step = partial(self._progress, len(indices) / self.session.run.recipe.sampling()["steps"])
+        draw = partial(_draw_batch, self.session, self.store, on_step, callbacks)
         try:
-            return session.within_memory(partial(_drawn, session, store, on_step, followed), batch, tell)
+            return self.session.within_memory(draw, indices, self.tell)
         except CancelledError:
-            if stop():  # then the batches that are finished are written, and this one is nothing
+            if self.stop():  # the batches that are finished are still written
                 return []
             raise
 
-    began = time.monotonic()
-    for batch in session.side_by_side(drawn, takewhile(lambda _: not stop(), batches)):
-        now = time.monotonic()
-        for place, pixels, record in batch:
-            store.write(place, pixels, replace(record, seconds=(now - began) / len(batch)))
-        store.pack(place for place, *_ in batch)
-        began = now
-        progress.own += len(batch)
-        if share.first and share.count > 1:
-            progress.look()
-
 
 @ieee()
-def _drawn(
-    session: Session, store: Store, on_step: Callable[[], object], callbacks: Sequence[Callback], places: Sequence[int]
+def _draw_batch(
+    session: Session, store: Store, on_step: Callable[[], object], callbacks: Sequence[Callback], indices: Sequence[int]
 ) -> list[Drawn]:
-    """Returns the images of some places, and what is to be kept of each."""
-    jobs = [(session.targets[target], seed) for target, seed in map(store.job, places)]
+    """Returns the images with some indices and their records, which state no seconds yet."""
+    jobs = [(session.targets[target], seed) for target, seed in map(store.job, indices)]
     watch = Watch(on_step)
     with counting() as counts:
         samples = session.samples(jobs, [watch, *callbacks])
         images = session.denoiser.decode(samples)
-    whole = images.isfinite().flatten(1).all(1).tolist()
+    finite = images.isfinite().flatten(1).all(1).tolist()
     images = images.clamp(-1, 1)
-    errors = session.noise_errors(samples, jobs)
-    verdicts = session.verdicts(images, [target for target, _ in jobs])
+    noise_errors = session.noise_errors(samples, jobs)
+    said = session.evaluate(images, [target for target, _ in jobs])
     pixels = in_8_bits(images).permute(0, 2, 3, 1).cpu().numpy()
     dropped, moved = watch.drops(len(jobs)), watch.moved(len(jobs))
-    found = []
-    for row, (place, (target, seed)) in enumerate(zip(places, jobs, strict=True)):
-        said = {name: each[row] if whole[row] else None for name, each in verdicts.items()}
-        record = Record(
+    needed = evaluations(counts, session.counted, len(jobs))
+    drawn = []
+    for row, (index, (target, seed)) in enumerate(zip(indices, jobs, strict=True)):
+        kept = finite[row]
+        record = ImageRecord(
             run=store.digest,
             target=target.name,
             label=target.guide,
             seed=seed,
-            **said,
+            guide=said["guide"][row] if kept else None,
+            judge=said["judge"][row] if kept else None,
             dropped=dropped[row],
-            moved=moved[row] if whole[row] else None,
-            noise_error=errors[row] if whole[row] else None,
-            evaluations=evaluations(counts, session.counted, len(jobs)),
+            moved=moved[row] if kept else None,
+            noise_error=noise_errors[row] if kept else None,
+            evaluations=needed,
             seconds=0.0,
-            lost=not whole[row],
+            lost=not kept,
         )
-        found.append((place, pixels[row] if whole[row] else None, record))
-    return found
+        drawn.append((index, pixels[row] if kept else None, record))
+    return drawn
+
+
+def _side_by_side(
+    work: Callable[[Callback, Sequence[int]], list[Drawn]], batches: Iterable[Sequence[int]], device: str
+) -> Iterator[list[Drawn]]:
+    """Yields what is made of each batch as it is done; left early, batches under way end with their next step.
+
+    On a CPU several are drawn at the same time, each by a few threads: that is faster than all threads sharing every
+    operation. How many depends on the machine alone, since a sum is rounded by how it is shared.
+    """
+    left = threading.Event()
+
+    def leave(_: Report) -> None:
+        if left.is_set():
+            raise CancelledError
+
+    threads, batches = torch.get_num_threads(), iter(batches)
+    workers = min(SIDE_BY_SIDE, threads) if device == "cpu" else 1
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,)) as pool:
+        try:
+            pending = {pool.submit(work, leave, batch) for batch in islice(batches, workers)}
+            while pending:
+                done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                pending |= {pool.submit(work, leave, batch) for batch in islice(batches, len(done))}
+                yield from (future.result() for future in done)
+        finally:
+            left.set()
+            torch.set_num_threads(threads)

@@ -1,22 +1,24 @@
-"""Where the images of a run lie, and which of them are whole.
+"""The files of a run: where each image is, and which images are complete.
 
-    png             OUT/SEED.png, of several targets OUT/TARGET/SEED.png
-    npz             OUT/images.npz of all; before all are there OUT/images-00000.npz …, of 256 images each
-    webdataset      OUT/images-00000.tar …, likewise (`steersman.lab.generate.shards`)
+    png             OUT/SEED.png, with several targets OUT/TARGET/SEED.png
+    npz             OUT/images.npz, of all images
+    webdataset      OUT/images-00000.tar …, of 256 images each
 
-Every image is first written as a file of its own, in a packed format below OUT/.unpacked until all of its shard are
-there. One that was lost has a file of its record alone. A file that is damaged, or of a run with other settings, counts
-for none.
+Every image is first written to a file of its own: below OUT/.unpacked until all images of its shard are complete, in
+the formats with shards. A lost image has a file of its record alone. A file that is damaged, or of a run with other
+settings, counts for none. An image's index counts all seeds of the first target, then those of the next.
 """
 
 import hashlib
 import json
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -27,21 +29,22 @@ from pydantic import BaseModel, Field
 
 from steersman.errors import InputError, about
 from steersman.files import file_name, in_rgb, open_image, read_bytes, replacing
-from steersman.lab.generate.record import Record, read_image, write_image
-from steersman.lab.generate.shards import Shard, joined, open_shard, write_shard
+from steersman.lab.generate.formats import ImageRecord, Shard, open_shard, read_image_record, write_image, write_shard
+from steersman.lab.generate.processes import running
 from steersman.lab.run import DRAWN, FORMATS, MOST, Run, differences, read_record
 from steersman.typed import typed
 
-__all__ = ["SHARD", "Store", "shard_files"]
+__all__ = ["SHARD", "Status", "Store", "shard_files", "status"]
 
 SHARD = 256  # images of a shard
 UNPACKED = ".unpacked"
 LOST = ".lost"  # suffix of a record alone
 PART = re.compile(r"\..+\.\w+\.part")  # what `steersman.files.replacing` writes to
-PACKED = re.compile(r"images-(\d{5,9})(\.npz|\.tar)")
-JOINED = "images.npz"
+OWN = re.compile(r"(\d{6,11})\.(?:png|lost)")
+PACKED = re.compile(r"images-\d{5,9}\.tar")
+NPZ = "images.npz"
 DERIVED = ("metrics.json", "grid.png", "animation.gif", "evaluation.json", "report.html")
-"""What is made of a run's images, by this and by other commands."""
+"""What commands make of the images."""
 
 
 class _Drawn(BaseModel):
@@ -52,7 +55,7 @@ class _Drawn(BaseModel):
 
 
 class _Recorded(BaseModel):
-    """What is needed of ``run.yaml`` to find the images."""
+    """What of ``run.yaml`` is needed to find the images."""
 
     num: Annotated[int, Field(ge=1, le=MOST)] = 16
     seed: Annotated[int, Field(ge=0)] = 0
@@ -62,23 +65,14 @@ class _Recorded(BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class Store:
-    """The images of a run, by their index in it: all seeds of the first target, then those of the next.
-
-    Attributes:
-        out: The run's folder.
-        targets: The names of its targets.
-        num: Images of each.
-        seed: The first one's.
-        format: What they are written as, png, npz or webdataset.
-        digest: What tells the run's settings from others.
-    """
+    """The images in the folder of a run, by their index."""
 
     out: Path
     targets: tuple[str, ...]
-    num: int
+    num: int  # of each target
     seed: int
     format: str
-    digest: str
+    digest: str  # of the run's settings, in the record of each image too
 
     def __post_init__(self) -> None:
         if len(self) > MOST:
@@ -88,31 +82,22 @@ class Store:
 
     @classmethod
     def of(cls, out: Path, run: Run, targets: Iterable[str]) -> "Store":
-        """Returns the store of a run, which may have more images than the folder's run of the same settings.
-
-        Raises:
-            InputError: The folder holds a run with other settings.
-        """
+        """Returns the store of a run, which may have more images than the folder's run of the same settings."""
         if other := differences(out, run, grows=True):
             raise InputError(
                 f"out: {str(out)!r} holds a run with other settings ({other}); give another --out, or --overwrite to "
                 "draw it anew"
             )
-        if (out / "run.yaml").exists():  # what its images say, even if a later version knows more settings
-            before = cls.read(out)
-            return cls(**{**vars(before), "num": run.num})
-        # Images depend on their seeds alone, so that those of a run with fewer are the first of a larger one's.
+        if (out / "run.yaml").exists():  # with the digest of its images, even if this version has more settings
+            return replace(cls.read(out), num=run.num)
+        # Without num, since the first images of a run are those of a run with fewer
         settings = {key: value for key, value in run.settings().items() if key != "num"}
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
         return cls(out=out, targets=tuple(targets), num=run.num, seed=run.seed, format=run.format, digest=digest)
 
     @classmethod
     def read(cls, out: Path) -> "Store":
-        """Returns the store of the run that a folder holds; nothing of it need be on this machine.
-
-        Raises:
-            InputError: It holds none.
-        """
+        """Returns the store of the run in a folder, whose networks need not be on this machine."""
         with about("run", out / "run.yaml"):
             found = typed("", read_record(out / "run.yaml"), _Recorded)
             return cls(
@@ -125,68 +110,66 @@ class Store:
             )
 
     def claim(self, run: Run) -> None:
-        """Writes the run's file; of a run that has grown, its packed images are made files of their own before."""
+        """Writes ``run.yaml``; of a run that has grown, unpacks the images before."""
         grown = (self.out / "run.yaml").exists() and Store.read(self.out).num < self.num
-        packed = self._packed_files() if grown else []
-        for path in packed:
+        shards = [*self._shards.values()] if grown else []
+        for path in shards:
             self._unpack(path)
         drawn = {"targets": list(self.targets), "digest": self.digest}
         with replacing(self.out / "run.yaml") as path:
             path.write_text(yaml.safe_dump(run.record() | {DRAWN: drawn}, sort_keys=False), encoding="utf-8")
-        for path in [*packed, *(self.out / name for name in DERIVED if grown)]:
+        for path in [*shards, *(self.out / name for name in DERIVED if grown)]:
             path.unlink(missing_ok=True)
 
     def clear(self) -> None:
-        """Removes the images of the run that the folder holds, and what was made of them; its file last."""
-        for place in self._there():
-            for path in self._files(place):
-                path.unlink(missing_ok=True)
-        for room in self.rooms if len(self.targets) > 1 else ():
-            with suppress(OSError):  # there is something else in it
-                room.rmdir()
+        """Removes the images of the run, what was made of them, and last its ``run.yaml``."""
+        for index in self._unpacked():
+            self._remove(index)
+        for folder in self.folders if len(self.targets) > 1 else ():
+            with suppress(OSError):  # it holds other files
+                folder.rmdir()
         shutil.rmtree(self.out / UNPACKED, ignore_errors=True)
-        for path in [*self._packed_files(), *(self.out / name for name in (*DERIVED, "run.yaml"))]:
+        for path in [*self._shards.values(), *(self.out / name for name in (*DERIVED, "run.yaml"))]:
             path.unlink(missing_ok=True)
 
     @cached_property
-    def rooms(self) -> list[Path]:
+    def folders(self) -> list[Path]:
         """The folder of each target's files of one image."""
         root = self.out if self.suffix is None else self.out / UNPACKED
         return [root / file_name(name) if len(self.targets) > 1 else root for name in self.targets]
 
     @property
     def suffix(self) -> str | None:
-        """That of the shards, None for a file an image."""
+        """The suffix of the shards; None for a file an image."""
         return FORMATS[self.format]
 
     def __len__(self) -> int:
         return len(self.targets) * self.num
 
-    def job(self, place: int) -> tuple[int, int]:
+    def job(self, index: int) -> tuple[int, int]:
         """Returns the number of an image's target, and its seed."""
-        target, number = divmod(place, self.num)
+        target, number = divmod(index, self.num)
         return target, self.seed + number
 
-    def records(self, places: Iterable[int]) -> dict[int, Record]:
-        """Returns the records of those images that are whole."""
-        found: dict[int, Record] = {}
-        there = self._there()
-        number, packed = -1, None
-        every = self._joined() if self.suffix == ".npz" else {}
-        for place in places:
-            record = self._alone(place) if place in there else None  # before its shard, which is there before this goes
-            if record is None and self.suffix is not None:
-                if number != place // SHARD:
-                    number, packed = place // SHARD, None
-                packed = self._packed(number) if packed is None else packed
-                record = packed.get(place) if packed else every.get(place)
-            if record is not None:
-                found[place] = record
-        return found
+    def records(self, indices: Iterable[int]) -> dict[int, ImageRecord]:
+        """Returns the records of those images that are complete."""
+        records: dict[int, ImageRecord] = {}
+        unpacked = self._unpacked()
+        for number, shard_indices in groupby(indices, lambda index: index // self._shard_size):
+            packed = None
+            for index in shard_indices:
+                # Its own file before its shard, which another process writes before it removes the file
+                record = self._own_record(index) if index in unpacked else None
+                if record is None and self.suffix is not None:
+                    packed = self._packed_records(number) if packed is None else packed
+                    record = (packed or {}).get(index)
+                if record is not None:
+                    records[index] = record
+        return records
 
-    def write(self, place: int, pixels: UInt8[np.ndarray, "H W C"] | None, record: Record) -> None:
-        """Writes an image, or that it was lost."""
-        path = self._file(place)
+    def write(self, index: int, pixels: UInt8[np.ndarray, "H W C"] | None, record: ImageRecord) -> None:
+        """Writes an image, or the record of a lost one."""
+        path = self._file(index)
         path.parent.mkdir(parents=True, exist_ok=True)
         if pixels is not None:
             write_image(path, pixels, record)
@@ -194,176 +177,147 @@ class Store:
             with replacing(path.with_suffix(LOST)) as beside:
                 beside.write_text(record.text(), encoding="utf-8")
 
-    def pack(self, places: Iterable[int]) -> None:
-        """Makes shards of some places that are all there; of several processes at it, each writes the same."""
-        for number in sorted({place // SHARD for place in places}) if self.suffix is not None else ():
-            within = self._within(number)
-            if not all(any(map(Path.exists, self._files(place))) for place in within):
-                continue
-            records = {place: self._alone(place) for place in within}
-            if None in records.values():
-                continue
-            lost = {place: record for place, record in records.items() if record and record.lost}
-            try:
-                images = {
-                    place: (record, read_bytes(self._file(place)))
-                    for place, record in records.items()
-                    if record and not record.lost
-                }
-            except FileNotFoundError:  # another process was faster
-                continue
-            write_shard(self._shard(number), images, lost)
-            for path in (path for place in within for path in self._files(place)):
-                path.unlink(missing_ok=True)
-
-    def pixels(self, place: int) -> UInt8[np.ndarray, "H W 3"]:
-        """Returns an image, once all are whole."""
-        if self.suffix is None:
-            with open_image(self._file(place)) as image:
-                return np.array(in_rgb(image))
-        path = self.out / JOINED if self.suffix == ".npz" else self._shard(place // SHARD)
-        held = self._opened(path)
-        target, seed = self.job(place)
-        named = [(record.target, record.seed) for record in held.records]
-        return held.pixels(named.index((self.targets[target], seed)))
-
-    def count(self) -> int:
-        """Returns how many images there are, by the names of files alone."""
-        if (self.out / JOINED).exists() and self.suffix == ".npz":
-            return len(self)
-        there = self._there()
-        packed = {int(found[1]) for name in _names(self.out) if (found := PACKED.fullmatch(name))}
-        packed = {number for number in packed if self._shard(number).exists() and self._within(number)}
-        return len(there) + sum(
-            sum(place not in there for place in self._within(number)) for number in packed if self.suffix is not None
-        )
-
-    def gone(self, places: Iterable[int]) -> list[int]:
-        """Returns which of some images, all of them drawn, have no file any more, by the names of files alone."""
-        if self.suffix == ".npz" and (self.out / JOINED).exists():
-            return []
-        there, numbers = self._there(), {place // SHARD for place in places} if self.suffix is not None else set()
-        packed = {number for number in numbers if self._shard(number).exists()}
-        return [place for place in places if place not in there and place // SHARD not in packed]
-
-    def sweep(self) -> None:
-        """Removes what processes that died have left half-written; none may be writing."""
-        for room in {self.out, *self.rooms}:
-            for name in filter(PART.fullmatch, _names(room)):
-                (room / name).unlink(missing_ok=True)
+    def pack(self, indices: Iterable[int]) -> None:
+        """Writes the WebDataset shards of some images, once they are complete."""
+        if self.format == "webdataset":
+            for number in sorted({index // SHARD for index in indices}):
+                self._pack(number)
 
     def close(self) -> None:
-        """Packs what is not packed yet, once all images are whole; for npz into one file."""
-        if self.suffix is None:
+        """Packs what is not packed yet, once all images are complete."""
+        if self.suffix is not None:
+            for number in self._shards:
+                self._pack(number)
+            shutil.rmtree(self.out / UNPACKED, ignore_errors=True)
+
+    def _pack(self, number: int) -> None:
+        """Writes a shard if all of its images have files of their own; of several processes, each writes the same."""
+        indices = self._within(number)
+        if not self._unpacked().issuperset(indices):
             return
-        self.pack(range(len(self)))
-        shards = [self._shard(number) for number in range(-(-len(self) // SHARD))]
-        if self.suffix == ".npz":
-            if len(self._joined()) < len(self):
-                joined(self.out / JOINED, shards)
-            for path in shards:
-                path.unlink(missing_ok=True)
-        shutil.rmtree(self.out / UNPACKED, ignore_errors=True)
+        records = {index: record for index in indices if (record := self._own_record(index)) is not None}
+        if len(records) < len(indices):
+            return
+        try:
+            write_shard(self._shard(number), records, lambda index: read_bytes(self._file(index)))
+        except FileNotFoundError:  # another process was faster
+            return
+        for index in records:
+            self._remove(index)
 
-    def _there(self) -> set[int]:
-        """Returns the images that have a file of their own, by the files' names."""
-        found = set()
-        for target, room in enumerate(self.rooms):
-            for name in _names(room):
-                stem, _, suffix = name.rpartition(".")
-                if f".{suffix}" in (".png", LOST) and stem.isdecimal() and len(stem) < 12:
-                    number = int(stem) - self.seed
-                    if 0 <= number < self.num and stem == f"{int(stem):06d}":
-                        found.add(target * self.num + number)
-        return found
+    def pixels(self, index: int) -> UInt8[np.ndarray, "H W 3"]:
+        """Returns an image, once all are complete."""
+        if self.suffix is None:
+            with open_image(self._file(index)) as image:
+                return np.array(in_rgb(image))
+        shard = self._open(self._shard(index // self._shard_size))
+        return shard.pixels([self._index(record) for record in shard.records].index(index))
 
-    def _file(self, place: int) -> Path:
-        target, seed = self.job(place)
-        return self.rooms[target] / f"{seed:06d}.png"
+    def present(self) -> set[int]:
+        """Returns the images that have a file, by the names of files alone."""
+        present, names = self._unpacked(), set(_names(self.out))
+        for number, path in self._shards.items():
+            if path.name in names:
+                present.update(self._within(number))
+        return present
 
-    def _files(self, place: int) -> tuple[Path, Path]:
-        return (path := self._file(place)), path.with_suffix(LOST)
+    def sweep(self) -> None:
+        """Removes the half-written files of processes that died; no process may be writing."""
+        for folder in {self.out, *self.folders}:
+            for name in filter(PART.fullmatch, _names(folder)):
+                (folder / name).unlink(missing_ok=True)
+
+    def _file(self, index: int, suffix: str = ".png") -> Path:
+        target, seed = self.job(index)
+        return self.folders[target] / f"{seed:06d}{suffix}"
+
+    def _remove(self, index: int) -> None:
+        for suffix in (".png", LOST):
+            self._file(index, suffix).unlink(missing_ok=True)
+
+    @property
+    def _shard_size(self) -> int:
+        return len(self) if self.format == "npz" else SHARD
+
+    @property
+    def _shards(self) -> dict[int, Path]:
+        """The files of shards by their number."""
+        count = 0 if self.suffix is None else -(-len(self) // self._shard_size)
+        return {number: self._shard(number) for number in range(count)}
 
     def _shard(self, number: int) -> Path:
-        return self.out / f"images-{number:05d}{self.suffix}"
+        return self.out / (NPZ if self.format == "npz" else f"images-{number:05d}{self.suffix}")
 
     def _within(self, number: int) -> range:
-        return range(number * SHARD, min((number + 1) * SHARD, len(self)))
+        """Returns the images of a shard."""
+        return range(number * self._shard_size, min((number + 1) * self._shard_size, len(self)))
 
-    def _packed_files(self) -> list[Path]:
-        """Returns the packed files of the run's format, that of all images among them."""
-        names = [name for name in _names(self.out) if PACKED.fullmatch(name) or name == JOINED]
-        return [self.out / name for name in sorted(names) if name.endswith(self.suffix or "/")]
+    def _unpacked(self) -> set[int]:
+        """Returns the images that have a file of their own, by the names of files."""
+        unpacked = set()
+        for target, folder in enumerate(self.folders):
+            for match in filter(None, map(OWN.fullmatch, _names(folder))):
+                number = int(match[1]) - self.seed
+                if 0 <= number < self.num and match[1] == f"{int(match[1]):06d}":
+                    unpacked.add(target * self.num + number)
+        return unpacked
 
-    def _opened(self, path: Path) -> Shard:
-        """Returns a packed file, read again where it has changed."""
-        return self._cached(path, path.stat().st_mtime_ns, path.stat().st_size)
+    def _open(self, path: Path) -> Shard:
+        """Returns a shard, read again where its file has changed."""
+        return self._cached_shard(path, path.stat().st_mtime_ns, path.stat().st_size)
 
     @cached_property
-    def _cached(self) -> Callable[[Path, int, int], Shard]:
+    def _cached_shard(self) -> Callable[[Path, int, int], Shard]:
         return lru_cache(maxsize=1)(lambda path, *_: open_shard(path))
 
-    def _alone(self, place: int) -> Record | None:
+    def _own_record(self, index: int) -> ImageRecord | None:
         """Returns the record of an image that has a file of its own."""
-        image, lost = self._files(place)
-        record = read_image(_content(image))
+        record = read_image_record(_content(self._file(index)))
         if record is None:
             try:
-                record = Record.of(_content(lost).decode())
+                record = ImageRecord.from_text(_content(self._file(index, LOST)))
             except ValueError:
                 return None
-        return record if self._is(record, place) else None
+        return record if self._index(record) == index else None
 
-    def _packed(self, number: int) -> dict[int, Record] | None:
-        """Returns the records of a shard, none of one that is not whole; None where there is no such file."""
+    def _packed_records(self, number: int) -> dict[int, ImageRecord] | None:
+        """Returns the records of a shard; none unless all of its images are in it, None without a file."""
         if not (path := self._shard(number)).exists():
             return None
-        found = self._own(path)
-        return found if all(place in found for place in self._within(number)) else {}
-
-    def _joined(self) -> dict[int, Record]:
-        """Returns the records of the file of all images, where there is one."""
-        return self._own(path) if (path := self.out / JOINED).exists() else {}
-
-    def _own(self, path: Path) -> dict[int, Record]:
-        """Returns the records of this run's images in a packed file, none of one that is damaged."""
         try:
-            records = self._opened(path).records
+            records = self._open(path).records
         except Exception:  # noqa: BLE001  a damaged file can fail a library anywhere
             return {}
-        places = ((self._place(record), record) for record in records)
-        return {place: record for place, record in places if place is not None}
+        own = {self._index(record): record for record in records}
+        return {index: own[index] for index in self._within(number)} if own.keys() >= {*self._within(number)} else {}
 
-    def _place(self, record: Record) -> int | None:
-        """Returns the index of a record's image in the run, None where it is of another one."""
+    def _index(self, record: ImageRecord) -> int | None:
+        """Returns the index of a record's image; None for an image of another run."""
         number = record.seed - self.seed
         if record.run != self.digest or record.target not in self.targets or not 0 <= number < self.num:
             return None
         return self.targets.index(record.target) * self.num + number
 
-    def _is(self, record: Record, place: int) -> bool:
-        return self._place(record) == place
-
     def _unpack(self, path: Path) -> None:
-        """Makes files of their own of this run's images in a packed file."""
+        """Writes each of this run's images in a file of many to a file of its own."""
         try:
-            held = self._opened(path)
+            shard = self._open(path)
         except Exception:  # noqa: BLE001  a damaged file can fail a library anywhere
             return
-        for index, record in enumerate(held.records):
-            if (place := self._place(record)) is not None:
-                self.write(place, None if record.lost else held.pixels(index), record)
+        for position, record in enumerate(shard.records):
+            if (index := self._index(record)) is not None:
+                self.write(index, None if record.lost else shard.pixels(position), record)
 
 
 def shard_files(folder: Path) -> list[Path]:
-    """Returns the files of packed images in a run's folder, in the order of their images; no copies of them."""
-    if (path := folder / JOINED).exists():
+    """Returns the files of many images in the folder of a run, in the order of their images."""
+    if (path := folder / NPZ).exists():
         return [path]
     return sorted(folder / name for name in _names(folder) if PACKED.fullmatch(name))
 
 
 def _content(path: Path) -> bytes:
-    """Returns what is in a file, nothing where there is none that can be read."""
+    """Returns the content of a file, nothing if it cannot be read."""
     try:
         return read_bytes(path)
     except (OSError, InputError):
@@ -371,7 +325,33 @@ def _content(path: Path) -> bytes:
 
 
 def _names(folder: Path) -> Iterator[str]:
-    try:
+    """Yields the names of the files in a folder, if there is one."""
+    with suppress(FileNotFoundError, NotADirectoryError):
         yield from (entry.name for entry in folder.iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        return
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """How many images of each target are asked for, complete and lost, and how many processes are drawing."""
+
+    num: int
+    done: dict[str, int]
+    lost: dict[str, int]
+    processes: int
+
+    def missing(self, target: str) -> int:
+        """Returns how many images of a target are still to be drawn."""
+        return self.num - self.done[target] - self.lost[target]
+
+
+def status(out: Path) -> Status:
+    """Returns how far the run in a folder is, of which every file is read, and no network."""
+    store = Store.read(out)
+    records = store.records(range(len(store))).values()
+    counts = Counter((record.target, record.lost) for record in records)
+    return Status(
+        num=store.num,
+        done={name: counts[name, False] for name in store.targets},
+        lost={name: counts[name, True] for name in store.targets},
+        processes=len(running(out)),
+    )

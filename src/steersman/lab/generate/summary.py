@@ -1,34 +1,30 @@
-"""What came of a run whose images are all there: its figures, a picture of the first, and what to tell the user."""
+"""The summary of a run whose images are all there: figures, a picture of the first, and advice to the user."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import torch
 
 from steersman.files import write_json
-from steersman.lab.advice import advice
-from steersman.lab.generate.record import Record
+from steersman.lab.evaluation import CLEAR, USELESS, mean_evaluations, noise_error_limit
+from steersman.lab.generate.formats import ImageRecord
 from steersman.lab.generate.store import Store
-from steersman.lab.realism import CLEAR, USELESS, limit
 from steersman.lab.run import Run
-from steersman.lab.verdicts import figures
 
-__all__ = ["Summary", "summarize"]
+__all__ = ["Summary", "advice", "summarize"]
 
-GRID, SHOWN = 64, 1024  # images of a target in the grid, and of all targets together, at most
+GRID, SHOWN = 64, 1024  # images of a target in the grid, and of all targets together
+DISAGREE = 0.25  # a difference in accuracy between guide and judge that the user is told of
+STEADIER = {"wrt": "x_t", "input": "lookahead"}  # choices by which a guide is less easily fooled
+UNMOVED, VISIBLE = 0.01, 0.1  # root mean squares of a change by guidance that hardly shows, and of one that does
+MOST = 30.0  # the largest factor on the scale that is advised
 
 
 @dataclass(kw_only=True)
 class Summary:
-    """What came of a run.
-
-    Attributes:
-        metrics: What ``metrics.json`` holds.
-        warnings: What the user should know and do.
-        lost: The names of images that became non-finite and were not written.
-    """
+    """The content of ``metrics.json``, advice to the user, and the names of images that became non-finite."""
 
     metrics: dict[str, Any]
     warnings: list[str]
@@ -36,86 +32,144 @@ class Summary:
 
     @property
     def nothing_survived(self) -> bool:
-        """Whether guidance left no image that is like those which the denoiser draws without it."""
-        found = self.metrics["noise_error"]
-        left = self.metrics["images"] - len(self.lost)
-        if left == 0 or found is None:
+        """Whether all images are lost, or burnt by guidance."""
+        errors, left = self.metrics["noise_error"], self.metrics["images"] - len(self.lost)
+        if left == 0 or errors is None:
             return left == 0
-        return found["unguided"] is not None and found["unguided"] < USELESS and len(found["broken"]) == left
+        return errors["unguided"] is not None and errors["unguided"] < USELESS and len(errors["broken"]) == left
 
 
 def summarize(
-    store: Store, run: Run, records: Mapping[int, Record], unguided_errors: Callable[[], Sequence[float]]
+    store: Store, run: Run, records: Mapping[int, ImageRecord], unguided_errors: Callable[[], Sequence[float]]
 ) -> Summary:
-    """Writes grid and figures of all images, which depend on their records alone, whoever writes them.
-
-    Args:
-        store: The run's folder.
-        run: The run.
-        records: The images' records, by their index in the run.
-        unguided_errors: Returns the noise errors of unguided samples; asked only where the run's are not clearly whole.
-    """
-    held = [records[place] for place in sorted(records)]
-    whole = [record for record in held if not record.lost]
-    lost = [record.name for record in held if record.lost]
-    metrics = _figures(whole)
+    """Writes ``grid.png`` and ``metrics.json``; asks for noise errors of unguided samples only if they are needed."""
+    ordered = [records[index] for index in sorted(records)]
+    drawn = [record for record in ordered if not record.lost]
+    lost = [record.name for record in ordered if record.lost]
+    metrics = _evaluations(drawn)
     if len(store.targets) > 1:
         metrics["targets"] = {
-            name: _figures(record for record in whole if record.target == name) for name in store.targets
+            name: _evaluations(record for record in drawn if record.target == name) for name in store.targets
         }
-    seconds = sum(record.seconds for record in held)
-    dropped = {record.name: record.dropped for record in held if record.dropped}
+    seconds = sum(record.seconds for record in ordered)
+    dropped = {record.name: record.dropped for record in ordered if record.dropped}
     metrics |= {
-        "images": len(held),
+        "images": len(ordered),
         "seconds": round(seconds, 3),
-        "images_per_second": round(len(held) / seconds, 4),
+        "images_per_second": round(len(ordered) / seconds, 4),
         "network_evaluations": {
-            name: round(sum(record.evaluations[name] for record in held) / len(held), 6) for name in held[0].evaluations
+            name: round(mean(record.evaluations[name] for record in ordered), 6) for name in ordered[0].evaluations
         },
         "nonfinite_gradients": sum(dropped.values()),
         "nonfinite_gradients_of": dropped,
         "lost": lost,
-        "noise_error": _noise_errors(whole, run, unguided_errors),
+        "noise_error": _noise_errors(drawn, run, unguided_errors),
     }
-    moved = [record.moved for record in whole if record.moved is not None]
+    moved = [record.moved for record in drawn if record.moved is not None]
     metrics["warnings"] = advice(metrics, moved, run)
     _write_grid(store, records)
     write_json(store.out / "metrics.json", metrics)
     return Summary(metrics=metrics, warnings=metrics["warnings"], lost=lost)
 
 
+def _evaluations(records: Iterable[ImageRecord]) -> dict[str, Any]:
+    return mean_evaluations([{"guide": record.guide, "judge": record.judge} for record in records])
+
+
 def _noise_errors(
-    whole: Sequence[Record], run: Run, unguided_errors: Callable[[], Sequence[float]]
+    drawn: Sequence[ImageRecord], run: Run, unguided_errors: Callable[[], Sequence[float]]
 ) -> dict[str, Any] | None:
-    """Returns how well the denoiser tells noise from the images, and the names of those that it does not know."""
-    errors = {record.name: record.noise_error for record in whole if record.noise_error is not None}
+    """Returns the median noise error of images and unguided samples, and the names of images beyond the limit."""
+    errors = {record.name: record.noise_error for record in drawn if record.noise_error is not None}
     if not errors:
         return None
     unguided = unguided_errors() if run.guided and max(errors.values()) > CLEAR else []
-    most = limit(unguided)
+    limit = noise_error_limit(unguided)
     return {
         "median": round(median(errors.values()), 4),
         "unguided": round(median(unguided), 4) if unguided else None,
-        "broken": [name for name, error in errors.items() if error > most],
+        "broken": [name for name, error in errors.items() if error > limit],
     }
 
 
-def _figures(records: Iterable[Record]) -> dict[str, Any]:
-    return figures([{"guide": record.guide, "judge": record.judge} for record in records])
-
-
-def _write_grid(store: Store, records: Mapping[int, Record]) -> None:
+def _write_grid(store: Store, records: Mapping[int, ImageRecord]) -> None:
+    """Writes a picture with the first images of each target in a row."""
     from steersman.lab.report import grid
 
     most = max(1, min(GRID, SHOWN // len(store.targets)))
     chosen: dict[str, list[int]] = {name: [] for name in store.targets}
-    for place, record in sorted(records.items()):
+    for index, record in sorted(records.items()):
         if not record.lost and len(chosen[record.target]) < most:
-            chosen[record.target].append(place)
-    rows = {name: _images(store, places) for name, places in chosen.items() if places}
+            chosen[record.target].append(index)
+    rows = {name: _images(store, indices) for name, indices in chosen.items() if indices}
     if rows:
         grid(rows, store.out / "grid.png")
 
 
-def _images(store: Store, places: Sequence[int]) -> torch.Tensor:
-    return torch.stack([torch.from_numpy(store.pixels(place)) for place in places]).permute(0, 3, 1, 2) / 127.5 - 1
+def _images(store: Store, indices: Sequence[int]) -> torch.Tensor:
+    """Returns images in [-1, 1]."""
+    return torch.stack([torch.from_numpy(store.pixels(index)) for index in indices]).permute(0, 3, 1, 2) / 127.5 - 1
+
+
+def advice(metrics: Mapping[str, Any], moved: Sequence[float], run: Run) -> list[str]:
+    """Returns what the user should know of metrics and changes by guidance, and settings to try that the run lacks."""
+    guide, judge = metrics["accuracy"]["guide"], metrics["accuracy"]["judge"]
+    warnings = _broken_images(metrics, run)
+    change = mean(moved) if moved else None
+    if change is not None and change < UNMOVED:
+        scales = _scaled(run, min(MOST, VISIBLE / max(change, VISIBLE / MOST)))
+        tries = [f"{option} (now {_scale(run):g})" for option in scales] + _settings(run, {"weight": "constant"})
+        warnings.append(
+            f"The guidance hardly changed the images: by {change:.2g} where they span 2. Try {' or '.join(tries)}."
+        )
+    if run.judge is not None and judge is None and guide is not None:
+        warnings.append(
+            f"The judge {run.judge} does not know the target, so only the guide says whether it is there. Name another "
+            "--judge that does, and look at the pictures."
+        )
+    if moved and guide is not None and judge is not None and guide - judge > DISAGREE:
+        tries = _scaled(run, 1 / 3) + _settings(run, STEADIER)
+        warnings.append(
+            f"The guide sees its target in {guide:.0%} of the images, the judge in {judge:.0%}: the guide may be "
+            f"fooled by its own gradient. Try {' or '.join(tries)}."
+        )
+    if guide is not None and judge is not None and judge - guide > DISAGREE:
+        warnings.append(
+            f"The judge sees the target in {judge:.0%} of the images, the guide in {guide:.0%}: look at the pictures "
+            "before you trust either."
+        )
+    if moved and judge is not None and judge < 0.5 and not warnings:
+        tries = _scaled(run, 3.0) + [f"--steps {2 * run.recipe.sampling()['steps']}"]
+        seen = "Neither guide nor judge sees" if guide is not None and guide < 0.5 else "The judge does not see"
+        warnings.append(f"{seen} the target in more than half of the images. Try {' or '.join(tries)}.")
+    return warnings
+
+
+def _broken_images(metrics: Mapping[str, Any], run: Run) -> list[str]:
+    """Returns a warning where images are unlike those that the denoiser draws without guidance."""
+    errors = metrics.get("noise_error")
+    if not errors or not errors["broken"]:
+        return []
+    broken = f"{len(errors['broken'])} of the images look burnt or are noise"
+    measured = f"the denoiser's noise prediction error on the images is {errors['median']:.2g} (1 is a guess)"
+    if not run.guided or (errors["unguided"] or 0) > USELESS:
+        return [f"{broken}: {measured}, without guidance too. The denoiser needs more --steps, or more training."]
+    tries = _scaled(run, 0.1 if errors["median"] > USELESS else 1 / 3)
+    return [f"{broken}: {measured}, on unguided ones {errors['unguided']:.2g}. Try {' or '.join(tries)}."]
+
+
+def _scale(run: Run) -> float:
+    return float(run.recipe.resolved()["scale"]["value"])
+
+
+def _scaled(run: Run, factor: float) -> list[str]:
+    """Returns the option for a scale times a factor; none where the scale is zero."""
+    return [f"--scale {_scale(run) * factor:.2g}"] if _scale(run) else []
+
+
+def _settings(run: Run, choices: Mapping[str, str]) -> list[str]:
+    """Returns the options for those choices on the axes of a recipe that it has not made."""
+    resolved = run.recipe.resolved()
+    sections = {axis: resolved[axis] if isinstance(resolved[axis], list) else [resolved[axis]] for axis in choices}
+    kinds = {axis: [section["kind"] for section in sections[axis]] for axis in choices}
+    return [f"--set {axis}={kind}" for axis, kind in choices.items() if kinds[axis] != [kind]]

@@ -1,6 +1,6 @@
 """All figures of a set of samples, each with its interval.
 
-    accuracy/guide, accuracy/judge           share of samples whose likeliest class is their target   (`lab.verdicts`)
+    accuracy/guide, accuracy/judge           share of samples whose likeliest class is their target   (`lab.evaluation`)
     fid, kid                                 distance to the reference                                (`.distances`)
     cfid                                     mean over targets of the FID to the reference's images of that target
     precision, recall, density, coverage     what samples and reference share                         (`.distances`)
@@ -22,12 +22,12 @@ from torch import Tensor
 
 from steersman.batching import halving
 from steersman.errors import InputError, unknown
+from steersman.lab.evaluation import Evaluation, evaluate_images
 from steersman.lab.metrics.distances import COVERED, INSIDE, across, frechet, inside, moments, within, within_reach
 from steersman.lab.metrics.features import Extractor, device_of
 from steersman.lab.metrics.images import ImageSet
 from steersman.lab.metrics.intervals import RESAMPLES, Figure, mean_of, resampled, share
 from steersman.lab.metrics.statistics import Statistics, measured
-from steersman.lab.verdicts import Verdict, judged
 from steersman.models.classifiers import Classifier, TextClassifier
 from steersman.names import same_class
 from steersman.precision import ieee
@@ -114,8 +114,8 @@ def evaluate(
         raise InputError(f"{reasons}; give what is missing, or ask for other figures")
     found = {name: Figure(note=undefined.get(name)) for name in FIGURES if name in figures}
     draw = partial(resampled, resamples=resamples, seed=seed)
-    verdicts = {name: network.verdicts(samples, batch_size, on_images) for name, network in networks.items()}
-    found |= {name: figure for name, figure in _network_figures(networks, verdicts, draw).items() if name in found}
+    evaluations = {name: network.evaluations(samples, batch_size, on_images) for name, network in networks.items()}
+    found |= {name: figure for name, figure in _network_figures(networks, evaluations, draw).items() if name in found}
     wanted = [name for name in wanted if name not in undefined]
     if reference is not None and wanted:
         ours, theirs = (
@@ -200,40 +200,46 @@ class _Network:
         note = f"of {count} of {len(targets.each)} samples: {unknown_to}" if strange else None
         return cls(network=network, targets=targets.each, indices=indices, note=note, undefined=undefined)
 
-    def verdicts(self, samples: ImageSet, batch_size: int, on_images: Callable[[int], object]) -> list[Verdict]:
+    def evaluations(self, samples: ImageSet, batch_size: int, on_images: Callable[[int], object]) -> list[Evaluation]:
         """Returns what the network says of each sample whose target it knows."""
         network, known = self.network, [i for i, target in enumerate(self.targets) if target in self.indices]
         if network is None or not known:
             return []
         indices = [self.indices[self.targets[i]] for i in known]
-        verdicts, size = [], batch_size
+        evaluations, size = [], batch_size
         for images in samples.some(known).batches(batch_size):
-            chosen = indices[len(verdicts) : len(verdicts) + len(images)]
-            found, size = halving(partial(_judged, network, images, chosen), min(size, len(images)))
-            verdicts += found
+            chosen = indices[len(evaluations) : len(evaluations) + len(images)]
+            found, size = halving(partial(_evaluations, network, images, chosen), min(size, len(images)))
+            evaluations += found
             on_images(len(images))
-        return verdicts
+        return evaluations
 
 
-def _judged(network: Classifier, images: Float[Tensor, "B 3 H W"], targets: Sequence[int], size: int) -> list[Verdict]:
+def _evaluations(
+    network: Classifier, images: Float[Tensor, "B 3 H W"], targets: Sequence[int], size: int
+) -> list[Evaluation]:
     """Returns what a network says of images, ``size`` of them at a time."""
-    verdicts = []
+    evaluations = []
     for part in images.split(size):
-        verdicts += judged(network, part.to(device_of(network)), targets[len(verdicts) : len(verdicts) + len(part)])
-    return verdicts
+        evaluations += evaluate_images(
+            network, part.to(device_of(network)), targets[len(evaluations) : len(evaluations) + len(part)]
+        )
+    return evaluations
 
 
 def _network_figures(
-    networks: Mapping[str, _Network], verdicts: Mapping[str, Sequence[Verdict]], draw: Callable[..., Figure]
+    networks: Mapping[str, _Network], evaluations: Mapping[str, Sequence[Evaluation]], draw: Callable[..., Figure]
 ) -> dict[str, Figure]:
     """Returns accuracies and CLIP score, those that are defined."""
     found = {}
-    for name, said in verdicts.items():
-        right = [verdict.accuracy for verdict in said if verdict.accuracy is not None]
+    for name, said in evaluations.items():
+        right = [evaluation.accuracy for evaluation in said if evaluation.accuracy is not None]
         if right:
             found[f"accuracy/{name}"] = replace(share(round(sum(right)), len(right)), note=networks[name].note)
     # The judge's if both have one, since a gradient can fool the network that it comes from.
-    similarities = ([v.similarity for v in verdicts[name] if v.similarity is not None] for name in ("judge", "guide"))
+    similarities = (
+        [v.similarity for v in evaluations[name] if v.similarity is not None] for name in ("judge", "guide")
+    )
     if cosines := next(filter(None, similarities), []):
         scores = torch.tensor(sorted(100 * max(cosine, 0.0) for cosine in cosines), dtype=torch.float64)
         found["clip_score"] = draw(lambda i: scores[i].mean().item(), len(scores))

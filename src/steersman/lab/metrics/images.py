@@ -246,7 +246,7 @@ def _check_sizes(files: Sequence[Path]) -> None:
 
 def _packed(spec: str, shards: Sequence[Path], resolution: int | None) -> ImageSet:
     """Returns the images of a run that several share a file."""
-    from steersman.lab.generate.shards import open_shard
+    from steersman.lab.generate.formats import open_shard
 
     opened = lru_cache(maxsize=OPEN)(open_shard)
     owners, labels = [], []

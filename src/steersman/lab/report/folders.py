@@ -74,7 +74,7 @@ def _run(folder: Path) -> Page:
     else:
         lines += ["The run is not finished: no figures yet."]
     sections = []
-    if tables := [*_verdicts(metrics), *_evaluation(_json(folder / "evaluation.json"))]:
+    if tables := [*_evaluations(metrics), *_evaluation(_json(folder / "evaluation.json"))]:
         sections += [Section(title="Figures", tables=tables)]
     if images:
         sections += [_thumbs(images)]
@@ -199,7 +199,7 @@ def _thumbs(images: Mapping[str, list[Path]]) -> Section:
     return Section(title="Images" if len(thumbs) == count else f"Images: {len(thumbs)} of {count}", thumbs=thumbs)
 
 
-def _verdicts(metrics: Mapping[str, Any]) -> Iterator[Table]:
+def _evaluations(metrics: Mapping[str, Any]) -> Iterator[Table]:
     """Yields the table of what guide and judge said, if they said anything."""
     columns = [
         (figure, network)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from steersman.errors import about
 from steersman.files import read_json, write_json
+from steersman.lab.generate import generate_until_stopped, open_session
 from steersman.lab.metrics.evaluate import DISTANCES, FIGURES, evaluate
 from steersman.lab.metrics.features import Extractor, load_extractor
 from steersman.lab.metrics.images import ImageSet, read_images
@@ -25,7 +26,7 @@ from steersman.lab.metrics.intervals import RESAMPLES, Figure
 from steersman.lab.metrics.statistics import Statistics, read_reference
 from steersman.lab.reproduce.schema import Reproduction, filled
 from steersman.lab.run import Run, check_folder
-from steersman.lab.session import Networks, Session
+from steersman.lab.session import Networks
 from steersman.lab.stop import Stop
 from steersman.typed import typed
 
@@ -129,7 +130,8 @@ class Work:
             check_folder(folder, run)
         networks = Networks()
         for place, (folder, run) in enumerate(self.missing.items()):
-            Session(run, networks, rehearse=place == 0).generate(folder, on_images=on_images, stop=stop)
+            session = open_session(run, networks, rehearse=place == 0)
+            generate_until_stopped(session, folder, on_images=on_images, stop=stop)
         return [name for folder in self.runs for name in _lost(folder / "metrics.json")]
 
     def measure(self, *, on_images: Callable[[int], object] = lambda count: None) -> dict[str, Figure]:

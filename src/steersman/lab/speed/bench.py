@@ -1,124 +1,151 @@
-"""What a run costs beside its networks: our time over the floor, which is the same calls of them in a bare loop.
+"""What a run costs beside its networks: the time of sampling over that of the same network calls in a bare loop.
 
-    ratio = seconds of a batch's walk / seconds of its networks' calls alone         (`steersman.lab.speed.calls`)
+    ratio = seconds that a batch takes / seconds of its network calls alone
 
-Both are timed in turn, several times, now one first and now the other, so that what else the machine does falls on
-both; the ratio is the median of the pairs' own. The ratio of processor seconds, of all threads, hardly depends on what
-else the machine does; on an accelerator it is of the host's work alone.
+Both are timed in turn, now one first and now the other, so that other work on the machine falls on both; the ratio is
+the median over these pairs. That of processor seconds, over all threads, hardly depends on other work; on an
+accelerator it is the ratio of the host's work alone.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from statistics import median
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from steersman.batching import halving
 from steersman.lab.run import Run
-from steersman.lab.session import Session
-from steersman.lab.speed.calls import Calls
-from steersman.lab.speed.clock import timed
-from steersman.lab.speed.memory import peak_memory
+from steersman.lab.session import load_session
+from steersman.lab.speed.placement import choose_placement
+from steersman.lab.speed.profiling import peak_memory, timed
 from steersman.precision import ieee
 from steersman.sampling.watch import counting, evaluations
 
-__all__ = ["Figures", "bench"]
+__all__ = ["Call", "Calls", "bench"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Figures:
-    """What was measured of a batch's walk.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Call:
+    """A call of a network: its inputs, those that a gradient reached as leaves, and whether gradients were on."""
 
-    Attributes:
-        steps: How many it took.
-        images: How many images the batch has: fewer than were asked for where the memory does not hold them.
-        calls: How often networks were called, with a block of images each.
-        evaluations: How many evaluations of each network an image needed (`steersman.sampling.watch.evaluations`).
-        floor: Seconds of the calls alone, the median.
-        ours: Seconds of the walk, likewise.
-        ratio: The median of what ours was over its floor.
-        least: The least of them.
-        most: The largest.
-        ratio_cpu: The same of processor seconds, the median.
-        images_per_second: By ours, for a walk of as many steps as `bench` was told.
-        peak: The most bytes above the networks that the walk allocated at once.
-        peak_floor: The calls alone, likewise.
-    """
+    network: nn.Module
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    graph: bool
 
-    steps: int
-    images: int
-    calls: int
-    evaluations: Mapping[str, float]
-    floor: float
-    ours: float
-    ratio: float
-    least: float
-    most: float
-    ratio_cpu: float
-    images_per_second: float
-    peak: int
-    peak_floor: int
+    @property
+    def leaves(self) -> list[Tensor]:
+        """The inputs that a gradient goes back to."""
+        inputs = (*self.args, *self.kwargs.values())
+        return [value for value in inputs if isinstance(value, Tensor) and value.requires_grad]
 
-    def record(self, run: Run) -> dict[str, Any]:
-        """Returns the figures with what they are of, in plain values."""
-        machine = torch.cuda.get_device_name(run.device) if run.device.startswith("cuda") else run.device
-        of = {"device": machine, "threads": torch.get_num_threads(), "run": run.record()}
-        return asdict(self) | of
+
+@dataclass
+class Calls:
+    """Recorded calls of networks, to be replayed."""
+
+    # Each call in its order, and again, with True, wherever a gradient went back through it
+    events: list[tuple[Call, bool]] = field(default_factory=list)
+
+    @contextmanager
+    def recording(self, networks: Sequence[nn.Module]) -> Iterator[None]:
+        """Records the calls of these networks."""
+        hooks = [network.register_forward_hook(self._record, with_kwargs=True) for network in dict.fromkeys(networks)]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _record(self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:  # noqa: ANN401
+        graph = torch.is_grad_enabled()
+        copies = {name: _copy(value) for name, value in kwargs.items()}
+        call = Call(network=network, args=tuple(map(_copy, args)), kwargs=copies, graph=graph)
+        self.events.append((call, False))
+        inputs = (*args, *kwargs.values())
+        differentiated = [value for value in inputs if isinstance(value, Tensor) and value.requires_grad]
+        if graph and differentiated:
+            differentiated[0].register_hook(lambda _: self.events.append((call, True)))
+
+    def replay(self) -> None:
+        """Makes the calls again; a gradient goes back through its own call alone, from ones."""
+        last = {call: position for position, (call, backward) in enumerate(self.events) if backward}
+        outputs: dict[Call, Tensor] = {}
+        for position, (call, backward) in enumerate(self.events):
+            if backward:
+                again = position < last[call]
+                output = outputs[call] if again else outputs.pop(call)
+                torch.autograd.grad(output, call.leaves, torch.ones_like(output), retain_graph=again)
+            else:
+                with torch.set_grad_enabled(call.graph):
+                    output = _first_tensor(call.network(*call.args, **call.kwargs))
+                if call in last:
+                    outputs[call] = output
+            del output  # and its graph, before the next call takes memory
+
+    def count(self) -> int:
+        """Returns the number of forward calls."""
+        return sum(not backward for _, backward in self.events)
+
+
+def _copy(value: Any) -> Any:  # noqa: ANN401
+    """Returns a copy of a tensor as a leaf of its own; anything else as it is."""
+    return value.detach().clone().requires_grad_(value.requires_grad) if isinstance(value, Tensor) else value
+
+
+def _first_tensor(output: Any) -> Tensor:  # noqa: ANN401
+    """Returns the first tensor of what a network returned."""
+    return output if isinstance(output, Tensor) else _first_tensor(output[0])
 
 
 @ieee()
 def bench(
     run: Run, *, steps: int | None = None, repeats: int = 5, on_pair: Callable[[], object] = lambda: None
-) -> tuple[Figures, Run]:
-    """Returns the figures of one batch, and the run with what ``dtype: auto`` chose.
-
-    Args:
-        run: The run; of its images, the first batch is drawn.
-        steps: For how many steps images a second are told; None for as many as the run takes.
-        repeats: How many pairs are timed.
-        on_pair: Called after each of them.
-
-    Raises:
-        InputError: A network that cannot be loaded, or a target or label that it does not know.
-    """
-    session = Session(run, rehearse=False)
-    run = session.run
+) -> tuple[dict[str, Any], Run]:
+    """Returns the figures of the first batch of a run, its images a second for ``steps``, and the run as placed."""
+    run = choose_placement(run)
+    session = load_session(run)
     jobs = [(target, seed) for target in session.targets for seed in range(run.seed, run.seed + run.num)][: run.at_once]
-    walked = int(run.recipe.sampling()["steps"])
+    sampled = int(run.recipe.sampling()["steps"])
 
-    def heard(size: int) -> tuple[Calls, Mapping[str, float]]:
+    def record(size: int) -> tuple[Calls, Mapping[str, float]]:
         if size < len(jobs):
             session.fit(size)
         calls = Calls()
-        with calls.of(session.networks), counting() as counts:
+        with calls.recording(session.networks), counting() as counts:
             session.draw(jobs[:size])
         return calls, evaluations(counts, session.counted, size)
 
-    (calls, needed), size = halving(heard, len(jobs))
-    jobs = jobs[:size]
-    bare, walk, pairs = calls.play, partial(session.draw, jobs), []
-    for place in range(repeats):
-        order = (bare, walk) if place % 2 == 0 else (walk, bare)
-        times = {each: timed(each, run.device) for each in order}
-        pairs.append((times[bare], times[walk]))
+    (calls, needed), size = halving(record, len(jobs))
+    floor, ours = calls.replay, partial(session.draw, jobs[:size])
+    pairs = []
+    for repeat in range(repeats):
+        order = (floor, ours) if repeat % 2 == 0 else (ours, floor)
+        times = {work: timed(work, run.device) for work in order}
+        pairs.append((times[floor], times[ours]))
         on_pair()
-    floor, ours = (median(wall for wall, _ in each) for each in zip(*pairs, strict=True))
-    ratios, of_cpu = ([second[by] / first[by] for first, second in pairs] for by in (0, 1))
-    figures = Figures(
-        steps=walked,
-        images=size,
-        calls=calls.count(),
-        evaluations=needed,
-        floor=floor,
-        ours=ours,
-        ratio=median(ratios),
-        least=min(ratios),
-        most=max(ratios),
-        ratio_cpu=median(of_cpu),
-        images_per_second=len(jobs) / ours * walked / (steps or walked),
-        peak=peak_memory(walk, run.device),
-        peak_floor=peak_memory(bare, run.device),
-    )
+    ratios, cpu_ratios = ([second[clock] / first[clock] for first, second in pairs] for clock in (0, 1))
+    seconds = median(wall for _, (wall, _) in pairs)
+    figures = {
+        "steps": sampled,
+        "images": size,  # fewer than a batch where the memory does not hold it
+        "calls": calls.count(),
+        "evaluations": needed,  # of each network, that an image needed
+        "floor": median(wall for (wall, _), _ in pairs),  # seconds of the network calls alone
+        "ours": seconds,
+        "ratio": median(ratios),
+        "least": min(ratios),
+        "most": max(ratios),
+        "ratio_cpu": median(cpu_ratios),
+        "images_per_second": size / seconds * sampled / (steps or sampled),
+        "peak": peak_memory(ours, run.device),  # bytes
+        "peak_floor": peak_memory(floor, run.device),
+        "device": torch.cuda.get_device_name(run.device) if run.device.startswith("cuda") else run.device,
+        "threads": torch.get_num_threads(),
+        "run": run.record(),
+    }
     return figures, run

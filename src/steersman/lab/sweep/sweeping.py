@@ -21,10 +21,11 @@ from pydantic import BaseModel
 
 from steersman.errors import InputError, about
 from steersman.files import parse_yaml, read_json, replacing, writing_to
+from steersman.lab.generate import generate_until_stopped, open_session
 from steersman.lab.report.images import grid
 from steersman.lab.run import check_folder, other_settings
 from steersman.lab.session import Networks, Session
-from steersman.lab.speed.auto import for_all
+from steersman.lab.speed.placement import shared_placement
 from steersman.lab.stop import Stop
 from steersman.lab.sweep.cells import Cell, Sweep
 from steersman.lab.sweep.measure import Measure
@@ -63,7 +64,7 @@ class Sweeping:
 
     def __init__(self, sweep: Sweep, out: Path) -> None:
         self.sweep, self.out, self.cells = sweep, out, sweep.cells()
-        if placed := for_all(self.cells[0].run, out / "sweep.yaml"):
+        if placed := shared_placement(self.cells[0].run, out / "sweep.yaml"):
             self.sweep = sweep = replace(sweep, settings={**sweep.settings, "placed": placed})
             self.cells = sweep.cells()
         self.record = _record(sweep, self.cells)
@@ -77,7 +78,7 @@ class Sweeping:
             if cell not in missing and self.known[cell.name]:
                 continue
             try:
-                self.sessions[cell.name] = session = Session(cell.run, networks)
+                self.sessions[cell.name] = session = open_session(cell.run, networks)
                 if (parts := (cell.run.denoiser, cell.run.classifiers)) not in rehearsed:
                     self.measure.rehearse(session)
                     rehearsed.add(parts)
@@ -128,7 +129,8 @@ class Sweeping:
         for cell in self.missing():
             on_cell(cell)
             self.known[cell.name] = None
-            self.sessions[cell.name].generate(self.folder(cell), on_images=on_images, stop=stop)
+            session, folder = self.sessions[cell.name], self.folder(cell)
+            generate_until_stopped(session, folder, on_images=on_images, stop=stop)
 
     def compare(self, *, pareto: bool = False, on_cell: Callable[[Cell], None] = lambda cell: None) -> list[Row]:
         """Measures all cells, and writes tables and plots.

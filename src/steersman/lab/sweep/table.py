@@ -35,7 +35,7 @@ class Row:
         evaluations: Network evaluations an image took, of ``denoiser`` and ``classifier``.
         seconds: What drawing took.
         lost: The images that became non-finite and were not written.
-        broken: The images that are burnt or noise (`steersman.lab.realism`).
+        broken: The images that are burnt or noise (`steersman.lab.evaluation`).
     """
 
     name: str

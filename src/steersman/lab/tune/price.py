@@ -19,8 +19,8 @@ from steersman.errors import about
 from steersman.files import read_json, write_json
 from steersman.lab.report.tables import in_a_line
 from steersman.lab.session import Session
-from steersman.lab.speed.calls import Call, Calls
-from steersman.lab.speed.clock import timed
+from steersman.lab.speed.bench import Call, Calls
+from steersman.lab.speed.profiling import timed
 from steersman.typed import typed
 
 __all__ = ["Cost", "Prices"]
@@ -65,12 +65,12 @@ class Prices:
         named = _named(session)
         places = {id(network): name for name, network in named.items()}
         evaluations, passes, plays = dict.fromkeys(named, 0), dict.fromkeys(named, 0), {}
-        for call, back in _heard(session).heard:
+        for call, back in _recorded(session).events:
             name = places[id(call.network)]
             (passes if back else evaluations)[name] += _images(call)
             if (key := f"{name}{BACK}" if back else name) not in plays:
                 many = _of(call, session.run.at_once)
-                plays[key] = Calls(heard=[(many, False), (many, True)] if back else [(many, False)])
+                plays[key] = Calls(events=[(many, False), (many, True)] if back else [(many, False)])
         self._measure(plays, session.run.device)
         value = sum(count * self.known[name] for name, count in evaluations.items() if count)
         value += sum(count * self._back(name) for name, count in passes.items() if count)
@@ -87,7 +87,7 @@ class Prices:
             return
         best = dict.fromkeys((DENOISER, *new), math.inf)
         for _ in range(ROUNDS):
-            best = {name: min(least, timed(plays[name].play, device)[0]) for name, least in best.items()}
+            best = {name: min(least, timed(plays[name].replay, device)[0]) for name, least in best.items()}
         self.known |= {name: best[name] / best[DENOISER] for name in new}
         write_json(self.file, self.known)
 
@@ -99,7 +99,7 @@ def _named(session: Session) -> dict[str, nn.Module]:
     return dict(zip(names, session.networks, strict=False))  # most have no decoder
 
 
-def _heard(session: Session) -> Calls:
+def _recorded(session: Session) -> Calls:
     """Returns the calls that one image takes, alone: no block is filled up."""
     parts = (session.denoiser, *session.classifiers)
     blocks = [each.block for each in parts]
@@ -107,7 +107,7 @@ def _heard(session: Session) -> Calls:
     try:
         for each in parts:
             each.block = None
-        with calls.of(session.networks):
+        with calls.recording(session.networks):
             session.draw([(session.targets[0], session.run.seed)])
     finally:
         for each, block in zip(parts, blocks, strict=True):

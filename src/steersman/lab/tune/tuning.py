@@ -23,12 +23,13 @@ import yaml
 
 from steersman.errors import InputError, about
 from steersman.files import replacing, writing_to
-from steersman.lab.generate.lock import locked
+from steersman.lab.generate import generate_until_stopped, open_session
+from steersman.lab.generate.processes import locked
 from steersman.lab.metrics.features import DEFAULT
 from steersman.lab.metrics.intervals import RESAMPLES, share
 from steersman.lab.run import Run, other_settings
 from steersman.lab.session import Networks, Session
-from steersman.lab.speed.auto import for_all
+from steersman.lab.speed.placement import shared_placement
 from steersman.lab.stop import Stop
 from steersman.lab.sweep import Sweep
 from steersman.lab.sweep.cells import CASE, RECIPE
@@ -126,7 +127,7 @@ class Tuning:
     """
 
     def __init__(self, tune: Tune, out: Path, bounds: Bounds | None = None) -> None:
-        if placed := for_all(tune.sweep.run({}), out / "tune.yaml"):
+        if placed := shared_placement(tune.sweep.run({}), out / "tune.yaml"):
             tune = replace(tune, settings={**tune.settings, "placed": placed})
         self.tune, self.out, self.bounds = tune, out, bounds or Bounds()
         self.space, self.sweep, self.points = tune.searched, tune.sweep, tune.points()
@@ -134,7 +135,7 @@ class Tuning:
         self.record = self._record(first)
         self._check_folder()
         self.networks, self.measure = Networks(), Measure(self.sweep, num=first.num, device=first.device)
-        session = Session(first, self.networks)
+        session = open_session(first, self.networks)
         self._check(session)
 
     @contextmanager
@@ -252,7 +253,7 @@ class Tuning:
             run = self.run_of(proposal.values)
             if (earlier := self._same(run)) is not None:
                 return replace(earlier, number=found.number, settings=found.settings, same=earlier.number)
-            session = Session(run, self.networks)
+            session = open_session(run, self.networks)
             cost = self.prices.of(session)
         except InputError as error:
             return replace(found, reason=str(error))
@@ -261,7 +262,7 @@ class Tuning:
             limit = self.bounds.budget
             return replace(found, reason=f"an image must cost at most budget, {limit:g}, got {cost.value:g}")
         on_run(proposal, run.num * len(session.targets))
-        session.generate(self.folder(found.number), on_images=on_images, stop=stop)
+        generate_until_stopped(session, self.folder(found.number), on_images=on_images, stop=stop)
         return self._measured(found, session)
 
     def _measured(self, trial: Trial, session: Session) -> Trial:

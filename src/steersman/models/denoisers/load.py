@@ -2,7 +2,7 @@
 
 ``module:PACKAGE.NAME:FUNCTION`` is a denoiser of one's own: the function takes no arguments and returns a
 `steersman.denoise.Denoiser` that also has ``network`` and ``to``, most often a `NetworkDenoiser`. The module is
-installed or lies in the current folder (`steersman.trust`).
+installed or lies in the current folder (`steersman.files`).
 """
 
 import re
