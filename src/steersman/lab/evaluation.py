@@ -36,17 +36,11 @@ BURNT = 1.25  # factor on the largest noise error of unguided images, beyond whi
 
 
 class Evaluation(NamedTuple):
-    """What a classifier says of one image; None where the classifier cannot say it.
+    """What a classifier says of one image; None where the classifier cannot say it."""
 
-    Attributes:
-        accuracy: 1 where the target is the likeliest class, or a label likelier than not; else 0.
-        probability: The probability of the target.
-        similarity: The cosine of image and target, for targets that are texts.
-    """
-
-    accuracy: float | None = None
-    probability: float | None = None
-    similarity: float | None = None
+    accuracy: float | None = None  # 1 where the target is the likeliest class, or a label likelier than not; else 0
+    probability: float | None = None  # of the target
+    similarity: float | None = None  # the cosine of image and target, for targets that are texts
 
 
 def evaluate_images(

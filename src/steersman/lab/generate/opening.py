@@ -1,6 +1,7 @@
 """Opening a run: everything is measured, loaded and tried before the first file is written."""
 
 from collections.abc import Sequence
+from concurrent.futures import CancelledError
 from contextlib import suppress
 
 import torch
@@ -15,10 +16,6 @@ from steersman.sampling import Report, levels_of
 from steersman.schedule import CLEAN
 
 __all__ = ["open_session"]
-
-
-class _Enough(Exception):
-    """A rehearsal has gone far enough."""
 
 
 def open_session(run: Run, networks: Networks | None = None, *, rehearse: bool = True) -> Session:
@@ -57,9 +54,8 @@ def _rehearse(session: Session) -> None:
 def _ask_all(session: Session) -> list[None]:
     """Asks denoiser, guides and judge, also the guides that are at rest in the first step."""
     run, denoiser, target, device = session.run, session.denoiser, session.targets[0], session.run.device
-    settings = run.recipe.sampling()
-    chosen = (settings[key] for key in ("steps", "spacing", "ratio_min", "ratio_max"))
-    levels = levels_of(run.recipe.sampler(), denoiser.schedule, *chosen)
+    settings = {key: run.recipe.sampling()[key] for key in ("steps", "spacing", "ratio_min", "ratio_max")}
+    levels = levels_of(run.recipe.sampler(), denoiser.schedule, **settings)
     blank = torch.zeros(1, *denoiser.shape, device=device)
     image = denoiser.decode(blank)
     if image.ndim != 4 or image.shape[1] not in (1, 3):
@@ -82,8 +78,8 @@ def _begin(session: Session, jobs: Sequence[tuple[Target, int]]) -> list[None]:
 
     def leave(report: Report) -> None:
         if report.step.index or report.step.repeat:
-            raise _Enough
+            raise CancelledError
 
-    with suppress(_Enough):
+    with suppress(CancelledError):
         session.draw(jobs, [leave])
     return []

@@ -30,7 +30,7 @@ __all__ = ["Call", "Calls", "bench"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Call:
-    """A call of a network: its inputs, those that a gradient reached as leaves, and whether gradients were on."""
+    """A call of a network, its inputs with those that a gradient reached as leaves, and whether gradients were on."""
 
     network: nn.Module
     args: tuple[Any, ...]

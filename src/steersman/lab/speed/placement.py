@@ -1,20 +1,20 @@
 """``dtype: auto`` or ``auto-float32``: which type, memory layout and block size is fastest for the networks of a run.
 
-The denoiser is timed on a block of noise, with a gradient where a guide differentiates it, the classifiers on a block
-of images, always with one. Each of the two gets the type, layout and block with the least time an image; the default
-stays unless another is faster by `GAIN`. A type is chosen only where its outputs agree with those of float32
-(`steersman.lab.speed.agreement`). A block that the memory does not hold is halved until it does.
+Denoiser and classifiers are timed on a block of noise and of images, with a gradient where guidance takes one. Each
+gets what takes the least time an image, or the default unless that is slower by `GAIN`, among the types whose outputs
+agree with float32 (`steersman.lab.speed.agreement`). A block that the memory does not hold is halved until it does.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from steersman.batching import is_out_of_memory
 from steersman.errors import InputError, about, notice
@@ -172,42 +172,36 @@ def _parts(session: Session) -> Iterator[tuple[str, list[nn.Module], Ask]]:
     level = denoiser.schedule.levels(2)[1]
     differentiated = any(guide.differentiates_denoiser for guide in session.guides)
 
-    def noise(block: int) -> torch.Tensor:
+    def noise(block: int) -> Tensor:
         for network in (denoiser, *session.classifiers):
             network.block = block
         generator = torch.Generator().manual_seed(0)
         return torch.randn(block, *denoiser.shape, generator=generator).to(session.run.device)
 
-    def ask_denoiser(block: int) -> Callable[[], object]:
-        eps, condition = noise(block), session.conditioning([target] * block)
+    def denoise(block: int) -> Callable[[], object]:
+        condition = session.conditioning([target] * block)
+        return partial(_run, [lambda x_t: denoiser(x_t, level, **condition).x0_hat], noise(block), differentiated)
 
-        def denoise() -> None:
-            with torch.set_grad_enabled(differentiated):
-                x_t = eps.detach().requires_grad_(differentiated)
-                x0_hat = denoiser(x_t, level, **condition).x0_hat
-                if differentiated:
-                    torch.autograd.grad(x0_hat.sum(), x_t)
-
-        return denoise
-
-    def ask_classifiers(block: int) -> Callable[[], object]:
+    def classify(block: int) -> Callable[[], object]:
         with torch.no_grad():
             images = denoiser.decode(noise(block)).clamp(-1, 1)
         targets = torch.full((block,), target.guide, device=images.device)
+        objectives = [lambda image, guide=guide: guide.objective(image, targets, CLEAN) for guide in session.guides]
+        return partial(_run, objectives, images, True)
 
-        @torch.enable_grad()
-        def classify() -> None:
-            for guide in session.guides:
-                image = images.detach().requires_grad_()
-                log_likelihood = guide.objective(image, targets, CLEAN)
-                if log_likelihood.requires_grad:
-                    torch.autograd.grad(log_likelihood.sum(), image)
-
-        return classify
-
-    yield "denoiser", [denoiser.network], ask_denoiser
+    yield "denoiser", [denoiser.network], denoise
     if session.guides:
-        yield "classifier", [classifier.network for classifier in session.classifiers], ask_classifiers
+        yield "classifier", [classifier.network for classifier in session.classifiers], classify
+
+
+def _run(functions: Sequence[Callable[[Tensor], Tensor]], x: Tensor, differentiated: bool) -> None:
+    """Evaluates functions of an input, with the gradients of those that have one."""
+    with torch.set_grad_enabled(differentiated):
+        for function in functions:
+            leaf = x.detach().requires_grad_(differentiated)
+            output = function(leaf)
+            if output.requires_grad:
+                torch.autograd.grad(output.sum(), leaf)
 
 
 def _seconds(ask: Callable[[], object], device: str, best: float) -> float:
