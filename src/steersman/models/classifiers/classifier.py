@@ -40,8 +40,7 @@ class Classifier(nn.Module):
         network: Maps the preprocessed image, ``(B, C, h, w)``, to logits ``(B, K)``; a noise-aware one maps the image
             and the time of its noise level, ``(B,)``.
         preprocess: How an image in [-1, 1] becomes the network's input. If it does not state the channels, they are
-            those of the network's first convolution: grey is repeated to three channels, three channels are converted
-            to their luminance.
+            those of the network's first convolution.
         names: One name per class or label; synonyms within a name are separated by commas.
         binary: Whether the network has one logit for two classes; σ(f) is the probability of ``names[1]``. With one
             name, the other class is that name with ``not``.
@@ -139,7 +138,7 @@ class Classifier(nn.Module):
         image, time = image.to(exact), ()
         if self.noise_aware:
             if level is None:
-                raise InputError("this classifier was trained to be told the noise level, but got none")
+                raise InputError("a noise-aware classifier needs the noise level of the images, got none")
             if self.schedule is not None:
                 image, level = _at_own_level(self.schedule, image, level)
             time = (times(level, len(image), image.device, exact),)
@@ -275,13 +274,10 @@ class Classifier(nn.Module):
 class TextClassifier(Classifier):
     """An image network and a text encoder into the same embedding space, such as CLIP: any text is a target.
 
-    With the image's embedding u(x), the texts' embeddings v_i and the sharpness c (CLIP: logit scale) of the training,
-
-        f_i(x) = c cos(u(x), v_i).
-
-    The softmax over several texts is zero-shot classification (the objective ``class``). A text's own logit is its
-    similarity (the objective ``logit``). The classes are the texts that have been resolved, in that order; for a
-    softmax, all of them should be resolved before the first image.
+    Its logits are ``f_i(x) = c cos(u(x), v_i)`` with the embeddings u of the image and v of the texts. The softmax over
+    several texts is zero-shot classification (the objective ``class``); a text's own logit is its similarity (the
+    objective ``logit``). The classes are the texts in the order in which they were resolved; for a softmax, all of them
+    should be resolved before the first image.
 
     Args:
         network: Maps the preprocessed image, ``(B, C, h, w)``, to its embedding u, ``(B, D)``.

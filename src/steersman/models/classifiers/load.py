@@ -128,7 +128,7 @@ def _feed_raw(classifier: Classifier, name: str, *, adapt: bool) -> None:
     own = classifier.preprocess
     classifier.preprocess = replace(RAW, channels=own.channels)
     if adapt and own.size and not any(classifier.takes_size(side) for side in (own.size // 2, 2 * own.size)):
-        notice(f"the classifier {name!r} takes squares of {own.size} pixels alone: images are resized to that")
+        notice(f"the classifier {name!r} takes squares of {own.size} pixels alone: images are resized to them")
         classifier.preprocess = classifier.preprocess.resized(own.size)
 
 
