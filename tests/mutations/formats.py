@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,10 +29,10 @@ from steersman.lab.metrics.statistics import read_reference
 from steersman.lab.report.folders import page_of
 from steersman.lab.reproduce import load_reproduction
 from steersman.lab.run import Run, read_run
-from steersman.lab.tune.price import Prices
+from steersman.lab.tune.cost import Prices
 from steersman.lab.tune.search import Search
 from steersman.lab.tune.space import Range
-from steersman.lab.tune.trials import LARGER, Trial, objectives
+from steersman.lab.tune.trials import LARGER, Trial
 from steersman.lab.tune.tuning import begun
 from steersman.models.classifiers import load_classifier
 from steersman.models.denoisers import load_denoiser
@@ -377,7 +377,7 @@ def tune(folder: Path) -> Format:
         trial = Trial(
             number=proposal.number, settings=proposal.values, cost=2.0, accuracy=Figure(0.5), distance=Figure(3.0)
         )
-        search.tell(objectives(trial), trial.row())
+        search.tell(trial.objectives, asdict(trial))
 
     def load() -> object:
         return page_of(folder), Prices(folder / "prices.json"), begun(space, folder / "study.log", [], 0)

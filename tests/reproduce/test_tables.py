@@ -8,8 +8,7 @@ import yaml
 
 from steersman.errors import InputError
 from steersman.lab.reproduce import Work, load_reproduction, needs, reproduction_names
-from steersman.lab.reproduce.requirements import RATE
-from steersman.lab.reproduce.schema import filled
+from steersman.lab.reproduce.schema import RATE, filled
 from steersman.recipes import recipe_names
 
 ROOMS = {"models": Path("models"), "data": Path("data")}

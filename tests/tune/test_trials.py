@@ -1,5 +1,7 @@
 """Which trial is taken."""
 
+from dataclasses import asdict
+
 import pytest
 
 from steersman.errors import InputError
@@ -71,4 +73,4 @@ def test_bounds_that_bind_nothing_or_all_are_refused(bad):
 
 
 def test_a_trial_is_written_down_whole():
-    assert [Trial.of(each.row()) for each in TRIALS] == TRIALS
+    assert [Trial.of(asdict(each)) for each in TRIALS] == TRIALS

@@ -76,7 +76,7 @@ def test_a_tune_that_was_killed_goes_on_and_draws_no_trial_twice(done, denoiser,
     trials = worked(tune(denoiser), tmp_path, 4)
     assert drawn == ["0000", "0001", "0002", "0002", "0003"]
     with (done / "tune.csv").open(newline="") as file:
-        assert [trial.said for trial in trials] == [row["settings"] for row in csv.DictReader(file)]
+        assert [trial.line for trial in trials] == [row["settings"] for row in csv.DictReader(file)]
     worked(tune(denoiser), tmp_path, 4)
     assert len(drawn) == 5
     assert len(worked(tune(denoiser), tmp_path, 5)) == 5 and len(drawn) == 6
@@ -88,7 +88,7 @@ def test_what_cannot_be_drawn_is_refused_with_its_reason_and_does_not_count(deno
     trials = worked(tune(denoiser, *space), tmp_path, 4)
     refused = [trial for trial in trials if not trial.drawn]
     assert len(trials) - len(refused) == 4
-    assert refused and all("spherical" in trial.said and "injection" in trial.reason for trial in refused)
+    assert refused and all("spherical" in trial.line and "injection" in trial.reason for trial in refused)
     assert all("\n" not in trial.reason for trial in refused)
 
 

@@ -14,7 +14,7 @@ from steersman.errors import InputError
 from steersman.lab.metrics.intervals import Figure
 from steersman.lab.report.tables import with_interval
 from steersman.lab.reproduce import Needs, Reproduction, Work, load_reproduction, needs, reproduction_names
-from steersman.lab.reproduce.requirements import CARD, RATE
+from steersman.lab.reproduce.schema import CARD, RATE
 from steersman.lab.run import check_device
 from steersman.lab.stop import Stop
 

@@ -14,7 +14,7 @@ from steersman.lab.report.tables import with_interval
 from steersman.lab.stop import Stop
 from steersman.lab.tune import Bounds, Trial, Tune, Tuning, choose
 from steersman.lab.tune.search import Proposal
-from steersman.lab.tune.written import write_plots, write_recipe, write_table
+from steersman.lab.tune.trials import write_plots, write_recipe, write_table
 
 __all__ = ["carry_out"]
 
@@ -39,7 +39,7 @@ def carry_out(tune: Tune, out: Path, *, trials: int, bounds: Bounds) -> None:
             except InputError as error:
                 console.print(f"no recipe is written: {error}", markup=False, soft_wrap=True)
                 raise typer.Exit(1) from None
-            write_recipe(out / "recipe.yaml", chosen, tuning.run_of(chosen.settings), tune.reference)
+            write_recipe(out / "recipe.yaml", chosen, tuning.sweep.run(chosen.settings), tune.reference)
     console.print(f"taken: {_line(chosen)}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"steersman sample --recipe {out / 'recipe.yaml'} …", markup=False, highlight=False, soft_wrap=True)
 
@@ -72,7 +72,7 @@ def _line(trial: Trial) -> str:
     if trial.reason is not None:
         return f"trial {trial.number} refused. {trial.reason}"
     accuracy, distance, cost = _figures(trial)
-    return f"trial {trial.number}: judge {accuracy}, distance {distance}, cost {cost}; {trial.said}"
+    return f"trial {trial.number}: judge {accuracy}, distance {distance}, cost {cost}; {trial.line}"
 
 
 def _table(trials: list[Trial]) -> Table:
@@ -81,7 +81,7 @@ def _table(trials: list[Trial]) -> Table:
         table.add_column(name, justify="right")
     table.add_column("settings")
     for trial in sorted(trials, key=lambda trial: trial.cost or 0.0):
-        table.add_row(str(trial.number), *_figures(trial), escape(trial.said))
+        table.add_row(str(trial.number), *_figures(trial), escape(trial.line))
     return table
 
 

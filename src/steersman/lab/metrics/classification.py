@@ -36,13 +36,7 @@ BINS = 15  # the usual number; EluCD does not state its own
 
 
 def correct(logits: Float[Tensor, "B K"], target: Int[Tensor, "B"], *, multilabel: bool = False) -> Bool[Tensor, "B"]:
-    """Returns whether the likeliest class of each image is its target.
-
-    Args:
-        logits: ``f(x)``; one column for a binary classifier.
-        target: The class of each image, in [0, K).
-        multilabel: Whether each logit belongs to a label of its own; an image then shows y if ``sigmoid(f_y) > 1/2``.
-    """
+    """Returns whether the likeliest class of each image is its target."""
     classes, y = _classes(logits, target, multilabel)
     return classes.argmax(1) == y
 
@@ -96,17 +90,7 @@ class Reliability:
 def reliability(
     logits: Float[Tensor, "B K"], target: Int[Tensor, "B"], bins: int = BINS, *, multilabel: bool = False
 ) -> Reliability:
-    """Returns the reliability diagram of logits; its ``error`` is the expected calibration error.
-
-    Args:
-        logits: ``f(x)``, divided by the temperature if there is one; one column for a binary classifier.
-        target: The class of each image, in [0, K).
-        bins: ``M``, at least 1.
-        multilabel: Whether each logit belongs to a label of its own.
-
-    Raises:
-        InputError: There are no images, or no bins.
-    """
+    """Returns the reliability diagram of logits; its ``error`` is the expected calibration error."""
     logits, target = logits.cpu().double(), target.cpu()
     sure = confidence(logits, target, multilabel=multilabel)
     return binned(sure, correct(logits, target, multilabel=multilabel), bins)

@@ -75,15 +75,7 @@ def frechet(a: Moments, b: Moments) -> float:
 
 
 def frechet_distance(features_a: Float[Tensor, "A D1"], features_b: Float[Tensor, "B D2"]) -> float:
-    """Returns the Fréchet distance of two sets of features, computed in float64.
-
-    Args:
-        features_a: One row for each image, at least two.
-        features_b: Likewise, with as many columns.
-
-    Raises:
-        InputError: A set has fewer than two rows, or the widths differ.
-    """
+    """Returns the Fréchet distance of two sets of features, computed in float64."""
     if features_a.shape[1] != features_b.shape[1]:
         raise InputError(
             "features must be two sets of the same network, got sets with "

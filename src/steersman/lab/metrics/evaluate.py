@@ -71,7 +71,7 @@ def evaluate(
     on_images: Callable[[int], object] = lambda count: None,
     strict: bool = False,
 ) -> dict[str, Figure]:
-    """Returns figures by their names; one that is undefined has no value but a note that says why.
+    """Returns some of `FIGURES` by their names; one that is undefined has no value but a note that says why.
 
     Args:
         samples: The images; if they have labels, only those of ``target``.
@@ -80,16 +80,12 @@ def evaluate(
         target: What the samples should show: a name or index of the guide, or a class of the reference.
         guide: The classifier that guided.
         judge: The classifier that measures.
-        figures: Some of `FIGURES`.
+        figures: The names of the figures.
         resamples: Number of random halves for each interval; no intervals if fewer than 2.
         seed: Seed of the halves.
         batch_size: Images in a batch.
         on_images: Called after each batch with the number of images that a network has seen.
         strict: Whether to refuse a figure that is undefined.
-
-    Raises:
-        InputError: A figure is unknown, needs more images or, if ``strict``, is undefined; features or sizes of the
-            two sets differ; or samples or reference lack the target.
     """
     for name in figures:
         if name not in FIGURES:

@@ -52,11 +52,7 @@ class Extractor:
 
 
 def load_extractor(spec: str = DEFAULT, *, device: torch.device | str = "cpu") -> Extractor:
-    """Returns the extractor that a text names, with its network on a device.
-
-    Raises:
-        InputError: The text names none, or its weights cannot be downloaded or read.
-    """
+    """Returns the extractor that a text names, with its network on a device."""
     source, _, name = spec.partition(":")
     if source not in (*OWN, *SOURCES):
         raise unknown("features", source, (*OWN, *SOURCES))
@@ -76,13 +72,7 @@ def load_extractor(spec: str = DEFAULT, *, device: torch.device | str = "cpu") -
 def classifier_features(
     classifier: Classifier, images: Float[Tensor, "B C H W"], batch_size: int = 64
 ) -> Float[Tensor, "B D"]:
-    """Returns the input of a classifier's last layer for each image, on the CPU.
-
-    Args:
-        classifier: The classifier; for guided images, not the one that guided.
-        images: In [-1, 1].
-        batch_size: Images in a batch.
-    """
+    """Returns the input of a classifier's last layer for each image, on the CPU."""
     device = device_of(classifier)
 
     def features(size: int) -> Float[Tensor, "B D"]:

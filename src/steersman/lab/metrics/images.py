@@ -91,11 +91,7 @@ class ImageSet:
 
 
 def indices_of(name: str, labels: Sequence[str] | None, spec: str) -> list[int]:
-    """Returns the indices of the images of a class.
-
-    Raises:
-        InputError: The images have no labels, or none is of this class.
-    """
+    """Returns the indices of the images of a class."""
     if labels is None:
         raise InputError(f"class {name!r} can only be chosen from a set with labels, but {spec!r} has none")
     classes = dict.fromkeys(labels)
@@ -106,11 +102,7 @@ def indices_of(name: str, labels: Sequence[str] | None, spec: str) -> list[int]:
 
 
 def read_images(spec: str | Path) -> ImageSet:
-    """Returns the set of images that a text names, see above.
-
-    Raises:
-        InputError: There is no such set, it is empty, or a file is no image or differs from the others in size.
-    """
+    """Returns the set of images that a text names, see above."""
     spec = str(spec)
     if Path(spec).is_dir():
         return _folder(spec, Path(spec), None)
@@ -300,11 +292,7 @@ def _batch(spec: str) -> ImageSet:
 
 
 def moments_in(arrays: Mapping[str, np.ndarray], spec: str) -> tuple[Float[Tensor, " D"], Float[Tensor, "D D"]] | None:
-    """Returns mean and covariance, ``mu`` and ``sigma`` of an archive; None if it lacks one of them.
-
-    Raises:
-        InputError: Their shapes do not fit together, or they are not finite.
-    """
+    """Returns mean and covariance, ``mu`` and ``sigma`` of an archive; None if it lacks one of them."""
     mean, covariance = arrays.get("mu"), arrays.get("sigma")
     if mean is None or covariance is None:
         return None

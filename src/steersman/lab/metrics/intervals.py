@@ -28,7 +28,6 @@ __all__ = [
     "RESAMPLES",
     "Figure",
     "by_chance",
-    "correlation",
     "mean_of",
     "rank_correlation",
     "resampled",
@@ -46,14 +45,7 @@ PAIRINGS = 100_000  # drawn for more settings
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure with its 95% interval.
-
-    Attributes:
-        value: The figure of all images; None if it is undefined.
-        low: Lower end of the interval; None if there is no interval.
-        high: Upper end of the interval.
-        note: Why the figure is undefined, or which images it is of.
-    """
+    """A figure with its 95% interval; no value if it is undefined. The note says why, or which images it is of."""
 
     value: float | None = None
     low: float | None = None
@@ -62,13 +54,7 @@ class Figure:
 
 
 def resampled(figure: Callable[[Int[Tensor, " m"]], float], count: int, **settings: Any) -> Figure:  # noqa: ANN401
-    """Returns a figure of ``count`` images with its interval.
-
-    Args:
-        figure: Maps the indices of some images to their figure.
-        count: How many images there are.
-        **settings: See `resampled_together`.
-    """
+    """Returns a figure of ``count`` images with its interval. For the settings see `resampled_together`."""
 
     def alone(chosen: Int[Tensor, " m"]) -> Float[Tensor, "1"]:
         return torch.tensor([figure(chosen)], dtype=torch.float64)
@@ -85,15 +71,10 @@ def resampled_together(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> list[Figure]:
-    """Returns several figures of the same images, each with its interval.
+    """Returns several figures of ``count`` images with their intervals.
 
-    Args:
-        figures: Maps the indices of some images to their figures, in float64.
-        count: How many images there are.
-        least: How many images the figures need; without intervals if half of the images are fewer.
-        bounds: Limits that the figures never exceed.
-        resamples: Number of random halves; no intervals if fewer than 2.
-        seed: Seed of the halves.
+    ``figures`` maps the indices of some images to their figures, in float64, of which it needs at least ``least``; they
+    stay within ``bounds``. There are no intervals if half of the images or ``resamples`` are too few.
     """
     values, half = figures(torch.arange(count)), count // 2
     if half < max(least, 1) or resamples < 2:
@@ -106,16 +87,7 @@ def resampled_together(
 
 
 def wilson(successes: int, count: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Returns Wilson's interval of a share: every p with ``|k/n - p| <= z sqrt(p (1 - p) / n)``.
-
-    Args:
-        successes: ``k``, from 0 to n.
-        count: ``n``, at least 1.
-        confidence: How often such intervals hold the true share, in (0, 1).
-
-    Raises:
-        InputError: A number is out of its range.
-    """
+    """Returns Wilson's interval of a share: every p with ``|k/n - p| <= z sqrt(p (1 - p) / n)``."""
     from scipy.stats import binomtest
 
     if not 0 <= successes <= count or count < 1:
@@ -143,19 +115,6 @@ def mean_of(figures: Sequence[Figure]) -> Figure:
         return mean + sign * math.hypot(*sides) / len(values) if len(sides) == len(values) else None
 
     return Figure(mean, end([figure.low for figure in figures], -1), end([figure.high for figure in figures], 1))
-
-
-def correlation(x: Sequence[float], y: Sequence[float]) -> float:
-    """Returns Spearman's rank correlation, in [-1, 1]; nan if all x or all y are equal.
-
-    Args:
-        x: One figure for each setting.
-        y: Another figure for each setting.
-
-    Raises:
-        InputError: The lists differ in length, have fewer than 2 values, or values that are not finite.
-    """
-    return float(_spearman(*_pair(x, y)))
 
 
 def rank_correlation(

@@ -86,17 +86,7 @@ def measured(
     batch_size: int = 64,
     on_images: Callable[[int], object] = lambda count: None,
 ) -> Statistics:
-    """Returns the statistics of a set of images.
-
-    Args:
-        images: The images.
-        extractor: The network.
-        batch_size: Images in a batch.
-        on_images: Called with the number of images after each batch.
-
-    Raises:
-        InputError: An image cannot be read, or a feature is not finite.
-    """
+    """Returns the statistics of a set of images; ``on_images`` is called after each batch with its size."""
     rows, digests, size = [], [], batch_size
     for pixels in images.pixels(batch_size):
 
@@ -144,11 +134,7 @@ def write_statistics(path: Path, statistics: Statistics) -> None:
 
 
 def read_statistics(path: str | Path) -> Statistics:
-    """Returns the statistics in a file, ours or EDM's.
-
-    Raises:
-        InputError: The file cannot be read, or holds no statistics.
-    """
+    """Returns the statistics in a file, ours or EDM's."""
     arrays, spec = read_npz(Path(path), "statistics"), str(path)
     known = moments_in(arrays, spec)
     if known is None:

@@ -1,14 +1,21 @@
-"""Reproductions: a published run with its figures, as a file.
+"""Reproductions: a published run and its figures, and what it needs.
 
-    tables/NAME.yaml        networks, recipe, counts, reference, what was published, what it costs; and variants
-    files.yaml              the files that others published: where from, and where to put them
+    tables/NAME.yaml        networks, recipe, counts, reference, published figures, cost; and variants
+    files.yaml              the published files: where to get them, and where to put them
 
-Networks and sets are said as elsewhere, with ``{NAME}`` where the path of a file of ``files.yaml`` belongs. ``NAME`` or
-``NAME/VARIANT`` names a bundled reproduction, a path one's own. Unknown keys are refused with the known ones.
+Networks and sets are named as elsewhere, with ``{NAME}`` in place of the path of a file in ``files.yaml``. ``NAME`` or
+``NAME/VARIANT`` names a bundled reproduction, a path your own. Needs are computed, not measured:
+
+    memory = fixed + b image                                        b: images in a batch
+    hours  = n (e tflop_denoiser + s tflop_guide) / rate / 3600     n: images; s: steps; e: evaluations of the denoiser
+    disk   = n 3 side^2                                             bytes of the images, at most
+
+e is s, or 2 s - 1 for Heun's method, which evaluates the denoiser twice in every step but the last.
 """
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -23,11 +30,25 @@ from steersman.lab.metrics.features import DEFAULT
 from steersman.recipes import Recipe, load_recipe
 from steersman.typed import filled_in
 
-__all__ = ["File", "Reproduction", "filled", "load_reproduction", "reproduction_names"]
+__all__ = [
+    "CARD",
+    "RATE",
+    "File",
+    "Needs",
+    "Reproduction",
+    "filled",
+    "load_reproduction",
+    "needs",
+    "reproduction_names",
+]
 
-PLACE = re.compile(r"\{([\w-]+)\}")
+PLACEHOLDER = re.compile(r"\{([\w-]+)\}")
 ROOT = Path(str(resources.files("steersman.lab.reproduce")))
 Side = Literal["guided", "unguided"]
+
+CARD = "an RTX 4090"
+RATE = 82.6 * 0.4
+"""TFLOP a second: the card's float32 peak (NVIDIA's Ada whitepaper) times an assumed utilisation."""
 
 
 class _Part(BaseModel):
@@ -35,13 +56,13 @@ class _Part(BaseModel):
 
 
 class File(_Part):
-    """A file or folder that others published.
+    """A published file or folder.
 
     Attributes:
         room: The folder that it belongs to.
-        path: Where in that.
-        gigabytes: About how large it is.
-        get: Its address, or what to do to have it.
+        path: Its path there.
+        gigabytes: Its approximate size.
+        get: Its address, or how to get it.
     """
 
     room: Literal["models", "data"]
@@ -51,14 +72,14 @@ class File(_Part):
 
 
 class Tflop(_Part):
-    """TFLOP for an image: of an evaluation of the denoiser, and of the guide's part of a step."""
+    """TFLOP for an image, of one evaluation of the denoiser and of the guide in one step."""
 
     denoiser: PositiveFloat
     guide: PositiveFloat
 
 
 class Memory(_Part):
-    """GiB: what there is at any batch size, and what each image of a batch adds."""
+    """GiB, at any batch size and for each image of a batch."""
 
     fixed: PositiveFloat
     image: PositiveFloat
@@ -68,26 +89,26 @@ class Reproduction(_Part):
     """A published run.
 
     Attributes:
-        name: Its name, the variant's included.
-        title: What it is, in a line.
+        name: Its name, with the variant's.
+        title: One line about it.
         paper: The paper.
-        table: Which table or figure of it.
-        notes: What else one must know, such as what is not as in the paper.
-        recipe: As `steersman.recipes.load_recipe` takes it.
+        table: Table or figure of the paper.
+        notes: Further remarks, such as differences from the paper.
+        recipe: The recipe, as `steersman.recipes.load_recipe` takes it.
         changes: Changes of its settings.
-        denoiser: As `steersman.lab.run.Run` has it; so the following three.
-        classifiers: The guide.
-        label: The denoiser's own label.
-        cfg_scale: The classifier-free scale.
-        targets: Classes or texts; or how many classes there are, for each of them by its number.
-        num: Images in all, of each target equally many.
-        batch_size: Images at a time on a GPU.
-        reference: What the images are compared with, as `steersman evaluate` takes it; None for nothing.
-        features: The network in whose features.
-        published: The figures, by their names, of guided and of unguided images.
-        side: The images' height and width in pixels.
-        tflop: What an image takes, counted as in ``docs/footprint.md``.
-        memory: What a card holds, counted likewise, in float32.
+        denoiser: As in `steersman.lab.run.Run`.
+        classifiers: The guide, as there.
+        label: The denoiser's own label, as there.
+        cfg_scale: The classifier-free guidance scale.
+        targets: Classes or texts; or a number of classes, for all of them by their indices.
+        num: Images in all, the same number for each target.
+        batch_size: Batch size on a GPU.
+        reference: Reference images, as `steersman evaluate` takes them; None for none.
+        features: Network whose features are compared.
+        published: The published figures of guided and of unguided images, by their names.
+        side: Height and width of the images in pixels.
+        tflop: Computation for an image, counted as in ``docs/footprint.md``.
+        memory: GPU memory in float32, likewise.
         variants: Changes of all this, by name.
     """
 
@@ -114,11 +135,7 @@ class Reproduction(_Part):
     variants: dict[str, dict[str, Any]] = {}
 
     def check(self) -> "Reproduction":
-        """Returns the reproduction, whose recipe, files and figures there are.
-
-        Raises:
-            InputError: There is no such recipe, setting, file or figure.
-        """
+        """Returns itself; refuses a recipe, file or figure that does not exist."""
         self.load_recipe()
         self.files()
         for figure in (figure for figures in self.published.values() for figure in figures):
@@ -130,67 +147,103 @@ class Reproduction(_Part):
 
     def load_recipe(self, steps: int | None = None) -> Recipe:
         """Returns the recipe, with other steps if they are given."""
-        recipe, taken = load_recipe(self.recipe), {} if steps is None else {"sampling.steps": steps}
-        return recipe.changed(self.changes | taken).check()
+        steps_change = {} if steps is None else {"sampling.steps": steps}
+        return load_recipe(self.recipe).changed(self.changes | steps_change).check()
 
     def files(self) -> dict[str, File]:
         """Returns the files that it needs, by their names."""
-        known, found = _files(), {}
-        for name in (name for spec in self._specs() for name in PLACE.findall(spec)):
-            if name not in known:
-                raise unknown("file of files.yaml", name, known)
-            found[name] = known[name]
+        content = parse_yaml(read_text(ROOT / "files.yaml"))
+        found = {}
+        for spec in (self.denoiser, *self.classifiers, self.features, self.reference or ""):
+            for name in PLACEHOLDER.findall(spec):
+                if name not in content:
+                    raise unknown("file of files.yaml", name, content)
+                found[name] = File.model_validate(content[name])
         return found
-
-    def _specs(self) -> Iterator[str]:
-        yield from (self.denoiser, *self.classifiers, self.features)
-        if self.reference is not None:
-            yield self.reference
 
 
 def filled(spec: str, paths: Mapping[str, Path]) -> str:
-    """Returns what is said of a network or set, with the paths of the files in their places."""
-    return PLACE.sub(lambda found: str(paths[found[1]]), spec)
+    """Returns the name of a network or set with paths in place of the files' names."""
+    return PLACEHOLDER.sub(lambda match: str(paths[match[1]]), spec)
 
 
+@cache
 def reproduction_names() -> list[str]:
-    """Returns the names of the bundled reproductions, ``NAME/VARIANT`` among them."""
+    """Returns the names of the bundled reproductions and of their variants."""
     names = []
-    for file in sorted((ROOT / "tables").iterdir()):
-        if file.name.endswith(".yaml"):
-            name = file.name.removesuffix(".yaml")
-            variants = parse_yaml(read_text(file)).get("variants", {})
-            names += [name, *(f"{name}/{variant}" for variant in variants)]
+    for file in sorted((ROOT / "tables").glob("*.yaml")):
+        variants = parse_yaml(read_text(file)).get("variants", {})
+        names += [file.stem, *(f"{file.stem}/{variant}" for variant in variants)]
     return names
 
 
 def load_reproduction(name: str, *, trusted: Collection[str] = ()) -> Reproduction:
-    """Returns a reproduction, checked.
-
-    Args:
-        name: ``NAME``, ``NAME/VARIANT``, or a path to a YAML file.
-        trusted: The code that the file may name (`steersman.files`).
-
-    Raises:
-        InputError: No such reproduction, a file that is none, an unknown key, a value out of range, or other code.
-    """
-    bundled, _, variant = name.partition("/")
+    """Returns a reproduction, checked."""
     if name.endswith((".yaml", ".yml")):
         with about("reproduction", name):
-            content = read_yaml(Path(name), "reproduction", trusted=trusted)
-            return _parsed(Path(name).stem, content)
+            return _parsed(Path(name).stem, read_yaml(Path(name), "reproduction", trusted=trusted))
     if name not in reproduction_names():
         raise unknown("reproduction", name, reproduction_names(), most=20)
-    return _parsed(bundled, parse_yaml(read_text(ROOT / "tables" / f"{bundled}.yaml")), variant)
+    bundled, _, variant = name.partition("/")
+    content = parse_yaml(read_text(ROOT / "tables" / f"{bundled}.yaml"))
+    return _parsed(name, content, content["variants"][variant] if variant else {})
 
 
-def _parsed(name: str, content: dict[str, Any], variant: str = "") -> Reproduction:
-    content = {"name": f"{name}/{variant}" if variant else name, **content}
-    content |= content["variants"][variant] if variant else {}
+def _parsed(name: str, content: dict[str, Any], variant: Mapping[str, Any] | None = None) -> Reproduction:
+    content = {"name": name, **content, **(variant or {})} if isinstance(content, dict) else content
     return filled_in(Reproduction, content, "reproduction", name).check()
 
 
-@cache
-def _files() -> dict[str, File]:
-    content = parse_yaml(read_text(ROOT / "files.yaml"))
-    return {name: File.model_validate(each) for name, each in content.items()}
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What a reproduction needs.
+
+    Attributes:
+        paths: Where each of its files belongs, by the file's name.
+        files: The files.
+        steps: Sampling steps.
+        tflop: Computation for an image.
+        memory: GPU memory in GiB.
+        hours: For all images.
+        disk: In GB.
+    """
+
+    paths: dict[str, Path]
+    files: dict[str, File]
+    steps: int
+    tflop: float
+    memory: float
+    hours: float
+    disk: float
+
+    @property
+    def missing(self) -> list[str]:
+        """The names of the files that are not there; an empty folder counts as missing."""
+        return [
+            name for name, path in self.paths.items() if not (path.is_file() or path.is_dir() and any(path.iterdir()))
+        ]
+
+
+def needs(
+    wanted: Reproduction,
+    rooms: Mapping[str, Path],
+    *,
+    num: int,
+    batch_size: int,
+    steps: int | None = None,
+    guided: bool = True,
+) -> Needs:
+    """Returns what a reproduction needs for ``num`` images, with its files in the folders ``models`` and ``data``."""
+    settings, files = wanted.load_recipe(steps).resolved(), wanted.files()
+    steps = int(settings["sampling"]["steps"])
+    evaluations = 2 * steps - 1 if settings["sampler"]["kind"] == "heun" else steps
+    tflop = evaluations * wanted.tflop.denoiser + (steps * wanted.tflop.guide if guided else 0)
+    return Needs(
+        paths={name: rooms[file.room] / file.path for name, file in files.items()},
+        files=files,
+        steps=steps,
+        tflop=tflop,
+        memory=wanted.memory.fixed + batch_size * wanted.memory.image,
+        hours=num * tflop / RATE / 3600,
+        disk=num * 3 * wanted.side**2 / 1e9,
+    )

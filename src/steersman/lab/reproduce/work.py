@@ -1,10 +1,10 @@
-"""A reproduction at work: its images are drawn, then all are measured as in the paper.
+"""A reproduction: its images are drawn, then measured as in the paper.
 
-    OUT/samples/SEED/       a run of each target, whose seeds begin with SEED
+    OUT/samples/SEED/       a run for each target, whose first seed is SEED
     OUT/evaluation.json     our figures and the published ones
 
-Of n images of K targets, image i has the seed i and the target ``floor(i K / n)``. What was killed goes on with the
-images that are missing, and asks nothing of runs that are whole, whose ``metrics.json`` is there.
+Of n images of K targets, image i has the seed i and the target ``floor(i K / n)``. A reproduction that was stopped
+continues with the missing images; a run whose ``metrics.json`` is there is finished.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,14 +39,14 @@ class Work:
 
     Attributes:
         wanted: The reproduction.
-        paths: Where its files are, by their names.
-        out: The folder to write.
+        paths: Paths of its files, by their names.
+        out: The output folder.
         num: Images in all.
-        steps: Instead of the recipe's.
-        guided: Whether the guide steers.
-        batch_size: Images at a time; None for the default of a CPU.
-        device: Where the networks run.
-        resamples: Random halves that each interval is from.
+        steps: Sampling steps; None for the recipe's.
+        guided: Whether the images are guided.
+        batch_size: Images in a batch; None for the default on a CPU.
+        device: Device of the networks.
+        resamples: Random halves for each interval.
     """
 
     wanted: Reproduction
@@ -61,12 +61,12 @@ class Work:
 
     @cached_property
     def run(self) -> Run:
-        """What the runs of all targets share."""
+        """The run of the first target; those of the others differ in target and seeds."""
         wanted = self.wanted
         return Run(
             targets=self._targets[:1],
             denoiser=filled(wanted.denoiser, self.paths),
-            classifiers=tuple(filled(each, self.paths) for each in wanted.classifiers),
+            classifiers=tuple(filled(spec, self.paths) for spec in wanted.classifiers),
             judge=None,
             recipe=wanted.load_recipe(self.steps),
             guided=self.guided,
@@ -78,68 +78,51 @@ class Work:
 
     @cached_property
     def runs(self) -> dict[Path, Run]:
-        """The run of every target that has an image, by its folder."""
+        """The run of each target that has an image, by its folder."""
         count, found = len(self._targets), {}
-        for place, target in enumerate(self._targets):
-            begin, end = (-(-each * self.num // count) for each in (place, place + 1))
+        for k, target in enumerate(self._targets):
+            begin, end = (-(-i * self.num // count) for i in (k, k + 1))
             if begin < end:
                 run = replace(self.run, targets=(target,), seed=begin, num=end - begin)
                 found[self.out / "samples" / f"{begin:06d}"] = run
         return found
 
     @property
-    def missing(self) -> dict[Path, Run]:
-        """Those that are not finished."""
-        return {folder: run for folder, run in self.runs.items() if not (folder / "metrics.json").is_file()}
-
-    @property
     def figures(self) -> list[str]:
-        """Those that were published of such images and are defined for so few."""
+        """The figures that were published and can be measured on this number of images."""
         names = self.wanted.published["guided" if self.guided else "unguided"]
         return [name for name in FIGURES if name in names and self.num >= DISTANCES.get(name, (1, 1))[0]]
 
     @property
     def _targets(self) -> tuple[str, ...]:
-        given = self.wanted.targets
-        return tuple(map(str, range(given))) if isinstance(given, int) else given
+        targets = self.wanted.targets
+        return tuple(map(str, range(targets))) if isinstance(targets, int) else targets
 
     @cached_property
     def extractor(self) -> Extractor:
-        """What maps the images to features."""
+        """The network whose features are compared."""
         return load_extractor(filled(self.wanted.features, self.paths), device=self.device)
 
     @cached_property
     def reference(self) -> ImageSet | Statistics | None:
-        """What the images are compared with."""
+        """The reference images."""
         spec = self.wanted.reference
         return None if spec is None else read_reference(filled(spec, self.paths))
 
     def draw(self, *, on_images: Callable[[float], object] = lambda count: None, stop: Stop | None = None) -> list[str]:
-        """Draws what is missing, and returns the names of all images that became non-finite.
-
-        Args:
-            on_images: Called with how many more images there are, in fractions while they are drawn.
-            stop: What waits for signals while images are drawn.
-
-        Raises:
-            InputError: A network or the reference cannot be used, or the folder holds other images.
-            Stopped: A signal has come; what is finished is written.
-        """
+        """Draws the missing images, and returns the names of all images that became non-finite."""
         _ = self.extractor, self.reference  # refused now rather than after days
         for folder, run in self.runs.items():
             check_folder(folder, run)
+        missing = {folder: run for folder, run in self.runs.items() if not (folder / "metrics.json").is_file()}
         networks = Networks()
-        for place, (folder, run) in enumerate(self.missing.items()):
-            session = open_session(run, networks, rehearse=place == 0)
+        for i, (folder, run) in enumerate(missing.items()):
+            session = open_session(run, networks, rehearse=i == 0)
             generate_until_stopped(session, folder, on_images=on_images, stop=stop)
         return [name for folder in self.runs for name in _lost(folder / "metrics.json")]
 
     def measure(self, *, on_images: Callable[[int], object] = lambda count: None) -> dict[str, Figure]:
-        """Returns the figures of the images that are drawn, and writes them beside the published ones.
-
-        Raises:
-            InputError: Images and reference do not suit each other.
-        """
+        """Returns the figures of the images, and writes them beside the published ones."""
         run = self.run
         found = evaluate(
             _joined([read_images(folder) for folder in self.runs if any(folder.glob("[0-9]*.png"))]),
@@ -162,17 +145,17 @@ class Work:
 
 
 def _lost(path: Path) -> list[str]:
-    """Returns the names of a run's images that became non-finite, as its figures say."""
+    """Returns the names of a run's images that became non-finite."""
     with about("reproduce", path):
         return typed("lost", read_json(path)["lost"], list[str])
 
 
 def _joined(sets: Sequence[ImageSet]) -> ImageSet:
     """Returns several sets as one."""
-    owners = [(each, index) for each in sets for index in each.indices]
+    owners = [(images, index) for images in sets for index in images.indices]
 
     def read(chosen: Sequence[int]) -> UInt8[Tensor, "B 3 H W"]:
-        return torch.cat([owners[place][0].read([owners[place][1]]) for place in chosen])
+        return torch.cat([images.read([index]) for images, index in (owners[i] for i in chosen)])
 
-    labels = tuple(label for each in sets for label in each.labels or ())
+    labels = tuple(label for images in sets for label in images.labels or ())
     return ImageSet(spec="samples", indices=range(len(owners)), read=read, labels=labels)

@@ -1,17 +1,19 @@
-"""The cells of a sweep: every combination of the values of what is varied, each a run on the same seeds.
+"""The cells of a sweep: every combination of the varied values, each a run with the same seeds.
 
     AXIS=…, AXIS.OPTION=…      a setting of the recipe, as --set takes it
-    recipe, classifier, …      what else makes a run (`OTHERS`), as `steersman sample` takes it; steps: sampling.steps
-    case={name: robust, recipe: nrcg/robust, classifier: NAME}, …      several of these together, under a name
+    recipe, classifier, …      other settings of a run (`OTHERS`); steps is sampling.steps
+    case={name: robust, recipe: nrcg/robust, classifier: NAME}, …      several settings together, under a name
 
-What stands after the equals sign is the inside of a YAML list: commas separate the values, a value with commas of its
-own is a list or mapping in brackets, or a text in quotes.
+The text after the equals sign is the inside of a YAML list: commas separate the values; a value that contains commas is
+a list or mapping in brackets, or a text in quotes.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, StrictBool
 
 from steersman.errors import InputError, unknown
 from steersman.files import file_name, parse_yaml
@@ -19,91 +21,69 @@ from steersman.lab.metrics.evaluate import FIGURES
 from steersman.lab.metrics.features import DEFAULT
 from steersman.lab.metrics.intervals import RESAMPLES
 from steersman.lab.report.tables import in_a_line
-from steersman.lab.run import Run
+from steersman.lab.run import LAX, Run
 from steersman.recipes import load_recipe
 from steersman.recipes.axes import AXES
 from steersman.recipes.schema import ALSO
-from steersman.typed import finite
+from steersman.typed import finite, typed
 
-__all__ = ["CASE", "NAME", "RECIPE", "Cell", "Sweep", "varied"]
+__all__ = ["CASE", "NAME", "RECIPE", "Cell", "Sweep", "flattened", "settings_line", "varied"]
 
 CASE, NAME, RECIPE = "case", "name", "recipe"
 SHORT = {"steps": "sampling.steps"}
 
 
-def _text(value: object) -> str:
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        raise TypeError
-    return str(value)
-
-
-def _text_or_none(value: object) -> str | None:
-    return None if value is None else _text(value)
-
-
-def _texts(value: object) -> tuple[str, ...]:
-    return tuple(map(_text, value if isinstance(value, list) else [value]))
-
-
-def _number(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise TypeError
-    return float(value)
-
-
-def _flag(value: object) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError
+def _no_flag(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("must not be true or false")
     return value
 
 
-OTHERS: dict[str, tuple[str, Callable[[object], Any], str]] = {
-    "classifier": ("classifiers", _texts, "a name, or a list of names"),
-    "denoiser": ("denoiser", _text, "a name"),
-    "label": ("label", _text_or_none, "a name, or null"),
-    "cfg-scale": ("cfg_scale", _number, "a number"),
-    "guidance": ("guided", _flag, "true or false"),
+_Texts = Annotated[tuple[str, ...], BeforeValidator(lambda value: value if isinstance(value, list) else [value])]
+_Number = Annotated[float, BeforeValidator(_no_flag)]  # pydantic takes true for 1
+
+OTHERS: dict[str, tuple[str, Any, str]] = {
+    "classifier": ("classifiers", _Texts, "a name, or a list of names"),
+    "denoiser": ("denoiser", str, "a name"),
+    "label": ("label", str | None, "a name, or null"),
+    "cfg-scale": ("cfg_scale", _Number, "a number"),
+    "guidance": ("guided", StrictBool, "true or false"),
 }
-"""What can be varied beside a recipe's settings: the field of `Run`, its value from YAML, and what it must be."""
+"""What can be varied besides a recipe's settings: the field of `Run`, its type, and how messages call it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One combination.
-
-    Attributes:
-        values: What it has of everything that is varied, as a text.
-        run: Its run.
-    """
+    """One combination of the varied values, as texts, and its run."""
 
     values: Mapping[str, str]
     run: Run
 
     @property
     def name(self) -> str:
-        """What it is called."""
-        return ", ".join(f"{key}={value}" for key, value in self.values.items())
+        """The values in one line."""
+        return settings_line(self.values)
 
     @property
     def folder(self) -> str:
-        """Its folder's name."""
+        """Name of the cell's folder."""
         return file_name(self.name.replace(", ", ","))
 
 
 @dataclass(frozen=True, kw_only=True)
 @finite
 class Sweep:
-    """Runs that differ in what is varied, and what they are measured against.
+    """Runs that differ in the varied settings, and what they are measured against.
 
     Attributes:
-        recipe: The recipe of all cells, where none is varied.
+        recipe: The recipe of all cells, if none is varied.
         changes: Changes of its settings, each ``axis.option=value``.
-        settings: What else makes the runs, fields of `Run`; what is varied goes before all of these.
-        varied: The values of each.
-        reference: The images that the samples are compared with, as `steersman evaluate` takes them.
-        features: The network in whose features, likewise.
-        figures: Which of `steersman.lab.metrics.evaluate.FIGURES`.
-        resamples: Random halves that each interval is from, as there.
+        settings: Other settings of the runs, fields of `Run`; varied settings replace them.
+        varied: The values of each varied setting.
+        reference: Reference images, as `steersman evaluate` takes them.
+        features: Network whose features are compared.
+        figures: Some of `steersman.lab.metrics.evaluate.FIGURES`.
+        resamples: Random halves for each interval.
     """
 
     recipe: str = "default"
@@ -116,23 +96,18 @@ class Sweep:
     resamples: int = RESAMPLES
 
     def cells(self) -> list[Cell]:
-        """Returns all cells, checked as far as it goes without networks; the last that is varied runs fastest.
-
-        Raises:
-            InputError: A setting that is unknown or out of range, or two cells with the same settings.
-        """
+        """Returns all cells, the last varied setting first, checked as far as possible without networks."""
         cells: list[Cell] = []
-        for chosen in product(*self.varied.values()):
-            values = dict(zip(self.varied, chosen, strict=True))
-            called = {key: _title(value) if key == CASE else in_a_line(value) for key, value in values.items()}
+        for combination in product(*self.varied.values()):
+            values = dict(zip(self.varied, combination, strict=True))
+            titles = {key: _title(value) if key == CASE else in_a_line(value) for key, value in values.items()}
             try:
-                cells.append(Cell(values=called, run=self.run(_apart(values))))
+                cells.append(Cell(values=titles, run=self.run(flattened(values))))
             except InputError as error:
-                name = ", ".join(f"{key}={value}" for key, value in called.items())
-                raise InputError(f"cell {name}: {error}") from error
-        records: dict[str, str] = {}
+                raise InputError(f"cell {settings_line(titles)}: {error}") from error
+        names: dict[str, str] = {}
         for cell in cells:
-            same = records.setdefault(repr(cell.run.record()), cell.name)
+            same = names.setdefault(repr(cell.run.record()), cell.name)
             if same != cell.name:
                 raise InputError(f"cells must differ in their settings, but {same} and {cell.name} have the same ones")
         if len({cell.folder for cell in cells}) < len(cells):
@@ -142,46 +117,37 @@ class Sweep:
         return cells
 
     def run(self, chosen: Mapping[str, Any]) -> Run:
-        """Returns the run of a value of each of some settings, which need not be those that are varied.
-
-        Raises:
-            InputError: A setting that is unknown or out of range.
-        """
-        changes, fields, name = {}, dict(self.settings), self.recipe
+        """Returns the run with some settings changed, which need not be varied ones."""
+        changes, fields, recipe = {}, dict(self.settings), self.recipe
         for key, value in chosen.items():
             if key == RECIPE:
-                name = str(value)
+                recipe = str(value)
             elif key in OTHERS:
-                field, convert, form = OTHERS[key]
+                name, hint, form = OTHERS[key]
                 try:
-                    fields[field] = convert(value)
-                except (TypeError, ValueError):
+                    fields[name] = typed(key, value, hint, LAX)
+                except InputError:
                     raise InputError(f"{key} must be {form}, got {in_a_line(value)}") from None
             else:
                 changes[SHORT.get(key, key)] = value
-        recipe = load_recipe(name, self.changes)
-        return Run(**fields, recipe=recipe.changed(changes).check())
+        return Run(**fields, recipe=load_recipe(recipe, self.changes).changed(changes).check())
 
 
 def varied(given: Iterable[str]) -> dict[str, list[Any]]:
-    """Returns the values of what is varied, from ``KEY=A,B,C`` each.
-
-    Raises:
-        InputError: One that says none, or twice, or that cannot be varied.
-    """
+    """Returns the values of each varied setting, from texts ``KEY=A,B,C``."""
     found: dict[str, list[Any]] = {}
-    for each in given:
-        key, equals, text = each.partition("=")
+    for text in given:
+        key, equals, inside = text.partition("=")
         key = key.strip()
         try:
-            values = parse_yaml(f"[{text}\n]") if equals else None
+            values = parse_yaml(f"[{inside}\n]") if equals else None
         except InputError as error:
-            raise InputError(f"vary: the values must be a YAML list without brackets, got {each!r}") from error
+            raise InputError(f"vary: the values must be a YAML list without brackets, got {text!r}") from error
         if not key or not isinstance(values, list) or not values:
-            raise InputError(f"vary must be axis.option=a,b,c, as in scale=5,10,20, got {each!r}")
+            raise InputError(f"vary must be axis.option=a,b,c, as in scale=5,10,20, got {text!r}")
         if key in found:
             raise InputError(f"vary: {key} may be given only once, with all its values")
-        for name in {name for value in values for name in _apart({key: value})}:
+        for name in {name for value in values for name in flattened({key: value})}:
             if name not in (RECIPE, *OTHERS, *SHORT) and name.partition(".")[0] not in (*AXES, ALSO):
                 raise unknown("setting to vary", name, [CASE, RECIPE, *OTHERS, *SHORT, *AXES, ALSO])
         found[key] = values
@@ -190,21 +156,24 @@ def varied(given: Iterable[str]) -> dict[str, list[Any]]:
     return found
 
 
-def _apart(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns values with a case's settings in its place."""
-    single: dict[str, Any] = {}
+def flattened(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns settings with those of a case in its place."""
+    flat: dict[str, Any] = {}
     for key, value in values.items():
         if key != CASE:
-            single[key] = value
+            flat[key] = value
         elif isinstance(value, Mapping):
-            single |= {str(name): part for name, part in value.items() if name != NAME}
+            flat |= {str(name): part for name, part in value.items() if name != NAME}
         else:
             raise InputError(f"{CASE} must be {{name: NAME, SETTING: VALUE, …}}, got {in_a_line(value)}")
-    return single
+    return flat
+
+
+def settings_line(settings: Mapping[str, Any]) -> str:
+    """Returns settings in one line, ``KEY=VALUE, …``."""
+    return ", ".join(f"{key}={in_a_line(value)}" for key, value in settings.items())
 
 
 def _title(case: Mapping[str, Any]) -> str:
-    """Returns a case's name, or what it holds."""
-    return in_a_line(
-        case.get(NAME) or " ".join(f"{key}={in_a_line(value)}" for key, value in case.items()) or "as it is"
-    )
+    """Returns the name of a case, or its settings."""
+    return in_a_line(case.get(NAME) or settings_line(case).replace(", ", " ") or "as it is")

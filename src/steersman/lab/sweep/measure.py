@@ -1,14 +1,11 @@
-"""The figures of a cell: what `steersman.lab.metrics.evaluate` says of its images, kept in its ``evaluation.json``."""
+"""The figures of a run's images, kept in its ``evaluation.json``; of use to `sweep` and `tune`."""
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import UInt8
-from torch import Tensor
 
 from steersman.errors import InputError
 from steersman.files import read_json, write_json
@@ -27,17 +24,9 @@ FEW = max(samples for samples, _ in DISTANCES.values())
 
 
 class Measure:
-    """What measures the images of every cell, against the reference's features, which are taken once.
+    """Measures runs against a reference, whose features are taken once.
 
-    A figure for which there are too few images stays undefined, as do all of a cell without images.
-
-    Args:
-        sweep: The sweep.
-        num: Images of each target in a cell.
-        device: Where the extractor runs.
-
-    Raises:
-        InputError: The reference or the extractor cannot be used.
+    A figure that needs more images than there are stays undefined, as do all of a run without images.
     """
 
     def __init__(self, sweep: Sweep, *, num: int, device: str) -> None:
@@ -51,28 +40,22 @@ class Measure:
         return self.given if isinstance(self.given, Statistics) else measured(self.given, self.extractor)
 
     def rehearse(self, session: Session) -> dict[str, Figure]:
-        """Measures a few grey images of a session's size, so that what is refused is so before the first is drawn.
-
-        Returns:
-            Their figures.
-
-        Raises:
-            InputError: Size, features or targets do not suit the reference.
-        """
+        """Measures a few grey images of a session's size, so that errors come before the first image is drawn."""
         with torch.no_grad():
             blank = torch.zeros(1, *session.denoiser.shape, device=session.run.device)
             size = (3, *session.denoiser.decode(blank).shape[2:])
         count = min(self.num, FEW)
         names = tuple(target.name for target in session.targets for _ in range(count))
-
-        def read(chosen: Sequence[int]) -> UInt8[Tensor, "B 3 H W"]:
-            return torch.full((len(chosen), *size), 128, dtype=torch.uint8)
-
-        grey = ImageSet(spec="samples", indices=range(len(names)), read=read, labels=names)
+        grey = ImageSet(
+            spec="samples",
+            indices=range(len(names)),
+            read=lambda chosen: torch.full((len(chosen), *size), 128, dtype=torch.uint8),
+            labels=names,
+        )
         return self._figures(session, grey, count, resamples=0)
 
     def __call__(self, session: Session, folder: Path) -> dict[str, Figure]:
-        """Returns the figures of the images in a cell's folder, and writes them there."""
+        """Returns the figures of the images in a run's folder, and writes them there."""
         images = self.images(folder)
         if images is None:
             return dict.fromkeys(self.sweep.figures, Figure())
@@ -87,24 +70,24 @@ class Measure:
         return figures
 
     def known(self, folder: Path) -> dict[str, Figure] | None:
-        """Returns the figures that were written into a cell's folder; None where they are not, or of something else."""
+        """Returns the figures in a run's folder; None if there are none, or they are of another evaluation."""
         try:
-            held = read_json(folder / "evaluation.json")
-            if any(held[key] != value for key, value in self._asked().items()):
+            content = read_json(folder / "evaluation.json")
+            if any(content[key] != value for key, value in self._asked().items()):
                 return None
-            return {name: typed(name, held["figures"][name], Figure) for name in self.sweep.figures}
+            return {name: typed(name, content["figures"][name], Figure) for name in self.sweep.figures}
         except (InputError, TypeError, KeyError, AttributeError):
             return None
 
     def images(self, folder: Path) -> ImageSet | None:
-        """Returns a cell's images, None if all were lost."""
+        """Returns a run's images; None if all were lost."""
         try:
             return read_images(folder)
         except InputError:
             return None
 
     def _asked(self) -> dict[str, Any]:
-        """Returns what makes the figures, as `steersman evaluate` records it: guide, judge, targets of the run."""
+        """Returns the settings of the evaluation as `steersman evaluate` records them; None for those of the run."""
         asked: dict[str, Any] = {"reference": self.sweep.reference, "features": self.extractor.name}
         return asked | {"target": None, "guide": None, "judge": None, "resamples": self.sweep.resamples, "seed": 0}
 

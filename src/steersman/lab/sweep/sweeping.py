@@ -1,14 +1,12 @@
-"""A sweep at work: the cells that are missing are drawn, each is measured, and the tables and plots are written.
+"""A sweep: the missing cells are drawn, each is measured, and tables and plots are written.
 
-    OUT/sweep.yaml                        what is varied, and what all cells share
+    OUT/sweep.yaml                        the varied settings, and those that all cells share
     OUT/cells/NAME/                       a run each, with its evaluation.json
-    OUT/sweep.csv, sweep.md               a row a cell
-    OUT/accuracy-judge.csv, .png, …       figures over the varied value, a curve for each combination of the others
-    OUT/pareto-cfid.png, …                quality against cost, where that is asked for
+    OUT/sweep.csv, sweep.md, …            tables and plots (`.table`)
     OUT/grid.png                          the first images of each cell; a column shares its seed
 
-A cell is drawn when its ``metrics.json`` is there, which a run writes last; so a sweep that was killed goes on with the
-others when it is started again.
+A cell is finished when its ``metrics.json`` is there, which a run writes last. A sweep that was stopped continues with
+the other cells.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,8 +27,7 @@ from steersman.lab.speed.placement import shared_placement
 from steersman.lab.stop import Stop
 from steersman.lab.sweep.cells import Cell, Sweep
 from steersman.lab.sweep.measure import Measure
-from steersman.lab.sweep.plots import write_fronts, write_plots
-from steersman.lab.sweep.table import Row, fronts, write_table
+from steersman.lab.sweep.table import Row, fronts, write_fronts, write_plots, write_table
 from steersman.typed import typed
 
 __all__ = ["Sweeping"]
@@ -43,7 +40,7 @@ class _NoiseError(BaseModel):
 
 
 class _Metrics(BaseModel):
-    """What a sweep shows of a run's ``metrics.json``."""
+    """The part of a run's ``metrics.json`` that a sweep shows."""
 
     network_evaluations: dict[str, float]
     seconds: float
@@ -52,15 +49,7 @@ class _Metrics(BaseModel):
 
 
 class Sweeping:
-    """A sweep whose settings are all checked, with the networks loaded; nothing is written before `draw`.
-
-    Args:
-        sweep: The sweep.
-        out: Its folder.
-
-    Raises:
-        InputError: A cell or the reference cannot be used, or the folder holds a sweep with other settings.
-    """
+    """A sweep with checked settings and loaded networks; nothing is written before `draw`."""
 
     def __init__(self, sweep: Sweep, out: Path) -> None:
         self.sweep, self.out, self.cells = sweep, out, sweep.cells()
@@ -98,11 +87,11 @@ class Sweeping:
         return self.out / "cells" / cell.folder
 
     def missing(self) -> list[Cell]:
-        """Returns the cells that are still to be drawn."""
+        """Returns the cells that are not drawn yet."""
         return [cell for cell in self.cells if not (self.folder(cell) / "metrics.json").is_file()]
 
     def count(self, cell: Cell) -> int:
-        """Returns how many images a cell that is to be drawn has."""
+        """Returns the number of images of a cell that is not drawn yet."""
         return cell.run.num * len(self.sessions[cell.name].targets)
 
     def draw(
@@ -111,17 +100,7 @@ class Sweeping:
         on_cell: Callable[[Cell], None] = lambda cell: None,
         stop: Stop | None = None,
     ) -> None:
-        """Draws the missing cells.
-
-        Args:
-            on_images: Called with how many more images there are, in fractions while they are drawn.
-            on_cell: Called before each cell.
-            stop: What waits for signals while images are drawn.
-
-        Raises:
-            InputError: The folder cannot be written to.
-            Stopped: A signal has come; what is finished is written.
-        """
+        """Draws the missing cells; ``on_images`` is called with fractions of new images, ``on_cell`` before a cell."""
         with writing_to(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
             with replacing(self.out / "sweep.yaml") as path:
@@ -133,14 +112,9 @@ class Sweeping:
             generate_until_stopped(session, folder, on_images=on_images, stop=stop)
 
     def compare(self, *, pareto: bool = False, on_cell: Callable[[Cell], None] = lambda cell: None) -> list[Row]:
-        """Measures all cells, and writes tables and plots.
+        """Measures all cells, writes tables and plots, and returns a row for each cell.
 
-        Args:
-            pareto: Whether to mark and plot the cells that no other beats in quality and cost.
-            on_cell: Called before each cell.
-
-        Returns:
-            A row a cell.
+        With ``pareto`` the cells that no other beats in quality and cost are marked and plotted.
         """
         rows = []
         for cell in self.cells:
@@ -180,14 +154,12 @@ class Sweeping:
         for cell in self.cells:
             if images := self.measure.images(self.folder(cell)):
                 rows[cell.name] = next(images.batches(SHOWN))
-        if (
-            len({first.shape[1:] for first in rows.values()}) == 1
-        ):  # else the denoisers' sizes are compared, in the table
+        if len({first.shape[1:] for first in rows.values()}) == 1:  # denoisers of different sizes have no grid
             grid(rows, self.out / "grid.png", columns=SHOWN)
 
 
 def _record(sweep: Sweep, cells: Sequence[Cell]) -> dict[str, Any]:
-    """Returns what ``sweep.yaml`` holds: what is varied, and what all cells share."""
+    """Returns the content of ``sweep.yaml``."""
     shared = _shared([cell.run.record() for cell in cells])
     record = {
         "varied": {key: list(values) for key, values in sweep.varied.items()},
@@ -202,13 +174,13 @@ def _record(sweep: Sweep, cells: Sequence[Cell]) -> dict[str, Any]:
 
 
 def _shared(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Returns what is the same in all of them."""
+    """Returns the settings that are the same in all records."""
     first, shared = records[0], {}
     for key, value in first.items():
-        others = [record.get(key) for record in records]
-        sections = [each for each in others if isinstance(each, Mapping)]
-        if all(each == value for each in others):
+        values = [record.get(key) for record in records]
+        sections = [each for each in values if isinstance(each, Mapping)]
+        if all(each == value for each in values):
             shared[key] = value
-        elif len(sections) == len(others) and (section := _shared(sections)):
+        elif len(sections) == len(values) and (section := _shared(sections)):
             shared[key] = section
     return shared

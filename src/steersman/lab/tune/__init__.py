@@ -1,5 +1,4 @@
-from steersman.lab.tune.around import TRIED
-from steersman.lab.tune.space import space_of
+from steersman.lab.tune.space import TRIED, space_of
 from steersman.lab.tune.trials import Bounds, Trial, choose
 from steersman.lab.tune.tuning import Tune, Tuning
 

@@ -1,9 +1,8 @@
-"""The search itself: a study of Optuna's in a journal, which proposes what to try next and is told what came of it.
+"""The search: an Optuna study in a journal, which proposes settings and is given their results.
 
-Proposals are by a tree-structured Parzen estimator for several objectives (Ozaki et al. 2020): a setting's values in
-the trials near the front against those in the others. The n-th proposal depends on the first n - 1 and on the seed
-alone, so that a search which was stopped proposes what it would have proposed; the one that it was stopped at comes
-first.
+Proposals come from a tree-structured Parzen estimator for several objectives (Ozaki et al. 2020). The n-th proposal
+depends on the results of the first n and on the seed alone, so that a search that was stopped repeats the proposal that
+was not finished.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,39 +14,28 @@ from steersman.files import read_bytes
 from steersman.lab.tune.space import Range, Space, chosen
 
 if TYPE_CHECKING:
-    from optuna.storages import BaseStorage
     from optuna.study import Study
     from optuna.trial import FrozenTrial
     from optuna.trial import Trial as Asked
 
 __all__ = ["Proposal", "Search"]
 
-STUDY = "steersman"
 ROW = "row"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Proposal:
-    """What is to be tried.
-
-    Attributes:
-        number: Its number, from 0.
-        values: A value of each setting.
-    """
+    """Settings to try, with the number of the trial, from 0."""
 
     number: int
     values: Mapping[str, Any]
 
 
 class Search:
-    """A search that is written down at each step.
+    """A search that is written to a journal at each step.
 
-    Args:
-        space: What is searched.
-        file: Its journal; made if it is not there.
-        larger: Of each objective, whether a larger value is a better one.
-        points: What is tried first, as `lab.tune.space.placed` gives it; what one of them leaves out is proposed.
-        seed: Of the proposals.
+    ``larger`` says of each objective whether a larger value is better. The points are the first proposals, as
+    `lab.tune.space.placed` returns them; what they leave out is proposed.
     """
 
     def __init__(
@@ -59,84 +47,84 @@ class Search:
         points: Sequence[Mapping[str, Any]] = (),
         seed: int = 0,
     ) -> None:
-        self.space, self.seed, self.asked = space, seed, None
-        self.storage, self.study = _study(file, larger)
-        for point in points:
-            self.study.enqueue_trial(dict(point), skip_if_exists=True)
+        self.space, self.points, self.seed = space, points, seed
+        self.study = _study(file, larger)
 
     def ask(self) -> Proposal:
-        """Returns the proposal that was not finished, else a new one."""
+        """Returns the next proposal; the same one again until `tell`."""
         from optuna.samplers import TPESampler
-        from optuna.trial import Trial, TrialState
+        from optuna.trial import TrialState
 
-        done = self._trials(TrialState.COMPLETE, TrialState.PRUNED)
-        self.study.sampler = TPESampler(seed=self.seed + len(done))
-        begun = self._trials(TrialState.RUNNING)
-        self.asked = Trial(self.study, self._id(begun[0].number)) if begun else self.study.ask()
-        return Proposal(number=self.asked.number, values=chosen(self.space, _Asking(self.asked)))
+        number = len(self._finished())
+        for trial in self._trials(TrialState.RUNNING):  # of a process that was killed; it is proposed again
+            self.study.tell(trial.number, state=TrialState.FAIL)
+        if number < len(self.points) and not self._trials(TrialState.WAITING):
+            self.study.enqueue_trial(dict(self.points[number]))
+        self.study.sampler = TPESampler(seed=self.seed + number)
+        self._asked = self.study.ask()
+        return Proposal(number=number, values=chosen(self.space, _Suggestions(self._asked)))
 
     def tell(self, values: Sequence[float] | None, row: Mapping[str, Any]) -> None:
-        """Finishes the proposal that was asked for last.
+        """Finishes the last proposal, with a value for each objective, and a row that is written down.
 
-        Args:
-            values: One an objective; None where it could not be tried, which makes others like it less likely.
-            row: What else is kept of it.
+        None instead of values says that it cannot be tried, which makes similar proposals less likely.
         """
         from optuna.trial import TrialState
 
-        assert self.asked is not None
-        self.asked.set_user_attr(ROW, dict(row))
-        self.study.tell(self.asked.number, values, state=TrialState.PRUNED if values is None else None)
+        self._asked.set_user_attr(ROW, dict(row))
+        self.study.tell(self._asked.number, values, state=TrialState.PRUNED if values is None else None)
 
     def rows(self) -> list[dict[str, Any]]:
-        """Returns what was kept of each that was finished, in their order."""
-        from optuna.trial import TrialState
-
-        return [each.user_attrs[ROW] for each in self._trials(TrialState.COMPLETE, TrialState.PRUNED)]
+        """Returns the rows of the finished proposals, in their order."""
+        return [trial.user_attrs[ROW] for trial in self._finished()]
 
     def front(self) -> list[int]:
-        """Returns the numbers of those that no other beats in all objectives."""
-        return sorted(trial.number for trial in self.study.best_trials)
+        """Returns the numbers of the proposals that no other beats in all objectives."""
+        best = {trial.number for trial in self.study.best_trials}
+        return [number for number, trial in enumerate(self._finished()) if trial.number in best]
 
-    def _id(self, number: int) -> int:
-        study = self.storage.get_study_id_from_name(STUDY)
-        return self.storage.get_trial_id_from_study_id_trial_number(study, number)
+    def _finished(self) -> "list[FrozenTrial]":
+        from optuna.trial import TrialState
+
+        return self._trials(TrialState.COMPLETE, TrialState.PRUNED)
 
     def _trials(self, *states: Any) -> "list[FrozenTrial]":  # noqa: ANN401
         return self.study.get_trials(deepcopy=False, states=states)
 
 
-def _study(file: Path, larger: Sequence[bool]) -> "tuple[BaseStorage, Study]":
+def _study(file: Path, larger: Sequence[bool]) -> "Study":
     import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
-    from optuna.study import StudyDirection
 
-    directions = [StudyDirection.MAXIMIZE if each else StudyDirection.MINIMIZE for each in larger]
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    mend(file)
-    storage = JournalStorage(JournalFileBackend(str(file)))
-    study = optuna.create_study(storage=storage, study_name=STUDY, directions=directions, load_if_exists=True)
-    return storage, study
+    _mend(file)
+    return optuna.create_study(
+        storage=JournalStorage(JournalFileBackend(str(file))),
+        study_name="steersman",
+        directions=["maximize" if each else "minimize" for each in larger],
+        load_if_exists=True,
+    )
 
 
-def mend(file: Path) -> None:
-    """Takes away what a process that was killed left in a journal: its lock, and half a line."""
+def _mend(file: Path) -> None:
+    """Removes what a process that was killed left in a journal: its lock, and half a line."""
     file.with_name(f"{file.name}.lock").unlink(missing_ok=True)
     if file.exists() and not (content := read_bytes(file)).endswith(b"\n"):
         with file.open("r+b") as journal:
             journal.truncate(content.rfind(b"\n") + 1)
 
 
-class _Asking:
-    """Optuna's suggestions."""
+class _Suggestions:
+    """Optuna's suggestions for the choices of a space."""
 
     def __init__(self, trial: "Asked") -> None:
         self.trial = trial
 
     def number(self, name: str, range: Range) -> float:
-        suggest = self.trial.suggest_int if range.whole else self.trial.suggest_float
-        return suggest(name, int(range.low) if range.whole else range.low, range.high, log=range.by_decades)  # pyright: ignore
+        if range.whole:
+            return self.trial.suggest_int(name, int(range.low), int(range.high), log=range.by_decades)
+        return self.trial.suggest_float(name, range.low, range.high, log=range.by_decades)
 
     def one_of(self, name: str, names: Sequence[str]) -> str:
         return self.trial.suggest_categorical(name, list(names))

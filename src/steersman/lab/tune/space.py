@@ -1,13 +1,13 @@
-"""What is searched: for each setting the values that it may take, from which a trial takes one.
+"""What is searched: the values that each setting may take, of which a trial takes one.
 
-    KEY: LOW..HIGH                a number between, a whole one where both ends are; by its logarithm where the ends are
-                                  positive and a factor of 10 or more apart
-    KEY: {any: [A, B, …]}         one of several; {any: {NAME: A, …}} where they have names
+    KEY: LOW..HIGH                a number in a range; an integer if both ends are; by its logarithm if the ends are
+                                  positive and at least a factor of 10 apart
+    KEY: {any: [A, B, …]}         one of several values; {any: {NAME: A, …}} with names
     case: {any: {NAME: {KEY: VALUE, …}, …}}      several settings together
-    KEY: VALUE                    that value
+    KEY: VALUE                    a fixed value
 
-Ranges and choices may stand anywhere inside a value, and those inside one of several are searched where that one is
-chosen. Keys are what `steersman sweep --vary` varies.
+Ranges and choices may be anywhere inside a value; those inside a choice are searched if it is chosen. The keys are
+those of `steersman sweep --vary`. Without a space, the space `around` the recipes is searched.
 """
 
 import math
@@ -19,33 +19,50 @@ from typing import Any, Protocol, runtime_checkable
 from steersman.errors import InputError
 from steersman.lab.report.tables import in_a_line
 from steersman.lab.sweep import varied
-from steersman.lab.sweep.cells import CASE, NAME
+from steersman.lab.sweep.cells import CASE, NAME, RECIPE, flattened
+from steersman.recipes import Recipe
 from steersman.typed import finite
 
-__all__ = ["ANY", "Choosing", "Range", "Space", "check", "chosen", "options", "placed", "space_of"]
+__all__ = ["ANY", "TRIED", "Choosing", "Range", "Space", "around", "check", "chosen", "options", "placed", "space_of"]
 
 ANY = "any"
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 RANGE = re.compile(rf"\s*({NUMBER})\.\.({NUMBER})\s*")
 DECADE = 10.0
-DIGITS = 3  # of a number that is searched, so that a recipe can be read
+DIGITS = 3  # of a number that is searched, for readable recipes
+MISSING = object()
 
 Space = Mapping[str, Any]
+
+TRIED = ("default", "freedom", "dsg", "nrcg/ema90", "universal", "elucd-ddpm")
+"""The recipes for off-the-shelf classifiers that are worth a try, from `docs/choosing.md`."""
+
+SPREAD = 30.0  # a scale is searched this factor below and above the recipe's own
+GATES = ("interval", "every")
+SAMPLERS: dict[str, Any] = {
+    "ddpm": {"kind": "ddpm", "fixed": "small"},
+    "ddim": {"kind": "ddim", "eta": 0.0},
+    "ddim-noise": {"kind": "ddim", "eta": 1.0},
+    "dpmpp": {"kind": "dpmpp"},
+}
+TOGETHER: dict[str, Any] = {
+    "sampling.steps": "6..50",
+    "sampling.spacing": {ANY: ["linspace", "logsnr"]},
+    "sampling.ratio_min": "0.01..0.3",
+    "sampling.ratio_max": "20.0..200.0",
+    "preprocess.size": {ANY: [None, 64, 128]},
+    "sampler": {ANY: SAMPLERS},
+    "recurrence": {
+        ANY: {"once": {"times": 1}, "repeated": {"times": "2..8", "ratio_min": "0.1..5.0", "ratio_max": "2.0..60.0"}}
+    },
+}
+"""The settings that are searched for all recipes together."""
 
 
 @dataclass(frozen=True, kw_only=True)
 @finite
 class Range:
-    """Numbers from one to another, both of them included.
-
-    Attributes:
-        low: The smallest.
-        high: The largest.
-        whole: Whether they are whole numbers.
-
-    Raises:
-        InputError: They are in the wrong order.
-    """
+    """The numbers from ``low`` to ``high``; ``whole`` for integers only."""
 
     low: float
     high: float
@@ -61,17 +78,17 @@ class Range:
         return self.low > 0 and self.high >= DECADE * self.low
 
     def nearest(self, number: float) -> float:
-        """Returns the number in the range that is nearest to another one, with few digits."""
+        """Returns the nearest number in the range, with few digits."""
         near = min(max(number, self.low), self.high)
         return round(near) if self.whole else min(max(float(f"{near:.{DIGITS}g}"), self.low), self.high)
 
 
 @runtime_checkable
 class Choosing(Protocol):
-    """What takes the values of a trial."""
+    """Chooses the values of a trial."""
 
     def number(self, name: str, range: Range) -> float:
-        """Returns a number of a range."""
+        """Returns a number in a range."""
         ...
 
     def one_of(self, name: str, names: Sequence[str]) -> str:
@@ -80,69 +97,50 @@ class Choosing(Protocol):
 
 
 def space_of(given: Iterable[str]) -> dict[str, Any]:
-    """Returns the space that is said by ``KEY=LOW..HIGH`` or ``KEY=A,B,C`` each.
-
-    Raises:
-        InputError: As `steersman.lab.sweep.varied`, or a range in the wrong order.
-    """
-    found = {key: values[0] if len(values) == 1 else {ANY: values} for key, values in varied(given).items()}
-    check(found)
-    return found
+    """Returns the space of texts ``KEY=LOW..HIGH`` or ``KEY=A,B,C``; refuses what `varied` and `check` refuse."""
+    space = {key: values[0] if len(values) == 1 else {ANY: values} for key, values in varied(given).items()}
+    check(space)
+    return space
 
 
 def check(pattern: object) -> None:
-    """Refuses what no value can be taken from.
-
-    Raises:
-        InputError: A range in the wrong order, a name twice in a choice, or a choice of nothing.
-    """
-    parts = pattern if isinstance(pattern, list) else pattern.values() if isinstance(pattern, Mapping) else ()
-    for part in parts if (several := _options(pattern)) is None else several.values():
+    """Refuses a range in the wrong order, and a choice of nothing or with the same name twice."""
+    choices, _ = _choices(pattern), _range(pattern)
+    for part in _parts(pattern if choices is None else choices):
         check(part)
-    _range(pattern)
+
+
+def _parts(pattern: object) -> Iterable[object]:
+    return pattern if isinstance(pattern, list) else pattern.values() if isinstance(pattern, Mapping) else ()
+
+
+def options(pattern: object) -> list[Any]:
+    """Returns the options of a choice; a fixed value alone; nothing for None."""
+    choices = _choices(pattern)
+    return [] if pattern is None else [pattern] if choices is None else list(choices.values())
 
 
 def chosen(space: Space, choosing: Choosing) -> dict[str, Any]:
-    """Returns a value of each setting, those of a case in its place.
-
-    Raises:
-        InputError: As `check`, or a case that is no mapping.
-    """
-    values: dict[str, Any] = {}
-    for key, pattern in space.items():
-        value = _chosen(pattern, choosing, key)
-        if key != CASE:
-            values[key] = value
-        elif isinstance(value, Mapping):
-            values |= {name: part for name, part in value.items() if name != NAME}
-        else:
-            raise InputError(f"{CASE} must be {{name: NAME, SETTING: VALUE, …}}, got {in_a_line(value)}")
-    return values
+    """Returns a value of each setting, those of a case in its place."""
+    return flattened({key: _chosen(pattern, choosing, key) for key, pattern in space.items()})
 
 
 def _chosen(pattern: Any, choosing: Choosing, path: str) -> Any:  # noqa: ANN401
-    if (several := _options(pattern)) is not None:
-        name = choosing.one_of(path, list(several))
-        return _chosen(several[name], choosing, f"{path}={name}")
+    if (choices := _choices(pattern)) is not None:
+        name = choosing.one_of(path, list(choices))
+        return _chosen(choices[name], choosing, f"{path}={name}")
     if isinstance(pattern, Mapping):
         return {key: _chosen(part, choosing, f"{path}.{key}") for key, part in pattern.items()}
     if isinstance(pattern, list):
-        return [_chosen(part, choosing, f"{path}.{place}") for place, part in enumerate(pattern)]
+        return [_chosen(part, choosing, f"{path}.{i}") for i, part in enumerate(pattern)]
     range = _range(pattern)
     return pattern if range is None else range.nearest(choosing.number(path, range))
 
 
 def placed(space: Space, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what would have to be chosen for given settings, as far as they lie in the space.
+    """Returns the choices that give known settings, as far as these are in the space.
 
-    A number beyond its range is taken for the nearest in it; of what matches nothing, nothing is said.
-
-    Args:
-        space: The space.
-        settings: By axis, as `steersman.recipes.Recipe.resolved` gives them, and ``recipe``.
-
-    Returns:
-        A number or name for each that is chosen.
+    A number outside its range becomes the nearest in it; a setting that matches nothing is left out.
     """
     found: dict[str, Any] = {}
     for key, pattern in space.items():
@@ -150,15 +148,12 @@ def placed(space: Space, settings: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-MISSING = object()
-
-
 def _placed(pattern: Any, own: Any, path: str) -> dict[str, Any] | None:  # noqa: ANN401
-    """Returns what is chosen in a pattern for a value; None where it does not match."""
+    """Returns the choices in a pattern that give a value; None if it does not match."""
     if own is MISSING:
         return None
-    if (several := _options(pattern)) is not None:
-        for name, option in several.items():
+    if (choices := _choices(pattern)) is not None:
+        for name, option in choices.items():
             if (inside := _placed(option, own, f"{path}={name}")) is not None:
                 return {path: name, **inside}
         return None
@@ -167,13 +162,16 @@ def _placed(pattern: Any, own: Any, path: str) -> dict[str, Any] | None:  # noqa
     elif isinstance(pattern, list):
         if not isinstance(own, list) or len(own) != len(pattern):
             return None
-        parts = [(part, mine, f"{path}.{place}") for place, (part, mine) in enumerate(zip(pattern, own, strict=True))]
+        parts = [(part, value, f"{path}.{i}") for i, (part, value) in enumerate(zip(pattern, own, strict=True))]
     else:
         return _placed_value(pattern, own, path)
-    each = [_placed(*part) for part in parts]
-    if any(part is None for part in each):
-        return None
-    return {name: value for part in each for name, value in (part or {}).items()}
+    found: dict[str, Any] = {}
+    for part in parts:
+        inside = _placed(*part)
+        if inside is None:
+            return None
+        found |= inside
+    return found
 
 
 def _placed_value(pattern: object, own: object, path: str) -> dict[str, Any] | None:
@@ -187,7 +185,7 @@ def _placed_value(pattern: object, own: object, path: str) -> dict[str, Any] | N
 
 
 def _at(settings: Any, key: str) -> Any:  # noqa: ANN401
-    """Returns the setting at ``axis.option`` or ``extra_guides.N.axis``, `MISSING` where there is none."""
+    """Returns the setting at ``axis.option`` or ``extra_guides.N.axis``, or `MISSING`."""
     for part in key.split("."):
         if isinstance(settings, list) and part.isdecimal() and int(part) < len(settings):
             settings = settings[int(part)]
@@ -198,14 +196,8 @@ def _at(settings: Any, key: str) -> Any:  # noqa: ANN401
     return settings
 
 
-def options(pattern: object) -> list[Any]:
-    """Returns what a choice is among, what is no choice alone, and of nothing nothing."""
-    found = _options(pattern)
-    return [] if pattern is None else [pattern] if found is None else list(found.values())
-
-
-def _options(pattern: object) -> dict[str, Any] | None:
-    """Returns the options of a choice by their names, None for what is no choice."""
+def _choices(pattern: object) -> dict[str, Any] | None:
+    """Returns the options of a choice by their names; None for any other pattern."""
     if not isinstance(pattern, Mapping) or set(pattern) != {ANY}:
         return None
     given = pattern[ANY]
@@ -221,9 +213,45 @@ def _options(pattern: object) -> dict[str, Any] | None:
 
 
 def _range(pattern: object) -> Range | None:
-    """Returns the range that a text says, None where it says none."""
-    if not isinstance(pattern, str) or (found := RANGE.fullmatch(pattern)) is None:
+    """Returns the range of a text ``LOW..HIGH``; None for any other pattern."""
+    if not isinstance(pattern, str) or (match := RANGE.fullmatch(pattern)) is None:
         return None
-    low, high = found.groups()
+    low, high = match.groups()
     whole = all(re.fullmatch(r"[-+]?\d+", end) for end in (low, high))
     return Range(low=float(low), high=float(high), whole=whole)
+
+
+def around(recipes: Sequence[Recipe]) -> dict[str, Any]:
+    """Returns the space around recipes: a case for each, with its own scales and counts, and `TOGETHER`."""
+    cases = {recipe.name: {RECIPE: recipe.name, **_own(recipe.resolved())} for recipe in recipes}
+    return {CASE: {ANY: cases}, **TOGETHER}
+
+
+def _own(settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns what is searched for one recipe: scales, wrt, weight, and counts up to the recipe's own."""
+    guides = {"": settings} | {f"extra_guides.{i}.": guide for i, guide in enumerate(settings["extra_guides"])}
+    found: dict[str, Any] = {}
+    for prefix, guide in guides.items():
+        if own := guide["scale"]["value"]:
+            found[f"{prefix}scale"] = f"{own / SPREAD:#.3g}..{own * SPREAD:#.3g}"
+        if (ascents := guide["wrt"].get("ascents", 1)) > 1:
+            found[f"{prefix}wrt.ascents"] = f"1..{ascents}"
+        elif not prefix:
+            found["wrt"] = {ANY: ["x0_hat", "x_t"]}
+    found["weight"] = _weights(settings["weight"])
+    for key in ("particles.count", "smoothing.copies", "input.evaluations"):
+        axis, _, option = key.partition(".")
+        if isinstance(settings[axis], dict) and (count := settings[axis].get(option, 1)) > 1:
+            found[key] = f"1..{count}"
+    if settings["input"]["kind"] == "lookahead":
+        found["input"] = {ANY: {"lookahead": settings["input"], "denoised": {"kind": "denoised", "clip": True}}}
+    return found
+
+
+def _weights(own: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Returns a weight in all steps, in an interval, at every k-th step, and both."""
+    base = [each for each in (own if isinstance(own, list) else [own]) if each["kind"] not in GATES]
+    interval = {"kind": "interval", "ratio_min": "0.03..2.0", "ratio_max": "2.5..100.0"}
+    every = {"kind": "every", "k": "2..4"}
+    gated = {"interval": [*base, interval], "every": [*base, every], "both": [*base, interval, every]}
+    return {ANY: {"always": base[0] if len(base) == 1 else base, **gated} if base else gated}

@@ -5,7 +5,7 @@ import pytest
 from steersman.lab.generate import generate
 from steersman.lab.run import Run
 from steersman.lab.session import Networks, load_session
-from steersman.lab.tune.price import Prices
+from steersman.lab.tune.cost import Prices
 from steersman.recipes import load_recipe
 
 STEPS = 6
