@@ -4,8 +4,11 @@ import pytest
 import torch
 
 from steersman.errors import InputError
-from steersman.lab.metrics import reliability
-from steersman.lab.metrics.classification import binned, errors
+from steersman.lab.metrics.classification import BINS, binned, confidence, correct, errors
+
+
+def reliability(logits, target, bins=BINS):
+    return binned(confidence(logits.double(), target), correct(logits, target), bins)
 
 
 def surely(*groups):

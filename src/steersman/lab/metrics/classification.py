@@ -28,7 +28,6 @@ __all__ = [
     "confidence",
     "correct",
     "errors",
-    "reliability",
     "target_probability",
 ]
 
@@ -85,15 +84,6 @@ class Reliability:
         """The expected calibration error, in [0, 1]."""
         share = self.count.double() / self.count.sum()
         return float((share * (self.accuracy - self.confidence).abs()).sum())
-
-
-def reliability(
-    logits: Float[Tensor, "B K"], target: Int[Tensor, "B"], bins: int = BINS, *, multilabel: bool = False
-) -> Reliability:
-    """Returns the reliability diagram of logits; its ``error`` is the expected calibration error."""
-    logits, target = logits.cpu().double(), target.cpu()
-    sure = confidence(logits, target, multilabel=multilabel)
-    return binned(sure, correct(logits, target, multilabel=multilabel), bins)
 
 
 def binned(confidence: Float[Tensor, "B"], right: Bool[Tensor, "B"], bins: int = BINS) -> Reliability:
