@@ -85,7 +85,7 @@ def test_so_does_what_holds_several(value, unchecked):
         lambda: Preprocess(mean=(0.0, value, 0.0)),
         lambda: Run(blend={"baseball": value}),
         lambda: Run(targets=("baseball",), cfg_scale=value),
-        lambda: Range(low=0.0, high=value, whole=False),
+        lambda: Range(low=0.0, high=value, integer=False),
         lambda: Bounds(budget=value),
         lambda: DiffusersSampler(EulerDiscreteScheduler(), s_noise=value),
         lambda: AXES["sampler"]["diffusers"](scheduler="EulerDiscrete", settings={"s_noise": value}),

@@ -366,7 +366,7 @@ def sweep(folder: Path) -> Format:
 
 def tune(folder: Path) -> Format:
     """What a tune goes on with."""
-    space = {"scale": Range(low=1.0, high=4.0, whole=False)}
+    space = {"scale": Range(low=1.0, high=4.0, integer=False)}
     content = {"space": {"scale": "1.0..4.0"}, "recipes": ["nrcg"], "shared": {"num": 2}}
     (folder / "tune.yaml").write_text(yaml.safe_dump(content))
     (folder / "tune.csv").write_text("trial,settings,cost,pareto,refused\n0,scale=1,3,yes,\n1,scale=9,4,,too far\n")

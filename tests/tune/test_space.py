@@ -31,18 +31,18 @@ def test_a_range_is_whole_and_by_decades_as_its_ends_are():
     space = space_of(["scale=0.01..1", "steps=4..32", "input.until=0.2..0.5"])
     assert chosen(space, told) == {"scale": 0.5, "steps": 8, "input.until": 0.25}
     assert told.asked == {
-        "scale": Range(low=0.01, high=1, whole=False),
-        "steps": Range(low=4, high=32, whole=True),
-        "input.until": Range(low=0.2, high=0.5, whole=False),
+        "scale": Range(low=0.01, high=1, integer=False),
+        "steps": Range(low=4, high=32, integer=True),
+        "input.until": Range(low=0.2, high=0.5, integer=False),
     }
     assert [each.by_decades for each in told.asked.values()] == [True, False, False]
-    assert Range(low=3, high=30, whole=True).by_decades and not Range(low=0, high=30, whole=True).by_decades
+    assert Range(low=3, high=30, integer=True).by_decades and not Range(low=0, high=30, integer=True).by_decades
 
 
 def test_numbers_have_few_digits_and_stay_within_their_range():
-    between = Range(low=0.12345, high=0.98765, whole=False)
+    between = Range(low=0.12345, high=0.98765, integer=False)
     assert [between.nearest(each) for each in (0.0, 0.123456, 0.45678, 2)] == [0.12345, 0.12345, 0.457, 0.98765]
-    assert Range(low=2, high=8, whole=True).nearest(3.6) == 4
+    assert Range(low=2, high=8, integer=True).nearest(3.6) == 4
 
 
 def test_what_stands_inside_one_of_several_is_asked_only_there():

@@ -143,22 +143,22 @@ def _dinov2(name: str, device: torch.device | str) -> tuple[str, Embed]:
     from steersman.models.classifiers.transformers import read_processor
     from steersman.models.hub import check_whole, load_pretrained, quiet
 
-    place = name or DINOV2
-    spec = f"dinov2:{place}"
+    model_id = name or DINOV2
+    spec = f"dinov2:{model_id}"
 
-    def read(place: str, **where: bool) -> tuple[Any, Any]:
-        kind = transformers.AutoConfig.from_pretrained(place, **where).model_type
+    def read(model_id: str, **where: bool) -> tuple[Any, Any]:
+        kind = transformers.AutoConfig.from_pretrained(model_id, **where).model_type
         if not kind.startswith("dinov2"):
             raise InputError(f"features: {spec!r} must be a model of the type dinov2, got {kind}")
-        processor = transformers.AutoImageProcessor.from_pretrained(place, **where)
+        processor = transformers.AutoImageProcessor.from_pretrained(model_id, **where)
         model, info = transformers.AutoModel.from_pretrained(
-            place, use_safetensors=True, output_loading_info=True, **where
+            model_id, use_safetensors=True, output_loading_info=True, **where
         )
         check_whole(f"features: {spec!r}", info)
         return model.float().eval(), processor
 
     with quiet("dinov2") as transformers:
-        model, processor = load_pretrained(spec, place, read, kind="features")
+        model, processor = load_pretrained(spec, model_id, read, kind="features")
         preprocess = read_processor(spec, processor)
     model.to(device)
     return spec, lambda images: model(pixel_values=preprocess(images)).pooler_output

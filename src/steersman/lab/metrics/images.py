@@ -132,9 +132,9 @@ def _number(spec: str, key: str, value: str) -> int:
 
 
 def _published(
-    spec: str, source: str, place: str, num: int | None = None, seed: int = 0, resolution: int | None = None
+    spec: str, source: str, folder: str, num: int | None = None, seed: int = 0, resolution: int | None = None
 ) -> ImageSet:
-    pictures = read_pictures(source, place)
+    pictures = read_pictures(source, folder)
     if num is not None and num > len(pictures):
         raise InputError(f"images: num must be at most {len(pictures)}, the number of images of {source}, got {num}")
     order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(seed))

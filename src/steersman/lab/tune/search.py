@@ -122,7 +122,7 @@ class _Suggestions:
         self.trial = trial
 
     def number(self, name: str, range: Range) -> float:
-        if range.whole:
+        if range.integer:
             return self.trial.suggest_int(name, int(range.low), int(range.high), log=range.by_decades)
         return self.trial.suggest_float(name, range.low, range.high, log=range.by_decades)
 

@@ -62,11 +62,11 @@ TOGETHER: dict[str, Any] = {
 @dataclass(frozen=True, kw_only=True)
 @finite
 class Range:
-    """The numbers from ``low`` to ``high``; ``whole`` for integers only."""
+    """The numbers from ``low`` to ``high``; ``integer`` for integers only."""
 
     low: float
     high: float
-    whole: bool
+    integer: bool
 
     def __post_init__(self) -> None:
         if not self.low < self.high:
@@ -80,7 +80,7 @@ class Range:
     def nearest(self, number: float) -> float:
         """Returns the nearest number in the range, with few digits."""
         near = min(max(number, self.low), self.high)
-        return round(near) if self.whole else min(max(float(f"{near:.{DIGITS}g}"), self.low), self.high)
+        return round(near) if self.integer else min(max(float(f"{near:.{DIGITS}g}"), self.low), self.high)
 
 
 @runtime_checkable
@@ -217,8 +217,8 @@ def _range(pattern: object) -> Range | None:
     if not isinstance(pattern, str) or (match := RANGE.fullmatch(pattern)) is None:
         return None
     low, high = match.groups()
-    whole = all(re.fullmatch(r"[-+]?\d+", end) for end in (low, high))
-    return Range(low=float(low), high=float(high), whole=whole)
+    integer = all(re.fullmatch(r"[-+]?\d+", end) for end in (low, high))
+    return Range(low=float(low), high=float(high), integer=integer)
 
 
 def around(recipes: Sequence[Recipe]) -> dict[str, Any]:
