@@ -159,20 +159,17 @@ def recomputed(vae: Any) -> Iterator[None]:  # noqa: ANN401
 
 
 @contextmanager
-def around_calls(
-    pipe: Any,  # noqa: ANN401
-    around: Callable[[Mapping[str, Any]], AbstractContextManager[None]],
-) -> Iterator[None]:
+def around_calls(pipe: object, around: Callable[[Mapping[str, Any]], AbstractContextManager[None]]) -> Iterator[None]:
     """Runs each call of a pipeline inside the context that ``around`` returns for its arguments.
 
     Python looks ``pipe(...)`` up in the class; so the pipeline gets a class of its own for the while, which inherits
     from its class and has its name. A pipeline that cannot be called is left alone.
     """
-    kind = type(pipe)
+    kind: Any = type(pipe)
     if not callable(pipe):
         yield
         return
-    own: Any = kind.__call__
+    own = kind.__call__
 
     @functools.wraps(own)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401

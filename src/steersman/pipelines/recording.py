@@ -100,13 +100,7 @@ class Recording(TorchFunctionMode):
             if entered:
                 self.__enter__()
 
-    def __torch_function__(
-        self,
-        func: Callable,
-        types: Any,  # noqa: ANN401
-        args: tuple = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         """Records an operation."""
         kwargs = kwargs or {}
         outcome = func(*args, **kwargs)
@@ -177,21 +171,12 @@ class Recording(TorchFunctionMode):
 class Turn:
     """A turn of the loop that the pipeline has made, as a function of the sample and the time.
 
-    Args:
-        recording: The operations since the scheduler's last step.
-        sample: The sample that the scheduler is to step from.
-        time: The time that it is given.
-        output: What the pipeline made of the network's answers.
-        returned: What the scheduler's last step returned, from which the pipeline made the sample; None at first.
+    The scheduler is to step from the sample, with the output that the pipeline made of the network's answers; the
+    pipeline made the sample from what the scheduler's last step returned, None at first.
     """
 
     def __init__(
-        self,
-        recording: Recording,
-        sample: Tensor,
-        time: Any,  # noqa: ANN401
-        output: Tensor,
-        returned: Tensor | None,
+        self, recording: Recording, sample: Tensor, time: object, output: Tensor, returned: Tensor | None
     ) -> None:
         self.recording = recording
         self.sample, self.time, self.output, self.returned = sample, time, output, returned

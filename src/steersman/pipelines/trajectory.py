@@ -77,11 +77,11 @@ class PipelineTrajectory:
     Args:
         plan: What all calls have in common.
         given: The arguments of the scheduler's first step.
-        conditioning: What the network was given before it, by its parameters' names.
+        conditioning: The arguments that the network was given before it.
         generator: The generators that the pipeline was called with, or None.
 
     Attributes:
-        shown: What a sample is multiplied with to be shown to the network where it is asked now.
+        shown: The factor from a sample to what the network is given now.
         guided: Whether any guide was active.
     """
 
@@ -89,11 +89,7 @@ class PipelineTrajectory:
     classes: tuple[str, ...] = ()
 
     def __init__(
-        self,
-        plan: Plan,
-        given: Mapping[str, Any],
-        conditioning: Mapping[str, Any],
-        generator: Any,  # noqa: ANN401
+        self, plan: Plan, given: Mapping[str, Any], conditioning: Mapping[str, Any], generator: object
     ) -> None:
         sample, vae = given["sample"], plan.parts.vae
         self.plan, self.schedule = plan, plan.schedule
@@ -110,7 +106,7 @@ class PipelineTrajectory:
             raise InputError("frames must be None for a pipeline that draws images")
         if len(plan.targets) not in (1, self.rows):
             raise InputError(f"target must be one, or one for each of {self.rows} images, got {len(plan.targets)}")
-        self.generator = given.get("generator") or generator
+        self.generator: Any = given.get("generator") or generator
         self.particles = ParticleFilter(plan.particles, self.rows, sample.device)
         self.steering = Steering(plan.guides, send(plan.targets, sample.device).expand(self.rows), self)
         self.steering.take(self.particles.rows)
@@ -161,13 +157,7 @@ class PipelineTrajectory:
             )
 
     def step(self, own: Callable[..., Any], call: inspect.BoundArguments, turn: Turn) -> Any:  # noqa: ANN401
-        """Makes the scheduler's step with the guides' updates, and returns its outcome.
-
-        Args:
-            own: The scheduler's own step.
-            call: Its arguments.
-            turn: What the pipeline did since the step before.
-        """
+        """Makes the scheduler's own step, given its arguments, with the guides' updates, and returns its outcome."""
         self.turn, self.position = turn, self.positions[self.calls]
         sample, output = call.arguments["sample"], call.arguments["model_output"]
         others = [turn.sample_from(x) for x in self.samples[1:]] if self.samples else self._starts(sample)

@@ -265,13 +265,7 @@ class SchedulerNumbers(TorchFunctionMode):
         self.draw = draw
         self.noise: Tensor | None = None
 
-    def __torch_function__(
-        self,
-        func: Callable,
-        types: Any,  # noqa: ANN401
-        args: tuple = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         """Returns what the function would have returned, or a draw."""
         named: dict[str, Any] = dict(kwargs or {})
         if func in (torch.randn, torch.randn_like):
