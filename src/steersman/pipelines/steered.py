@@ -86,10 +86,10 @@ class SteeredPipeline:
         noisy = self.name in ("DDPMScheduler", "DDIMScheduler")
         allowed = ("sample", "estimate", "mean", *(("deviation",) if noisy else ()))
         for guide in self.guides:
-            if (moment := guide.injection.point) not in allowed:
+            if (point := guide.injection.point) not in allowed:
                 raise InputError(
                     f"injection: with a pipeline's {self.name} it must enter at the {', '.join(allowed)}, got "
-                    f"{type(guide.injection).__name__}, which enters at the {moment}"
+                    f"{type(guide.injection).__name__}, which enters at the {point}"
                 )
         if self.name == "PNDMScheduler" and not config.skip_prk_steps:
             raise InputError("scheduler: PNDM must have skip_prk_steps=True, got Runge-Kutta steps")

@@ -236,14 +236,14 @@ class PipelineTrajectory:
 
         ``output`` is what the pipeline made of the first sample, None if the network is to be asked again.
         """
-        position, began, injections = self.position, samples[0], [guide.injection for guide in self.plan.guides]
+        position, began = self.position, samples[0]
         self.asked, self.output = samples, output
         # Some pipelines end with a step from the clean image to itself: no noise is left, and nothing to guide.
         self.steering.paused = not position.level.sigma > 0
         x = self._joined(samples, position.scale)
         if position.stage == 0:
             self.denoiser.step = self._step_at(position, self.index, repeat)
-            if any(injection.point == "sample" for injection in injections):
+            if any(guide.injection.point == "sample" for guide in self.plan.guides):
                 moved = self.denoiser.before(x) - x
                 if self._active("sample"):
                     samples = self._added(samples, moved, position.scale)
@@ -254,7 +254,7 @@ class PipelineTrajectory:
             x = self.denoiser.take(x, rows)
             samples, self.outputs = self._rows(samples, rows), self._rows(self.outputs, rows)
         estimate, outputs = self.denoiser(x, position.level, position.stage), self.outputs
-        if self._active("estimate"):
+        if estimate is not self.denoiser.unguided and not self.steering.paused:
             samples, outputs = self._changed(samples, outputs, self.denoiser.unguided, estimate)
         self.guided |= any(update is not None for update in self.steering.updates)
         changes = [] if self.late is None else [self.late]
@@ -265,10 +265,10 @@ class PipelineTrajectory:
         self.late = None
         return samples, outputs
 
-    def _active(self, *moments: str) -> bool:
-        """Whether a guide whose updates enter at one of these moments was active."""
+    def _active(self, *points: str) -> bool:
+        """Whether a guide whose updates enter at one of these points was active."""
         updates = zip(self.plan.guides, self.steering.updates, strict=True)
-        return any(update is not None and guide.injection.point in moments for guide, update in updates)
+        return any(update is not None and guide.injection.point in points for guide, update in updates)
 
     def _changed(
         self, samples: list[Tensor], outputs: list[Tensor], before: Estimate, after: Estimate
