@@ -1,7 +1,7 @@
 """How a pipeline's samples hold images, videos or their latents: as they are, doubled, packed, frame by frame.
 
-Guides work on tensors (B, C, H, W); of a video the frames of a channel lie below each other, (B, C, T H, W). The form
-follows from the sample's shape and from what the network is given with it:
+Guides work on images (B, C, H, W) and videos (B, C, T, H, W). The form of a pipeline's samples follows from their shape
+and from what the network is given with them:
 
     4 axes                      images or their latents, (B, C, H, W)
     4 axes of a DiT             both halves of the classifier-free batch, the second with null labels
@@ -32,16 +32,14 @@ class Layout(NamedTuple):
     """How a scheduler's sample holds the images.
 
     Attributes:
-        unpack: Turns its rows into (B, C, H, W).
+        unpack: Turns its rows into images or videos.
         pack: Turns them back.
         copies: How often it holds each row, one batch after the other.
-        frames: T, the number of latent frames of a video; None for images.
     """
 
-    unpack: Callable[[Tensor], Float[Tensor, "B C H W"]]
+    unpack: Callable[[Tensor], Float[Tensor, "B C *T H W"]]
     pack: Callable[[Tensor], Tensor]
     copies: int = 1
-    frames: int | None = None
 
 
 def layout_of(network: str, sample: Tensor, given: Mapping[str, Any], channels: int | None = None) -> Layout:
@@ -58,9 +56,8 @@ def layout_of(network: str, sample: Tensor, given: Mapping[str, Any], channels: 
         doubled = halves and bool((given["class_labels"][len(sample) // 2 :] == _DIT_NULL).all())
         return Layout(_same, _same, copies=2 if doubled else 1)
     if sample.ndim == 5:
-        first = _frames_second if network in _BY_FRAME else _same
-        frames = first(sample).shape[2]
-        return Layout(lambda z: first(z).flatten(2, 3), lambda x: first(x.unflatten(2, (frames, -1))), frames=frames)
+        channels_first = _swapped if network in _BY_FRAME else _same
+        return Layout(channels_first, channels_first)
     if sample.ndim == 3 and given.get("img_ids") is not None:
         indices = given["img_ids"].reshape(-1, given["img_ids"].shape[-1])[: sample.shape[1], 1:3]
         height, width = (int(last) + 1 for last in indices.amax(0).tolist())
@@ -73,9 +70,8 @@ def layout_of(network: str, sample: Tensor, given: Mapping[str, Any], channels: 
         height, width = given["height"], given["width"]
         frames = sample.shape[1] // (height * width)
         return Layout(
-            lambda z: z.transpose(1, 2).unflatten(2, (frames * height, width)),
+            lambda z: z.transpose(1, 2).unflatten(2, (frames, height, width)),
             lambda x: x.flatten(2).transpose(1, 2),
-            frames=frames,
         )
     raise InputError(
         f"pipe: samples must be images, videos or their latents in a form that is known here, got the shape "
@@ -87,7 +83,7 @@ def _same(x: Tensor) -> Tensor:
     return x
 
 
-def _frames_second(x: Tensor) -> Tensor:
+def _swapped(x: Tensor) -> Tensor:
     """Swaps the axes of channels and frames."""
     return x.transpose(1, 2)
 

@@ -118,8 +118,8 @@ class Recording(TorchFunctionMode):
         """Hooks the modules while it lasts."""
         with ExitStack() as stack:
             for module in (*self.networks, *self.modules):
-                before = module.register_forward_pre_hook(self._before, with_kwargs=True)
-                after = module.register_forward_hook(self._after, with_kwargs=True, always_call=True)
+                before = module.register_forward_pre_hook(self._before, with_kwargs=True)  # pyright: ignore[reportAttributeAccessIssue]
+                after = module.register_forward_hook(self._after, with_kwargs=True, always_call=True)  # pyright: ignore[reportAttributeAccessIssue]
                 stack.callback(before.remove)
                 stack.callback(after.remove)
             yield

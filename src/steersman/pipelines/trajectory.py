@@ -72,7 +72,7 @@ class PipelineTrajectory:
     """The steps of one call of a pipeline, and the pipeline as the denoiser that guides ask.
 
     A batch of the scheduler's has a row for each image, or two; with K particles there are K such batches. As samples
-    ``x_t`` they are one batch, ``(B K, C, H, W)``, image by image, each with its particles.
+    ``x_t`` they are one batch, ``(B K, C, H, W)`` or ``(B K, C, T, H, W)``, image by image, each with its particles.
 
     Args:
         plan: What all calls have in common.
@@ -102,7 +102,7 @@ class PipelineTrajectory:
         self.rows = len(sample) // self.layout.copies
         self.dtype = torch.promote_types(sample.dtype, torch.float32)
         self.computes = torch.float16 if torch.float16 in (plan.parts.dtype, sample.dtype) else plan.parts.dtype
-        if plan.frames is not None and self.layout.frames is None:
+        if plan.frames is not None and self.layout.unpack(sample).ndim == 4:
             raise InputError("frames must be None for a pipeline that draws images")
         if len(plan.targets) not in (1, self.rows):
             raise InputError(f"target must be one, or one for each of {self.rows} images, got {len(plan.targets)}")
@@ -185,7 +185,7 @@ class PipelineTrajectory:
         # LCM's last sample is the denoised image as well, which it returns beside it.
         return _with_sample(outcomes[0], samples[0], denoised=self.ended and self.name == "LCMScheduler")
 
-    def __call__(self, x_t: Float[Tensor, "N C H W"], level: Level, **_: Any) -> Prediction:  # noqa: ANN401
+    def __call__(self, x_t: Float[Tensor, "N *shape"], level: Level, **_: Any) -> Prediction:  # noqa: ANN401
         """Returns what the network predicts with the conditioning that the pipeline gave it in this step."""
         here, linked = level is self.position.level, torch.is_grad_enabled()
         ratio = FAMILIES[self.name] == "ratio"
@@ -211,16 +211,15 @@ class PipelineTrajectory:
             fraction = (learned + 1) / 2 if self.scheduler.config.get("variance_type") == "learned_range" else None
         return Prediction(to_x0(self.kind, x_t, raw, level), fraction)
 
-    def decode(self, x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "N C2 H2 W2"]:
+    def decode(self, x0: Float[Tensor, "B *shape"]) -> Float[Tensor, "N C H W"]:
         """Returns the images, or all frames of the first video, then of the second and so on."""
-        vae, frames = self.plan.parts.vae, self.layout.frames
+        vae = self.plan.parts.vae
         if vae is None:
             if x0.shape[1] not in (1, 3):
                 raise InputError(f"pipe: without a VAE, samples must be images of 1 or 3 channels, got {x0.shape[1]}")
             return x0
-        if frames is None:
-            return decoded(vae, x0)
-        return decoded(vae, x0.unflatten(2, (frames, -1))).transpose(1, 2).flatten(0, 1)
+        images = decoded(vae, x0)
+        return images if images.ndim == 4 else images.transpose(1, 2).flatten(0, 1)
 
     def _step_at(self, position: Position, index: int, repeat: int = 0) -> Step:
         """Returns the step of a position; a second evaluation keeps the variance of its step."""
@@ -322,7 +321,7 @@ class PipelineTrajectory:
         scale = 1 / float(getattr(self.scheduler, "init_noise_sigma", 1.0))
         return [self._held(self._noise(x), like=sample, scale=scale) for _ in range(self.particles.count - 1)]
 
-    def _noise(self, like: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+    def _noise(self, like: Float[Tensor, "B *shape"]) -> Float[Tensor, "B *shape"]:
         """Returns a normal draw for each image, of the pipeline's generators where it has some."""
         several = isinstance(self.generator, list)
         generator = None if several and len(self.generator) != len(like) else self.generator
@@ -348,22 +347,22 @@ class PipelineTrajectory:
         row = torch.arange(stacked.shape[1], device=stacked.device)
         return [stacked[batch, row] for batch in from_batch.unbind(1)]
 
-    def _joined(self, batches: list[Tensor], scale: float) -> Float[Tensor, "N C H W"]:
+    def _joined(self, batches: list[Tensor], scale: float) -> Float[Tensor, "N *shape"]:
         """Returns the scheduler's batches, one for each particle, as one batch ``x = c z``."""
         images = [self.layout.unpack(batch[: self.rows].clone()).to(self.dtype) for batch in batches]
         joined = images[0] if len(images) == 1 else torch.stack(images, dim=1).flatten(0, 1)
         return joined * scale
 
-    def _split(self, x: Float[Tensor, "N C H W"]) -> tuple[Float[Tensor, "B C H W"], ...]:
+    def _split(self, x: Float[Tensor, "N *shape"]) -> tuple[Float[Tensor, "B *shape"], ...]:
         """Returns a batch of all particles as one batch for each."""
         return x.unflatten(0, (self.rows, -1)).unbind(1)
 
-    def _held(self, x: Float[Tensor, "B C H W"], *, like: Tensor, scale: float) -> Tensor:
+    def _held(self, x: Float[Tensor, "B *shape"], *, like: Tensor, scale: float) -> Tensor:
         """Returns ``z = x / c`` as the scheduler holds it."""
         rows = self.layout.pack(x / scale).to(like.dtype)
         return rows if self.layout.copies == 1 else torch.cat([rows] * self.layout.copies)
 
-    def _added(self, batches: list[Tensor], change: Float[Tensor, "N C H W"], scale: float) -> list[Tensor]:
+    def _added(self, batches: list[Tensor], change: Float[Tensor, "N *shape"], scale: float) -> list[Tensor]:
         """Returns the scheduler's batches with a change of ``x = c z`` added."""
         changes = zip(batches, self._split(change), strict=True)
         return [z + self._held(x, like=z, scale=scale) for z, x in changes]

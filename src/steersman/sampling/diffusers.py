@@ -14,14 +14,13 @@ from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from steersman.batching import each_tensor
 from steersman.denoise import Parameterization, output_for
 from steersman.errors import InputError, unknown
 from steersman.guidance.injection import Estimate
-from steersman.guidance.step import FixedVariance, Step
+from steersman.guidance.step import Batch, FixedVariance, Step
 from steersman.sampling.samplers import Draw, Move, Predict, Sampler
 from steersman.sampling.scheduler import (
     FAMILIES,
@@ -109,9 +108,7 @@ class DiffusersSampler(Sampler):
             self._check_level(position.level, schedule)
         return visited(positions)
 
-    def step(
-        self, x_t: Float[Tensor, "B *shape"], step: Step, predict: Predict, draw: Draw, state: tuple
-    ) -> tuple[Move, tuple]:
+    def step(self, x_t: Batch, step: Step, predict: Predict, draw: Draw, state: tuple) -> tuple[Move, tuple]:
         """Returns the scheduler's step, and its state: the scheduler, its history, and the sample that it returned."""
         run, history, returned = state if state and not step.repeat else (self._run(step.count, step), (), None)
         scheduler = copy.deepcopy(run.scheduler)
@@ -166,7 +163,7 @@ class DiffusersSampler(Sampler):
 
     def _call(
         self, scheduler: Scheduler, position: Position, estimate: Estimate, level: Level, draw: Draw
-    ) -> tuple[Float[Tensor, "B *shape"], Tensor | None]:
+    ) -> tuple[Batch, Tensor | None]:
         """Returns where one call of the scheduler leads, and what it drew."""
         z = _sample(estimate, level, position)
         output = self._output(scheduler, position, estimate, level)
@@ -175,9 +172,7 @@ class DiffusersSampler(Sampler):
             z = scheduler.step(output, time, z, return_dict=False, **self.settings)[0]
         return z * position.next_scale, numbers.noise
 
-    def _output(
-        self, scheduler: Scheduler, position: Position, estimate: Estimate, level: Level
-    ) -> Float[Tensor, "B *shape"]:
+    def _output(self, scheduler: Scheduler, position: Position, estimate: Estimate, level: Level) -> Batch:
         """Returns what a network of the scheduler's prediction type would have put out."""
         x0, eps, _ = estimate
         if FAMILIES[self.name] != "edm":
@@ -219,7 +214,7 @@ class DiffusersSampler(Sampler):
             )
 
 
-def _sample(estimate: Estimate, level: Level, position: Position) -> Float[Tensor, "B *shape"]:
+def _sample(estimate: Estimate, level: Level, position: Position) -> Batch:
     """Returns the sample that an estimate describes, as the scheduler holds it."""
     x0, eps, _ = estimate
     return (broadcast(level.alpha, x0) * x0 + broadcast(level.sigma, eps) * eps) / position.scale
@@ -349,9 +344,7 @@ class NamedScheduler(Sampler):
         """Returns the levels that the scheduler's timesteps visit, as `DiffusersSampler.levels` does."""
         return self.on(schedule).levels(schedule, steps, spacing, ratio_min, ratio_max)
 
-    def step(
-        self, x_t: Float[Tensor, "B *shape"], step: Step, predict: Predict, draw: Draw, state: tuple
-    ) -> tuple[Move, tuple]:
+    def step(self, x_t: Batch, step: Step, predict: Predict, draw: Draw, state: tuple) -> tuple[Move, tuple]:
         """Returns the scheduler's step; the state is the sampler that was made for the denoiser, and its own."""
         sampler, state = state or (self.on(predict.schedule), ())
         move, state = sampler.step(x_t, step, predict, draw, state)

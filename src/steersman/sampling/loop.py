@@ -29,7 +29,7 @@ from steersman.errors import InputError, unknown
 from steersman.guidance.guide import Guide, Steering, Update, after_decoding
 from steersman.guidance.injection import Estimate, Kept
 from steersman.guidance.objective import Target, resolve_targets
-from steersman.guidance.step import FixedVariance, Step, reverse_variance, transition
+from steersman.guidance.step import Batch, FixedVariance, Step, reverse_variance, transition
 from steersman.names import each_class, resolve
 from steersman.precision import ieee
 from steersman.sampling.noise import GivenNoise, SeededNoise
@@ -62,8 +62,8 @@ class Report(NamedTuple):
     """
 
     step: Step
-    x: Float[Tensor, "B *shape"]
-    x0: Float[Tensor, "B *shape"]
+    x: Batch
+    x0: Batch
     updates: tuple[Update | None, ...]
 
 
@@ -123,7 +123,7 @@ def sample(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     callbacks: Sequence[Callback] = (),
-) -> Float[Tensor, "B *shape"]:
+) -> Batch:
     """Draws one sample for each seed, with guidance.
 
     Args:
@@ -222,7 +222,7 @@ class GuidedDenoiser:
     """
 
     step: Step
-    x0: Float[Tensor, "B *shape"]
+    x0: Batch
     unguided: Estimate
 
     def __init__(
@@ -244,7 +244,7 @@ class GuidedDenoiser:
         """The denoiser's schedule."""
         return self.denoiser.schedule
 
-    def before(self, x_t: Float[Tensor, "B *shape"]) -> Float[Tensor, "B *shape"]:
+    def before(self, x_t: Batch) -> Batch:
         """Returns the sample with the updates that enter it; the denoiser is asked only where one depends on it."""
         step = self.step._replace(peak=torch.maximum(self.peak, self.step.variance.to(self.peak.dtype)))
         through = self.steering.differentiates_denoiser(step, before=True)
@@ -269,7 +269,7 @@ class GuidedDenoiser:
         self.step = self.step._replace(variance=variance, peak=self.peak)
         return x_t[rows] if self._asked is None else self._asked[0]
 
-    def __call__(self, x_t: Float[Tensor, "B *shape"], level: Level, stage: int = 0) -> Estimate:
+    def __call__(self, x_t: Batch, level: Level, stage: int = 0) -> Estimate:
         """Returns the estimate of a level, with the updates that enter there."""
         if stage == 0 and self._asked is not None:
             (asked, estimate), self._asked = self._asked, None
@@ -281,7 +281,7 @@ class GuidedDenoiser:
         self.x0 = estimate.x0
         return estimate
 
-    def _evaluate(self, x_t: Float[Tensor, "B *shape"], level: Level, stage: int) -> tuple[Prediction, Estimate]:
+    def _evaluate(self, x_t: Batch, level: Level, stage: int) -> tuple[Prediction, Estimate]:
         step = self.step._replace(level=level, stage=stage)
         through = self.steering.differentiates_denoiser(step)
         x_t = x_t.detach().requires_grad_(through or self.steering.differentiates_sample)
@@ -311,7 +311,7 @@ class _Unguided(NamedTuple):
     def schedule(self) -> Schedule:
         return self.guided.schedule
 
-    def __call__(self, x_t: Float[Tensor, "B *shape"], level: Level, stage: int = 0) -> Estimate:
+    def __call__(self, x_t: Batch, level: Level, stage: int = 0) -> Estimate:
         if stage:
             raise InputError(
                 "particles.corrected must be false with a sampler that evaluates the denoiser more than once a step, "
@@ -320,9 +320,7 @@ class _Unguided(NamedTuple):
         return self.guided.unguided
 
 
-def renoised(
-    x_s: Float[Tensor, "B *shape"], level: Level, next: Level, eps: Float[Tensor, "B *shape"]
-) -> Float[Tensor, "B *shape"]:
+def renoised(x_s: Batch, level: Level, next: Level, eps: Batch) -> Batch:
     """Returns a sample taken one step back, ``x_t = r x_s + sqrt(beta) eps``."""
     ratio, beta = transition(level, next)
     return broadcast(ratio, x_s) * x_s + broadcast(beta.sqrt(), x_s) * eps

@@ -18,13 +18,13 @@ from torch import Tensor
 
 from steersman.errors import InputError, unknown
 from steersman.guidance.injection import Estimate
-from steersman.guidance.step import FixedVariance, Step, posterior_mean, reverse_variance, transition
+from steersman.guidance.step import Batch, FixedVariance, Step, posterior_mean, reverse_variance, transition
 from steersman.schedule import Level, Schedule, Spacing, broadcast, check_ratios
 from steersman.typed import finite
 
 __all__ = ["DDIM", "DDPM", "DPMpp", "Draw", "Heun", "Move", "Predict", "Sampler", "levels_of"]
 
-Draw = Callable[[], Float[Tensor, "B *shape"]]
+Draw = Callable[[], Batch]
 
 
 @runtime_checkable
@@ -36,7 +36,7 @@ class Predict(Protocol):
         """The denoiser's schedule, for levels between those of the trajectory."""
         ...
 
-    def __call__(self, x_t: Float[Tensor, "B *shape"], level: Level, stage: int = 0) -> Estimate:
+    def __call__(self, x_t: Batch, level: Level, stage: int = 0) -> Estimate:
         """Returns the estimate at a level; ``stage`` counts the evaluations within the step."""
         ...
 
@@ -50,8 +50,8 @@ class Move(NamedTuple):
         variance: The variance of that noise.
     """
 
-    mean: Float[Tensor, "B *shape"]
-    deviation: Float[Tensor, "B *shape"] | None = None
+    mean: Batch
+    deviation: Batch | None = None
     variance: Float[Tensor, "..."] | None = None
 
 
@@ -69,13 +69,11 @@ class Sampler(Protocol):
         """Whether its steps end with noise, except for the last one; None where only a step shows it."""
         return None
 
-    def init(self, x: Float[Tensor, "B *shape"]) -> tuple:
+    def init(self, x: Batch) -> tuple:
         """Returns the state before the first step; empty for one-step methods."""
         return ()
 
-    def step(
-        self, x_t: Float[Tensor, "B *shape"], step: Step, predict: Predict, draw: Draw, state: tuple
-    ) -> tuple[Move, tuple]:
+    def step(self, x_t: Batch, step: Step, predict: Predict, draw: Draw, state: tuple) -> tuple[Move, tuple]:
         """Returns the move to ``step.next`` and the next state."""
         ...
 
@@ -99,7 +97,7 @@ def levels_of(
     return own(schedule, steps, spacing, ratio_min, ratio_max)
 
 
-def _noise(variance: Float[Tensor, "..."], draw: Draw, step: Step) -> Float[Tensor, "B *shape"] | None:
+def _noise(variance: Float[Tensor, "..."], draw: Draw, step: Step) -> Batch | None:
     """Returns ``sqrt(variance) eps``, or None into a clean image and where the variance is zero."""
     if not step.next.sigma > 0 or (variance.ndim == 0 and not variance > 0):  # a learned variance is above 0
         return None
@@ -136,9 +134,7 @@ class DDPM(Sampler):
         """True: every step adds noise."""
         return True
 
-    def step(
-        self, x_t: Float[Tensor, "B *shape"], step: Step, predict: Predict, draw: Draw, state: tuple
-    ) -> tuple[Move, tuple]:
+    def step(self, x_t: Batch, step: Step, predict: Predict, draw: Draw, state: tuple) -> tuple[Move, tuple]:
         """Returns ``mu`` and ``sqrt(Sigma_t) eps``."""
         estimate = predict(x_t, step.level)
         mean = posterior_mean(x_t, estimate.x0, step.level, step.next)
@@ -174,9 +170,7 @@ class DDIM(Sampler):
         """Whether ``eta`` is above 0."""
         return self.eta > 0
 
-    def step(
-        self, x_t: Float[Tensor, "B *shape"], step: Step, predict: Predict, draw: Draw, state: tuple
-    ) -> tuple[Move, tuple]:
+    def step(self, x_t: Batch, step: Step, predict: Predict, draw: Draw, state: tuple) -> tuple[Move, tuple]:
         """Returns the deterministic part and ``sqrt(Sigma) eps``."""
         estimate = predict(x_t, step.level)
         variance = self.eta**2 * reverse_variance(step.level, step.next)
@@ -201,9 +195,7 @@ class DPMpp(Sampler):
         """False: no step adds noise."""
         return False
 
-    def step(
-        self, x_t: Float[Tensor, "B *shape"], step: Step, predict: Predict, draw: Draw, state: tuple
-    ) -> tuple[Move, tuple]:
+    def step(self, x_t: Batch, step: Step, predict: Predict, draw: Draw, state: tuple) -> tuple[Move, tuple]:
         """Returns DDIM's step, with the second-order term where there is a history ``(x0_u, lambda_u)``.
 
         With ``lambda = log(alpha / sigma)``, ``h = lambda_s - lambda_t`` and ``r = (lambda_t - lambda_u) / h``. A
@@ -255,9 +247,7 @@ class Heun(Sampler):
         """False: churn adds its noise before the step."""
         return False
 
-    def step(
-        self, x_t: Float[Tensor, "B *shape"], step: Step, predict: Predict, draw: Draw, state: tuple
-    ) -> tuple[Move, tuple]:
+    def step(self, x_t: Batch, step: Step, predict: Predict, draw: Draw, state: tuple) -> tuple[Move, tuple]:
         """Returns Heun's step from the churned sample; Euler's into a clean image and out of pure noise."""
         x_t, level = self._churned(x_t, step, predict, draw)
         alpha, sigma = (broadcast(value, x_t) for value in (step.next.alpha, step.next.sigma))
@@ -269,9 +259,7 @@ class Heun(Sampler):
             x_s = x_s + broadcast(half, x_s) * change
         return Move(x_s), state
 
-    def _churned(
-        self, x_t: Float[Tensor, "B *shape"], step: Step, predict: Predict, draw: Draw
-    ) -> tuple[Float[Tensor, "B *shape"], Level]:
+    def _churned(self, x_t: Batch, step: Step, predict: Predict, draw: Draw) -> tuple[Batch, Level]:
         """Returns the sample at ``t_hat = (1 + gamma) t``, or as far as the schedule goes."""
         t = float(step.level.sigma / step.level.alpha)  # infinite where there is no signal, which cannot be churned
         churned = self.ratio_min <= t <= self.ratio_max and t < math.inf
