@@ -223,6 +223,13 @@ def test_a_missing_file_and_a_folder(tmp_path):
         b"\x80\x04" + b")" + b"\x85" * 4_000 + b".",
         b"\x80\x04}" + b")" + b"\x85" * 20_000 + b"Ns.",
         b"(" * 4_000 + b".",
+        b"\x80\x02c_codecs\nencode\nq\0X"
+        + struct.pack("<I", 10**5)
+        + b"a" * 10**5
+        + b"q\1"
+        # the same text as bytes, again and again
+        + 1_000 * b"h\0h\1U\6latin1\x86R"
+        + b".",
     ],
 )
 def test_no_file_takes_more_memory_than_it_is_large(content, read):

@@ -15,7 +15,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Float64
@@ -56,29 +56,6 @@ CLEAN = Level(*(torch.tensor(value, dtype=torch.float64) for value in (1.0, 0.0,
 """The last level of every sampling, at which no denoiser is evaluated."""
 
 
-@runtime_checkable
-class Schedule(Protocol):
-    """The noise schedule that a denoiser was trained on."""
-
-    def start(self, level: Level) -> float:
-        """Returns the standard deviation of the noise that a sampling from this level starts from."""
-        ...
-
-    def at_time(self, time: float | Tensor) -> Level:
-        """Returns the level at a time, or at one time per image."""
-        ...
-
-    def at_ratio(self, ratio: float | Tensor) -> Level:
-        """Returns the level with this noise-to-signal ratio ``sigma / alpha``."""
-        ...
-
-    def levels(
-        self, steps: int, spacing: Spacing = "linspace", ratio_min: float = 0.0, ratio_max: float = math.inf
-    ) -> tuple[Level, ...]:
-        """Returns ``steps`` levels, noisiest first, with ``sigma / alpha`` within a range, and then `CLEAN`."""
-        ...
-
-
 def broadcast(value: Float[Tensor, "*batch"], like: Tensor) -> Tensor:
     """Casts a level's number to a sample's dtype, and shapes (B,) to (B, 1, 1, 1); a scalar stays on the CPU."""
     if value.ndim == 0:
@@ -111,8 +88,8 @@ def _even(first: float, last: float, count: int) -> Float64[Tensor, " count"]:
     return torch.linspace(first, last, count, dtype=torch.float64)
 
 
-class _Levels(ABC):
-    """What the schedules below share: `levels`, from each one's range and its own spacings."""
+class Schedule(ABC):
+    """The noise schedule that a denoiser was trained on: its levels, and those of a sampling."""
 
     _spacings: ClassVar[tuple[Spacing, ...]]
 
@@ -126,8 +103,12 @@ class _Levels(ABC):
         """Returns the levels of any spacing but ``karras`` and ``logsnr``."""
 
     @abstractmethod
+    def at_time(self, time: float | Tensor) -> Level:
+        """Returns the level at a time, or at one time per image."""
+
+    @abstractmethod
     def at_ratio(self, ratio: float | Tensor) -> Level:
-        """Returns the level with this ``sigma / alpha``."""
+        """Returns the level with this noise-to-signal ratio ``sigma / alpha``."""
 
     def start(self, level: Level) -> float:
         """Returns the standard deviation of the noise that a sampling from this level starts from."""
@@ -173,7 +154,7 @@ class _Levels(ABC):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class VP(_Levels):
+class VP(Schedule):
     """A variance-preserving schedule of T discrete times, ``alpha_t = sqrt(alpha_bar_t)``.
 
     Attributes:
@@ -310,7 +291,7 @@ class VP(_Levels):
 
 @dataclass(frozen=True, kw_only=True)
 @finite
-class EDM(_Levels):
+class EDM(Schedule):
     """A variance-exploding schedule, ``x_t = x_0 + sigma eps``, with the time ``ln(sigma) / 4`` (EDM, table 1).
 
     Attributes:
@@ -358,7 +339,7 @@ class EDM(_Levels):
 
 @dataclass(frozen=True, kw_only=True)
 @finite
-class Flow(_Levels):
+class Flow(Schedule):
     """Flow matching, ``x_t = (1 - sigma) x_0 + sigma eps``, with the time ``T sigma``.
 
     Sampling takes even steps of u, shifted towards the noise (Esser et al. 2024, eq. 23):

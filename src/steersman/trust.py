@@ -1,9 +1,7 @@
-"""Code that a file names: it is imported only where the user has named it too.
+"""Code that settings name, as ``module:PACKAGE.NAME:FUNCTION``.
 
-``module:PACKAGE.NAME:FUNCTION`` stands for what a function makes, and to load it is to run it. On the command line, or
-in a call, it is the user's own word. In a file, a ``run.yaml``, a recipe or a reproduction, it is whoever's wrote it.
-So what is read to be obeyed is searched for it, wherever in the file it stands, and refused unless the user has given
-the same text (``--trust`` on the command line). What is read to be compared or shown is not.
+Loading it runs it. In a call or on the command line that is the user's own word; in a file (a run, a recipe, a
+reproduction) it is its author's, so that the file is refused unless the user has named the same code (``--trust``).
 """
 
 import os
@@ -17,7 +15,7 @@ from steersman.errors import InputError, one_line, shown, unknown
 __all__ = ["CODE", "call_function", "code_in", "import_function", "refuse_code"]
 
 CODE = "module:"
-"""What a text begins with that names code."""
+"""The beginning of a text that names code."""
 
 
 def code_in(content: object) -> Iterator[str]:
@@ -26,25 +24,15 @@ def code_in(content: object) -> Iterator[str]:
         if content.strip().startswith(CODE):
             yield content
     elif isinstance(content, Mapping):
-        for key, value in content.items():
-            yield from code_in(key)
-            yield from code_in(value)
+        for pair in content.items():
+            yield from code_in(pair)
     elif isinstance(content, list | tuple | set | frozenset):
         for value in content:
             yield from code_in(value)
 
 
 def refuse_code(content: object, place: object, trusted: Collection[str]) -> None:
-    """Refuses settings of a file that name code which the user has not named.
-
-    Args:
-        content: The settings.
-        place: The file.
-        trusted: What the user has named.
-
-    Raises:
-        InputError: They do.
-    """
+    """Refuses settings of a file that name code beside the trusted."""
     for text in code_in(content):
         if text not in trusted:
             raise InputError(

@@ -1,18 +1,16 @@
-"""Tensors by their names from a file of somebody else's, and nothing else from it.
+"""Tensors by their names from checkpoints of others, and networks no larger than their files.
 
-A file of torch's is unpickled by a reader that builds tensors only (``weights_only``), and mapped into memory, not read
-into it. Where something else lies beside the tensors, as training scripts leave it, our own reader takes its place,
-which runs nothing either (`models.pickles`). An archive keeps a checksum of each part, which is compared, so that a
-flipped bit is found; files in safetensors' format have none.
+torch reads a file with ``weights_only``, mapped into memory; where other objects lie beside the tensors,
+`models.pickles` reads it, which runs nothing either. An archive's checksums are compared; safetensors has none.
 
-Weights lie in a file at some place, under names that begin with what held the network:
+Weights lie under a prefix that says what held the network:
 
     state_dict.model.layer1.0.conv1.weight        of Lightning, whose module has the network as ``model``
     model_ema.module.layer1.0.conv1.weight        of torchvision's references, the averaged copy beside ``model``
-    state_dict._orig_mod.layer1.0.conv1.weight    of a compiled one
+    state_dict._orig_mod.layer1.0.conv1.weight    of a compiled network
 
-A copy of a network's weights is all its tensors under one such beginning. Where a file has several, the averaged one is
-taken, and said to be; another is chosen by its beginning, such as ``model``.
+All tensors of a network under one prefix are a copy of its weights. Of several copies the averaged one is taken, with a
+notice; another is chosen by its prefix.
 """
 
 import re
@@ -20,7 +18,7 @@ import warnings
 import zipfile
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,47 +26,61 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
 from steersman.errors import InputError, notice, one_line
+from steersman.files import regular
 from steersman.models.pickles import Record, read_checkpoint
 
-__all__ = ["Checkpoint", "Misfit", "check_archive", "check_finite", "open_checkpoint", "read_tensors"]
+__all__ = [
+    "Checkpoint",
+    "Misfit",
+    "check_archive",
+    "check_finite",
+    "no_larger_than",
+    "open_checkpoint",
+    "read_tensors",
+    "weights_size",
+]
 
 HOLDERS = ("model", "state_dict", "model_state_dict", "net", "network", "weights", "params", "generator")
-"""What weights are called in a training's state, the likelier first."""
+"""Keys of weights in a training's state, the likelier first."""
 
 AVERAGED = re.compile(r"(^|[._])(ema|swa|averaged?)([._]|$)", re.IGNORECASE)
-"""Names of what holds averaged weights: ``ema``, ``state_dict_ema``, ``model_ema``, ``ema_model``, ``params_ema``."""
+"""Keys of averaged weights: ``ema``, ``state_dict_ema``, ``model_ema``, ``ema_model``, ``params_ema``."""
 
 WRAPPED = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-"""What ``torch.compile`` and others put into a name, wherever the module is that they wrap."""
+"""Parts of names that ``torch.compile`` and others add for the modules that they wrap."""
 
 TRANSPARENT = ("_parameters", "_buffers", "_modules")
-"""Attributes of a module that are no part of its tensors' names."""
+"""Attributes of a pickled module that are no part of its tensors' names."""
 
 ASIDE = re.compile(
     r"(?:^|\.)(?:total_ops|total_params|num_batches_tracked|n_averaged)$"
     r"|^(?:criterion|loss\w*|metrics?|\w+_(?:acc|metrics?|loss))\."
 )
-"""Tensors beside a network's own that are none of its weights: of losses, metrics, counters."""
+"""Tensors beside a network's weights: of losses, metrics, counters."""
 
 SHOWN, LONGEST = 3, 80  # names in a message, and characters of each
-MOST = 20_000_000  # characters of names in a file, which may nest without end
+MOST = 20_000_000  # characters of all names in a file, which may nest without end
 
 
 class Misfit(InputError):
-    """A file holds no copy of a network's weights."""
+    """A file has no copy of a network's weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """What a file holds.
+    """The content of a file.
 
     Attributes:
         path: The file.
-        parts: Its tensors, by what holds them (``""``, ``state_dict``, ``state_dict.model``), and by their names there.
-        facts: What the training was told, where the file has that: numbers and texts of its ``args``.
+        parts: Its tensors by their names, by the keys that hold them (``""``, ``state_dict``, ``state_dict.model``).
+        facts: The numbers and texts of the training's ``args``.
     """
 
     path: Path
@@ -76,13 +88,10 @@ class Checkpoint:
     facts: Mapping[str, Any]
 
     def tensors(self, *, weights: str | None = None) -> dict[str, Tensor]:
-        """Returns the tensors of the likeliest part, without what is before all their names.
-
-        Args:
-            weights: The part that is wanted; None for an averaged one, or that of a usual name.
+        """Returns the tensors of a part, or of the likeliest: an averaged one, or that of a usual key.
 
         Raises:
-            InputError: There is no such part, or its tensors are not whole, plain and finite.
+            InputError: There is no such part, or its tensors are not plain, finite and complete.
         """
         known = [part for part in self.parts if part.rpartition(".")[2] in HOLDERS or _averaged(part)]
         if weights is not None and weights not in self.parts:
@@ -111,16 +120,11 @@ class Checkpoint:
         return f"weights must be one of {_listed(copies) or 'none'}, as in {str(self.path)!r}, got {weights}"
 
     def state(self, names: Collection[str], *, weights: str | None = None) -> dict[str, Tensor]:
-        """Returns the tensors of a network with these names, floats in float32.
-
-        Args:
-            names: Of the tensors of the network.
-            weights: The beginning of the copy that is wanted; None for the averaged one where there are several.
+        """Returns a network's tensors by their names, floats in float32, of the copy whose prefix is ``weights``.
 
         Raises:
             Misfit: The file has no copy of all of them, or has more of the same network.
-            InputError: It has several copies, and does not say which is which; or the tensors are not whole, plain and
-                finite.
+            InputError: It has several copies and none is averaged, or the tensors are not plain, finite and complete.
         """
         tensors = {
             WRAPPED.sub("", f"{part}.{name}" if part else name): tensor
@@ -147,7 +151,7 @@ class Checkpoint:
     def _start(
         self, tensors: Mapping[str, Tensor], wanted: list[str], whole: list[str], weights: str | None
     ) -> str | None:
-        """Returns the beginning of the names of the copy to take, None where there is none."""
+        """Returns the prefix of the copy to take, None where there is none."""
         first = {copy: tensors[f"{copy}{wanted[0]}"] for copy in reversed(whole)}
         plain = {copy: tensor.layout == torch.strided for copy, tensor in first.items()}
         distinct = {each.data_ptr() if plain[copy] else id(each): copy for copy, each in first.items()}
@@ -197,7 +201,7 @@ def _averaged(part: str) -> bool:
 
 
 def _said(name: str) -> str:
-    """Returns a file's own text, fit for a line."""
+    """Returns a file's own text, fit for a message."""
     return ascii(name)[1:-1][:LONGEST]
 
 
@@ -206,7 +210,7 @@ def _listed(names: Collection[str]) -> str:
 
 
 def _copies(tensors: Mapping[str, Tensor], wanted: list[str]) -> dict[str, list[str]]:
-    """Returns the beginnings under which some of a network's tensors lie, and which of them each lacks."""
+    """Returns the prefixes of some of a network's tensors, and which tensors each lacks."""
     starts: dict[str, None] = {}
     for name in (wanted[0], wanted[len(wanted) // 2], wanted[-1]) if wanted else ():
         for each in tensors:
@@ -216,11 +220,7 @@ def _copies(tensors: Mapping[str, Tensor], wanted: list[str]) -> dict[str, list[
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Returns what a file holds.
-
-    Args:
-        path: A ``.safetensors`` file, or one that `torch.save` wrote, whatever its name: weights by their names, a
-            training's state that holds such, or a module itself.
+    """Returns the content of a ``.safetensors`` file or of one that `torch.save` wrote, whatever holds the weights.
 
     Raises:
         InputError: The file is missing or damaged, or holds no tensors.
@@ -249,25 +249,12 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def read_tensors(path: str | Path, *, weights: str | None = None) -> dict[str, Tensor]:
-    """Returns the tensors of a file, on the CPU, in the dtypes that they were saved in.
-
-    Args:
-        path: As `open_checkpoint` takes it: weights by their names, or a training's state that holds such under
-            ``ema``, ``model``, ``state_dict`` or another usual name, an averaged copy first.
-        weights: Under which name, where that is not the first of these.
-
-    Raises:
-        InputError: The file is missing or damaged, or holds no tensors; or one of them is not plain and finite.
-    """
+    """Returns the tensors of a file, on the CPU, in their own dtypes; see `Checkpoint.tensors`."""
     return open_checkpoint(path).tensors(weights=weights)
 
 
 def check_finite(tensors: Mapping[str, Tensor]) -> None:
-    """Refuses weights that compute nothing.
-
-    Raises:
-        InputError: One of them is not finite.
-    """
+    """Refuses weights that are not finite."""
     for name, tensor in tensors.items():
         narrow = tensor.is_floating_point() and tensor.itemsize == 1  # torch asks no float8 whether it is finite
         if not torch.isfinite(tensor.float() if narrow else tensor).all():
@@ -275,7 +262,7 @@ def check_finite(tensors: Mapping[str, Tensor]) -> None:
 
 
 def _leaves(content: Any, path: Path) -> Iterator[tuple[tuple[str, str], Any]]:  # noqa: ANN401
-    """Yields tensors, plain values and records, each with what holds it and its name; a module holds its own whole."""
+    """Yields tensors, plain values and records with the key that holds them and their names within it."""
     waiting: deque[tuple[str, str, Any]] = deque([("", "", content)])
     length = 0
     while waiting:
@@ -307,7 +294,7 @@ def _items(node: Any) -> list[tuple[Any, Any]]:  # noqa: ANN401
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
-    """Returns the tensors, with those which the writer left out as they are shared with others."""
+    """Returns the tensors, with the shared ones that the writer names in the metadata alone."""
     try:
         tensors = load_file(path)
         with safe_open(path, "pt") as file:
@@ -329,11 +316,7 @@ def _unpickled(path: Path) -> Any:  # noqa: ANN401
 
 
 def check_archive(path: Path) -> bool:
-    """Returns whether a file is an archive, as torch writes one, whole by its checksums.
-
-    Raises:
-        InputError: It is one that is damaged or compressed.
-    """
+    """Returns whether a file is an archive as torch writes it; refuses a damaged or compressed one."""
     if not zipfile.is_zipfile(path):
         return False
     try:
@@ -350,3 +333,35 @@ def check_archive(path: Path) -> bool:
 
 def _refused(path: Path, reason: str) -> InputError:
     return InputError(f"checkpoint: {str(path)!r} cannot be read ({reason})")
+
+
+@contextmanager
+def no_larger_than(size: int) -> Iterator[None]:
+    """Refuses networks built within that have more than ``size`` numbers, which a file of as many bytes cannot fill.
+
+    On torch's ``meta`` device tensors take no memory, however wide a network claims to be; a deep one is refused as it
+    grows.
+    """
+    built = 0
+
+    def count(_module: nn.Module, _name: str, values: Tensor | None) -> None:
+        nonlocal built
+        built += 0 if values is None else values.numel()
+        if built > size:
+            raise InputError("its settings tell of a larger network than its weights do")
+
+    hooks = [register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def weights_size(folder: Path) -> int:
+    """Returns how many bytes of safetensors a folder has, all with whole headers."""
+    files = list(folder.glob("*.safetensors"))
+    for file in files:
+        with safe_open(regular(file), "pt"):
+            pass
+    return sum(file.stat().st_size for file in files)

@@ -1,7 +1,7 @@
-"""Models of the Hugging Face hub: from a folder, else from the cache, else fetched into it.
+"""Models of the Hugging Face hub: from a folder, else from the cache, else downloaded into it.
 
-What is in the cache is never asked for again. Without a network, or with ``HF_HUB_OFFLINE=1``, the answer is one line
-that says what to fetch and where to put it, after one question of ten seconds at most.
+The hub is never asked for what is in the cache. Without a network, or with ``HF_HUB_OFFLINE=1``, one question of ten
+seconds at most ends in a line that says what to download and where to put it.
 """
 
 import re
@@ -19,16 +19,13 @@ Loaded = TypeVar("Loaded")
 
 
 def load_pretrained(spec: str, name: str, read: Callable[..., Loaded], *, kind: str = "classifier") -> Loaded:
-    """Returns what a library's loaders make of a model.
+    """Returns a model by a library's loader: of a folder, or of an id on the hub.
 
     Args:
-        spec: What the user gave, for the messages; where it has a source, that stands before the name.
-        name: A folder as the library saves it, or the id of such a model on the hub.
+        spec: What the user gave, for the messages; the name, perhaps after a source.
+        name: The folder or the id.
         read: Maps the name, and ``local_files_only``, to the model.
         kind: What the model is to be, for the messages.
-
-    Raises:
-        InputError: There is no such model, or it cannot be read.
     """
 
     def tried(**where: bool) -> Loaded:
@@ -60,25 +57,13 @@ def load_pretrained(spec: str, name: str, read: Callable[..., Loaded], *, kind: 
 
 
 def check_whole(model: str, info: Mapping[str, Any]) -> None:
-    """Refuses a model that was not loaded with all its weights; diffusers and transformers would draw the others.
-
-    Args:
-        model: What it is called in the error.
-        info: What the library says of the loading.
-
-    Raises:
-        InputError: Some are missing.
-    """
+    """Refuses a model whose weights are incomplete, by the library's loading info; the rest would be random."""
     if missing := sorted(info["missing_keys"]):
         raise InputError(f"{model} lacks the weights {', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}")
 
 
 def hub_file(spec: str, repository: str, file: str) -> Path:
-    """Returns where a classifier's file of a repository lies in the hub's cache, fetched where it is not there yet.
-
-    Raises:
-        InputError: It is not there, and cannot be fetched.
-    """
+    """Returns the path of a file of a classifier's repository in the hub's cache, downloaded where it is not there."""
     from huggingface_hub import hf_hub_download
 
     try:
@@ -94,7 +79,7 @@ def hub_file(spec: str, repository: str, file: str) -> Path:
 
 
 def _ask(repository: str, lacking: str, remedy: str) -> None:
-    """Refuses what the hub does not have or cannot be asked for; asked once, where the loaders would try on."""
+    """Refuses what the hub does not have, after one question, where the loaders would retry."""
     from huggingface_hub import HfApi
 
     try:
@@ -105,11 +90,7 @@ def _ask(repository: str, lacking: str, remedy: str) -> None:
 
 @contextmanager
 def quiet(source: str, *, kind: str = "classifier") -> Iterator[Any]:
-    """Yields transformers, kept from telling what it loads: what fails is said in our own line.
-
-    Raises:
-        InputError: transformers is not installed.
-    """
+    """Yields transformers without its messages and progress bars, or says which extra has it."""
     require("text", "transformers", what=f"{kind}: {source}")
     import transformers
 
@@ -119,7 +100,7 @@ def quiet(source: str, *, kind: str = "classifier") -> Iterator[Any]:
 
 @contextmanager
 def hushed(logging: Any) -> Iterator[None]:  # noqa: ANN401
-    """Keeps a library from telling what it loads, by transformers' or diffusers' own switches."""
+    """Turns off the messages and progress bars of transformers or diffusers."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

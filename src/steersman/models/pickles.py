@@ -1,31 +1,24 @@
-"""Pickles read without running anything: as text that says what an object was, never as the program it is.
+"""Pickles read as data: names stay names, and nothing is imported, called or executed.
 
-A pickle is a program for a stack machine: ``GLOBAL`` imports a name, and ``REDUCE``, ``NEWOBJ`` and ``BUILD`` call it
-and what it made. NVIDIA's network files even carry source code that is executed as they are loaded. Here the opcodes
-come from Python's own parser, `pickletools.genops`, which decodes and does no more; a name stays a name, and what it
-would have been called with makes
+A pickle is a program for a stack machine. `pickletools` parses its opcodes and says what each pops and pushes;
+`_Reader` keeps the stack, and makes
 
-    a container         dict, list, tuple, set, of the same content
-    a tensor            from a storage in the file, checked against its length
-    a `Record`          for the rest: the name, the arguments, the state
+    a container    dict, list, tuple, set, of the same content
+    a tensor       a view of a storage in the file, checked against its length
+    a `Record`     of anything else: the name, the arguments, the state
 
-In a network file of NVIDIA's, only the names in `CALLS` are let through, whatever their place in the file; any other is
-refused by its name, before the next opcode is read. In a checkpoint of torch's, anything may lie beside the tensors
-(`argparse.Namespace`, a configuration, a scheduler, numbers of NumPy): a name that is not among them becomes a record.
-What is built stays within the order of the file's size, and within `MOST` opcodes.
+`pickle.Unpickler` would not do, whatever names it is allowed: it hashes keys, which takes 2^n steps for n nested pairs,
+takes memory for the indices and lengths that a file claims, and calls ``__setstate__`` of what it made.
 
-A tensor's storage is a file in the file (PyTorch's layout before 1.6): five pickles, which are a magic number, a
-version, the sizes of the writer's types, the storage's type, key and count n, and a list of its key; then n as 64 bits
-and the n values. A checkpoint of that layout is the same with any number of storages. Since 1.6 it is an archive: the
-pickle ``data.pkl``, and each storage in a file of its own, which is mapped into memory and not read.
-
-Sources: https://docs.python.org/3/library/pickletools.html; https://github.com/NVlabs/edm, torch_utils/persistence.py
-(the records); https://github.com/pytorch/pytorch, torch/serialization.py (the storages).
+`read_pickle` refuses all names but those of NVIDIA's network files (https://github.com/NVlabs/edm), `read_checkpoint`
+makes records of them. A checkpoint of torch's is an archive with ``data.pkl`` and a file per storage, which are mapped
+into memory. Before 1.6 it was five pickles (magic number, version, system, content, keys of the storages), then count
+and values of each storage (https://github.com/pytorch/pytorch, torch/serialization.py).
 """
 
 import math
 import pickletools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -42,39 +35,29 @@ from steersman.files import regular
 
 __all__ = ["Record", "read_checkpoint", "read_pickle"]
 
-MOST = 500_000  # opcodes; EDM's network of ImageNet takes some 60,000, of a checkpoint a tensor with its moments 100
+MOST = 500_000  # opcodes; EDM's network of ImageNet has some 60,000, a checkpoint 100 for a tensor with its moments
 LONGEST = 80  # characters of a file's own text in a message
 
-NAME_LENGTHS = 26  # where a file in an archive says how long its name and more are, before its content
+NAME_LENGTHS = 26  # where an archive's header of a file has the lengths of its name and extra field
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001
 
-DTYPES = {
-    "torch.FloatStorage": torch.float32,
-    "torch.HalfStorage": torch.float16,
-    "torch.BFloat16Storage": torch.bfloat16,
-    "torch.DoubleStorage": torch.float64,
-    "torch.LongStorage": torch.int64,
-    "torch.IntStorage": torch.int32,
-    "torch.ShortStorage": torch.int16,
-    "torch.CharStorage": torch.int8,
-    "torch.ByteStorage": torch.uint8,
-    "torch.BoolStorage": torch.bool,
-    "torch.ComplexFloatStorage": torch.complex64,
-    "torch.ComplexDoubleStorage": torch.complex128,
-    "torch.storage.UntypedStorage": torch.uint8,  # of bytes; the tensor says its type
-    "torch.UntypedStorage": torch.uint8,
-}
+TYPES = (
+    "Float float32, Half float16, BFloat16 bfloat16, Double float64, Long int64, Int int32, Short int16, Char int8, "
+    "Byte uint8, Bool bool, ComplexFloat complex64, ComplexDouble complex128, Untyped uint8"
+)
+DTYPES = {f"torch.{name}Storage": getattr(torch, dtype) for name, dtype in map(str.split, TYPES.split(","))}
+DTYPES["torch.storage.UntypedStorage"] = torch.uint8  # of bytes; the tensor has the type
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Record:
-    """What a file says of one object.
+    """An object of a file.
 
     Attributes:
         name: The name of its class, or of the function that would have made it.
-        args: What that would have been called with.
-        state: What its attributes would have been set from; None where the file has none.
-        items: What it would have held by key, where it is a mapping of its own kind.
+        args: The arguments of that.
+        state: The attributes; None where the file has none.
+        items: The content of a mapping of its own kind.
     """
 
     name: str
@@ -84,243 +67,251 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Name:
+class _Name:
     """A name that a pickle would have imported."""
 
     text: str
 
 
-@dataclass(frozen=True)
-class Stored:
-    """A storage as a pickle announces it."""
-
-    dtype: torch.dtype
-    key: str
-    count: int
-
-
-Load = Callable[[Stored], Any]
-"""From a storage that a pickle announces to what stands for it."""
+Storage = Callable[[torch.dtype, str, int], Tensor]
+"""From type, key and count of a storage to its values."""
 
 
 def read_pickle(path: str | Path) -> Any:  # noqa: ANN401
-    """Returns what a file holds, tensors on the CPU; nothing of it is imported, called or executed.
-
-    Args:
-        path: A pickle of protocol 2 to 5, written as Python 3 writes it.
-
-    Raises:
-        InputError: It cannot be read, is damaged, or names anything but tensors, plain containers and
-            `torch_utils.persistence`'s objects.
-    """
+    """Returns what a pickle of plain containers, tensors and NVIDIA's networks holds; refuses any other name."""
     with _about(path), regular(Path(path)).open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as stream:
-        return _run(stream, CALLS)
+        return _Reader(len(stream)).run(stream, names={*MAKERS, *RECORDS})
 
 
 def read_checkpoint(path: str | Path) -> Any:  # noqa: ANN401
-    """Returns what a file of `torch.save` holds, tensors on the CPU; nothing of it is imported, called or executed.
-
-    Whatever is neither a tensor nor a plain container or value becomes a `Record`.
-
-    Args:
-        path: The file, an archive or of the older layout; or a plain pickle.
-
-    Raises:
-        InputError: It cannot be read, or is damaged.
-    """
+    """Returns what a file of `torch.save` or a plain pickle holds, with a `Record` for any unknown object."""
     with _about(path):
         if is_zipfile(path):
             return _archive(Path(path))
         with Path(path).open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as stream:
-            return _older(stream)
+            return _Reader(len(stream)).legacy(stream)
 
 
 @contextmanager
 def _about(path: str | Path) -> Iterator[None]:
+    damage = (OSError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError, MemoryError)
     try:
         yield
     except InputError as error:
         raise InputError(f"{str(path)!r} cannot be read ({error})") from error
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        LookupError,
-        ArithmeticError,
-        AttributeError,
-        RuntimeError,
-        MemoryError,
-        BadZipFile,
-    ) as error:
-        raise InputError(
-            f"{str(path)!r} cannot be read (no pickle, or a damaged one: {_short(one_line(error))})"
-        ) from error
+    except (*damage, BadZipFile) as error:
+        reason = _short(one_line(error))
+        raise InputError(f"{str(path)!r} cannot be read (no pickle, or a damaged one: {reason})") from error
 
 
 def _archive(path: Path) -> Any:  # noqa: ANN401
-    """Returns what an archive holds, its storages mapped into memory."""
-    whole = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
+    """Returns the content of an archive, its storages mapped into memory."""
+    mapped = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
     with ZipFile(path) as archive, path.open("rb") as file:
-        parts = {each.filename: each for each in archive.infolist()}
+        parts = {part.filename: part for part in archive.infolist()}
         (pickled,) = (name for name in parts if name.endswith("/data.pkl") or name == "data.pkl")
         root = pickled.removesuffix("data.pkl")
         if f"{root}byteorder" in parts and archive.read(f"{root}byteorder") != b"little":
             raise ValueError("values of another byte order")
+        storages: dict[str, Tensor] = {}
 
-        def load(stored: Stored) -> Tensor:
-            part = parts[f"{root}data/{stored.key}"]
-            file.seek(part.header_offset + NAME_LENGTHS)
-            name, extra = (int.from_bytes(file.read(2), "little") for _ in range(2))
-            start = part.header_offset + NAME_LENGTHS + 4 + name + extra
-            values = whole[start : start + part.file_size]
-            if len(values) != stored.count * stored.dtype.itemsize:
+        def storage(dtype: torch.dtype, key: str, count: int) -> Tensor:
+            if key not in storages:
+                part = parts[f"{root}data/{key}"]
+                file.seek(part.header_offset + NAME_LENGTHS)
+                name, extra = (int.from_bytes(file.read(2), "little") for _ in range(2))
+                start = part.header_offset + NAME_LENGTHS + 4 + name + extra
+                values = mapped[start : start + part.file_size]
+                storages[key] = (values if start % dtype.itemsize == 0 else values.clone()).view(dtype)
+            return _checked(storages[key], dtype, count)
+
+        content = archive.read(pickled)
+        return _Reader(len(content)).run(BytesIO(content), storage=storage)
+
+
+class _Reader:
+    """The stack machine for the pickles of a file of so many bytes."""
+
+    def __init__(self, size: int) -> None:
+        # Bytes and items that may still be copied. Protocol 2 has bytes as text, and a storage is in bytes.
+        self._room = 4 * size
+
+    def run(self, stream: Any, names: Collection[str] | None = None, storage: Storage | None = None) -> Any:  # noqa: ANN401
+        """Returns the value of the next pickle of a stream.
+
+        Args:
+            stream: Of bytes, with ``read``, ``readline`` and ``tell``.
+            names: The names that may occur; None for any.
+            storage: Returns a storage of its persistent id; None where there are none.
+        """
+        stack: list[Any] = []
+        memo: dict[int, Any] = {}
+        for number, (opcode, arg, _) in enumerate(pickletools.genops(stream)):
+            if number >= MOST:
+                raise InputError(f"more than {MOST} opcodes")
+            operands = _pop(stack, opcode.stack_before)
+            match opcode.name:
+                case "PROTO" | "FRAME" | "POP" | "POP_MARK":
+                    continue
+                case "PUT" | "BINPUT" | "LONG_BINPUT":
+                    memo[arg] = stack[-1]
+                    continue
+                case "STOP" if not stack and operands[0] is not pickletools.markobject:
+                    return operands[0]
+                case "MARK":
+                    result = pickletools.markobject
+                case "DUP":
+                    stack.append(result := operands[0])
+                case "MEMOIZE":
+                    result = memo[len(memo)] = operands[0]
+                case "GET" | "BINGET" | "LONG_BINGET":
+                    result = memo[arg]
+                case literal if literal in LITERALS:
+                    result = arg
+                case container if container in CONTAINERS:
+                    result = CONTAINERS[container](*operands)
+                case "GLOBAL":
+                    result = _named(arg, names)
+                case "STACK_GLOBAL":
+                    result = _named(" ".join(operands), names)
+                case "INST":
+                    result = self.call(_named(arg, names), tuple(operands), names)
+                case "OBJ":
+                    result = self.call(operands[0], tuple(operands[1:]), names)
+                case "REDUCE" | "NEWOBJ":
+                    result = self.call(*operands, names)
+                case "NEWOBJ_EX":
+                    result = self.call(operands[0], (*_of(tuple, operands[1]), operands[2]), names)
+                case "BUILD":
+                    result = _build(*operands)
+                case "BINPERSID" if storage is not None:
+                    kind, name, key, _location, count, *view = _of(tuple, operands[0])
+                    if kind != "storage" or view not in ([], [None]):
+                        raise ValueError("a persistent id that is no whole storage's")
+                    result = storage(DTYPES[_of(_Name, name).text], _of(str, key), _of(int, count))
+                case "STOP":
+                    raise ValueError("more than one value at its end")
+                case other:
+                    raise InputError(f"the opcode {other} is not allowed")
+            stack.append(result)
+        raise ValueError("it has no end")
+
+    def legacy(self, stream: Any, names: Collection[str] | None = None) -> Any:  # noqa: ANN401
+        """Returns the content of a checkpoint of the older layout, or of a plain pickle."""
+        first = self.run(stream, names)
+        if type(first) is not int or first != MAGIC:
+            return first
+        version, system = (self.run(stream, ()) for _ in range(2))
+        if version != VERSION or _of(dict, system).get("little_endian") is not True:
+            raise ValueError("a checkpoint of another layout")
+        storages: dict[str, Tensor] = {}
+
+        def storage(dtype: torch.dtype, key: str, count: int) -> Tensor:
+            if key not in storages:
+                self._spend(max(count, 0) * dtype.itemsize)
+                storages[key] = torch.empty(count, dtype=dtype)
+            return _checked(storages[key], dtype, count)
+
+        content = self.run(stream, names, storage)
+        for key in _of(list, self.run(stream, ())):
+            values = storages[_of(str, key)]
+            count, written = stream.read(8), stream.read(values.nbytes)
+            if int.from_bytes(count, "little", signed=True) != len(values) or len(written) != values.nbytes:
                 raise ValueError("a storage that is not as long as it says")
-            aligned = values if start % stored.dtype.itemsize == 0 else values.clone()
-            return aligned.view(stored.dtype)
+            if len(values):
+                values.copy_(torch.frombuffer(bytearray(written), dtype=values.dtype))
+        if stream.read(1):
+            raise ValueError("more values than those of its storages")
+        return content
 
-        return _run(BytesIO(archive.read(pickled)), ANYTHING, load=load, strict=False)
+    def _spend(self, count: int) -> None:
+        """Counts what is copied against the file's size."""
+        self._room -= count
+        if self._room < 0:
+            raise ValueError("content larger than the file")
+
+    def call(self, function: Any, args: Any, names: Collection[str] | None = None) -> Any:  # noqa: ANN401
+        """Returns what stands for the result of a call."""
+        name = function.text if isinstance(function, _Name) else ""
+        if name in MAKERS:
+            return MAKERS[name](self, *_of(tuple, args))
+        if names is not None and name not in RECORDS:
+            raise InputError(f"it calls {_short(name or type(function).__name__)}")
+        return Record(name=name, args=args if type(args) is tuple else ())
+
+    def blob(self, content: Any) -> Tensor:  # noqa: ANN401
+        """A storage that is pickled as a checkpoint of the older layout."""
+        return _of(Tensor, self.legacy(BytesIO(_of(bytes, content)), DTYPES))
+
+    def tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *_more: Any) -> Tensor:  # noqa: ANN401
+        """A view of a storage, which must hold each of its values."""
+        numbers = [_of(int, number) for number in (offset, *_of(tuple, size), *_of(tuple, stride))]
+        if len(size) != len(stride) or min(numbers) < 0:
+            raise ValueError("a tensor of an impossible shape")
+        count, length = math.prod(size), len(_of(Tensor, storage))
+        last = offset + sum((side - 1) * step for side, step in zip(size, stride, strict=True)) if count else offset - 1
+        if count > length or last >= length:
+            raise ValueError("a tensor larger than its storage")
+        return storage.as_strided(size, stride, storage.storage_offset() + offset)
+
+    def tensor_of_type(self, storage: Any, offset: Any, size: Any, stride: Any, *more: Any) -> Tensor:  # noqa: ANN401
+        """A view of a storage of bytes in the tensor's own type, such as float8."""
+        dtype = getattr(torch, _of(_Name, more[2]).text.removeprefix("torch."), None)
+        if not isinstance(dtype, torch.dtype):
+            raise ValueError("a tensor of an unknown type")
+        return self.tensor(_of(Tensor, storage).view(dtype), offset, size, stride)
+
+    def tensor_of_class(self, function: Any, _class: Any, args: Any, *_more: Any) -> Any:  # noqa: ANN401
+        """A plain tensor for one of a class of its own."""
+        return self.call(function, args)
+
+    def mapping(self, *content: Any) -> dict[Any, Any]:  # noqa: ANN401
+        """A mapping, made of another or followed by its items."""
+        if not content or type(content[-1]) is not dict:
+            return {}
+        self._spend(len(content[-1]))
+        return dict(content[-1])
+
+    def set(self, members: Any) -> set[Any]:  # noqa: ANN401
+        """A set, for which protocol 3 and older have no opcode."""
+        self._spend(len(_of(list, members)))
+        return {_key(member) for member in members}
+
+    def encoded(self, text: Any, _encoding: Any) -> bytes:  # noqa: ANN401
+        """Bytes, for which protocol 2 has no opcode."""
+        self._spend(len(_of(str, text)))
+        return text.encode("latin-1")
+
+    def persistent(self, meta: Any) -> Record:  # noqa: ANN401
+        """An object of NVIDIA's ``torch_utils.persistence``, without the source code that comes with it."""
+        return Record(name=_of(str, _of(dict, meta)["class_name"]), state=_of(dict, meta["state"]))
 
 
-def _older(stream: mmap) -> Any:  # noqa: ANN401
-    """Returns what a file of the older layout holds, or a plain pickle."""
-    first = _run(stream, ANYTHING, strict=False)
-    if first != MAGIC:
-        return first
-    version, system = (_run(stream, {}) for _ in range(2))
-    if version != VERSION or _of(dict, system).get("little_endian") is not True:
-        raise ValueError("a checkpoint of another layout")
-    storages: dict[str, Tensor] = {}
+MAKERS: dict[str, Callable[..., Any]] = {
+    "_codecs.encode": _Reader.encoded,
+    "builtins.set": _Reader.set,
+    "collections.Counter": _Reader.mapping,
+    "collections.OrderedDict": _Reader.mapping,
+    "collections.defaultdict": _Reader.mapping,
+    "dnnlib.util.EasyDict": _Reader.mapping,
+    "torch.Size": lambda _reader, sides: _of(tuple, sides),
+    "torch._tensor._rebuild_from_type_v2": _Reader.tensor_of_class,
+    "torch._utils._rebuild_parameter": lambda _reader, data, *_more: _of(Tensor, data),
+    "torch._utils._rebuild_parameter_with_state": lambda _reader, data, *_more: _of(Tensor, data),
+    "torch._utils._rebuild_tensor": _Reader.tensor,
+    "torch._utils._rebuild_tensor_v2": _Reader.tensor,
+    "torch._utils._rebuild_tensor_v3": _Reader.tensor_of_type,
+    "torch.storage._load_from_bytes": _Reader.blob,
+    "torch_utils.persistence._reconstruct_persistent_obj": _Reader.persistent,
+}
+"""What stands for the result of a call of these names."""
 
-    def load(stored: Stored) -> Tensor:
-        if stored.key not in storages:
-            room = len(stream) - sum(each.nbytes for each in storages.values())
-            if not 0 <= stored.count * stored.dtype.itemsize <= room:
-                raise ValueError("storages longer than the file")
-            storages[stored.key] = torch.empty(stored.count, dtype=stored.dtype)
-        return storages[stored.key]
-
-    content = _run(stream, ANYTHING, load=load, strict=False)
-    for key in _of(list, _run(stream, {})):
-        values = storages[_of(str, key)]
-        written = stream.read(8 + values.nbytes)
-        if int.from_bytes(written[:8], "little", signed=True) != len(values) or len(written) != 8 + values.nbytes:
-            raise ValueError("a storage that is not as long as it says")
-        if len(values):
-            values.copy_(torch.frombuffer(bytearray(written[8:]), dtype=values.dtype))
-    return content
-
-
-def _run(
-    stream: Any,  # noqa: ANN401
-    calls: Mapping[str, Callable[..., Any]],
-    *,
-    load: Load | None = None,
-    strict: bool = True,
-) -> Any:  # noqa: ANN401
-    """Returns what the opcodes up to ``STOP`` leave on the stack; the stream stands behind it then.
-
-    Args:
-        stream: Of bytes, with ``read``, ``readline`` and ``tell``.
-        calls: What a name makes of its arguments.
-        load: Makes what stands for a storage of its persistent id; None where none may occur.
-        strict: Whether no other names than those of calls and of storages may occur; else they make records.
-    """
-    stack: list[Any] = []
-    marks: list[int] = []
-    memo: dict[int, Any] = {}
-    names = (DTYPES if load else calls) if strict else None
-    arg: Any
-    for number, (opcode, arg, _) in enumerate(pickletools.genops(stream)):
-        if number >= MOST:
-            raise InputError(f"more than {MOST} opcodes")
-        match opcode.name:
-            case "PROTO" | "FRAME":
-                pass
-            case "STOP":
-                (result,) = stack
-                return result
-            case "MARK":
-                marks.append(len(stack))
-            case "POP_MARK":
-                _since(marks, stack)
-            case "POP":
-                stack.pop()
-            case "DUP":
-                stack.append(stack[-1])
-            case "NONE":
-                stack.append(None)
-            case "NEWTRUE" | "NEWFALSE":
-                stack.append(opcode.name == "NEWTRUE")
-            case literal if literal in LITERALS:
-                stack.append(arg)
-            case "EMPTY_LIST":
-                stack.append([])
-            case "EMPTY_DICT":
-                stack.append({})
-            case "EMPTY_SET":
-                stack.append(set())
-            case "EMPTY_TUPLE":
-                stack.append(())
-            case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                count = int(opcode.name[-1])
-                if len(stack) < count:
-                    raise ValueError("too few items for a tuple")
-                stack[-count:] = [tuple(stack[-count:])]
-            case "LIST":
-                items = _since(marks, stack)
-                stack.append(items)
-            case "TUPLE":
-                items = _since(marks, stack)
-                stack.append(tuple(items))
-            case "DICT":
-                items = _since(marks, stack)
-                stack.append(_filled({}, items, strict))
-            case "FROZENSET":
-                items = _since(marks, stack)
-                stack.append(frozenset(_key(each, strict) for each in items))
-            case "APPEND" | "APPENDS":
-                items = _since(marks, stack) if opcode.name == "APPENDS" else [stack.pop()]
-                _extended(stack[-1], items)
-            case "ADDITEMS":
-                items = _since(marks, stack)
-                _of(set, stack[-1]).update(_key(each, strict) for each in items)
-            case "SETITEM":
-                value, key = stack.pop(), stack.pop()
-                _filled(stack[-1], [key, value], strict)
-            case "SETITEMS":
-                items = _since(marks, stack)
-                _filled(stack[-1], items, strict)
-            case "PUT" | "BINPUT" | "LONG_BINPUT":
-                memo[arg] = stack[-1]
-            case "MEMOIZE":
-                memo[len(memo)] = stack[-1]
-            case "GET" | "BINGET" | "LONG_BINGET":
-                stack.append(memo[arg])
-            case "GLOBAL":
-                stack.append(_named(names, arg.replace(" ", ".", 1)))
-            case "STACK_GLOBAL":
-                last, module = _of(str, stack.pop()), _of(str, stack.pop())
-                stack.append(_named(names, f"{module}.{last}"))
-            case "INST":
-                name, args = _named(names, arg.replace(" ", ".", 1)), _since(marks, stack)
-                stack.append(_call(calls, name, tuple(args), strict))
-            case "OBJ":
-                name, *args = _since(marks, stack)
-                stack.append(_call(calls, name, tuple(args), strict))
-            case "REDUCE" | "NEWOBJ":
-                args, name = stack.pop(), stack.pop()
-                stack.append(_call(calls, name, args, strict))
-            case "NEWOBJ_EX" if not strict:
-                settings, args, name = stack.pop(), stack.pop(), stack.pop()
-                stack.append(_call({}, name, (*args, settings), strict))
-            case "BUILD":
-                _build(stack[-2], stack.pop(), strict)
-            case "BINPERSID" if load is not None:
-                stack.append(load(_stored(*_of(tuple, stack.pop()))))
-            case other:
-                raise InputError(f"the opcode {other} is not allowed")
-    raise ValueError("it has no end")
-
+RECORDS = {
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
+    *("numpy.dtype", "numpy.ndarray"),
+    *(f"torch.nn.modules.container.{name}" for name in ("ModuleDict", "ModuleList", "Sequential")),
+}
+"""The other names of NVIDIA's network files and NumPy's arrays."""
 
 LITERALS = frozenset(
     "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE "
@@ -329,29 +320,26 @@ LITERALS = frozenset(
 """Opcodes whose argument, as it was parsed, is the value."""
 
 
-def _since(marks: list[int], stack: list[Any]) -> list[Any]:
-    """Takes what was stacked since the last mark."""
-    start = marks.pop()
-    if start > len(stack):
-        raise ValueError("a mark above the stack")
-    items = stack[start:]
+def _pop(stack: list[Any], before: list[pickletools.StackObject]) -> list[Any]:
+    """Takes an opcode's operands from the stack: as many as it says, or those since the last mark, without the mark."""
+    start, mark = len(stack) - len(before), None
+    if pickletools.markobject in before:
+        mark = len(stack) - 1
+        while mark >= 0 and stack[mark] is not pickletools.markobject:
+            mark -= 1
+        start = mark - before.index(pickletools.markobject)
+    if start < 0:
+        raise ValueError("too few values for an opcode")
+    operands = stack[start:] if mark is None else stack[start:mark] + stack[mark + 1 :]
     del stack[start:]
-    return items
+    return operands
 
 
-def _named(names: Mapping[str, Any] | None, text: str) -> Name:
+def _named(text: str, names: Collection[str] | None) -> _Name:
+    text = text.replace(" ", ".", 1)
     if names is not None and text not in names:
         raise InputError(f"it asks for {_short(text)}; only tensors, plain containers and records of networks are read")
-    return Name(text)
-
-
-def _call(calls: Mapping[str, Callable[..., Any]], name: Any, args: Any, strict: bool) -> Any:  # noqa: ANN401
-    known = isinstance(name, Name) and isinstance(args, tuple) and name.text in calls
-    if strict and not known:
-        raise InputError(f"it calls {_short(name.text if isinstance(name, Name) else type(name).__name__)}")
-    if known:
-        return calls[name.text](name.text, *args)
-    return Record(name=name.text if isinstance(name, Name) else "", args=args if isinstance(args, tuple) else ())
+    return _Name(text)
 
 
 def _of(kind: type, value: Any) -> Any:  # noqa: ANN401
@@ -360,152 +348,67 @@ def _of(kind: type, value: Any) -> Any:  # noqa: ANN401
     return value
 
 
-def _key(value: Any, strict: bool = True) -> Any:  # noqa: ANN401
-    """A key or a member: of a kind whose hash looks at nothing else, however deep the file nests.
+def _checked(values: Tensor, dtype: torch.dtype, count: int) -> Tensor:
+    if values.dtype != dtype or len(values) != count:
+        raise ValueError("a storage that is not as long as it says")
+    return values
 
-    Where it need not be strict, another one stands as a record of its kind, equal to nothing else.
-    """
+
+def _key(value: Any) -> Any:  # noqa: ANN401
+    """Returns a key or a member, whose hash looks at nothing else; any other object becomes a record of its kind."""
     if value is None or type(value) in (str, int, float, bool, bytes):
         return value
-    if strict:
+    if isinstance(value, list | dict | set):
         raise TypeError(f"a {type(value).__name__} as a key")
     return Record(name=type(value).__name__)
 
 
-def _filled(content: Any, items: list[Any], strict: bool) -> Any:  # noqa: ANN401
-    held = content.items if isinstance(content, Record) and not strict else _of(dict, content)
+def _fill(content: Any, *items: Any) -> Any:  # noqa: ANN401
+    """Sets items, keys and values in turn."""
+    mapping = content.items if isinstance(content, Record) else _of(dict, content)
     for key, value in zip(items[::2], items[1::2], strict=True):
-        held[_key(key, strict)] = value
+        mapping[_key(key)] = value
     return content
 
 
-def _extended(content: Any, items: list[Any]) -> None:  # noqa: ANN401
-    """Adds to a list; a record stands for a kind of list of its own, whose items are not needed."""
+def _extend(content: Any, *items: Any) -> Any:  # noqa: ANN401
+    """Extends a list; the items of a record, a kind of list of its own, are not kept."""
     if not isinstance(content, Record):
         _of(list, content).extend(items)
+    return content
 
 
-def _build(made: Any, state: Any, strict: bool) -> None:  # noqa: ANN401
-    """Keeps a record's state; a mapping's own attributes (a state dict's versions) are not its content."""
-    if type(made) is dict or not (strict or isinstance(made, Record)):
-        return
-    if _of(Record, made).state is not None and strict:
-        raise TypeError("a second state for one object")
-    made.state = state
+def _add(content: Any, *items: Any) -> Any:  # noqa: ANN401
+    _of(set, content).update(map(_key, items))
+    return content
 
 
-def _stored(kind: Any, name: Any, key: Any, _location: Any, count: Any, input: Any = None) -> Stored:  # noqa: ANN401
-    if kind != "storage" or type(name) is not Name or input is not None:
-        raise ValueError("a persistent id that is no whole storage's")
-    return Stored(DTYPES[name.text], _of(str, key), _of(int, count))
+def _build(content: Any, state: Any) -> Any:  # noqa: ANN401
+    """Sets a record's state; the attributes of a mapping (a state dict's versions) or a tensor are not kept."""
+    if not isinstance(content, dict | Tensor):
+        _of(Record, content).state = state
+    return content
 
 
-def _storage(_: str, blob: Any) -> Tensor:  # noqa: ANN401
-    """Returns the values of one storage, as a tensor of one axis."""
-    stream = BytesIO(_of(bytes, blob))
-    magic, version, system, stored, keys = (_run(stream, {}, load=lambda stored: stored) for _ in range(5))
-    if _of(int, magic) != MAGIC or _of(int, version) != VERSION or _of(dict, system).get("little_endian") is not True:
-        raise ValueError("a storage of another layout")
-    dtype, key, count = _of(Stored, stored).dtype, stored.key, stored.count
-    (announced,) = _of(list, keys)
-    written = int.from_bytes(stream.read(8), "little", signed=True)
-    values = bytearray(memoryview(blob)[stream.tell() :])
-    if _of(str, announced) != key or written != count or len(values) != count * dtype.itemsize:
-        raise ValueError("a storage that is not as long as it says")
-    return torch.frombuffer(values, dtype=dtype) if count else torch.empty(0, dtype=dtype)
-
-
-def _tensor(_: str, storage: Any, offset: Any, size: Any, stride: Any, *_more: Any) -> Tensor:  # noqa: ANN401
-    """Returns a view of a storage, which must hold each of its values."""
-    numbers = [_of(int, each) for each in (offset, *_of(tuple, size), *_of(tuple, stride))]
-    if len(size) != len(stride) or min(numbers) < 0:
-        raise ValueError("a tensor of an impossible shape")
-    held, asked = len(_of(Tensor, storage)), math.prod(size)
-    last = offset + sum((count - 1) * step for count, step in zip(size, stride, strict=True)) if asked else offset - 1
-    if asked > held or last >= held:
-        raise ValueError("a tensor larger than its storage")
-    return storage.as_strided(size, stride, storage.storage_offset() + offset)
-
-
-def _tensor_of_type(_: str, storage: Any, offset: Any, size: Any, stride: Any, *more: Any) -> Tensor:  # noqa: ANN401
-    """Returns a view of a storage of bytes in the type that the tensor says, as of float8."""
-    dtype = getattr(torch, more[2].text.removeprefix("torch."), None) if isinstance(more[2], Name) else None
-    if not isinstance(dtype, torch.dtype):
-        raise ValueError("a tensor of an unknown type")
-    return _tensor(_, _of(Tensor, storage).view(dtype), offset, size, stride)
-
-
-def _tensor_of_class(_: str, function: Any, _class: Any, args: Any, *_more: Any) -> Any:  # noqa: ANN401
-    """Returns a tensor of a class of its own as a plain one."""
-    return _call(ANYTHING, function, args, False)
-
-
-def _parameter(_: str, data: Any, *_more: Any) -> Tensor:  # noqa: ANN401
-    return _of(Tensor, data)
-
-
-def _mapping(_: str, *content: Any) -> dict[Any, Any]:  # noqa: ANN401
-    """Returns a mapping, which its items follow, or which is made of one."""
-    return dict(content[-1]) if content and type(content[-1]) is dict else {}
-
-
-def _size(_: str, sides: Any) -> tuple[Any, ...]:  # noqa: ANN401
-    return _of(tuple, sides)
-
-
-def _set(_: str, members: Any) -> set[Any]:  # noqa: ANN401
-    return set(map(_key, _of(list, members)))
-
-
-def _persistent(_: str, meta: Any) -> Record:  # noqa: ANN401
-    """An object of `torch_utils.persistence`, without the source code that it brings along."""
-    return Record(name=_of(str, _of(dict, meta)["class_name"]), state=_of(dict, meta["state"]))
-
-
-def _encoded(_: str, text: Any, _encoding: Any) -> bytes:  # noqa: ANN401
-    """Returns bytes, which protocol 2 has no opcode for."""
-    return _of(str, text).encode("latin-1")
-
-
-def _record(name: str, *args: Any) -> Record:  # noqa: ANN401
-    return Record(name=name, args=args)
-
-
-CALLS: dict[str, Callable[..., Any]] = {
-    "_codecs.encode": _encoded,
-    "builtins.set": _set,
-    "collections.OrderedDict": _mapping,
-    "dnnlib.util.EasyDict": _mapping,
-    "numpy._core.multiarray._reconstruct": _record,
-    "numpy._core.multiarray.scalar": _record,
-    "numpy.core.multiarray._reconstruct": _record,
-    "numpy.core.multiarray.scalar": _record,
-    "numpy.dtype": _record,
-    "numpy.ndarray": _record,
-    "torch._utils._rebuild_parameter": _parameter,
-    "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch.nn.modules.container.ModuleDict": _record,
-    "torch.nn.modules.container.ModuleList": _record,
-    "torch.nn.modules.container.Sequential": _record,
-    "torch.storage._load_from_bytes": _storage,
-    "torch_utils.persistence._reconstruct_persistent_obj": _persistent,
+CONTAINERS: dict[str, Callable[..., Any]] = {
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_LIST": list,
+    "EMPTY_DICT": dict,
+    "EMPTY_SET": set,
+    "EMPTY_TUPLE": tuple,
+    **dict.fromkeys(("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"), lambda *items: items),
+    "LIST": lambda *items: list(items),
+    "DICT": lambda *items: _fill({}, *items),
+    "FROZENSET": lambda *items: frozenset(map(_key, items)),
+    **dict.fromkeys(("APPEND", "APPENDS"), _extend),
+    **dict.fromkeys(("SETITEM", "SETITEMS"), _fill),
+    "ADDITEMS": _add,
 }
-"""The names that a pickle may call, and what is made of their arguments instead."""
-
-
-ANYTHING: dict[str, Callable[..., Any]] = CALLS | {
-    "builtins.set": _record,
-    "collections.Counter": _mapping,
-    "collections.defaultdict": _mapping,
-    "torch.Size": _size,
-    "torch._tensor._rebuild_from_type_v2": _tensor_of_class,
-    "torch._utils._rebuild_parameter_with_state": _parameter,
-    "torch._utils._rebuild_tensor": _tensor,
-    "torch._utils._rebuild_tensor_v3": _tensor_of_type,
-}
-"""The same for a checkpoint of torch's, in which any other name makes a record."""
+"""What opcodes make of their operands."""
 
 
 def _short(text: str) -> str:
-    """A file's own text, fit for a line."""
+    """Returns a file's own text, fit for a message."""
     return ascii(text)[1:-1][:LONGEST]

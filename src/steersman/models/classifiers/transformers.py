@@ -27,12 +27,11 @@ from torch import Tensor, nn
 
 from steersman.errors import InputError, about, one_line
 from steersman.files import read_json
-from steersman.models.checkpoint import check_finite
+from steersman.models.checkpoint import check_finite, no_larger_than, weights_size
 from steersman.models.classifiers.classifier import Classifier, TextClassifier
 from steersman.models.classifiers.preprocess import Interpolation, Preprocess
 from steersman.models.classifiers.spec import Spec
 from steersman.models.hub import check_whole, load_pretrained, quiet
-from steersman.models.meta import no_larger_than, weights_size
 
 __all__ = ["load_clip", "load_transformers", "read_processor"]
 

@@ -22,11 +22,10 @@ from torch import nn
 from steersman.errors import InputError, about
 from steersman.files import regular, regular_below
 from steersman.latent import cast
-from steersman.models.checkpoint import check_finite
+from steersman.models.checkpoint import check_finite, no_larger_than, weights_size
 from steersman.models.denoisers.folder import PIPELINES, read_index
 from steersman.models.denoisers.pipeline import PipelineDenoiser
 from steersman.models.hub import check_whole, hushed, load_pretrained, quiet
-from steersman.models.meta import no_larger_than, weights_size
 
 __all__ = ["fetch", "load_file", "load_pipeline"]
 

@@ -1,7 +1,4 @@
-"""The bundled weights: each a safetensors file with its card beside it, and folders as diffusers saves them.
-
-A card says what the network is, how it was trained, and what was measured of it.
-"""
+"""The bundled weights: safetensors files with a card beside each, and folders in diffusers' layout."""
 
 from importlib import resources
 from pathlib import Path
@@ -17,14 +14,11 @@ from steersman.models.classifiers.networks import build_network
 __all__ = ["folder", "folders", "load_network", "names", "read_network"]
 
 _ROOT = Path(str(resources.files("steersman.models.zoo")))
-_WEIGHTS = ".safetensors"
 
 
 def names() -> tuple[str, ...]:
     """Returns the names of the bundled networks."""
-    return tuple(
-        sorted(entry.name.removesuffix(_WEIGHTS) for entry in _ROOT.iterdir() if entry.name.endswith(_WEIGHTS))
-    )
+    return tuple(sorted(path.stem for path in _ROOT.glob("*.safetensors")))
 
 
 def folders() -> tuple[str, ...]:
@@ -33,40 +27,23 @@ def folders() -> tuple[str, ...]:
 
 
 def folder(name: str) -> Path:
-    """Returns the folder of a bundled denoiser: ``unet/``, ``scheduler/`` and ``card.json``.
-
-    Raises:
-        InputError: The name is unknown.
-    """
+    """Returns the folder of a bundled denoiser."""
     if name not in folders():
         raise unknown("bundled denoiser", name, folders())
     return _ROOT / name
 
 
 def load_network(name: str) -> tuple[nn.Module, dict[str, Any]]:
-    """Returns a bundled network, in float32 and evaluation mode, and its card.
-
-    Args:
-        name: One of `names`.
-
-    Raises:
-        InputError: The name is unknown, or its files are damaged.
-    """
+    """Returns a bundled network, in float32 and evaluation mode, and its card."""
     if name not in names():
         raise unknown("bundled network", name, names())
-    return read_network(_ROOT / f"{name}{_WEIGHTS}", _ROOT / f"{name}.json")
+    return read_network(_ROOT / f"{name}.safetensors", _ROOT / f"{name}.json")
 
 
 def read_network(weights: Path, card: Path) -> tuple[nn.Module, dict[str, Any]]:
     """Returns the network of a safetensors file, in float32 and evaluation mode, and its card.
 
-    Args:
-        weights: The file, such as ``model.safetensors`` of a training.
-        card: The card, such as its ``card.json``; must name ``architecture`` and ``classes``, and ``channels`` where
-            they are not 3.
-
-    Raises:
-        InputError: A file is missing or damaged, or they do not fit each other.
+    The card names ``architecture`` and ``classes``, and ``channels`` where they are not 3.
     """
     with about("card", card):
         facts = read_json(card, "card")
