@@ -146,6 +146,7 @@ class _Reader:
         """
         stack: list[Any] = []
         memo: dict[int, Any] = {}
+        arg: Any
         for number, (opcode, arg, _) in enumerate(pickletools.genops(stream)):
             if number >= MOST:
                 raise InputError(f"more than {MOST} opcodes")
@@ -179,7 +180,8 @@ class _Reader:
                 case "OBJ":
                     result = self.call(operands[0], tuple(operands[1:]), names)
                 case "REDUCE" | "NEWOBJ":
-                    result = self.call(*operands, names)
+                    function, args = operands
+                    result = self.call(function, args, names)
                 case "NEWOBJ_EX":
                     result = self.call(operands[0], (*_of(tuple, operands[1]), operands[2]), names)
                 case "BUILD":
