@@ -206,7 +206,8 @@ def test_a_released_file_needs_nothing_more(tmp_path, monkeypatch):
     made = load_denoiser(f"adm:{tmp_path / '64x64_diffusion.pt'}?head_channels=32&attention=legacy&size=16")
     assert made.classes[:2] == ("0", "1")
     attention = Attention(head_channels=32, order="legacy")
-    known = replace(DENOISERS["64x64_diffusion.pt"], layout=read_layout(reference.tensors), attention=attention)
+    network = {"width": 32, "multipliers": (1, 2), "blocks": 1, "attended": (32,), "attention": attention}
+    known = replace(DENOISERS["64x64_diffusion.pt"], **network)
     monkeypatch.setitem(DENOISERS, "64x64_diffusion.pt", known)
     denoiser = load_denoiser(f"adm:{tmp_path / '64x64_diffusion.pt'}")
     assert denoiser.classes.index("baseball") == 429
@@ -288,7 +289,7 @@ WRONG = {
     "num_classes=10": "num_classes must be 0, by the file's tensors, got 10",
     "num_channels=64": "num_channels must be 32, by the file's tensors, got 64",
     "channel_mult=1,3": "channel_mult must be 1,2, by the file's tensors, got 1,3",
-    "attention_resolutions=8": "attention_resolutions must be 8,4, by the file's tensors and images of 8 pixels, got 8",
+    "attention_resolutions=8": "attention_resolutions must be 8,4, by the file's tensors, got 8",
     "use_scale_shift_norm=False": "use_scale_shift_norm must be True",
     "resblock_updown=False": "resblock_updown must be True",
     "num_res_blocks=2": "blocks must be 1, the residual blocks in each level, got 2",
@@ -385,7 +386,8 @@ def test_a_released_file_may_be_of_another_training(tmp_path, monkeypatch, recwa
     reference = Reference(head_channels=32)
     torch.save(reference.tensors, tmp_path / "lsun_cat.pt")
     attention = Attention(head_channels=32, order="legacy")
-    known = replace(DENOISERS["lsun_cat.pt"], layout=read_layout(reference.tensors), attention=attention, size=8)
+    network = {"width": 32, "multipliers": (1, 2), "blocks": 1, "attended": (4,), "attention": attention}
+    known = replace(DENOISERS["lsun_cat.pt"], size=8, **network)
     monkeypatch.setitem(DENOISERS, "lsun_cat.pt", known)
     denoiser = load_denoiser(f"adm:{tmp_path / 'lsun_cat.pt'}?diffusion_steps=4000")
     assert len(denoiser.schedule.alpha_bar) == 4000

@@ -229,7 +229,7 @@ def test_what_is_no_such_file_or_folder_is_refused_in_a_line(config, tmp_path, w
         f"{write({'a': torch.zeros(1)})}?config={config}": "has no text_encoder|has no vae",
         f"{write({'a': torch.zeros(1)})}?config={config}&variant=fp16": "has no variant",
         f"{write({'a': torch.zeros(1)})}?config={config}&height=16": "must be given together",
-        f"{write({'a': torch.zeros(1)})}?settings={config}": "unknown option of a pipeline's file",
+        f"{write({'a': torch.zeros(1)})}?settings={config}": "unknown option of a pipeline",
     }
     (tmp_path / "text.safetensors").write_text("no weights")
     cases[f"{tmp_path / 'text.safetensors'}?config={config}"] = "cannot be (used|read)"

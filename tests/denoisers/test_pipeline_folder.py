@@ -161,7 +161,7 @@ def test_a_size_is_an_option(folder):
     assert load_denoiser(f"{folder}?height=16&width=32").shape == (4, 8, 16)
     for given, message in (
         ("height=16", "height and width must be given together, got height alone"),
-        ("height=x&width=16", "height must be a whole number of at least 1, got x"),
+        ("height=x&width=16", "height must be a valid integer, got 'x'"),
         ("height=17&width=16", "cannot be conditioned on"),
         ("size=16", "unknown option of a pipeline 'size'"),
         ("variant=fp16", "cannot be read"),

@@ -50,7 +50,7 @@ class Conditioning(NamedTuple):
 
         def taken(value: Any) -> Any:  # noqa: ANN401
             if isinstance(value, Mapping):
-                return {key: taken(each) for key, each in value.items()}
+                return {key: taken(inner) for key, inner in value.items()}
             return value[rows] if _leads(value, count) else value
 
         return taken(self.values)
@@ -93,8 +93,8 @@ def record(pipe: Any, part: str, **call: Any) -> Conditioning:  # noqa: ANN401
     except _Left:
         pass
     first = next(iter(calls[0]))
-    samples, times = ([each.pop(key) for each in calls] for key in (first, "timestep"))
-    rows = [len(each) for each in samples]
+    samples, times = ([call.pop(key) for call in calls] for key in (first, "timestep"))
+    rows = [len(sample) for sample in samples]
     if rows not in ([1], [2], [1, 1]):
         raise InputError(f"pipe must give its network one row or two of a prompt, got {rows} of {type(pipe).__name__}")
     conditioning = Conditioning(
@@ -139,7 +139,7 @@ def _leads(value: Any, rows: int) -> bool:  # noqa: ANN401
 def _fit(one: Any, other: Any) -> bool:  # noqa: ANN401
     """Whether the values of two calls of one row each make a batch of two."""
     if isinstance(one, Mapping):
-        return one.keys() == other.keys() and all(_fit(each, other[key]) for key, each in one.items())
+        return one.keys() == other.keys() and all(_fit(value, other[key]) for key, value in one.items())
     if isinstance(one, Tensor):
         return isinstance(other, Tensor) and one.shape == other.shape
     return one is other or one == other
@@ -148,5 +148,5 @@ def _fit(one: Any, other: Any) -> bool:  # noqa: ANN401
 def _stacked(one: Any, other: Any) -> Any:  # noqa: ANN401
     """Returns the values of two calls of one row each as those of two rows."""
     if isinstance(one, Mapping):
-        return {key: _stacked(each, other[key]) for key, each in one.items()}
+        return {key: _stacked(value, other[key]) for key, value in one.items()}
     return torch.cat([one, other]) if _leads(one, 1) else one

@@ -107,8 +107,8 @@ class Layout:
     def network(self, attention: Attention, size: int) -> UNet2DModel:
         """Returns a network of this layout for images of a size, on the meta device."""
         wide = {self.channels[-1]}  # of the middle, which always has an attention
-        wide |= {each for each, attends in zip(self.channels, self.attended, strict=True) if attends}
-        head_channels = {each // attention.count(each) for each in wide}
+        wide |= {width for width, attends in zip(self.channels, self.attended, strict=True) if attends}
+        head_channels = {width // attention.count(width) for width in wide}
         heads, up_heads = (attention.count(self.channels[-1], up=up) for up in (False, True))
         return empty_unet(
             size,
@@ -165,58 +165,44 @@ class Layout:
 
 
 def read_layout(tensors: Mapping[str, Tensor], blocks: int | None = None) -> Layout:
-    """Returns the layout of a network, or of a classifier, which is its lower half.
-
-    Args:
-        tensors: The tensors by their released names.
-        blocks: n, where the tensors of a classifier leave it open.
-
-    Raises:
-        InputError: They are those of another network, or leave the layout open.
-    """
+    """Returns the layout of a network, or of its lower half, a classifier, whose tensors may leave open n."""
     try:
-        return _layout(tensors, blocks)
+        count = len({name.split(".")[1] for name in tensors if name.startswith("input_blocks.")})
+        decoder = any(name.startswith("output_blocks.") for name in tensors)
+        first, width = tensors["input_blocks.0.0.weight"], tensors["time_embed.0.weight"].shape[1]
+        n = _blocks(tensors, count, blocks, decoder=decoder)
+        starts = range(1, count, n + 1)
+        channels = tuple(tensors[f"input_blocks.{i}.0.in_layers.2.weight"].shape[0] for i in starts)
+        if any(level_width % GROUPS for level_width in channels):
+            raise InputError(f"the channels of its levels must be divisible by {GROUPS}, got {channels}")
+        return Layout(
+            width=width,
+            channels=channels,
+            blocks=n,
+            attended=tuple(f"input_blocks.{i}.1.qkv.weight" in tensors for i in starts),
+            inputs=first.shape[1],
+            outputs=tensors["out.2.weight"].shape[0] if decoder else 2 * first.shape[1],
+            labels=tensors["label_emb.weight"].shape[0] if "label_emb.weight" in tensors else 0,
+            scale_shift=tensors["input_blocks.1.0.emb_layers.1.weight"].shape[0] == 2 * channels[0],
+            residual=f"input_blocks.{n + 1}.0.op.weight" not in tensors,
+        )
     except KeyError as error:
         raise InputError(f"it lacks {error.args[0]}") from error
     except IndexError as error:
         raise InputError("its tensors have other dimensions") from error
 
 
-def _layout(tensors: Mapping[str, Tensor], blocks: int | None) -> Layout:
-    first, width = tensors["input_blocks.0.0.weight"], tensors["time_embed.0.weight"].shape[1]
-    count = len({name.split(".")[1] for name in tensors if name.startswith("input_blocks.")})
-    whole = any(name.startswith("output_blocks.") for name in tensors)
-    n = _blocks(tensors, count, whole, blocks)
-    starts = range(1, count, n + 1)
-    channels = tuple(tensors[f"input_blocks.{i}.0.in_layers.2.weight"].shape[0] for i in starts)
-    if any(each % 32 for each in channels):
-        raise InputError(f"the channels of its levels must be divisible by 32, got {channels}")
-    return Layout(
-        width=width,
-        channels=channels,
-        blocks=n,
-        attended=tuple(f"input_blocks.{i}.1.qkv.weight" in tensors for i in starts),
-        inputs=first.shape[1],
-        outputs=tensors["out.2.weight"].shape[0] if whole else 2 * first.shape[1],
-        labels=tensors["label_emb.weight"].shape[0] if "label_emb.weight" in tensors else 0,
-        scale_shift=tensors["input_blocks.1.0.emb_layers.1.weight"].shape[0] == 2 * channels[0],
-        residual=f"input_blocks.{n + 1}.0.op.weight" not in tensors,
-    )
-
-
-def _blocks(tensors: Mapping[str, Tensor], count: int, whole: bool, stated: int | None) -> int:
+def _blocks(tensors: Mapping[str, Tensor], count: int, stated: int | None, *, decoder: bool) -> int:
     """Returns n of a network of so many input blocks, counted on the way up, or as the lower half allows."""
-    if whole:
+    if decoder:
         levels = 1 + sum(ENLARGES.fullmatch(name) is not None for name in tensors)
         possible = [count // levels - 1] if count % levels == 0 and count > levels else []
     else:
         possible = [n for n in range(1, count) if count % (n + 1) == 0 and _fits(tensors, count, n)]
     if not possible:
         raise InputError("it must have numbered blocks, as many in each level, got another network")
-    if stated in possible:
-        return possible[possible.index(stated)]
-    if stated is None and len(possible) == 1:
-        return possible[0]
+    if len(chosen := [n for n in possible if stated in (None, n)]) == 1:
+        return chosen[0]
     choices = " or ".join(map(str, possible))
     raise InputError(f"blocks must be {choices}, the residual blocks in each level, got {stated or 'none'}")
 
@@ -235,75 +221,67 @@ def _fits(tensors: Mapping[str, Tensor], count: int, n: int) -> bool:
     return all(int(name.split(".")[1]) % (n + 1) == 0 for name in tensors if name.endswith(".0.op.weight"))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Released:
     """What is known of a released file."""
 
-    attention: Attention
-    layout: Layout
     size: int
-    diffusion: Diffusion
-    page: str
+    width: int
+    multipliers: tuple[float, ...]  # of the width at each level
+    blocks: int
+    labels: int = 0
+    attended: tuple[int, ...] = (32, 16, 8)  # the sizes with attentions
+    attention: Attention = Attention(head_channels=64, order="legacy")
+    residual: bool = True
+    scale_shift: bool = True
+    diffusion: Diffusion = Diffusion()
+    page: str = "jul-2021"
+
+    @property
+    def layout(self) -> Layout:
+        """The layout that its tensors must have."""
+        return Layout(
+            width=self.width,
+            channels=tuple(int(factor * self.width) for factor in self.multipliers),
+            blocks=self.blocks,
+            attended=tuple(self.size >> level in self.attended for level in range(len(self.multipliers))),
+            labels=self.labels,
+            scale_shift=self.scale_shift,
+            residual=self.residual,
+        )
 
 
-def _released(
-    width: int,
-    blocks: int,
-    size: int,
-    *,
-    labels: int = 0,
-    attention: Attention = Attention(head_channels=64, order="legacy"),  # noqa: B008 - frozen
-    diffusion: Diffusion = Diffusion(),  # noqa: B008 - frozen
-    attended: tuple[int, ...] = (32, 16, 8),
-    page: str = "jul-2021",
-    **layout: Any,  # noqa: ANN401
-) -> Released:
-    multipliers = {
-        32: (1, 2, 2, 2),
-        64: (1, 2, 3, 4),
-        128: (1, 1, 2, 3, 4),
-        256: (1, 1, 2, 2, 4, 4),
-        512: (0.5, 1, 1, 2, 2, 4, 4),
-    }[size]
-    channels = tuple(int(each * width) for each in multipliers)
-    levels = tuple(size >> level in attended for level in range(len(multipliers)))
-    found = Layout(width=width, channels=channels, blocks=blocks, attended=levels, labels=labels, **layout)
-    return Released(attention=attention, layout=found, size=size, diffusion=diffusion, page=f"{URL}/{page}")
-
-
+_64, _128, _256, _512 = (1, 2, 3, 4), (1, 1, 2, 3, 4), (1, 1, 2, 2, 4, 4), (0.5, 1, 1, 2, 2, 4, 4)
 _COSINE = Diffusion(schedule="cosine")
 _LONG = Diffusion(diffusion_steps=4000, schedule="cosine")
-_RESCALED = replace(_LONG, rescale_timesteps=True)
 _4_HEADS = Attention(heads=4, order="legacy")
+_NEW = Attention(head_channels=64, order="new")
 _IMPROVED: dict[str, Any] = {"attention": _4_HEADS, "residual": False, "attended": (16, 8), "page": "march-2021"}
-_LSUN: dict[str, Any] = {"attention": replace(_4_HEADS, heads=1), "attended": (16,), "scale_shift": False}
+_RESCALED = {**_IMPROVED, "diffusion": replace(_LONG, rescale_timesteps=True)}
+_LSUN = {**_IMPROVED, "attention": replace(_4_HEADS, heads=1), "attended": (16,), "scale_shift": False}
 DENOISERS: Mapping[str, Released] = {
-    "64x64_diffusion.pt": _released(
-        192, 3, 64, labels=1000, attention=Attention(head_channels=64, order="new"), diffusion=_COSINE
-    ),
-    "128x128_diffusion.pt": _released(256, 2, 128, labels=1000, attention=_4_HEADS),
-    "256x256_diffusion.pt": _released(256, 2, 256, labels=1000),
-    "256x256_diffusion_uncond.pt": _released(256, 2, 256),
-    "512x512_diffusion.pt": _released(256, 2, 512, labels=1000),
-    **{f"lsun_{name}.pt": _released(256, 2, 256) for name in ("bedroom", "cat", "horse", "horse_nodropout")},
-    **{
-        f"{name}.pt": _released(128, 3, size, diffusion=_RESCALED, **_IMPROVED)
-        for name, size in {
-            "cifar10_uncond_50M_500K": 32,
-            "cifar10_uncond_vlb_50M_500K": 32,
-            "imagenet64_uncond_100M_1500K": 64,
-            "imagenet64_uncond_vlb_100M_1500K": 64,
-        }.items()
-    },
-    "imagenet64_cond_270M_250K.pt": _released(192, 3, 64, labels=1000, diffusion=_LONG, **_IMPROVED),
-    **{
-        f"lsun_uncond_100M_{name}.pt": _released(128, 2, 256, **_IMPROVED | _LSUN)
-        for name in ("1200K_bs128", "2400K_bs64")
-    },
+    "64x64_diffusion.pt": Released(64, 192, _64, 3, labels=1000, attention=_NEW, diffusion=_COSINE),
+    "128x128_diffusion.pt": Released(128, 256, _128, 2, labels=1000, attention=_4_HEADS),
+    "256x256_diffusion.pt": Released(256, 256, _256, 2, labels=1000),
+    "256x256_diffusion_uncond.pt": Released(256, 256, _256, 2),
+    "512x512_diffusion.pt": Released(512, 256, _512, 2, labels=1000),
+    "lsun_bedroom.pt": Released(256, 256, _256, 2),
+    "lsun_cat.pt": Released(256, 256, _256, 2),
+    "lsun_horse.pt": Released(256, 256, _256, 2),
+    "lsun_horse_nodropout.pt": Released(256, 256, _256, 2),
+    "cifar10_uncond_50M_500K.pt": Released(32, 128, (1, 2, 2, 2), 3, **_RESCALED),
+    "cifar10_uncond_vlb_50M_500K.pt": Released(32, 128, (1, 2, 2, 2), 3, **_RESCALED),
+    "imagenet64_uncond_100M_1500K.pt": Released(64, 128, _64, 3, **_RESCALED),
+    "imagenet64_uncond_vlb_100M_1500K.pt": Released(64, 128, _64, 3, **_RESCALED),
+    "imagenet64_cond_270M_250K.pt": Released(64, 192, _64, 3, labels=1000, diffusion=_LONG, **_IMPROVED),
+    "lsun_uncond_100M_1200K_bs128.pt": Released(256, 128, _256, 2, **_LSUN),
+    "lsun_uncond_100M_2400K_bs64.pt": Released(256, 128, _256, 2, **_LSUN),
 }
 CLASSIFIERS: Mapping[str, Released] = {
-    "64x64_classifier.pt": _released(128, 4, 64, diffusion=_COSINE),  # as the denoiser's that it guides
-    **{f"{size}x{size}_classifier.pt": _released(128, 2, size) for size in (128, 256, 512)},
+    "64x64_classifier.pt": Released(64, 128, _64, 4, diffusion=_COSINE),  # as the denoiser's that it guides
+    "128x128_classifier.pt": Released(128, 128, _128, 2),
+    "256x256_classifier.pt": Released(256, 128, _256, 2),
+    "512x512_classifier.pt": Released(512, 128, _512, 2),
 }
 
 
@@ -322,11 +300,7 @@ class Checkpoint:
     def network(self, pooled: int = 0) -> tuple[UNet2DModel, int]:
         """Returns the network without weights, and the side of its images: as known or stated, or as pooled.
 
-        Args:
-            pooled: The side by the number of positions of a classifier's attention pool; 0 where there is none.
-
-        Raises:
-            InputError: The size is not known, does not fit, or has attentions at other resolutions than are stated.
+        A classifier's attention pool tells it by its number of positions.
         """
         halved = 2 ** (len(self.layout.channels) - 1)
         size = self.settings.get("size") or (self.released.size if self.released else pooled)
@@ -335,13 +309,10 @@ class Checkpoint:
         if not size or size % halved:
             raise InputError(f"size=N must be that of its images, a multiple of {halved}, got {size or 'none'}")
         sides = {size >> level: attends for level, attends in enumerate(self.layout.attended)}
-        stated = self.settings.get("attention_resolutions", ())
-        if stated and any(attends != (side in stated) for side, attends in sides.items()):
-            found = ",".join(str(side) for side, attends in sides.items() if attends) or "none"
-            given = ",".join(f"{side:g}" for side in stated)
-            raise InputError(
-                f"attention_resolutions must be {found}, by the file's tensors and images of {size} pixels, got {given}"
-            )
+        attended = tuple(side for side, attends in sides.items() if attends)
+        stated = self.settings.get("attention_resolutions", attended)
+        if {side for side in stated if side in sides} != set(attended):  # scripts may state others too, in any order
+            self.settings.check({"attention_resolutions": attended})
         return self.layout.network(self.attention, size), size
 
 
@@ -362,32 +333,16 @@ def load_adm(name: str) -> DiffusersDenoiser:
         )
         network, _ = checkpoint.network()
         fill(network, layout.weights(checkpoint.tensors, checkpoint.attention))
-    return DiffusersDenoiser(
-        network,
-        schedule=checkpoint.diffusion.noise,
-        parameterization=checkpoint.diffusion.parameterization,
-        classes=imagenet_names() if checkpoint.released and layout.labels else (),
-        time_scale=checkpoint.diffusion.time_scale,
-    )
+    return checkpoint.diffusion.denoiser(network, imagenet_names() if checkpoint.released and layout.labels else ())
 
 
 def read_checkpoint(source: str, name: str, released: Mapping[str, Released]) -> Checkpoint:
-    """Returns the tensors of ``FILE?KEY=VALUE&KEY=VALUE``, and what is known, read or stated of their network.
-
-    Args:
-        source: ``adm`` or ``adm-classifier``.
-        name: The file with its settings.
-        released: The released files by their names.
-
-    Raises:
-        InputError: The file is missing or cannot be read, a setting is missing or is not what the tensors tell, or the
-            network is not the one that is released by that name.
-    """
+    """Returns the checkpoint of ``FILE?KEY=VALUE&KEY=VALUE``; source is ``adm`` or ``adm-classifier``."""
     settings = read_settings(source, name, SETTINGS[source])
     path = Path(settings.file)
     known = released.get(path.name)
     if not path.is_file():
-        fetch = f"fetch {known.page}/{path.name} and put it there" if known else f"known at {URL}/: "
+        fetch = f"fetch {URL}/{known.page}/{path.name} and put it there" if known else f"known at {URL}/: "
         raise InputError(f"{source}: there is no file {settings.file!r}; {fetch}{'' if known else ', '.join(released)}")
     if known is None:
         _attention(settings, None)
@@ -404,9 +359,14 @@ def read_checkpoint(source: str, name: str, released: Mapping[str, Released]) ->
                 )
             known = None
         attention = _attention(settings, known)
-        multipliers = tuple(each / layout.width for each in layout.channels)
-        found = {"num_channels": layout.width, "channel_mult": multipliers, "use_scale_shift_norm": layout.scale_shift}
-        settings.check(found if len(multipliers) == 1 else {**found, "resblock_updown": layout.residual})
+        settings.check(
+            {
+                "num_channels": layout.width,
+                "channel_mult": tuple(width / layout.width for width in layout.channels),
+                "use_scale_shift_norm": layout.scale_shift,
+                **({"resblock_updown": layout.residual} if len(layout.channels) > 1 else {}),
+            }
+        )
         diffusion = settings.diffusion(known.diffusion if known else None)
     return Checkpoint(
         path=path,

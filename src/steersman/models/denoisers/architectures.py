@@ -38,10 +38,10 @@ def _extending(base: type[nn.Module]) -> Callable[[Callable[..., None]], Callabl
     """
 
     def extend(init: Callable[..., None]) -> Callable[..., None]:
-        own, inherited = (dict(inspect.signature(each).parameters) for each in (init, base.__init__))
-        added = [each.replace(kind=each.KEYWORD_ONLY) for name, each in inherited.items() if name not in own]
-        kept = [each for each in own.values() if each.kind is not each.VAR_KEYWORD]
-        vars(init)["__signature__"] = inspect.Signature([*kept, *added])
+        own, inherited = (dict(inspect.signature(function).parameters) for function in (init, base.__init__))
+        added = [value.replace(kind=value.KEYWORD_ONLY) for name, value in inherited.items() if name not in own]
+        named = [value for value in own.values() if value.kind is not value.VAR_KEYWORD]
+        vars(init)["__signature__"] = inspect.Signature([*named, *added])
         return register_to_config(init)
 
     return extend

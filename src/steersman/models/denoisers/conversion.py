@@ -28,21 +28,16 @@ def empty_unet(
     residual: bool = True,
     **config: Any,  # noqa: ANN401
 ) -> UNet2DModel:
-    """Returns a U-Net on the meta device, an `ADMUNet` only where the configuration needs one.
+    """Returns a U-Net on the meta device, an `ADMUNet` only where its configuration needs one.
 
-    Args:
-        size: Height and width of the images.
-        channels: The channels of each level, counted from the image.
-        attended: Whether each level has attentions.
-        residual: Whether residual blocks change the size; else convolutions.
-        config: The rest of the configuration; None leaves out a setting.
+    Levels are counted from the image. Residual blocks change the size, else convolutions. None leaves out a setting.
     """
     plain, sampling = ("Resnet{}sampleBlock2D", "resnet") if residual else ("{}Block2D", "conv")
     config = {key: value for key, value in config.items() if value is not None} | {
         "sample_size": size,
         "block_out_channels": tuple(channels),
-        "down_block_types": ["AttnDownBlock2D" if each else plain.format("Down") for each in attended],
-        "up_block_types": ["AttnUpBlock2D" if each else plain.format("Up") for each in reversed(attended)],
+        "down_block_types": ["AttnDownBlock2D" if attends else plain.format("Down") for attends in attended],
+        "up_block_types": ["AttnUpBlock2D" if attends else plain.format("Up") for attends in reversed(attended)],
         "downsample_type": sampling,
         "upsample_type": sampling,
     }
@@ -67,15 +62,12 @@ def unet_blocks(levels: int, n: int) -> Iterator[str]:
 def convert(
     tensors: Mapping[str, Tensor], modules: Mapping[str, tuple[str, ...]], groups: Callable[[str, int], int]
 ) -> dict[str, Tensor]:
-    """Returns tensors under diffusers' names, in float32.
+    """Returns tensors under diffusers' names, in float32; one that belongs to none of the modules is refused.
 
     Args:
         tensors: The tensors by their original names.
         modules: The names of diffusers' modules for each original module; ``to_qkv`` ends that of a fused projection.
         groups: Maps the new name of a fused projection and its channels to the number of its groups.
-
-    Raises:
-        InputError: A tensor belongs to none of the modules.
     """
     weights: dict[str, Tensor] = {}
     for name, value in tensors.items():
@@ -97,14 +89,10 @@ def convert(
 
 
 def fill(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Gives a network its weights, without copying them.
-
-    Raises:
-        InputError: A tensor is missing, is not one of the network's, or has another shape.
-    """
+    """Gives a network its weights, without copying them; one missing, too many or of another shape is refused."""
     wanted = network.state_dict()
     for name in [*wanted, *weights]:
-        given, expected = (tuple(each[name].shape) if name in each else "none" for each in (weights, wanted))
+        given, expected = (tuple(state[name].shape) if name in state else "none" for state in (weights, wanted))
         if given != expected:
             raise InputError(f"the shape of {name} must be {expected}, got {given}")
     network.load_state_dict(weights, assign=True)

@@ -88,14 +88,7 @@ def load_dit(name: str) -> DiffusersDenoiser:
         size = config["sample_size"] * 2 ** (len(vae.config["block_out_channels"]) - 1)
         settings.check({"learn_sigma": config["out_channels"] == 2 * config["in_channels"], "size": size})
         diffusion = settings.diffusion(Diffusion() if released else None)
-    return DiffusersDenoiser(
-        network,
-        schedule=diffusion.noise,
-        parameterization=diffusion.parameterization,
-        classes=imagenet_names() if released else tuple(map(str, range(count))),
-        time_scale=diffusion.time_scale,
-        vae=vae,
-    )
+    return diffusion.denoiser(network, imagenet_names() if released else tuple(map(str, range(count))), vae)
 
 
 def _network(tensors: dict[str, Tensor], settings: Settings) -> DiT:

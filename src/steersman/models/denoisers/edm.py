@@ -14,7 +14,6 @@ Source: https://github.com/NVlabs/edm, training/networks.py.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,23 +53,13 @@ OUTSIDE = {
     "out_norm": "conv_norm_out",
     "out_conv": "conv_out",
 }
-SEPARATE = ("map_label", "map_augment")  # labels are an embedding here; nothing is augmented when sampling
+SEPARATE = ("map_label.", "map_augment.")  # labels are an embedding here; nothing is augmented when sampling
 
 
 class EDMDenoiser(NetworkDenoiser):
-    """A network F with EDM's preconditioning.
+    """A network F with EDM's preconditioning, called with ``c_in x_t``, ``c_noise`` and, if it has some, labels.
 
-    Args:
-        network: Called as a `UNet2DModel` with ``c_in x_t`` (B, C, H, W), ``c_noise`` (B,), and labels (B,) if it has
-            some; it is put into evaluation mode, and its weights get no gradients.
-        shape: The shape (C, H, W) of one image.
-        classes: The names of its K labels.
-        unconditional: Whether it was trained with some labels left out, so that label K means none.
-        sigma_data: ``s``.
-        schedule: The range of sigma.
-
-    Raises:
-        InputError: ``sigma_data`` is not above 0 and finite.
+    Of K labels, label K means none where it was trained with some left out (``unconditional``).
     """
 
     def __init__(
@@ -97,7 +86,7 @@ class EDMDenoiser(NetworkDenoiser):
     def _predict(self, x_t: Tensor, level: Level, label: Tensor | None) -> Prediction:
         total = (level.sigma**2 + self.sigma_data**2).sqrt()
         coefficients = (self.sigma_data**2 / total**2, level.sigma * self.sigma_data / total, 1 / total)
-        c_skip, c_out, c_in = (broadcast(each, x_t) for each in coefficients)
+        c_skip, c_out, c_in = (broadcast(coefficient, x_t) for coefficient in coefficients)
         dtype = torch.promote_types(next(self.network.parameters(), x_t).dtype, torch.float32)
         c_noise = times(level, len(x_t), x_t.device, dtype)  # the schedule's time is ln(sigma) / 4
         return Prediction(c_skip * x_t + c_out * self._evaluate(c_in * x_t, c_noise, label))
@@ -128,16 +117,13 @@ def load_edm(name: str) -> EDMDenoiser:
 def _denoiser(root: object) -> EDMDenoiser:
     if not isinstance(root, Record):
         raise InputError("it holds no network named ema")
-    modules = _modules(root)
-    outer, inner = modules[""], modules["model"]
-    if outer.kind != "EDMPrecond":
-        raise unknown("preconditioning", outer.kind, ["EDMPrecond"])
-    if inner.kind != "DhariwalUNet":
-        raise unknown("architecture", inner.kind, ["DhariwalUNet"])
-    settings, own = outer.attributes, EDM()
+    settings, inner, own = root.state, root.state["_modules"]["model"], EDM()
+    if root.name != "EDMPrecond":
+        raise unknown("preconditioning", root.name, ["EDMPrecond"])
+    if inner.name != "DhariwalUNet":
+        raise unknown("architecture", inner.name, ["DhariwalUNet"])
     size, channels = settings["img_resolution"], settings["img_channels"]
-    within = {name.removeprefix("model."): each for name, each in modules.items() if name.startswith("model.")}
-    network = _unet(within, size, channels)
+    network = _unet(*_flattened(inner), size=size, channels=channels)
     labels = (network.config["num_class_embeds"] or 1) - 1  # the last row is for none
     if settings["label_dim"] != labels:
         raise InputError(f"label_dim must be {labels}, as its network has, got {settings['label_dim']}")
@@ -145,7 +131,7 @@ def _denoiser(root: object) -> EDMDenoiser:
         network,
         shape=(channels, size, size),
         classes=tuple(map(str, range(labels))),
-        unconditional=inner.attributes["label_dropout"] > 0,
+        unconditional=inner.state["label_dropout"] > 0,
         sigma_data=float(settings["sigma_data"]),
         schedule=EDM(
             ratio_min=max(own.ratio_min, float(settings["sigma_min"])),
@@ -154,131 +140,114 @@ def _denoiser(root: object) -> EDMDenoiser:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Module:
-    """A module of a pickled network: its class's name, its settings, its own tensors, and its children's names."""
-
-    kind: str
-    attributes: Mapping[str, Any]
-    tensors: Mapping[str, Tensor]
-    children: tuple[str, ...]
-
-
-def _modules(root: Record) -> dict[str, _Module]:
-    """Returns a module and all within it by their names, ``""`` and ``"a.b"``, their tensors in float32."""
-    modules: dict[str, _Module] = {}
-    pending: list[tuple[str, Any]] = [("", root)]
-    seen = {id(root)}
+def _flattened(root: Record) -> tuple[dict[str, Record], dict[str, Tensor]]:
+    """Returns the modules within one by their names, ``a.b``, and its tensors by theirs, in float32."""
+    modules: dict[str, Record] = {}
+    tensors: dict[str, Tensor] = {}
+    pending, seen = [("", root)], {id(root)}
     while pending:
-        name, record = pending.pop()
-        state = record.state if isinstance(record, Record) else None
-        parts = [
-            state.get(key, {}) if isinstance(state, dict) else None for key in ("_parameters", "_buffers", "_modules")
-        ]
-        if not all(isinstance(part, dict) and all(type(key) is str for key in part) for part in parts):
-            raise InputError(f"{name}: it is no module")
-        parameters, buffers, inner = ({key: each for key, each in part.items() if each is not None} for part in parts)
-        tensors = {**parameters, **buffers}
-        if not all(isinstance(each, Tensor) for each in tensors.values()):
-            raise InputError(f"{name}: it is no module")
-        if not all(bool(each.isfinite().all()) for each in tensors.values()):
-            raise InputError(f"{name}: it is not finite")
-        tensors = {leaf: each.float() for leaf, each in tensors.items()}
-        modules[name] = _Module(kind=record.name, attributes=state, tensors=tensors, children=tuple(inner))
-        for child, each in inner.items():
-            if id(each) in seen or name.count(".") >= DEEPEST:
+        prefix, record = pending.pop()
+        for leaf, tensor in [*record.state["_parameters"].items(), *record.state["_buffers"].items()]:
+            if tensor is not None:
+                tensors[f"{prefix}{leaf}"] = tensor.float()
+                if not tensor.isfinite().all():
+                    raise InputError(f"{prefix}{leaf} is not finite")
+        for name, child in record.state["_modules"].items():
+            if id(child) in seen or prefix.count(".") >= DEEPEST:
                 raise InputError("its modules hold each other")
-            seen.add(id(each))
-            pending.append((f"{name}.{child}" if name else child, each))
-    return modules
+            if child is not None:
+                seen.add(id(child))
+                modules[f"{prefix}{name}"] = child
+                pending.append((f"{prefix}{name}.", child))
+    return modules, tensors
 
 
-def _unet(modules: Mapping[str, _Module], size: int, channels: int) -> UNet2DModel:
+def _unet(modules: Mapping[str, Record], tensors: Mapping[str, Tensor], *, size: int, channels: int) -> UNet2DModel:
     """Returns a DhariwalUNet as diffusers' network; its blocks stand in the order of the forward pass."""
-    conv, *encoder = modules["enc"].children
+    conv, *encoder = modules["enc"].state["_modules"]
     levels = 1 + sum(name.endswith("_down") for name in encoder)
     n, rest = divmod(len(encoder) + 1 - levels, levels)
     if rest or conv != f"{size}x{size}_conv":
         raise InputError(f"enc must be {size}x{size}_conv and as many blocks at each level, got {conv} and others")
-    names = [*(f"enc.{name}" for name in encoder), *(f"dec.{name}" for name in modules["dec"].children)]
+    names = [*(f"enc.{name}" for name in encoder), *(f"dec.{name}" for name in modules["dec"].state["_modules"])]
     blocks = dict(zip(unet_blocks(levels, n), names, strict=True))
-    converted = {**OUTSIDE, f"enc.{conv}": "conv_in"}
+    settings = {resnet: modules[name].state for resnet, name in blocks.items()}
+    renamed = {**OUTSIDE, f"enc.{conv}": "conv_in"}
     for resnet, name in blocks.items():
-        _check(name, resnet, modules)
-        converted |= {f"{name}.{old}": f"{resnet}.{new}" for old, new in RESNET.items()}
-        if modules[name].attributes["num_heads"]:
+        _check(name, resnet, modules, tensors)
+        renamed |= {f"{name}.{old}": f"{resnet}.{new}" for old, new in RESNET.items()}
+        if settings[resnet]["num_heads"]:
             attention = resnet.replace("resnets", "attentions")
-            converted |= {f"{name}.{old}": f"{attention}.{new}" for old, new in ATTENTION.items()}
-    label, time = modules.get("map_label"), modules["map_noise"]
-    if time.kind != "PositionalEmbedding" or time.attributes["max_positions"] != 10000 or time.attributes["endpoint"]:
-        raise InputError(f"map_noise must be a PositionalEmbedding of 10000 positions, got another {time.kind}")
-    first = [modules[blocks[f"down_blocks.{level}.resnets.0"]].attributes for level in range(levels)]
-    frequencies = time.attributes["num_channels"]
+            renamed |= {f"{name}.{old}": f"{attention}.{new}" for old, new in ATTENTION.items()}
+    time, label = modules["map_noise"], tensors.get("map_label.weight")
+    if time.name != "PositionalEmbedding" or time.state["max_positions"] != 10000 or time.state["endpoint"]:
+        raise InputError(f"map_noise must be a PositionalEmbedding of 10000 positions, got another {time.name}")
+    first = [settings[f"down_blocks.{level}.resnets.0"] for level in range(levels)]
+    frequencies = time.state["num_channels"]
     unet = empty_unet(
         size,
-        [each["out_channels"] for each in first],
-        [each["num_heads"] > 0 for each in first],
+        [block["out_channels"] for block in first],
+        [block["num_heads"] > 0 for block in first],
         in_channels=channels,
         out_channels=channels,
         layers_per_block=n,
-        add_attention=modules[blocks["mid_block.resnets.0"]].attributes["num_heads"] > 0,
+        add_attention=settings["mid_block.resnets.0"]["num_heads"] > 0,
         resnet_time_scale_shift="scale_shift",
-        num_class_embeds=None if label is None else label.tensors["weight"].shape[1] + 1,
-        time_embedding_dim=len(modules["map_layer0"].tensors["bias"]),
+        num_class_embeds=None if label is None else label.shape[1] + 1,
+        time_embedding_dim=len(tensors["map_layer0.bias"]),
         time_channels=None if frequencies == first[0]["out_channels"] else frequencies,
-        **_heads({name: modules[name].attributes for name in names}),
-        **_groups([each for each in modules.values() if each.kind == "GroupNorm"]),
+        **_heads({name: modules[name].state for name in names}),
+        **_groups(modules, tensors),
     )
-    tensors = {
-        f"{name}.{leaf}": each
-        for name, module in modules.items()
-        for leaf, each in module.tensors.items()
-        if name not in SEPARATE and leaf != "resample_filter"
+    network = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if not (name.startswith(SEPARATE) or name.endswith(".resample_filter"))
     }
-    weights = convert(tensors, {old: (new,) for old, new in converted.items()}, lambda _, channels: channels)
+    weights = convert(network, {old: (new,) for old, new in renamed.items()}, lambda _, channels: channels)
     if label is not None:
-        columns = label.tensors["weight"].T
-        weights["class_embedding.weight"] = torch.cat([columns, columns.new_zeros(1, columns.shape[1])])
+        weights["class_embedding.weight"] = torch.cat([label.T, label.new_zeros(1, len(label))])
     fill(unet, weights)
     return unet
 
 
-def _check(name: str, resnet: str, modules: Mapping[str, _Module]) -> None:
+def _check(name: str, resnet: str, modules: Mapping[str, Record], tensors: Mapping[str, Tensor]) -> None:
     """Refuses a block that computes something else than diffusers' does."""
-    attributes, conv = modules[name].attributes, modules[f"{name}.conv0"]
-    if not (attributes["skip_scale"] == 1 and attributes["adaptive_scale"] is True):
+    settings, conv = modules[name].state, modules[f"{name}.conv0"].state
+    if not (settings["skip_scale"] == 1 and settings["adaptive_scale"] is True):
         raise InputError(f"{name}: skip_scale and adaptive_scale must be 1 and True, got others")
-    if (conv.attributes["up"], conv.attributes["down"]) != ("upsamplers" in resnet, "downsamplers" in resnet):
+    if (conv["up"], conv["down"]) != ("upsamplers" in resnet, "downsamplers" in resnet):
         raise InputError(f"{name}: it must resample between levels, and not within")
-    for each in (conv, modules.get(f"{name}.skip")):
-        kernel = None if each is None else each.tensors.get("resample_filter")
+    for part in ("conv0", "skip"):
+        kernel = tensors.get(f"{name}.{part}.resample_filter")
         if kernel is not None and not (kernel.shape == (1, 1, 2, 2) and bool((kernel == 0.25).all())):
             raise InputError(f"{name}: resample_filter must be [1, 1], got another")
 
 
 def _heads(blocks: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
     """Returns the configuration of attentions that all have ``floor(C / 64)`` heads."""
-    attending = {name: (each["out_channels"], each["num_heads"]) for name, each in blocks.items() if each["num_heads"]}
-    for name, (channels, heads) in attending.items():
+    counts = {name: (block["out_channels"], block["num_heads"]) for name, block in blocks.items() if block["num_heads"]}
+    for name, (channels, heads) in counts.items():
         if heads != channels // HEAD_CHANNELS or channels % heads:
             raise InputError(
                 f"{name} must have {channels} // {HEAD_CHANNELS} heads, where that divides the channels, got {heads}"
             )
-    if all(channels == heads * HEAD_CHANNELS for channels, heads in attending.values()):
+    if all(channels == heads * HEAD_CHANNELS for channels, heads in counts.values()):
         return {"attention_head_dim": HEAD_CHANNELS}
     return {"attention_head_dim": 1, "head_channels": HEAD_CHANNELS}
 
 
-def _groups(norms: list[_Module]) -> dict[str, Any]:
+def _groups(modules: Mapping[str, Record], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Returns the configuration of normalisations that all have ``min(32, floor(C / 4))`` groups and one epsilon."""
-    epsilon = norms[0].attributes["eps"]
-    for each in norms:
-        channels, groups, eps = len(each.tensors["weight"]), each.attributes["num_groups"], each.attributes["eps"]
-        if groups != min(GROUPS, channels // GROUP_CHANNELS) or channels % groups or eps != epsilon:
+    norms = {name: module.state for name, module in modules.items() if module.name == "GroupNorm"}
+    epsilon = norms["out_norm"]["eps"]
+    for name, norm in norms.items():
+        channels, groups = len(tensors[f"{name}.weight"]), norm["num_groups"]
+        if groups != min(GROUPS, channels // GROUP_CHANNELS) or channels % groups or norm["eps"] != epsilon:
             raise InputError(
                 f"GroupNorm must have min({GROUPS}, {channels} // {GROUP_CHANNELS}) groups, where that divides the "
-                f"channels, and one eps, got {groups} groups and eps {eps}"
+                f"channels, and one eps, got {groups} groups and eps {norm['eps']}"
             )
-    if all(each.attributes["num_groups"] == GROUPS for each in norms):
+    if all(norm["num_groups"] == GROUPS for norm in norms.values()):
         return {"norm_num_groups": GROUPS, "attn_norm_num_groups": GROUPS, "norm_eps": epsilon}
     return {"norm_num_groups": 1, "attn_norm_num_groups": 1, "norm_eps": epsilon, "group_channels": GROUP_CHANNELS}

@@ -65,11 +65,7 @@ Model = TypeVar("Model", bound=ModelMixin)
 
 
 def load_folder(path: Path) -> DiffusersDenoiser | EDMDenoiser:
-    """Returns the denoiser of a folder, with EDM's preconditioning where its scheduler is one of diffusers' EDM ones.
-
-    Raises:
-        InputError: The folder does not exist, or holds another model.
-    """
+    """Returns the denoiser of a folder, with EDM's preconditioning where its scheduler is an EDM one."""
     with about("denoiser", path):
         card: Mapping[str, Any] = read_json(path / "card.json") if (path / "card.json").is_file() else {}
         index, parts = read_index(path), _parts(path)
@@ -158,17 +154,9 @@ def read_index(path: Path) -> Mapping[str, Any]:
 
 
 def read_model(part: str, folder: Path, *kinds: type[Model]) -> Model:
-    """Returns a model of diffusers with its weights.
+    """Returns a diffusers model of one of these classes with its weights; the first where its configuration says none.
 
     Its configuration is checked against its weights before it gets memory, and all of it is loaded or nothing.
-
-    Args:
-        part: The name of the part, for the messages.
-        folder: The folder with ``config.json`` and the weights, in safetensors' format.
-        kinds: The classes that it may have; the first where it does not say which.
-
-    Raises:
-        InputError: It has another class, or is damaged; other exceptions are diffusers'.
     """
     config, known = read_json(regular_below(folder) / "config.json", part), {kind.__name__: kind for kind in kinds}
     given = str(config.get("_class_name", kinds[0].__name__))

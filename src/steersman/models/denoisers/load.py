@@ -21,15 +21,15 @@ from steersman.models.denoisers.edm import load_edm
 from steersman.models.denoisers.folder import PIPELINES, load_folder, read_index
 from steersman.models.denoisers.network import NetworkDenoiser
 from steersman.models.denoisers.pipeline import PipelineDenoiser
-from steersman.models.denoisers.pipeline_folder import fetch, load_file, load_pipeline
+from steersman.models.denoisers.pipeline_folder import fetch, load_pipeline
 from steersman.names import split_options
 from steersman.schedule import Schedule
 from steersman.trust import call_function
 
 __all__ = ["is_pipeline", "load_denoiser"]
 
-HUB = r"\w[\w.-]*/\w[\w.-]*"
-"""What an id of the hub looks like."""
+HUB = r"\w[\w.-]*/\w[\w.-]*"  # an id of the hub
+FILE = ".safetensors"
 OPTIONS = ("height", "width", "variant")
 NEEDED = ("network", "schedule", "shape", "classes", "decode", "to")
 
@@ -62,16 +62,17 @@ def load_denoiser(
         return _load_module(name, device, dtype)
     if separator and source in SOURCES:
         return SOURCES[source](name).to(device, dtype)
-    if (file := _file(spec)) is not None:
-        return load_file(file[0], file[1], device=device, dtype=dtype)
-    name, options = (spec, {}) if Path(spec).is_dir() else split_options(spec, OPTIONS, "option of a pipeline")
-    if not (Path(name).is_dir() or (re.fullmatch(HUB, name) and not Path(name).exists())):
+    name, options = _split(spec)
+    path = Path(name)
+    if name.endswith(FILE) and not path.is_dir():
+        return load_pipeline(path, options, device=device, dtype=dtype)
+    if not (path.is_dir() or (re.fullmatch(HUB, name) and not path.exists())):
         raise InputError(
             "denoiser must be zoo:sportballs, adm:FILE, dit:FILE?vae=FOLDER, edm:FILE, module:PACKAGE.NAME:FUNCTION, "
             "a folder as diffusers saves a pipeline, ORG/NAME of the hub, or FILE.safetensors?config=FOLDER, got "
             f"{spec!r}"
         )
-    path = Path(name) if Path(name).is_dir() else fetch(spec, name, options)
+    path = path if path.is_dir() else fetch(spec, name, options)
     kind = read_index(path).get("_class_name")
     if kind in PIPELINES:
         return load_pipeline(path, options, device=device, dtype=dtype)
@@ -82,24 +83,20 @@ def load_denoiser(
 
 def is_pipeline(spec: str) -> bool:
     """Returns whether a spec names a text pipeline, in a folder, in a file or on the hub, without loading it."""
-    name, _, _ = spec.partition("?")
-    if _file(spec) is not None:
-        return True
-    if not Path(name).exists():
-        return re.fullmatch(HUB, name) is not None
+    if spec.partition(":")[0] in (*SOURCES, "module"):
+        return False
+    name, _ = _split(spec)
+    if not Path(name).is_dir():
+        return name.endswith(FILE) or (not Path(name).exists() and re.fullmatch(HUB, name) is not None)
     return read_index(Path(name)).get("_class_name") in PIPELINES
 
 
-def _file(spec: str) -> tuple[Path, dict[str, str]] | None:
-    """Returns the file and the options of a pipeline's weights in one file, None for another spec."""
-    if spec.endswith(".safetensors") and Path(spec).is_file():
-        return Path(spec), {}
-    if not spec.partition("?")[0].endswith(".safetensors"):
-        return None
-    name, options = split_options(spec, (*OPTIONS, "config"), "option of a pipeline's file")
-    if not Path(name).is_file():
-        raise InputError(f"denoiser: {name!r} must be a file of a pipeline's weights, and is none")
-    return Path(name), options
+def _split(spec: str) -> tuple[str, dict[str, str]]:
+    """Returns the name and the options of a pipeline's spec."""
+    if Path(spec).exists():
+        return spec, {}
+    allowed = (*OPTIONS, "config") if spec.partition("?")[0].endswith(FILE) else OPTIONS
+    return split_options(spec, allowed, "option of a pipeline")
 
 
 def _load_zoo(name: str) -> NetworkDenoiser:
@@ -121,25 +118,24 @@ def _load_module(name: str, device: torch.device | str, dtype: torch.dtype) -> A
     """Returns the denoiser of ``PACKAGE.NAME:FUNCTION``, once it has predicted one sample there."""
     denoiser: Any = call_function(name, "denoiser")
     called = f"{name.replace(':', '.')}()"
-    missing = [each for each in NEEDED if not hasattr(denoiser, each)] + ["__call__"] * (not callable(denoiser))
+    missing = [name for name in NEEDED if not hasattr(denoiser, name)] + ["__call__"] * (not callable(denoiser))
     if missing:
         raise InputError(
             f"denoiser: {called} must return a Denoiser, got {type(denoiser).__name__} without {', '.join(missing)}; "
             "wrap a network as NetworkDenoiser(network, schedule=VP.from_betas(betas), shape=(3, 64, 64))"
         )
     shape, classes, schedule = denoiser.shape, denoiser.classes, denoiser.schedule
-    wanted = ""
-    if not (isinstance(shape, tuple) and shape and all(isinstance(each, int) and each > 0 for each in shape)):
-        wanted = f"shape of {called} must be that of one sample, such as (3, 64, 64), got {shape}"
-    elif not (isinstance(classes, tuple) and all(isinstance(each, str) for each in classes)):
-        wanted = f"classes of {called} must be a tuple of names, empty for none, got {classes}"
-    elif not isinstance(schedule, Schedule):
-        given = type(schedule).__name__
-        wanted = f"schedule of {called} must be VP, EDM, Flow or one with their methods, got {given}"
-    elif not isinstance(denoiser.network, nn.Module):
-        wanted = f"network of {called} must be a torch.nn.Module, got {type(denoiser.network).__name__}"
-    if wanted:
-        raise InputError(f"denoiser: the {wanted}")
+    shaped = isinstance(shape, tuple) and shape and all(isinstance(side, int) and side > 0 for side in shape)
+    named = isinstance(classes, tuple) and all(isinstance(label, str) for label in classes)
+    kind = type(schedule).__name__
+    for valid, name, wanted, given in (
+        (shaped, "shape", "that of one sample, such as (3, 64, 64)", shape),
+        (named, "classes", "a tuple of names, empty for none", classes),
+        (isinstance(schedule, Schedule), "schedule", "VP, EDM, Flow or one with their methods", kind),
+        (isinstance(denoiser.network, nn.Module), "network", "a torch.nn.Module", type(denoiser.network).__name__),
+    ):
+        if not valid:
+            raise InputError(f"denoiser: the {name} of {called} must be {wanted}, got {given}")
     x = torch.zeros(1, *shape, device=device)
     condition = {"label": torch.zeros(1, dtype=torch.int64, device=device)} if classes else {}
     try:

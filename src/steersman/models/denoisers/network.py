@@ -98,7 +98,7 @@ class NetworkDenoiser:
         self.latent = vae is not None
         self.schedule = schedule
         self.parameterization: Parameterization = parameterization
-        self.shape = tuple(int(each) for each in shape)
+        self.shape = tuple(map(int, shape))
         self.classes = tuple(classes)
         self.null = null
         self.time_scale, self.time_dtype = time_scale, time_dtype
@@ -178,19 +178,7 @@ class NetworkDenoiser:
 
 
 class DiffusersDenoiser(NetworkDenoiser):
-    """A network of diffusers, whose configuration tells its shape and its labels.
-
-    Args:
-        network: The network.
-        schedule: The noise schedule of its training.
-        parameterization: What the network predicts.
-        classes: The names of its labels, without the null label; by default their numbers.
-        time_scale: The factor from the schedule's time to the network's.
-        vae: The decoder of its samples if they are latents.
-
-    Raises:
-        InputError: The names are more or fewer than the labels; and as `NetworkDenoiser`.
-    """
+    """A network of diffusers, whose configuration tells its shape and its labels; they are named, or have numbers."""
 
     def __init__(
         self,

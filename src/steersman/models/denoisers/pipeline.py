@@ -44,20 +44,9 @@ GUIDED = 2.0  # any scale at which a pipeline gives its network both rows
 
 
 class PipelineDenoiser:
-    """A text-to-image pipeline of latents as a denoiser, whose network runs without gradients for its weights.
+    """A text-to-image pipeline of latents as a denoiser; size is (height, width) in pixels, or the pipeline's own."""
 
-    Args:
-        pipe: The pipeline, with its text encoders.
-        size: Height and width of its images in pixels; by default the pipeline's own.
-
-    Attributes:
-        block: The number of images that the network gets at a time, None for the whole batch (`steersman.batching`).
-
-    Raises:
-        InputError: The scheduler's noise is unknown here, or the pipeline does not take a prompt alone.
-    """
-
-    block: int | None = None
+    block: int | None = None  # images that the network gets at a time, None for the whole batch (`steersman.batching`)
     latent: bool = True
     prompted: bool = True
     classes: tuple[str, ...] = ()
@@ -106,21 +95,16 @@ class PipelineDenoiser:
         label: Int[Tensor, " B"] | None = None,
         **_others: Any,  # noqa: ANN401
     ) -> Prediction:
-        """Returns the prediction.
+        """Returns the prediction for noisy latents at a level, one for all or one for each.
 
         Args:
             x_t: Noisy latents.
-            level: Their level, one for all or one for each.
+            level: Their level.
             prompt: The text of all images; may be empty.
             negative_prompt: The text of the unconditional prediction; None for the pipeline's default.
             cfg_scale: The classifier-free scale ``W``; at 1 only the conditional model is evaluated.
-            unconditional: Whether the unconditional model is evaluated at a scale of 1 too, for weights that compare
-                with it.
+            unconditional: Whether the unconditional model is evaluated at 1 too, for weights that compare with it.
             label: None; there are no labels.
-
-        Raises:
-            InputError: No prompt, a negative one at a scale of 1, a scale for a pipeline without an unconditional row,
-                a label, or another condition.
         """
         check_finite("cfg_scale", cfg_scale)
         check_condition(label, 1, _others, classes=(), unconditional=True, known=KNOWN)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import PositiveInt
 from safetensors import safe_open
 from torch import nn
 
@@ -26,8 +27,9 @@ from steersman.models.checkpoint import check_finite, no_larger_than, weights_si
 from steersman.models.denoisers.folder import PIPELINES, read_index
 from steersman.models.denoisers.pipeline import PipelineDenoiser
 from steersman.models.hub import check_whole, hushed, load_pretrained, quiet
+from steersman.typed import typed
 
-__all__ = ["fetch", "load_file", "load_pipeline"]
+__all__ = ["fetch", "load_pipeline"]
 
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 LIBRARIES = ("diffusers", "transformers")
@@ -38,101 +40,54 @@ CONFIGURATION = ("*.json", "*.txt", "*.model")  # the files of a pipeline's fold
 def load_pipeline(
     path: Path, options: Mapping[str, str], *, device: torch.device | str, dtype: torch.dtype
 ) -> PipelineDenoiser:
-    """Returns the denoiser of a folder of one of the known pipelines.
+    """Returns the denoiser of a folder, or of one file of weights, of one of the known pipelines.
 
-    Args:
-        path: The folder.
-        options: ``height`` and ``width`` of the images in pixels, by default the pipeline's own; the ``variant`` of the
-            files of weights, such as fp16.
-        device: The device of all parts.
-        dtype: Their type.
-
-    Raises:
-        InputError: transformers is not installed, an option or a part is not allowed, or it cannot be read.
+    Options are ``height`` and ``width`` of the images, by default the pipeline's own; of a folder, the ``variant`` of
+    its weights; of a file, ``config``, the pipeline's folder, by default that of the hub which diffusers takes for it.
     """
-    size = _size(options)
-    with _quiet(path) as diffusers:
-        index = read_index(path)
-        classes, settings = _classes(path, index), _settings(index)
-        with about("denoiser", path):
-            regular_below(path)
-            where = {"local_files_only": True, "use_safetensors": True, "torch_dtype": dtype}
-            variant = options.get("variant")
-            networks = {
-                key: _network(key, kind, path / key, variant=variant, **where)
-                for key, kind in classes.items()
-                if issubclass(kind, nn.Module)
-            }
-            pipe = getattr(diffusers, index["_class_name"]).from_pretrained(path, **networks, **settings, **where)
-        return _denoiser(pipe, size, device, dtype)
-
-
-def load_file(
-    path: Path, options: Mapping[str, str], *, device: torch.device | str, dtype: torch.dtype
-) -> PipelineDenoiser:
-    """Returns the denoiser of a pipeline's weights in one file of safetensors.
-
-    Args:
-        path: The file.
-        options: ``config``, the pipeline's folder, by default that of the hub which diffusers takes for such a file;
-            ``height`` and ``width`` of the images in pixels, by default the pipeline's own.
-        device: The device of all parts.
-        dtype: Their type.
-
-    Raises:
-        InputError: The file cannot be read, lacks weights that the folder lacks too, or its configuration is not
-            there.
-    """
-    if "variant" in options:
+    one_file = not path.is_dir()
+    if one_file and not path.is_file():
+        raise InputError(f"denoiser: {str(path)!r} must be a file of a pipeline's weights, and is none")
+    if one_file and "variant" in options:
         raise InputError(f"denoiser: {path} is one file, which has no variant; leave variant out")
-    size = _size(options)
-    with about("denoiser", path), safe_open(regular(path), framework="pt") as file:
-        names = frozenset(file.keys())
+    size, names = _size(options), _tensor_names(path) if one_file else frozenset()
     with _quiet(path) as diffusers:
-        config = _configuration(path, options.get("config"))
-        with about("denoiser", config):
-            regular_below(config)
-        index = read_index(config)
+        folder = _configuration(path, options.get("config")) if one_file else path
+        index = read_index(folder)
         if (name := index.get("_class_name")) not in PIPELINES:
             raise InputError(
-                f"denoiser: config must be the folder of one of {', '.join(PIPELINES)}, got a {name} in {config}"
+                f"denoiser: config must be the folder of one of {', '.join(PIPELINES)}, got a {name} in {folder}"
             )
-        classes, settings = _classes(config, index), _settings(index)
+        build, classes, settings = getattr(diffusers, name), _classes(folder, index), _unused(index)
+        where: dict[str, Any] = {"local_files_only": True, "torch_dtype": dtype}
         with about("denoiser", path):
-            where = {"local_files_only": True, "torch_dtype": dtype}
+            regular_below(folder)
             for key, kind in classes.items():
-                if issubclass(kind, nn.Module) and not _in_file(key, kind, names):
-                    if not weights_size(config / key):
-                        raise InputError(
-                            f"{path} has no {key}, and {config / key} has no weights; put them there, as diffusers "
-                            "saves them"
-                        )
-                    settings[key] = _network(key, kind, config / key, use_safetensors=True, **where)
-            # a number is counted where its network is built, and where it is filled
-            room = 2 * (path.stat().st_size + sum(weights_size(config / key) for key in classes))
-            with no_larger_than(room):
-                build = getattr(diffusers, name).from_single_file
-                pipe = build(str(path), config=str(config), **settings, **where)
+                if not issubclass(kind, nn.Module) or (one_file and _in_file(key, kind, names)):
+                    continue
+                if one_file and not weights_size(folder / key):
+                    raise InputError(f"{path} has no {key}, and {folder / key} has no weights; put them there")
+                settings[key] = _network(key, kind, folder / key, variant=options.get("variant"), **where)
+            if one_file:
+                # a number is counted where its network is built, and where it is filled
+                room = 2 * (path.stat().st_size + sum(weights_size(folder / key) for key in classes))
+                with no_larger_than(room):
+                    pipe = build.from_single_file(str(path), config=str(folder), **settings, **where)
+            else:
+                pipe = build.from_pretrained(path, use_safetensors=True, **settings, **where)
             for key, part in pipe.components.items():
                 if isinstance(part, nn.Module):
                     tensors = part.state_dict()
-                    # what the file lacks, diffusers leaves without values
-                    check_whole(f"{key}: it", {"missing_keys": [each for each, x in tensors.items() if x.is_meta]})
+                    # what a file lacks, diffusers leaves without values
+                    check_whole(f"{key}: it", {"missing_keys": [name for name, x in tensors.items() if x.is_meta]})
                     check_finite(tensors)
-        return _denoiser(pipe, size, device, dtype)
+                    part.to(device)
+        cast(pipe.vae, device, dtype)
+        return PipelineDenoiser(pipe, size=size)
 
 
 def fetch(spec: str, name: str, options: Mapping[str, str]) -> Path:
-    """Returns the folder of a pipeline of the hub in its cache, fetched where it is not there yet.
-
-    Args:
-        spec: The user's spec, for the messages.
-        name: Its id, ``ORG/NAME``.
-        options: The options that `load_pipeline` takes.
-
-    Raises:
-        InputError: It is not there and cannot be fetched, or asks for code of its own.
-    """
+    """Returns the folder of the hub's pipeline ``ORG/NAME`` in its cache, fetched where it is not there yet."""
     from huggingface_hub import hf_hub_download
 
     def fetch_index(name: str, *, local_files_only: bool) -> Path:
@@ -171,13 +126,10 @@ def _hushed_diffusers() -> Iterator[Any]:
 
 def _size(options: Mapping[str, str]) -> tuple[int, int] | None:
     """Returns the height and width that options state, in pixels."""
-    given = [key for key in ("height", "width") if key in options]
-    for key in given:
-        if not (options[key].isdecimal() and int(options[key]) > 0):
-            raise InputError(f"denoiser: {key} must be a whole number of at least 1, got {options[key]}")
-    if len(given) == 1:
-        raise InputError(f"denoiser: height and width must be given together, got {given[0]} alone")
-    return (int(options["height"]), int(options["width"])) if given else None
+    sizes = {key: typed(key, options[key], PositiveInt) for key in ("height", "width") if key in options}
+    if len(sizes) == 1:
+        raise InputError(f"denoiser: height and width must be given together, got {next(iter(sizes))} alone")
+    return (sizes["height"], sizes["width"]) if sizes else None
 
 
 def _parts(index: Mapping[str, Any]) -> dict[str, list]:
@@ -186,13 +138,10 @@ def _parts(index: Mapping[str, Any]) -> dict[str, list]:
     return {key: value for key, value in lists.items() if any(value) and key not in UNUSED}
 
 
-def _unused(index: Mapping[str, Any]) -> dict[str, None]:
-    return {key: None for key in UNUSED if key in index}
-
-
-def _settings(index: Mapping[str, Any]) -> dict[str, Any]:
+def _unused(index: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the pipeline's arguments that leave out what is not loaded."""
-    return {**_unused(index), **({"requires_safety_checker": False} if "requires_safety_checker" in index else {})}
+    without: dict[str, Any] = {key: None for key in UNUSED if key in index}
+    return without | ({"requires_safety_checker": False} if "requires_safety_checker" in index else {})
 
 
 def _classes(path: Path, index: Mapping[str, Any]) -> dict[str, Any]:
@@ -213,23 +162,14 @@ def _classes(path: Path, index: Mapping[str, Any]) -> dict[str, Any]:
 
 def _network(part: str, kind: Any, folder: Path, **where: Any) -> nn.Module:  # noqa: ANN401
     """Returns a part with all its weights, where the libraries would draw what is missing."""
-    network, info = kind.from_pretrained(folder, output_loading_info=True, **where)
+    network, info = kind.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **where)
     check_whole(f"{part}: it", info)
-    check_finite(network.state_dict())
     return network
 
 
-def _denoiser(
-    pipe: Any,  # noqa: ANN401
-    size: tuple[int, int] | None,
-    device: torch.device | str,
-    dtype: torch.dtype,
-) -> PipelineDenoiser:
-    for part in pipe.components.values():
-        if isinstance(part, nn.Module):
-            part.to(device)
-    cast(pipe.vae, device, dtype)
-    return PipelineDenoiser(pipe, size=size)
+def _tensor_names(path: Path) -> frozenset[str]:
+    with about("denoiser", path), safe_open(regular(path), framework="pt") as file:
+        return frozenset(file.keys())
 
 
 def _in_file(key: str, kind: type[nn.Module], names: Collection[str]) -> bool:
@@ -239,7 +179,7 @@ def _in_file(key: str, kind: type[nn.Module], names: Collection[str]) -> bool:
     if key.startswith(("unet", "transformer")):
         return True
     if key == "vae":
-        return any(each.startswith(VAE_PREFIXES) for each in names)
+        return any(name.startswith(VAE_PREFIXES) for name in names)
     return bool(is_clip_model_in_single_file(kind, names) or is_t5_in_single_file(names))
 
 
@@ -259,7 +199,7 @@ def _configuration(path: Path, given: str | None) -> Path:
         name = fetch_diffusers_config(load_single_file_checkpoint(str(path)))["pretrained_model_name_or_path"]
 
     def fetch_configuration(name: str, *, local_files_only: bool) -> Path:
-        patterns = [*CONFIGURATION, *(f"**/{each}" for each in CONFIGURATION)]
+        patterns = [*CONFIGURATION, *(f"**/{pattern}" for pattern in CONFIGURATION)]
         folder = Path(snapshot_download(name, allow_patterns=patterns, local_files_only=local_files_only))
         read_index(folder)
         return folder

@@ -1,7 +1,5 @@
 """A denoiser as a folder that plain diffusers loads: its parts, and a scheduler that holds its schedule."""
 
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +11,10 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_edm_euler import EDMEulerScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from steersman.errors import InputError, one_line
-from steersman.files import system_errors, write_json
+from steersman.errors import InputError
+from steersman.files import replacing_in, write_json, writing_to
 from steersman.models.denoisers.architectures import CHANGES, ADMUNet, DiT
 from steersman.models.denoisers.edm import EDMDenoiser
 from steersman.models.denoisers.network import DiffusersDenoiser
@@ -30,16 +29,7 @@ PLAIN = {ADMUNet: "UNet2DModel", DiT: "DiTTransformer2DModel"}
 def save_folder(denoiser: object, out: str | Path) -> tuple[str, ...]:
     """Writes a folder of ``scheduler`` and ``unet`` or ``transformer``, with ``vae`` or ``vqvae`` for latents.
 
-    Args:
-        denoiser: A `DiffusersDenoiser`, or an `EDMDenoiser` of a `UNet2DModel`.
-        out: The folder; new, or empty.
-
-    Returns:
-        The settings that diffusers' configuration cannot say, with which only steersman loads the folder rightly; most
-        often none.
-
-    Raises:
-        InputError: The denoiser is of another kind, or the folder holds something or cannot be written to.
+    Returns the settings that diffusers' configuration cannot say, with which only steersman loads the folder rightly.
     """
     if not (isinstance(denoiser, Saved) and isinstance(denoiser.network, UNet2DModel | DiTTransformer2DModel)):
         raise InputError(
@@ -48,29 +38,20 @@ def save_folder(denoiser: object, out: str | Path) -> tuple[str, ...]:
     out = Path(out)
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise InputError(f"out must be a new folder, got {str(out)!r}, which is there")
-    beside = out.with_name(f".{out.name}.{os.getpid()}.part")
-    try:
-        with system_errors(out):
-            beside.mkdir(parents=True)
-            _write(denoiser, beside)
-            if out.is_dir():  # an empty one, which Windows does not replace
-                out.rmdir()
-            os.replace(beside, out)
-    except OSError as error:
-        raise InputError(f"out: {str(out)!r} cannot be written to ({one_line(error)})") from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    scheduler = scheduler_of(denoiser)
+    with writing_to(out, "a new folder"), replacing_in(out) as beside:
+        _write(denoiser, scheduler, beside)
     unsaid = {key: denoiser.network.config.get(key) for key in (*CHANGES, "time_shift")}
     unsaid["time_scale"] = denoiser.time_scale if denoiser.time_scale != 1 else None
     return tuple(f"{key}={value}" for key, value in unsaid.items() if value is not None)
 
 
-def _write(denoiser: Saved, out: Path) -> None:
+def _write(denoiser: Saved, scheduler: SchedulerMixin, out: Path) -> None:
     """Writes the parts, ``model_index.json`` and ``card.json``; the names of a DiT's labels go into the former."""
     network: Any = denoiser.network
     dit, edm, vae = isinstance(network, DiTTransformer2DModel), isinstance(denoiser, EDMDenoiser), denoiser.vae
     quantised = isinstance(vae, VQModel)
-    parts: dict[str, Any] = {"transformer" if dit else "unet": network, "scheduler": scheduler_of(denoiser)}
+    parts: dict[str, Any] = {"transformer" if dit else "unet": network, "scheduler": scheduler}
     if vae is not None:
         parts["vqvae" if quantised else "vae"] = vae
     for name, part in parts.items():

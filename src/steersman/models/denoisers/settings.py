@@ -9,10 +9,13 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal
 
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d import UNet2DModel
 from pydantic import Field
 
-from steersman.denoise import Parameterization
 from steersman.errors import InputError, notice
+from steersman.models.denoisers.architectures import DiT
+from steersman.models.denoisers.network import DiffusersDenoiser
 from steersman.names import split_options
 from steersman.schedule import MOST, VP
 from steersman.typed import typed
@@ -57,17 +60,10 @@ TYPES: Mapping[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Diffusion:
-    """The diffusion that a network was trained with; the defaults are those of guided-diffusion's scripts.
-
-    Attributes:
-        diffusion_steps: T, the number of times.
-        schedule: linear, cosine, or squaredcos_cap_v2, which is cosine.
-        predict_xstart: Whether the network predicts the image, not the noise.
-        rescale_timesteps: Whether the network gets ``1000 t / T``, not t.
-    """
+    """The diffusion that a network was trained with; the defaults are those of guided-diffusion's scripts."""
 
     diffusion_steps: int = 1000
-    schedule: str = "linear"
+    schedule: str = "linear"  # cosine is also called squaredcos_cap_v2
     predict_xstart: bool = False
     rescale_timesteps: bool = False
 
@@ -84,10 +80,18 @@ class Diffusion:
         """The factor from t to the time that the network gets."""
         return 1000 / self.diffusion_steps if self.rescale_timesteps else 1.0
 
-    @property
-    def parameterization(self) -> Parameterization:
-        """What the network predicts."""
-        return "sample" if self.predict_xstart else "epsilon"
+    def denoiser(
+        self, network: UNet2DModel | DiT, classes: tuple[str, ...], vae: AutoencoderKL | None = None
+    ) -> DiffusersDenoiser:
+        """Returns the denoiser of a network that was trained so."""
+        return DiffusersDenoiser(
+            network,
+            schedule=self.noise,
+            parameterization="sample" if self.predict_xstart else "epsilon",
+            classes=classes,
+            time_scale=self.time_scale,
+            vae=vae,
+        )
 
 
 class Settings(dict[str, Any]):
@@ -104,11 +108,8 @@ class Settings(dict[str, Any]):
                 raise InputError(f"{key} must be {_text(value)}, by the file's tensors, got {_text(self[key])}")
 
     def diffusion(self, base: Diffusion | None) -> Diffusion:
-        """Returns how the network was trained: as stated, else as a released file's base, else as by default.
-
-        A notice says which defaults were taken.
-        """
-        keys = [each.name for each in fields(Diffusion) if each.name in self.allowed]
+        """Returns how the network was trained: as stated, as known of a released file, or by default, with a notice."""
+        keys = [field.name for field in fields(Diffusion) if field.name in self.allowed]
         found = replace(base or Diffusion(), **{key: self[key] for key in keys if key in self})
         if base is None and (left := [key for key in keys if key not in self]):
             taken = ", ".join(f"{key}={getattr(found, key)}" for key in left)
@@ -120,16 +121,7 @@ class Settings(dict[str, Any]):
 
 
 def read_settings(source: str, text: str, allowed: Collection[str]) -> Settings:
-    """Returns the settings of ``FILE?KEY=VALUE&KEY=VALUE``.
-
-    Args:
-        source: The source of the spec, such as ``adm``, for the messages.
-        text: The file with its settings.
-        allowed: The short names of the settings that can be stated.
-
-    Raises:
-        InputError: A setting is unknown or stated twice, or its value is of another type.
-    """
+    """Returns the settings of ``FILE?KEY=VALUE&KEY=VALUE`` under their short names, of which only some are allowed."""
     known = (*allowed, *IGNORED)
     file, given = split_options(
         text, [*known, *(name for name, short in SHORT.items() if short in known)], f"setting of {source}"
@@ -152,4 +144,4 @@ def _value(name: str, key: str, text: str) -> Any:  # noqa: ANN401
 
 
 def _text(value: object) -> str:
-    return ",".join(f"{each:g}" for each in value) if isinstance(value, tuple) else str(value)
+    return ",".join(f"{number:g}" for number in value) if isinstance(value, tuple) else str(value)
