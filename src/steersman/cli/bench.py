@@ -38,9 +38,9 @@ def bench(
     from steersman.lab.run import Run
     from steersman.recipes import load_recipe
 
-    for name, given in (("steps", steps), ("repeats", repeats)):
-        if given < 1:
-            raise InputError(f"{name} must be at least 1, got {given}")
+    for name, count in (("steps", steps), ("repeats", repeats)):
+        if count < 1:
+            raise InputError(f"{name} must be at least 1, got {count}")
     whole = load_recipe(recipe, set_ or ())
     settings = options.run_fields(given | {"target": [target], "judge": "none", "num": batch_size})
     run = Run(**settings, recipe=load_recipe(recipe, options.changes(set_, steps=steps)))
