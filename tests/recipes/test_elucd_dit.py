@@ -47,7 +47,7 @@ def walk(denoiser, recipe, classifier, draws, condition=None):
     return sample(
         denoiser,
         recipe.sampler(),
-        guides=recipe.guides(classifier),
+        guides=recipe._guides(classifier),
         target=TARGET,
         seeds=range(len(TARGET)),
         noise=draws,

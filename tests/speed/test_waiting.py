@@ -57,7 +57,7 @@ def walk(name, steps):
         sample(
             denoiser,
             recipe.sampler(),
-            guides=recipe.guides(classifier.to("meta")),
+            guides=recipe._guides(classifier.to("meta")),
             target=[0, 1],
             seeds=[0, 1],
             device="meta",

@@ -1,8 +1,8 @@
 """The axes of the design space as a recipe names them: for each axis its options, for each option its settings.
 
-A recipe's section is a mapping with ``kind`` and that option's settings, a bare kind, or, for stabilizers and
-weights, a list of them: a chain, a product. An axis with one option has no kind, and a bare value is its first
-setting. The settings are the fields of the option's dataclass, so there is one place for each name, default and bound.
+A recipe's section is a mapping with ``kind`` and that option's settings, a bare kind, or, for stabilizers, weights and
+smoothings, a list of them. An axis with one option has no kind, and a bare value is its first setting. The settings are
+the fields of the option's dataclass.
 """
 
 import dataclasses
@@ -12,104 +12,40 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
+from steersman import guidance
 from steersman.errors import InputError, unknown
-from steersman.guidance import injection, input, objective, stabilizer, weight
-from steersman.guidance.guide import Wrt
+from steersman.guidance.injection import Kept
 from steersman.sampling import DDIM, DDPM, DPMpp, Heun, NamedScheduler, Particles, Recurrence
 from steersman.schedule import Spacing, check_ratios
 from steersman.trust import CODE, import_function
 from steersman.typed import check_finite, finite, typed
 
-__all__ = [
-    "AXES",
-    "HandOver",
-    "Preprocessing",
-    "Softplus",
-    "Unchanged",
-    "Sampling",
-    "build",
-    "default_of",
-    "describe",
-    "normal",
-    "option_of",
-    "options",
-    "plain",
-    "register",
-    "settings_of",
-]
+__all__ = ["AXES", "FIXED", "build", "default_of", "describe", "normal", "options", "plain", "register", "settings_of"]
 
 
-@dataclass(frozen=True, kw_only=True)
 @finite
-class Softplus:
-    """Every ReLU of the classifier becomes ``log(1 + exp(beta a)) / beta`` (EluCD 4.3); one without stays as it is.
-
-    Attributes:
-        beta: The sharpness; the classifier as it was trained is the limit of large ones.
-    """
-
-    beta: float = 8.0
+class _Settings:
+    """Base of the options that have no code of their own."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Unsmoothed:
-    """The classifier as it was trained."""
-
-
-@dataclass(frozen=True, kw_only=True)
-@finite
-class Preprocessing:
-    """What the classifier is fed.
-
-    Attributes:
-        transform: ``own`` for what it was trained with, ``raw`` for the sample as it is (EluCD's released code).
-        size: The side in pixels to resize to, or None for its own; a network of a smaller size keeps that, and so does
-            one that takes its own alone.
-    """
-
-    transform: Literal["own", "raw"] = "own"
-    size: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Unchanged:
-    """The log-likelihood itself.
-
-    Attributes:
-        objective: It gives it.
-    """
-
-    objective: objective.Objective
-
-
-@dataclass(frozen=True, kw_only=True)
-@finite
-class Direct:
-    """The gradient with respect to the view; the denoiser is never differentiated.
-
-    Attributes:
-        ascents: How often it is taken in a step, each time at the view moved by the updates before; more than once only
-            with the injection denoised.
-    """
-
-    ascents: int = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Through:
-    """The gradient with respect to ``x_t``, back through the denoiser."""
+def _option(text: str, **settings: tuple[Any, Any]) -> type:
+    """Returns an option without code, from its description and the type and default of each setting."""
+    fields = [(name, hint, dataclasses.field(default=default)) for name, (hint, default) in settings.items()]
+    return dataclasses.make_dataclass(
+        "Settings", fields, bases=(_Settings,), namespace={"__doc__": text}, frozen=True, kw_only=True
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 @finite
 class Sampling:
-    """The levels that are visited.
+    """The levels that sampling visits.
 
     Attributes:
-        steps: How many steps.
-        spacing: Which of the schedule's levels.
-        ratio_min: The smallest noise-to-signal ratio ``sigma / alpha`` among them, before the clean image.
-        ratio_max: The largest, where the walk starts.
+        steps: The number of steps.
+        spacing: The spacing of the schedule's levels.
+        ratio_min: Lower limit of the noise-to-signal ratio ``sigma / alpha``, before the clean image.
+        ratio_max: Upper limit of the ratio, where sampling starts.
         clip: Whether the denoised image is clipped to [-1, 1] before each step.
         keeps: What clipping keeps: ``sample`` for ``x_t = alpha x0 + sigma eps``, or ``noise`` for the model's own eps,
             as with diffusers' DDIM.
@@ -120,7 +56,7 @@ class Sampling:
     ratio_min: float = 0.0
     ratio_max: float = math.inf
     clip: bool = True
-    keeps: injection.Kept = "sample"
+    keeps: Kept = "sample"
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -130,95 +66,73 @@ class Sampling:
         check_ratios("sampling", self.ratio_min, self.ratio_max, apart=True)
 
 
-@dataclass(frozen=True, kw_only=True)
-@finite
-class Together:
-    """The log-likelihoods of several classifiers, weighted and added.
-
-    Attributes:
-        weights: One a classifier, in their order; none for 1 each. A negative one steers away.
-    """
-
-    weights: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-@finite
-class HandOver:
-    """The first of two classifiers at high noise, the second at low noise (EluCD, Table 2).
-
-    Attributes:
-        at: The noise-to-signal ratio ``sigma / alpha`` from which on down it is the second's turn.
-    """
-
-    at: float = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-@finite
-class Scale:
-    """How strong the guidance is.
-
-    Attributes:
-        value: ``s``; comparable only among recipes with the same route, weight and injection.
-    """
-
-    value: float = 1.0
-
-
 AXES: dict[str, dict[str, type]] = {
     "objective": {
-        "class": objective.ClassProbability,
-        "logit": objective.TargetLogit,
-        "binary": objective.BinaryProbability,
+        "class": guidance.ClassProbability,
+        "logit": guidance.TargetLogit,
+        "binary": guidance.BinaryProbability,
     },
-    "loss": {"none": Unchanged, "root": objective.Root, "log": objective.Log},
-    "preprocess": {"image": Preprocessing},
-    "ensemble": {"sum": Together, "switch": HandOver},
+    "loss": {"none": _option("The log-likelihood itself."), "root": guidance.Root, "log": guidance.Log},
+    "preprocess": {
+        # own: what the classifier was trained with; raw: the sample as it is, as in EluCD's released code. A size is
+        # the side in pixels; a network of a smaller size keeps that, and so does one that takes its own alone.
+        "image": _option(
+            "The classifier's preprocessing.", transform=(Literal["own", "raw"], "own"), size=(int | None, None)
+        )
+    },
+    "ensemble": {
+        "sum": _option("The weighted sum of the classifiers' log-likelihoods.", weights=(tuple[float, ...], ())),
+        "switch": _option(
+            "The first of two classifiers above the ratio sigma / alpha, the second below.", at=(float, 1.0)
+        ),
+    },
     "smoothing": {
-        "none": Unsmoothed,
-        "softplus": Softplus,
-        "augment": objective.Augmented,
-        "montecarlo": objective.MonteCarlo,
+        "none": _option("The classifier as it was trained."),
+        "softplus": _option("Every ReLU becomes log(1 + exp(beta a)) / beta (EluCD 4.3).", beta=(float, 8.0)),
+        "augment": guidance.Augmented,
+        "montecarlo": guidance.MonteCarlo,
     },
     "input": {
-        "denoised": input.Denoised,
-        "lookahead": input.Lookahead,
-        "noisy": input.Noisy,
-        "rescaled": input.Rescaled,
+        "denoised": guidance.Denoised,
+        "lookahead": guidance.Lookahead,
+        "noisy": guidance.Noisy,
+        "rescaled": guidance.Rescaled,
     },
-    "wrt": {"x0_hat": Direct, "x_t": Through},
+    "wrt": {
+        "x0_hat": _option("The gradient with respect to the classifier input.", ascents=(int, 1)),
+        "x_t": _option("The gradient with respect to x_t, back through the denoiser."),
+    },
     "stabilizer": {
-        "none": stabilizer.Identity,
-        "ema": stabilizer.Ema,
-        "momentum": stabilizer.Momentum,
-        "adam": stabilizer.Adam,
-        "rms": stabilizer.Rms,
-        "clip": stabilizer.Clip,
+        "none": guidance.Identity,
+        "ema": guidance.Ema,
+        "momentum": guidance.Momentum,
+        "adam": guidance.Adam,
+        "rms": guidance.Rms,
+        "clip": guidance.Clip,
     },
     "weight": {
-        "variance": weight.Variance,
-        "deviation": weight.Deviation,
-        "sine": weight.Sine,
-        "constant": weight.Constant,
-        "linear": weight.Linear,
-        "interval": weight.Interval,
-        "every": weight.Every,
-        "signal": weight.Signal,
-        "transition": weight.Transition,
-        "taper": weight.Taper,
-        "relative": weight.Relative,
-        "difference": weight.Difference,
-        "polyak": weight.Polyak,
+        "variance": guidance.Variance,
+        "deviation": guidance.Deviation,
+        "sine": guidance.Sine,
+        "constant": guidance.Constant,
+        "linear": guidance.Linear,
+        "interval": guidance.Interval,
+        "every": guidance.Every,
+        "signal": guidance.Signal,
+        "transition": guidance.Transition,
+        "taper": guidance.Taper,
+        "relative": guidance.Relative,
+        "difference": guidance.Difference,
+        "polyak": guidance.Polyak,
     },
     "injection": {
-        "mean": injection.Mean,
-        "noise": injection.NoisePrediction,
-        "denoised": injection.DenoisedImage,
-        "sample": injection.Sample,
-        "spherical": injection.Spherical,
+        "mean": guidance.Mean,
+        "noise": guidance.NoisePrediction,
+        "denoised": guidance.DenoisedImage,
+        "sample": guidance.Sample,
+        "spherical": guidance.Spherical,
     },
-    "scale": {"factor": Scale},
+    "scale": {"factor": _option("The guidance scale s.", value=(float, 1.0))},
     "sampler": {"ddpm": DDPM, "ddim": DDIM, "heun": Heun, "dpmpp": DPMpp, "diffusers": NamedScheduler},
     "sampling": {"levels": Sampling},
     "recurrence": {"repeat": Recurrence},
@@ -227,17 +141,14 @@ AXES: dict[str, dict[str, type]] = {
 """Axis to kind to dataclass. The first kind of an axis is its default."""
 
 LISTS: dict[str, Callable[[tuple], Any]] = {
-    "stabilizer": stabilizer.Chain,
-    "weight": weight.Product,
+    "stabilizer": guidance.Chain,
+    "weight": guidance.Product,
     "smoothing": tuple,
 }
-"""Axes on which several options may stand together, and what they make."""
+"""Axes that take a list of options, and what becomes of it."""
 
 FIXED = ("classifier", "objective")
 """Fields of an option that are not settings: the parts that it is built around."""
-
-assert set(get_args(Wrt)) == set(AXES["wrt"])
-
 
 PROTOCOLS: dict[str, tuple[str, ...]] = {
     "objective": ("__call__",),
@@ -247,7 +158,7 @@ PROTOCOLS: dict[str, tuple[str, ...]] = {
     "injection": ("needs_signal", "point"),
     "sampler": ("init", "step", "noisy", "fixed"),
 }
-"""Axes that take options of one's own, and what such a class must have."""
+"""Axes that take a user's options, and what such a class must have."""
 
 Option = TypeVar("Option", bound=type)
 
@@ -304,8 +215,8 @@ def _check_option(axis: str, option: type) -> None:
     called = getattr(option, "__name__", str(option))
     if not isinstance(option, type) or not dataclasses.is_dataclass(option):
         raise InputError(f"{axis} {called} must be a dataclass, such as @dataclass(frozen=True)")
-    has = {name for each in option.__mro__ if each is not object for name in vars(each)}
-    if missing := [each for each in PROTOCOLS[axis] if each not in has]:
+    names = {name for base in option.__mro__ if base is not object for name in vars(base)}
+    if missing := [name for name in PROTOCOLS[axis] if name not in names]:
         raise InputError(f"{axis} {called} must have {', '.join(PROTOCOLS[axis])}, lacks {', '.join(missing)}")
     for name, field in settings_of(option).items():
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
@@ -313,22 +224,14 @@ def _check_option(axis: str, option: type) -> None:
 
 
 def options(axis: str) -> dict[str, type]:
-    """Returns an axis's options by name.
-
-    Raises:
-        InputError: There is no such axis.
-    """
+    """Returns an axis's options by name."""
     if axis not in AXES:
         raise unknown("axis", axis, AXES)
     return AXES[axis]
 
 
-def option_of(axis: str, kind: str) -> type:
-    """Returns an option by its name, or a user's own by ``module:PACKAGE.NAME:CLASS``.
-
-    Raises:
-        InputError: There is no such option, or it is none.
-    """
+def _option_of(axis: str, kind: str) -> type:
+    """Returns an option by its name, or a user's by ``module:PACKAGE.NAME:CLASS``."""
     known = options(axis)
     if kind.startswith(CODE) and axis in PROTOCOLS:
         option: Any = import_function(kind.removeprefix(CODE), axis)
@@ -339,15 +242,15 @@ def option_of(axis: str, kind: str) -> type:
     return known[kind]
 
 
-def settings_of(kind: type) -> dict[str, dataclasses.Field]:
+def settings_of(option: type) -> dict[str, dataclasses.Field]:
     """Returns an option's settings by name."""
-    return {field.name: field for field in dataclasses.fields(kind) if field.name not in FIXED}
+    return {field.name: field for field in dataclasses.fields(option) if field.name not in FIXED}
 
 
 def default_of(setting: dataclasses.Field) -> Any:  # noqa: ANN401
     """Returns a setting's default."""
-    made = setting.default_factory
-    return setting.default if made is dataclasses.MISSING else made()
+    factory = setting.default_factory
+    return setting.default if factory is dataclasses.MISSING else factory()
 
 
 def normal(axis: str, section: object) -> list[dict[str, Any]]:
@@ -362,12 +265,12 @@ def normal(axis: str, section: object) -> list[dict[str, Any]]:
             raise InputError(f"{axis} must be one of {', '.join(known)}, got a list")
         if not section:
             raise InputError(f"{axis} must be one or more of {', '.join(known)}, got an empty list")
-        return [normal(axis, each)[0] for each in section]
+        return [normal(axis, part)[0] for part in section]
     default = next(iter(known))
     bare = "kind" if len(known) > 1 else next(iter(settings_of(known[default])))
     given = dict(section) if isinstance(section, Mapping) else {bare: section}
     kind = str(given.pop("kind", default))
-    option = option_of(axis, kind)
+    option = _option_of(axis, kind)
     hints, fields = get_type_hints(option), settings_of(option)
     for key in given:
         if key not in fields:
@@ -387,33 +290,24 @@ def plain(axis: str, section: object) -> dict[str, Any] | list[dict[str, Any]]:
     An option whose settings depend on one another fills them in by its own ``filled``.
     """
     full = normal(axis, section)
-    for each in full:
-        if (filled := getattr(option_of(axis, each["kind"]), "filled", None)) is not None:
-            each |= filled(**{key: value for key, value in each.items() if key != "kind"})
+    for part in full:
+        if (filled := getattr(_option_of(axis, part["kind"]), "filled", None)) is not None:
+            part |= filled(**{key: value for key, value in part.items() if key != "kind"})
     if len(AXES[axis]) == 1:
         full[0].pop("kind")
     return full if len(full) > 1 else full[0]
 
 
 def build(axis: str, section: object, **fixed: object) -> Any:  # noqa: ANN401
-    """Returns the object that a section describes.
-
-    Args:
-        axis: The axis's name.
-        section: The section.
-        fixed: What is not a setting, such as the classifier of an objective.
-
-    Raises:
-        InputError: As in `normal`, or a value out of its range.
-    """
+    """Returns the object that a section describes, around the fixed parts, such as the classifier of an objective."""
     parts = []
     for full in normal(axis, section):
-        kind = option_of(axis, full.pop("kind"))
-        wanted = {field.name for field in dataclasses.fields(kind)}
-        parts.append(kind(**full, **{name: part for name, part in fixed.items() if name in wanted}))
+        option = _option_of(axis, full.pop("kind"))
+        names = {field.name for field in dataclasses.fields(option)}
+        parts.append(option(**full, **{name: part for name, part in fixed.items() if name in names}))
     return parts[0] if len(parts) == 1 else LISTS[axis](tuple(parts))
 
 
-def describe(kind: type) -> str:
-    """Returns the first sentence of an option's docstring."""
-    return (kind.__doc__ or "").strip().splitlines()[0].replace("``", "")
+def describe(option: type) -> str:
+    """Returns the first line of an option's docstring."""
+    return (option.__doc__ or "").strip().splitlines()[0].replace("``", "")

@@ -1,11 +1,8 @@
 """Recipes: a published method, or one's own, as a file.
 
-A recipe is a YAML file: what it is, the settings of each axis (`steersman.recipes.axes`), and variants that change
-some of them. ``NAME`` or ``NAME/VARIANT`` names a bundled one, a path one's own. Unknown keys are refused with the
-known ones.
-
-The settings describe one guide; under ``extra_guides`` there may stand further ones, each a mapping of what is other
-than with the first.
+A recipe is a YAML file with a title, the settings of each axis (`steersman.recipes.axes`), and variants that change
+some of them. ``NAME`` or ``NAME/VARIANT`` names a bundled one, a path one's own. The settings describe one guide;
+``extra_guides`` lists further ones, each a mapping of the axes on which it differs from the first.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -21,7 +18,7 @@ from steersman.errors import InputError, about, notice, shown, unknown
 from steersman.files import parse_yaml, read_text
 from steersman.guidance import Guide, Noisy, Sum, Switch, Toward, Translated
 from steersman.guidance.objective import Logits, Objective
-from steersman.recipes.axes import AXES, HandOver, Unchanged, build, normal, plain
+from steersman.recipes.axes import AXES, build, normal, plain
 from steersman.sampling import Particles, Recurrence, Sampler
 from steersman.schedule import Level
 from steersman.trust import refuse_code
@@ -30,28 +27,26 @@ from steersman.typed import filled_in
 if TYPE_CHECKING:
     from steersman.models.classifiers import Classifier
 
-__all__ = ["ALSO", "Guides", "Recipe", "load_recipe", "recipe_names"]
+__all__ = ["EXTRA", "Guides", "Recipe", "load_recipe", "recipe_names"]
 
 BUNDLED = Path(str(resources.files("steersman.recipes")))
 AVERAGES = ("augment", "montecarlo")
 PARTS = ("input", "stabilizer", "weight", "injection")
-ALSO = "extra_guides"
+EXTRA = "extra_guides"
 OWN = ("objective", "loss", "smoothing", *PARTS, "wrt", "scale")
-"""The axes on which a further guide may differ from the first."""
+"""The axes on which an extra guide may differ from the first."""
 
 
 class Guides(list[Guide]):
-    """A recipe's guides, bound to their classifier, with all else that the recipe says.
-
-    Args:
-        recipe: The recipe.
-        classifier: The classifier whose vocabulary the targets are of, prepared as the recipe says.
+    """A recipe's guides, bound to their classifier, with the rest of the recipe.
 
     Attributes:
-        sampler: How the recipe steps.
-        sampling: The recipe's other settings of sampling, as `steersman.sampling.sample` takes them.
-        recurrence: How often it repeats steps.
-        particles: How many particles an image has, and which of them go on.
+        recipe: The recipe.
+        classifier: The classifier whose vocabulary the targets are of, prepared as the recipe says.
+        sampler: The sampler.
+        sampling: The other settings of sampling, as `steersman.sampling.sample` takes them.
+        recurrence: How often steps are repeated.
+        particles: The particles of an image and their resampling.
     """
 
     def __init__(self, recipe: "Recipe", classifier: Logits) -> None:
@@ -101,7 +96,7 @@ class Recipe(BaseModel):
         Args:
             changes: By axis (a whole section) or by ``axis.option`` (one setting of it); a section whose kind changes
                 starts from that kind's defaults. By ``extra_guides``, their list, or by ``extra_guides.N.axis`` and
-                ``extra_guides.N.axis.option`` what is other with one of them, the first of them 0.
+                ``extra_guides.N.axis.option`` a change of one of them, the first of them 0.
             name: A new name, if it gets one.
 
         Raises:
@@ -110,72 +105,29 @@ class Recipe(BaseModel):
         settings = dict(self.settings)
         for key, value in changes.items():
             axis, _, option = key.partition(".")
-            if axis == ALSO:
-                settings[ALSO] = _further(settings.get(ALSO, []), option, value)
+            if axis == EXTRA:
+                settings[EXTRA] = _extra(settings.get(EXTRA, []), option, value)
                 continue
             if axis not in AXES:
-                raise unknown("axis", axis, [*AXES, ALSO])
+                raise unknown("axis", axis, [*AXES, EXTRA])
             settings[axis] = _changed(axis, settings.get(axis, {}), option, value)
         return self.model_copy(update={"settings": settings, "name": name or self.name})
 
     def resolved(self) -> dict[str, Any]:
-        """Returns every axis's section with every setting filled in, and the further guides' under ``extra_guides``."""
-        first, *further = self._each()
-        own = [{axis: plain(axis, each.settings.get(axis, {})) for axis in OWN} for each in further]
-        return {axis: plain(axis, first.settings.get(axis, {})) for axis in AXES} | {ALSO: own}
+        """Returns every axis's section with every setting filled in, and those of the extra guides."""
+        first, *extra = self._recipes()
+        own = [{axis: plain(axis, recipe.settings.get(axis, {})) for axis in OWN} for recipe in extra]
+        return {axis: plain(axis, first.settings.get(axis, {})) for axis in AXES} | {EXTRA: own}
 
     def check(self) -> "Recipe":
-        """Returns the recipe, all of whose sections can be built.
-
-        Raises:
-            InputError: One cannot.
-        """
+        """Returns the recipe, or refuses it where a section cannot be built."""
         for axis in self.settings:
-            if axis not in AXES and axis != ALSO:
-                raise unknown("axis", axis, [*AXES, ALSO])
-        handed_over = isinstance(self._build("ensemble"), HandOver)
-        self.guides(_no_classifier, *[(_no_classifier, {})] * handed_over)
+            if axis not in AXES and axis != EXTRA:
+                raise unknown("axis", axis, [*AXES, EXTRA])
+        switch = self._sections("ensemble")[0]["kind"] == "switch"
+        self._guides(_no_classifier, *[(_no_classifier, {})] * switch)
         self.classifier_settings()
-        self.sampler()
-        self.sampling()
         return self
-
-    def _each(self) -> list["Recipe"]:
-        """Returns a recipe a guide: this one without the further ones, and that with the changes of each."""
-        settings = dict(self.settings)
-        recipes: list[Recipe] = [self.model_copy(update={"settings": settings})]
-        for place, changes in enumerate(_further([], "", settings.pop(ALSO, []))):
-            with _of_guide(place):
-                for axis in (key.partition(".")[0] for key in changes):
-                    if axis not in OWN:
-                        raise unknown("axis of a further guide", axis, OWN)
-                recipes.append(recipes[0].changed(changes))
-        return recipes
-
-    def _build(self, axis: str, **fixed: object) -> Any:  # noqa: ANN401
-        return build(axis, self.settings.get(axis, {}), **fixed)
-
-    def classifier_settings(self) -> dict[str, Any]:
-        """Returns the settings with which `models.classifiers.load_classifier` loads the guide's classifier."""
-        seen = self._build("preprocess")
-        softplus, *others = [each._softplus() for each in self._each()]
-        for place, other in enumerate(others):
-            if other != softplus:
-                raise InputError(
-                    f"{ALSO}.{place}.smoothing must have softplus {softplus}, as the first guide, which has the same "
-                    f"classifier, got {other}"
-                )
-        return {"preprocess": seen.transform, "size": seen.size, "softplus": softplus, "adapt": True}
-
-    def _softplus(self) -> float | None:
-        """Returns the sharpness of the classifier's softened ReLUs, or None for the classifier as it was trained."""
-        given = [part["beta"] for part in self._smoothing() if part["kind"] == "softplus"]
-        if len(given) > 1:
-            raise InputError(f"smoothing must have softplus once at most, got it {len(given)} times")
-        return given[0] if given else None
-
-    def _smoothing(self) -> list[dict[str, Any]]:
-        return normal("smoothing", self.settings.get("smoothing", {}))
 
     def bind(
         self, classifier: "str | Path | Classifier", *others: "str | Path | Classifier", device: str | None = None
@@ -183,17 +135,61 @@ class Recipe(BaseModel):
         """Returns the recipe's guides for a classifier, prepared as the recipe says: its input, size and smoothing.
 
         Args:
-            classifier: The classifier that steers, as `models.classifiers.load_classifier` takes it, or the object.
-                The object stays as it is; its weights are shared.
-            others: Further classifiers that steer with it, likewise; a target means the class of its name there.
-            device: Where classifiers that are loaded here lie; the CPU by default.
+            classifier: The classifier, as `steersman.load_classifier` takes it, or the object, which is not changed.
+            others: Further classifiers that guide with it; a target means the class of its name there.
+            device: The device of classifiers that are loaded here; the CPU by default.
 
         Raises:
             InputError: A classifier that cannot be loaded, that the recipe does not suit, or that is none, such as a
                 network whose input is not stated.
         """
         first, *further = (self._prepared(each, device) for each in (classifier, *others))
-        return self.guides(first, *((each, _shared(first, each)) for each in further))
+        return self._guides(first, *((other, _shared(first, other)) for other in further))
+
+    def classifier_settings(self) -> dict[str, Any]:
+        """Returns the settings with which `steersman.models.classifiers.load_classifier` loads the classifier."""
+        (preprocess,) = self._sections("preprocess")
+        softplus, *others = [recipe._softplus() for recipe in self._recipes()]
+        for index, other in enumerate(others):
+            if other != softplus:
+                raise InputError(
+                    f"{EXTRA}.{index}.smoothing must have softplus {softplus}, as the first guide, which has the same "
+                    f"classifier, got {other}"
+                )
+        return {"preprocess": preprocess["transform"], "size": preprocess["size"], "softplus": softplus, "adapt": True}
+
+    def sampler(self) -> Sampler:
+        """Returns the sampler."""
+        return self._build("sampler")
+
+    def sampling(self) -> dict[str, Any]:
+        """Returns the other settings of sampling, as `steersman.sampling.sample` takes them."""
+        return vars(self._build("sampling")) | {axis: self._build(axis) for axis in ("recurrence", "particles")}
+
+    def _recipes(self) -> list["Recipe"]:
+        """Returns a recipe for each guide: this one without the extra ones, and that with the changes of each."""
+        settings = dict(self.settings)
+        recipes: list[Recipe] = [self.model_copy(update={"settings": settings})]
+        for index, changes in enumerate(_extra([], "", settings.pop(EXTRA, []))):
+            with _about_guide(index):
+                for axis in (key.partition(".")[0] for key in changes):
+                    if axis not in OWN:
+                        raise unknown("axis of a further guide", axis, OWN)
+                recipes.append(recipes[0].changed(changes))
+        return recipes
+
+    def _sections(self, axis: str) -> list[dict[str, Any]]:
+        return normal(axis, self.settings.get(axis, {}))
+
+    def _build(self, axis: str, **fixed: object) -> Any:  # noqa: ANN401
+        return build(axis, self.settings.get(axis, {}), **fixed)
+
+    def _softplus(self) -> float | None:
+        """Returns the sharpness of the classifier's softened ReLUs, or None for the classifier as it was trained."""
+        given = [part["beta"] for part in self._sections("smoothing") if part["kind"] == "softplus"]
+        if len(given) > 1:
+            raise InputError(f"smoothing must have softplus once at most, got it {len(given)} times")
+        return given[0] if given else None
 
     def _prepared(self, classifier: "str | Path | Classifier", device: str | None) -> "Classifier":
         from steersman.models.classifiers import Classifier, load_classifier, prepared
@@ -208,27 +204,24 @@ class Recipe(BaseModel):
             f"{type(classifier).__name__}; wrap a network as Classifier(network, preprocess=..., names=...)"
         )
 
-    def guides(
+    def _guides(
         self,
         classifier: Logits,
         *others: tuple[Logits, Mapping[int, int]],
         blend: Sequence[tuple[float, Sequence[int]]] = (),
-    ) -> "Guides":
-        """Returns the guides, for classifiers that are prepared as `classifier_settings` says; `bind` prepares them.
+    ) -> Guides:
+        """Returns the guides for classifiers that are prepared already.
 
         Args:
-            classifier: The one whose vocabulary the targets are of.
-            others: Further ones, each with the number there of every target.
-            blend: Instead of the targets, weights, each of a class that has a number for every classifier; a negative
+            classifier: The classifier whose vocabulary the targets are of.
+            others: Further ones, each with the index there of every target.
+            blend: Instead of the targets, weights, each of a class that has an index for every classifier; a negative
                 one steers away.
-
-        Raises:
-            InputError: Several classifiers do not suit the recipe's way to combine them.
         """
         guides = Guides(self, classifier)
-        for place, each in enumerate(self._each(), -1):
-            with _of_guide(place):
-                guides.append(each._guide(classifier, *others, blend=blend))
+        for index, recipe in enumerate(self._recipes(), -1):
+            with _about_guide(index):
+                guides.append(recipe._guide(classifier, *others, blend=blend))
         return guides
 
     def _guide(
@@ -237,27 +230,30 @@ class Recipe(BaseModel):
         *others: tuple[Logits, Mapping[int, int]],
         blend: Sequence[tuple[float, Sequence[int]]],
     ) -> Guide:
-        """Returns the guide of a recipe without further ones."""
+        """Returns the guide of a recipe without extra ones."""
         choices = {axis: self._build(axis) for axis in PARTS}
-        knows_noise = any(getattr(each, "schedule", None) is not None for each in (classifier, *(c for c, _ in others)))
+        classifiers = [classifier, *(other for other, _ in others)]
+        knows_noise = any(getattr(each, "schedule", None) is not None for each in classifiers)
         if knows_noise and not isinstance(choices["input"], Noisy):
-            kind = normal("input", self.settings.get("input", {}))[0]["kind"]
             raise InputError(
-                f"input must be noisy for a classifier of noisy images, which takes their noise level, got {kind}"
+                "input must be noisy for a classifier of noisy images, which takes their noise level, got "
+                f"{self._sections('input')[0]['kind']}"
             )
-        (wrt,) = normal("wrt", self.settings.get("wrt", {}))
-        objectives = [self._objective(each) for each in (classifier, *(each for each, _ in others))]
+        objectives = [self._objective(each) for each in classifiers]
         if blend:
             objectives = [
-                Sum([(weight, Toward(objective=each, target=numbers[place])) for weight, numbers in blend])
-                for place, each in enumerate(objectives)
+                Sum([(weight, Toward(objective=objective, target=indices[number])) for weight, indices in blend])
+                for number, objective in enumerate(objectives)
             ]
         else:
-            named = zip(objectives[1:], others, strict=True)
-            objectives[1:] = [Translated(objective=each, classes=classes) for each, (_, classes) in named]
-        loss = self._build("loss", objective=self._combined(objectives))
+            pairs = zip(objectives[1:], others, strict=True)
+            objectives[1:] = [Translated(objective=objective, classes=classes) for objective, (_, classes) in pairs]
+        objective = self._combined(objectives)
+        if self._sections("loss")[0]["kind"] != "none":
+            objective = self._build("loss", objective=objective)
+        (wrt,) = self._sections("wrt")
         return Guide(
-            objective=loss.objective if isinstance(loss, Unchanged) else loss,
+            objective=objective,
             scale=self._build("scale").value,
             wrt=wrt["kind"],
             ascents=wrt.get("ascents", 1),
@@ -265,6 +261,7 @@ class Recipe(BaseModel):
         )
 
     def _objective(self, classifier: Logits) -> Objective:
+        """Returns the objective of one classifier, with the averages of the smoothing."""
         objective = self._build("objective", classifier=classifier)
         if getattr(classifier, "binary", False):
             notice(
@@ -272,31 +269,22 @@ class Recipe(BaseModel):
             )
         if getattr(classifier, "multilabel", False):
             notice("the classifier is multi-label: the objective is that of the target's own logit alone")
-        for part in self._smoothing():
+        for part in self._sections("smoothing"):
             if part["kind"] in AVERAGES:
                 objective = build("smoothing", part, objective=objective)
         return objective
 
     def _combined(self, objectives: Sequence[Objective]) -> Objective:
-        several, count = self._build("ensemble"), len(objectives)
-        if isinstance(several, HandOver):
+        """Returns the ensemble of the classifiers' objectives."""
+        (ensemble,), count = self._sections("ensemble"), len(objectives)
+        if ensemble["kind"] == "switch":
             if count != 2:
                 raise InputError(f"ensemble: switch must have two classifiers, --classifier twice, got {count}")
-            return Switch(above=objectives[0], below=objectives[1], at=several.at)
-        weights = several.weights or (1.0,) * count
+            return Switch(above=objectives[0], below=objectives[1], at=ensemble["at"])
+        weights = ensemble["weights"] or (1.0,) * count
         if len(weights) != count:
             raise InputError(f"ensemble.weights must hold one for each of {count} classifiers, got {len(weights)}")
         return Sum(list(zip(weights, objectives, strict=True))) if weights != (1.0,) else objectives[0]
-
-    def sampler(self) -> Sampler:
-        """Returns the sampler."""
-        return self._build("sampler")
-
-    def sampling(self) -> dict[str, Any]:
-        """Returns how the levels are walked, as `steersman.sampling.sample` takes it."""
-        walk = self._build("sampling")
-        chosen = {axis: self._build(axis) for axis in ("recurrence", "particles")}
-        return vars(walk) | chosen
 
 
 def _shared(classifier: "Classifier", other: "Classifier") -> dict[int, int]:
@@ -306,38 +294,38 @@ def _shared(classifier: "Classifier", other: "Classifier") -> dict[int, int]:
 
 
 def _no_classifier(image: Tensor, level: Level | None = None) -> Tensor:
-    """Stands where a classifier will, while a recipe is checked."""
+    """Takes the place of the classifier while a recipe is checked."""
     raise AssertionError("a recipe is checked without its classifier")
 
 
 @contextmanager
-def _of_guide(place: int) -> Iterator[None]:
-    """Tells of an error which of the further guides has it; the first guide is at -1."""
+def _about_guide(index: int) -> Iterator[None]:
+    """Names the extra guide in an error; the first guide has the index -1."""
     try:
         yield
     except InputError as error:
-        if place < 0:
+        if index < 0:
             raise
-        raise InputError(f"{ALSO}.{place}: {error}") from error
+        raise InputError(f"{EXTRA}.{index}: {error}") from error
 
 
-def _further(guides: object, place: str, value: object) -> list[dict[str, Any]]:
-    """Returns the further guides with one changed at ``N.axis`` or ``N.axis.option``; without a place, the new ones."""
+def _extra(guides: object, place: str, value: object) -> list[dict[str, Any]]:
+    """Returns the extra guides with a change at ``N.axis`` or ``N.axis.option``; without a place, the new ones."""
     if not place:
         guides = value
-    if not isinstance(guides, Sequence) or not all(isinstance(each, Mapping) for each in guides):
-        raise InputError(f"{ALSO} must be a list of mappings of {', '.join(OWN)}, got {shown(guides)}")
-    further = [{str(key): part for key, part in each.items()} for each in guides]
+    if not isinstance(guides, Sequence) or not all(isinstance(guide, Mapping) for guide in guides):
+        raise InputError(f"{EXTRA} must be a list of mappings of {', '.join(OWN)}, got {shown(guides)}")
+    extra = [{str(key): part for key, part in guide.items()} for guide in guides]
     if place:
         number, _, key = place.partition(".")
-        if not key or not number.isdecimal() or int(number) >= len(further):
+        if not key or not number.isdecimal() or int(number) >= len(extra):
             raise InputError(
-                f"--set {ALSO} must be {ALSO}.N.axis with N below {len(further)}, the number of further guides, got "
-                f"{ALSO}.{place}"
+                f"--set {EXTRA} must be {EXTRA}.N.axis with N below {len(extra)}, the number of further guides, got "
+                f"{EXTRA}.{place}"
             )
-        further[int(number)].pop(key, None)
-        further[int(number)][key] = value
-    return further
+        extra[int(number)].pop(key, None)  # the last change holds
+        extra[int(number)][key] = value
+    return extra
 
 
 def _changed(axis: str, section: object, option: str, value: object) -> object:

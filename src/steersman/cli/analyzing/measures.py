@@ -219,7 +219,7 @@ def gradients(
             of_guide = followed(
                 denoiser,
                 each.sampler(),
-                each.guides(classifier),
+                each._guides(classifier),
                 [index] * len(places),
                 [seed + place for place in places],
                 at=set(at),

@@ -24,7 +24,7 @@ from steersman.lab.report.tables import in_a_line
 from steersman.lab.run import LAX, Run
 from steersman.recipes import load_recipe
 from steersman.recipes.axes import AXES
-from steersman.recipes.schema import ALSO
+from steersman.recipes.schema import EXTRA
 from steersman.typed import finite, typed
 
 __all__ = ["CASE", "NAME", "RECIPE", "Cell", "Sweep", "flattened", "settings_line", "varied"]
@@ -148,8 +148,8 @@ def varied(given: Iterable[str]) -> dict[str, list[Any]]:
         if key in found:
             raise InputError(f"vary: {key} may be given only once, with all its values")
         for name in {name for value in values for name in flattened({key: value})}:
-            if name not in (RECIPE, *OTHERS, *SHORT) and name.partition(".")[0] not in (*AXES, ALSO):
-                raise unknown("setting to vary", name, [CASE, RECIPE, *OTHERS, *SHORT, *AXES, ALSO])
+            if name not in (RECIPE, *OTHERS, *SHORT) and name.partition(".")[0] not in (*AXES, EXTRA):
+                raise unknown("setting to vary", name, [CASE, RECIPE, *OTHERS, *SHORT, *AXES, EXTRA])
         found[key] = values
     if not found:
         raise InputError("vary must be given at least once, as axis.option=a,b,c, such as scale=5,10,20")
