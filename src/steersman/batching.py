@@ -88,7 +88,7 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401 # pyright: ignore[reportIncompatibleMethodOverride]
-        return repeat(g, ctx.dim, ctx.count), None
+        return _Repeat.apply(g, ctx.dim, ctx.count), None  # pyright: ignore[reportReturnType]
 
 
 class _Repeat(torch.autograd.Function):

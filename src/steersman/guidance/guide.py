@@ -213,26 +213,23 @@ class Steering:
 
     Attributes:
         paused: Whether no guide acts for now.
+        differentiates_sample: Whether a guide takes its gradient with respect to the noisy sample.
+        updates: The update of each guide in the last step, None where it was not active.
         states: The states of the guides' stabilizers, None before the first step.
     """
 
     def __init__(self, guides: Sequence[Guide], target: Targets | None, denoiser: Denoiser) -> None:
         self.guides, self.target, self.denoiser = tuple(guides), target, denoiser
-        self.paused = False
+        self.paused, self.differentiates_sample = False, any(guide.wrt == "x_t" for guide in guides)
+        self.updates: tuple[Update | None, ...] = (None,) * len(self.guides)
         self.states: list[State] | None = None
         self._states_before: list[State] = []
-        self._updates: list[Update | None] = [None] * len(self.guides)
         self._step: Step | None = None
-
-    @property
-    def updates(self) -> tuple[Update | None, ...]:
-        """The update of each guide in the last step, None where it was not active."""
-        return tuple(self._updates)
 
     def take(self, rows: Int[Tensor, " N"]) -> None:
         """Continues with these rows of the batch."""
-        kept = (self.states, self._states_before, self._updates, self.target)
-        self.states, self._states_before, self._updates, self.target = (take(part, rows) for part in kept)
+        kept = (self.states, self._states_before, self.updates, self.target)
+        self.states, self._states_before, self.updates, self.target = (take(part, rows) for part in kept)
 
     def undo(self) -> None:
         """Returns the stabilizers' states to those before the step."""
@@ -264,11 +261,6 @@ class Steering:
     def differentiates_denoiser(self, step: Step, *, before: bool = False) -> bool:
         """Whether the denoiser is evaluated with gradients at this step, or before it."""
         return any(self.guides[index].differentiates_denoiser for index in self._acting(step, before=before))
-
-    @property
-    def differentiates_sample(self) -> bool:
-        """Whether a guide takes its gradient with respect to the noisy sample."""
-        return any(guide.wrt == "x_t" for guide in self.guides)
 
     def check(self, *, noisy: bool | None) -> None:
         """Refuses the injection `Spherical` where steps end without noise; None where that is not known."""
@@ -305,7 +297,7 @@ class Steering:
 
     def mean(self, mean: Batch) -> Batch:
         """Returns the step's mean with the updates that enter there."""
-        for index, update in enumerate(self._updates):
+        for index, update in enumerate(self.updates):
             injection = self.guides[index].injection
             if update is not None and injection.point == "mean" and self._step is not None:
                 after = injection.mean(mean, update.value)
@@ -321,7 +313,7 @@ class Steering:
         if deviation is None or variance is None:
             self.check(noisy=not step.next.sigma > 0)
             return deviation
-        for index, update in enumerate(self._updates):
+        for index, update in enumerate(self.updates):
             injection = self.guides[index].injection
             if update is not None and injection.point == "deviation":
                 after = injection.deviation(deviation, update.value, variance)
@@ -334,9 +326,10 @@ class Steering:
             self.states = [guide.stabilizer.init(x_t) for guide in self.guides]
         if step.stage == 0:
             self._step, self._states_before = step, list(self.states)
-            for index, guide in enumerate(self.guides):
-                if (guide.injection.point == "sample") == before:
-                    self._updates[index] = None
+            self.updates = tuple(
+                None if (guide.injection.point == "sample") == before else update
+                for guide, update in zip(self.guides, self.updates, strict=True)
+            )
         acting = self._acting(step, before=before)
         for number, index in enumerate(acting, 1):
             yield index, not any(self.guides[later].differentiates_denoiser for later in acting[number:])
@@ -363,9 +356,10 @@ class Steering:
                 stable, after = guide.stabilizer.update(torch.where(_like(finite, g), g, 0), state)
                 value = (guide.scale * guide.weight(step, x_t, prediction, stable) * stable).to(g.dtype)
                 # An update or a state may overflow although the gradient did not: both are dropped as a gradient is.
-                for tensor in (value, *_tensors(after)):
+                for tensor in (value, *(_tensors(after) if after else ())):
                     finite = finite & tensor.isfinite().flatten(1).all(1)
-                value, state = torch.where(_like(finite, g), value, 0), _where(finite, after, state)
+                value = torch.where(_like(finite, g), value, 0)
+                state = _where(finite, after, state) if after else after
             if update is None:
                 update = Update(value, g, stable.to(g.dtype), log_likelihood, finite, torch.zeros_like(value))
             else:
@@ -374,7 +368,7 @@ class Steering:
         assert update is not None, "there is at least one ascent"
         if step.stage == 0:
             self.states[index] = state
-            self._updates[index] = update
+            self.updates = (*self.updates[:index], update, *self.updates[index + 1 :])
         return update
 
     def _entered(
@@ -393,17 +387,18 @@ class Steering:
         """
         finite = torch.stack([(part.abs() <= LARGEST).flatten(1).all(1) for part in after]).all(0)
         after = tuple(torch.where(_like(finite, new), new, old) for new, old in zip(after, before, strict=True))
-        update = self._updates[index]
+        update = self.updates[index]
         if step.stage == 0 and update is not None:
             alpha, sigma = (broadcast(value, after[0]) for value in level[:2])
             change, *noise = (new - old for new, old in zip(after, before, strict=True))
             if noise:
                 change = alpha * change + sigma * noise[0]
-            self._updates[index] = update._replace(
+            update = update._replace(
                 value=torch.where(_like(finite, update.value), update.value, 0),
                 finite=update.finite & finite,
                 moved=alpha / (alpha**2 + sigma**2) * change,
             )
+            self.updates = (*self.updates[:index], update, *self.updates[index + 1 :])
         return after
 
 

@@ -146,7 +146,8 @@ class Sine(Variance):
 
     def __call__(self, step: Step, x_t: Batch, prediction: Prediction | None, g: Batch) -> Value:
         peak = step.peak if self.peak == "own" else step.peak.flatten()[0]
-        return step.variance.to(peak.dtype) + self.gamma * math.sin(math.pi * step.left / step.count) * peak
+        t = step.count - 1 - step.index
+        return step.variance.to(peak.dtype) + self.gamma * math.sin(math.pi * t / step.count) * peak
 
 
 @dataclass(frozen=True, kw_only=True)
