@@ -131,17 +131,8 @@ class Guide:
     ) -> tuple[Batch, PerImage]:
         """Returns the gradient and the log-likelihood.
 
-        Args:
-            x_t: The noisy samples; with ``wrt="x_t"``, the leaf from which the prediction was computed.
-            prediction: The denoiser's prediction, where the input needs it.
-            step: The step.
-            target: The class of each image.
-            denoiser: Decodes the classifier input; an input may evaluate it again.
-            moved: By how much the input was moved in this step already.
-            retain_graph: Whether another guide differentiates the same prediction after this one.
-
-        Raises:
-            InputError: The objective has no gradient.
+        With ``wrt="x_t"``, ``x_t`` is the leaf from which the prediction was computed. ``moved`` is by how much the
+        input was moved in this step already; ``retain_graph`` keeps the prediction's graph for another guide.
         """
         with torch.set_grad_enabled(self.wrt == "x_t"):
             input = self.input(x_t, prediction, step.level, denoiser)
@@ -305,11 +296,7 @@ class Steering:
         return mean
 
     def deviation(self, deviation: Batch | None, variance: Float[Tensor, "..."] | None, step: Step) -> Batch | None:
-        """Returns the step's noise with the updates that enter there; None into a clean image.
-
-        Raises:
-            InputError: An update enters there, but the sampler draws no noise after its mean.
-        """
+        """Returns the step's noise with the updates that enter there; None into a clean image."""
         if deviation is None or variance is None:
             self.check(noisy=not step.next.sigma > 0)
             return deviation
@@ -374,16 +361,10 @@ class Steering:
     def _entered(
         self, index: int, before: tuple[Batch, ...], after: tuple[Batch, ...], step: Step, level: Level
     ) -> tuple[Batch, ...]:
-        """Returns what an update made of a sample, or of an estimate; as it was for images where that overflows.
+        """Returns a sample, mean or noise with an update, or ``x0`` and ``eps``; as before for images that overflow.
 
-        In the first stage of a step the update keeps how far the images move, and which were dropped.
-
-        Args:
-            index: The guide's index.
-            before: The sample, mean or noise without the update; or the estimate's ``x0`` and ``eps``.
-            after: The same with it.
-            step: The step.
-            level: The level of the sample, or of that to which a deterministic step takes the estimate.
+        In the first stage of a step the update keeps how far the images move, and which were dropped. The level is that
+        of the sample, or the one to which a deterministic step takes the estimate.
         """
         finite = torch.stack([(part.abs() <= LARGEST).flatten(1).all(1) for part in after]).all(0)
         after = tuple(torch.where(_like(finite, new), new, old) for new, old in zip(after, before, strict=True))

@@ -381,12 +381,7 @@ class Translated:
 
 
 def resolve_targets(guides: "Sequence[Guide]", target: Target | Iterable[Target] | None) -> Int[Tensor, " N"]:
-    """Returns the indices of a target, or of one an image, as the guides' classifiers know them.
-
-    Raises:
-        InputError: None for guides, what is neither an index nor a name, a name or index that a classifier does not
-            know, or one that two of them know differently.
-    """
+    """Returns the indices of a target, or of one an image, as the guides' classifiers know them."""
     if target is None:
         if guides:
             raise InputError("target must be a class for all images, or one for each, as there are guides; got none")

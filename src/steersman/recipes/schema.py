@@ -212,11 +212,8 @@ class Recipe(BaseModel):
     ) -> Guides:
         """Returns the guides for classifiers that are prepared already.
 
-        Args:
-            classifier: The classifier whose vocabulary the targets are of.
-            others: Further ones, each with the index there of every target.
-            blend: Instead of the targets, weights, each of a class that has an index for every classifier; a negative
-                one steers away.
+        Each of the others comes with the index there of every target. A blend takes the place of the targets: weights,
+        each of a class that has an index for every classifier; a negative one steers away.
         """
         guides = Guides(self, classifier)
         for index, recipe in enumerate(self._recipes(), -1):
