@@ -24,10 +24,9 @@ ALLOWED = {
     "models/pickles.py": {"mmap", "ZipFile", "torch.from_file", ".open"},  # which builds tensors and plain values alone
     "models/checkpoint.py": {"load_file", "safe_open", "torch.load", "zipfile.ZipFile"},  # of archives looked at before
     "models/denoisers/pipeline_folder.py": {"safe_open"},  # likewise
-    "lab/generate/shards.py": {"zipfile.ZipFile", "tarfile.open", ".open"},  # of one run, claims held against sizes
+    "lab/generate/formats.py": {"zipfile.ZipFile", "tarfile.open", ".open"},  # of one run, claims held against sizes
     "lab/data/pictures.py": {"gzip.open", "parquet.ParquetFile", ".open"},  # bounded, digests compared
-    "models/classifiers/imagenet.py": {"torch.load"},  # of bytes whose digest is known
-    "models/classifiers/weights.py": {".open"},  # to take its digest
+    "models/classifiers/libraries.py": {"torch.load", ".open"},  # of bytes whose digest is known
     "lab/metrics/features.py": {".open"},  # likewise
     "lab/train/loop.py": {"torch.load"},  # tensors only, of an archive that was looked at before
     "lab/tune/search.py": {".open"},  # of Optuna's own journal
