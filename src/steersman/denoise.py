@@ -129,10 +129,6 @@ def check_condition(
 
     ``others`` are the conditions beside label and scale, of which none is known; ``unconditional`` says whether the
     model was also trained without labels, ``known`` which conditions it takes.
-
-    Raises:
-        InputError: Another condition, a label for a model without labels, none for one that needs it, or a
-            ``cfg_scale`` without a label, or for a model that has no unconditional prediction.
     """
     if others:
         raise unknown("condition", next(iter(others)), known)

@@ -63,9 +63,6 @@ def resolve(target: str | int, names: Sequence[str], kind: str = "class") -> int
 
     A target is an index in [0, K), as a number or text, or a name: first a class's full name, then any of its synonyms
     (separated by commas), then WordNet's names for a class of ImageNet.
-
-    Raises:
-        InputError: The index is out of range, or the name is unknown or ambiguous.
     """
     if isinstance(target, str):
         indices = _indices(target, names)

@@ -117,20 +117,7 @@ class Schedule(ABC):
     def levels(
         self, steps: int, spacing: Spacing = "linspace", ratio_min: float = 0.0, ratio_max: float = math.inf
     ) -> tuple[Level, ...]:
-        """Returns the levels of a sampling, noisiest first, and `CLEAN` after them.
-
-        Args:
-            steps: The number of steps; of discrete times, at most as many as there are.
-            spacing: ``karras`` spreads ``(sigma / alpha)^(1 / 7)`` evenly over the range (EDM, eq. 5), ``logsnr``
-                ``log(sigma / alpha)``. ``linspace`` spreads the time: of `VP` rounded, as ADM's respacing, of `Flow`
-                before its shift. ``leading`` and ``trailing`` take every ``T / steps``-th time from the clean and the
-                noisy end as in diffusers, and have no range.
-            ratio_min: ``sigma / alpha`` of the last level, clamped to the schedule's range.
-            ratio_max: ``sigma / alpha`` of the first level, clamped likewise.
-
-        Raises:
-            InputError: The number of steps is out of range, or the schedule has no such spacing, or that no range.
-        """
+        """Returns the levels of a sampling, noisiest first, and `CLEAN` after them."""
         most, smallest, largest = self._limits
         if not 1 <= steps <= most:
             allowed = "at least 1" if most == math.inf else f"between 1 and {most}, the number of trained times"

@@ -68,11 +68,7 @@ def typed(name: str, value: object, hint: Any, config: ConfigDict | None = None)
 
 
 def filled_in(model: type[Model], content: object, kind: str, name: str) -> Model:
-    """Returns a model with the values of a file; ``kind`` and ``name`` say in messages what the file is.
-
-    Raises:
-        InputError: No mapping, an unknown key, or a value of another type.
-    """
+    """Returns a model with the values of a file; ``kind`` and ``name`` say in messages what the file is."""
     if not isinstance(content, dict):
         keys = ", ".join(model.model_fields)
         raise InputError(f"{kind} {name!r} must hold a mapping with {keys}, got {shown(content)}")

@@ -197,11 +197,6 @@ class Update(NamedTuple):
 class Steering:
     """Guides at work while a batch is sampled: their stabilizers' states, and their updates.
 
-    Args:
-        guides: The guides.
-        target: The class of each image.
-        denoiser: The denoiser, with its conditioning.
-
     Attributes:
         paused: Whether no guide acts for now.
         differentiates_sample: Whether a guide takes its gradient with respect to the noisy sample.

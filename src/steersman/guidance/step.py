@@ -100,17 +100,7 @@ def reverse_variance(
     fixed: FixedVariance = "small",
     levels: Sequence[Level] = (),
 ) -> Float[Tensor, "..."]:
-    """Returns ``Sigma_t`` of a pair of levels.
-
-    Args:
-        level: The level of ``x_t``.
-        next: The level of ``x_s``.
-        fraction: The learned fraction ``f``, in [0, 1], where the model has one.
-        fixed: The variance without it: ``small`` for ``beta_tilde``, ``large`` for ``beta``. With ``clipped``,
-            ``beta_tilde`` into a clean image is that of the step before, as in the code of Ho et al. and of ADM, which
-            clips its logarithm; it stays zero for a single step.
-        levels: All levels of the trajectory; only ``clipped`` needs them.
-    """
+    """Returns ``Sigma_t`` of a pair of levels."""
     _, beta = transition(level, next)
     small = beta * next.sigma**2 / level.sigma**2
     if fixed == "clipped" and not small > 0 and len(levels) > 2:

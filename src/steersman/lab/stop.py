@@ -36,12 +36,7 @@ class Interrupted(BaseException):
 
 
 class Stop:
-    """A context that waits for SIGINT and SIGTERM; true, with an exit ``code``, once one came.
-
-    Args:
-        launched: Whether a launcher started this process, which passes on signals that the process has got already.
-        quiet: Whether the first signal is not answered with a message.
-    """
+    """A context that waits for SIGINT and SIGTERM; true, with an exit ``code``, once one came."""
 
     def __init__(self, *, launched: bool = False, quiet: bool = False) -> None:
         self.echo, self.quiet = PASSED_ON if launched else ECHO, quiet

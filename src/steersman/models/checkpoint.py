@@ -88,11 +88,7 @@ class Checkpoint:
     facts: Mapping[str, Any]
 
     def tensors(self, *, weights: str | None = None) -> dict[str, Tensor]:
-        """Returns the tensors of a part, or of the likeliest: an averaged one, or that of a usual key.
-
-        Raises:
-            InputError: There is no such part, or its tensors are not plain, finite and complete.
-        """
+        """Returns the tensors of a part, or of the likeliest: an averaged one, or that of a usual key."""
         known = [part for part in self.parts if part.rpartition(".")[2] in HOLDERS or _averaged(part)]
         if weights is not None and weights not in self.parts:
             raise InputError(self._not_there(weights, known))
@@ -120,12 +116,7 @@ class Checkpoint:
         return f"weights must be one of {_listed(copies) or 'none'}, as in {str(self.path)!r}, got {weights}"
 
     def state(self, names: Collection[str], *, weights: str | None = None) -> dict[str, Tensor]:
-        """Returns a network's tensors by their names, floats in float32, of the copy whose prefix is ``weights``.
-
-        Raises:
-            Misfit: The file has no copy of all of them, or has more of the same network.
-            InputError: It has several copies and none is averaged, or the tensors are not plain, finite and complete.
-        """
+        """Returns a network's tensors by their names, floats in float32, of the copy whose prefix is ``weights``."""
         tensors = {
             WRAPPED.sub("", f"{part}.{name}" if part else name): tensor
             for part, held in self.parts.items()
@@ -220,11 +211,7 @@ def _copies(tensors: Mapping[str, Tensor], wanted: list[str]) -> dict[str, list[
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Returns the content of a ``.safetensors`` file or of one that `torch.save` wrote, whatever holds the weights.
-
-    Raises:
-        InputError: The file is missing or damaged, or holds no tensors.
-    """
+    """Returns the content of a ``.safetensors`` file or of one that `torch.save` wrote, whatever holds the weights."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"checkpoint must be a file of tensors, .safetensors, .pt or .pth, got {str(path)!r}")

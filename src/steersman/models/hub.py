@@ -19,14 +19,7 @@ Loaded = TypeVar("Loaded")
 
 
 def load_pretrained(spec: str, name: str, read: Callable[..., Loaded], *, kind: str = "classifier") -> Loaded:
-    """Returns a model by a library's loader: of a folder, or of an id on the hub.
-
-    Args:
-        spec: What the user gave, for the messages; the name, perhaps after a source.
-        name: The folder or the id.
-        read: Maps the name, and ``local_files_only``, to the model.
-        kind: What the model is to be, for the messages.
-    """
+    """Returns a model by a library's loader: of a folder, or of an id on the hub."""
 
     def tried(**where: bool) -> Loaded:
         try:

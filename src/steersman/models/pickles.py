@@ -137,13 +137,7 @@ class _Reader:
         self._room = 4 * size
 
     def run(self, stream: Any, names: Collection[str] | None = None, storage: Storage | None = None) -> Any:  # noqa: ANN401
-        """Returns the value of the next pickle of a stream.
-
-        Args:
-            stream: Of bytes, with ``read``, ``readline`` and ``tell``.
-            names: The names that may occur; None for any.
-            storage: Returns a storage of its persistent id; None where there are none.
-        """
+        """Returns the value of the next pickle of a stream."""
         stack: list[Any] = []
         memo: dict[int, Any] = {}
         arg: Any

@@ -62,16 +62,7 @@ def by_name(forward: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any])
 
 
 def record(pipe: Any, part: str, **call: Any) -> Conditioning:  # noqa: ANN401
-    """Returns the conditioning that a pipeline gives its network at the first step.
-
-    Args:
-        pipe: The pipeline.
-        part: The attribute that holds its network.
-        call: The arguments of the pipeline's call, for one image.
-
-    Raises:
-        InputError: The network is given neither one row nor two.
-    """
+    """Returns the conditioning that a pipeline gives its network at the first step."""
     twin, scheduler = copy.copy(pipe), copy.deepcopy(pipe.scheduler)
     network, calls = _recorder(getattr(pipe, part))
     shifts: list[float | None] = []

@@ -43,14 +43,7 @@ class Layout(NamedTuple):
 
 
 def layout_of(network: str, sample: Tensor, given: Mapping[str, Any], channels: int | None = None) -> Layout:
-    """Returns how a scheduler's sample holds the images; may read what the network is given from an accelerator.
-
-    Args:
-        network: The name of the network's class.
-        sample: The sample.
-        given: What the network is given, by its parameters' names.
-        channels: The number of channels of the VAE's latents, where there is one.
-    """
+    """Returns how a scheduler's sample holds the images; may read what the network is given from an accelerator."""
     if sample.ndim == 4:
         halves = network == "DiTTransformer2DModel" and len(sample) % 2 == 0
         doubled = halves and bool((given["class_labels"][len(sample) // 2 :] == _DIT_NULL).all())

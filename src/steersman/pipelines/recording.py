@@ -52,11 +52,6 @@ class Recording(TorchFunctionMode):
 
     It records while it is entered as a context, except inside `paused` and the modules.
 
-    Args:
-        networks: The networks that the pipeline asks.
-        modules: Its other modules, each of them one operation.
-        due: Whether the coming turn differentiates the networks.
-
     Attributes:
         given: The arguments that a network was given last, by name.
         idle: Whether nothing is kept, as the trajectory has ended.

@@ -74,12 +74,6 @@ class PipelineTrajectory:
     A batch of the scheduler's has a row for each image, or two; with K particles there are K such batches. As samples
     ``x_t`` they are one batch, ``(B K, C, H, W)`` or ``(B K, C, T, H, W)``, image by image, each with its particles.
 
-    Args:
-        plan: What all calls have in common.
-        given: The arguments of the scheduler's first step.
-        conditioning: The arguments that the network was given before it.
-        generator: The generators that the pipeline was called with, or None.
-
     Attributes:
         shown: The factor from a sample to what the network is given now.
         guided: Whether any guide was active.

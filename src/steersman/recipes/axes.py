@@ -254,11 +254,7 @@ def default_of(setting: dataclasses.Field) -> Any:  # noqa: ANN401
 
 
 def normal(axis: str, section: object) -> list[dict[str, Any]]:
-    """Returns a section in its full form, a list of mappings with ``kind`` and every setting, checked.
-
-    Raises:
-        InputError: An unknown kind or key, or a value of the wrong type.
-    """
+    """Returns a section in its full form, a list of mappings with ``kind`` and every setting, checked."""
     known = options(axis)
     if isinstance(section, Sequence) and not isinstance(section, str):
         if axis not in LISTS:

@@ -60,13 +60,6 @@ class DiffusersSampler(Sampler):
 
     It has timesteps of its own: `sample` takes how many, and neither spacing nor range. Repeated steps begin without a
     history, as a trajectory that begins there would.
-
-    Args:
-        scheduler: The scheduler, which is copied.
-        settings: Settings of its ``step``, such as DDIM's ``eta`` or Euler's ``s_churn``.
-
-    Raises:
-        InputError: An unknown scheduler, prediction type or setting, or a scheduler that needs more than an estimate.
     """
 
     def __init__(self, scheduler: Scheduler, **settings: float) -> None:
@@ -92,12 +85,7 @@ class DiffusersSampler(Sampler):
     def levels(
         self, schedule: Schedule, steps: int, spacing: Spacing, ratio_min: float, ratio_max: float
     ) -> tuple[Level, ...]:
-        """Returns the levels that the scheduler's timesteps visit, and the last where it ends.
-
-        Raises:
-            InputError: Another spacing or range than the default, a number of steps that the scheduler cannot do, or a
-                scheduler that is not on the denoiser's schedule or predicts ``epsilon`` at a level without signal.
-        """
+        """Returns the levels that the scheduler's timesteps visit, and the last where it ends."""
         if spacing != "linspace" or ratio_min > 0 or ratio_max != float("inf"):
             raise InputError(
                 "sampling.spacing, sampling.ratio_min and sampling.ratio_max must be linspace, 0 and inf, as a "

@@ -62,16 +62,7 @@ class SeededNoise:
 
 
 class GivenNoise:
-    """Draws from outside, in the order in which they are used: the start first.
-
-    Args:
-        draws: A list of tensors, or an iterator over them: ``(N, *shape)`` with a row for each particle of each image;
-            ``(B,)`` from 0 to 1 where particles are drawn.
-        images: The number of images.
-        shape: A sample's shape.
-        device: Where the draws go.
-        dtype: The dtype that they are cast to.
-    """
+    """Draws from outside, in the order in which they are used: the start first."""
 
     def __init__(
         self,

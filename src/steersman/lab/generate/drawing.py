@@ -89,25 +89,7 @@ def generate(
     tell: Callable[[str], object] = notice,
     overwrite: bool = False,
 ) -> Summary:
-    """Draws the images of a run that are not complete, and writes its folder.
-
-    Args:
-        session: The run, as `open_session` returns it.
-        out: The folder. If it holds a run with the same settings and fewer images, that one is continued.
-        share: The share of this process.
-        stop: Whether to end, asked after every step; images that are not finished then are lost.
-        on_images: Called with how many more images there are, in fractions while they are drawn.
-        callbacks: Further callbacks of the first batch.
-        tell: Called with messages to the user.
-        overwrite: Whether to remove the run that the folder holds first.
-
-    Returns:
-        The summary of the run.
-
-    Raises:
-        InputError: The folder cannot be written to, holds a run with other settings, or is being drawn into.
-        Unfinished: It was stopped, other processes are still drawing, or images went away meanwhile.
-    """
+    """Draws the images of a run that are not complete, and writes its folder."""
     if overwrite and share.count > 1:
         raise InputError(f"overwrite must be given to one process, got {share.count}; or remove {str(out)!r} before")
     with writing_to(out):

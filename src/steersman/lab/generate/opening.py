@@ -21,14 +21,6 @@ __all__ = ["open_session"]
 def open_session(run: Run, networks: Networks | None = None, *, rehearse: bool = True) -> Session:
     """Returns a run that is ready to draw: placed, loaded and rehearsed.
 
-    Args:
-        run: The run. With ``dtype="auto"``, a measurement first chooses how its networks are placed.
-        networks: Loaders to share with other sessions.
-        rehearse: Whether to try every part on a blank image, so that what a part refuses is refused now.
-
-    Raises:
-        InputError: A network cannot be loaded, does not know a target or label, or refuses its input.
-
     Example:
         >>> from steersman.lab.generate import open_session
         >>> from steersman.lab.run import Run

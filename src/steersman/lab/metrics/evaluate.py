@@ -71,22 +71,7 @@ def evaluate(
     on_images: Callable[[int], object] = lambda count: None,
     strict: bool = False,
 ) -> dict[str, Figure]:
-    """Returns some of `FIGURES` by their names; one that is undefined has no value but a note that says why.
-
-    Args:
-        samples: The images; if they have labels, only those of ``target``.
-        reference: What they are compared with; None if no figure needs it.
-        features: The network whose features are compared.
-        target: What the samples should show: a name or index of the guide, or a class of the reference.
-        guide: The classifier that guided.
-        judge: The classifier that measures.
-        figures: The names of the figures.
-        resamples: Number of random halves for each interval; no intervals if fewer than 2.
-        seed: Seed of the halves.
-        batch_size: Images in a batch.
-        on_images: Called after each batch with the number of images that a network has seen.
-        strict: Whether to refuse a figure that is undefined.
-    """
+    """Returns some of `FIGURES` by their names; one that is undefined has no value but a note that says why."""
     for name in figures:
         if name not in FIGURES:
             raise unknown("figure", name, FIGURES)

@@ -48,18 +48,7 @@ def _extending(base: type[nn.Module]) -> Callable[[Callable[..., None]], Callabl
 
 
 class ADMUNet(UNet2DModel):
-    """diffusers' `UNet2DModel` with other heads, groups, time frequencies or patches; None leaves diffusers' own.
-
-    Args:
-        heads: Number of heads of every attention.
-        head_channels: ``h``: an attention of C channels has ``floor(C / h)`` heads.
-        up_heads: Number of heads of the attentions on the way up.
-        group_channels: ``g``: a normalisation of C channels has ``min(32, floor(C / g))`` groups.
-        time_channels: Number of channels of the time embedding's input.
-        patch: ``p``: the side of the squares that become channels; ``sample_size``, ``in_channels`` and
-            ``out_channels`` are those of the images.
-        kwargs: The settings of a `UNet2DModel`.
-    """
+    """diffusers' `UNet2DModel` with other heads, groups, time frequencies or patches; None leaves diffusers' own."""
 
     @_extending(UNet2DModel)
     def __init__(

@@ -62,13 +62,7 @@ def unet_blocks(levels: int, n: int) -> Iterator[str]:
 def convert(
     tensors: Mapping[str, Tensor], modules: Mapping[str, tuple[str, ...]], groups: Callable[[str, int], int]
 ) -> dict[str, Tensor]:
-    """Returns tensors under diffusers' names, in float32; one that belongs to none of the modules is refused.
-
-    Args:
-        tensors: The tensors by their original names.
-        modules: The names of diffusers' modules for each original module; ``to_qkv`` ends that of a fused projection.
-        groups: Maps the new name of a fused projection and its channels to the number of its groups.
-    """
+    """Returns tensors under diffusers' names, in float32; one that belongs to none of the modules is refused."""
     weights: dict[str, Tensor] = {}
     for name, value in tensors.items():
         module, _, leaf = name.rpartition(".")

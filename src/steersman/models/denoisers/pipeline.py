@@ -95,17 +95,7 @@ class PipelineDenoiser:
         label: Int[Tensor, " B"] | None = None,
         **_others: Any,  # noqa: ANN401
     ) -> Prediction:
-        """Returns the prediction for noisy latents at a level, one for all or one for each.
-
-        Args:
-            x_t: Noisy latents.
-            level: Their level.
-            prompt: The text of all images; may be empty.
-            negative_prompt: The text of the unconditional prediction; None for the pipeline's default.
-            cfg_scale: The classifier-free scale ``W``; at 1 only the conditional model is evaluated.
-            unconditional: Whether the unconditional model is evaluated at 1 too, for weights that compare with it.
-            label: None; there are no labels.
-        """
+        """Returns the prediction for noisy latents at a level, one for all or one for each."""
         check_finite("cfg_scale", cfg_scale)
         check_condition(label, 1, _others, classes=(), unconditional=True, known=KNOWN)
         if prompt is None:
