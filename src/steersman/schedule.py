@@ -93,6 +93,13 @@ class Schedule(ABC):
 
     _spacings: ClassVar[tuple[Spacing, ...]]
 
+    @classmethod
+    def __subclasshook__(cls, other: type) -> Any:  # noqa: ANN401
+        """A class of the user's own that has these methods is a schedule as well."""
+        if cls is not Schedule:
+            return NotImplemented
+        return all(callable(getattr(other, name, None)) for name in ("levels", "at_time", "at_ratio", "start"))
+
     @property
     @abstractmethod
     def _limits(self) -> tuple[float, float, float]:

@@ -26,7 +26,7 @@ def test_norms_are_of_the_gradient_on_the_image_that_is_shown(mixture):
     for place, step in enumerate((0, 4)):
         image = found[IMAGE,][:, place].double()
         p = mixture.log_posterior(image, CLEAN)
-        pulls, _ = mixture._pulls(image, CLEAN)
+        pulls, _ = mixture._residuals(image, CLEAN)
         # of f_y - log sum_i exp(f_i / 2), f the log posterior: minus the joint pull, and the marginal's by half
         mean, half = ((p * scale).softmax(1)[..., None] for scale in (1, 0.5))
         own = (mean * pulls).sum(1) - pulls[torch.arange(3), torch.tensor([1, 2, 1])]

@@ -22,7 +22,7 @@ from steersman.lab.analysis.agreement import read_cells, read_errors
 from steersman.lab.analysis.parts import Parts
 from steersman.lab.data import pictures
 from steersman.lab.generate import status
-from steersman.lab.generate.formats import write_image, write_shard
+from steersman.lab.generate.formats import ImageRecord, write_image, write_shard
 from steersman.lab.metrics.images import read_images
 from steersman.lab.metrics.intervals import Figure
 from steersman.lab.metrics.statistics import read_reference

@@ -37,7 +37,13 @@ class Uneven:
     """
 
     def __init__(self, schedule):
-        self.schedule, self.at_time, self.at_ratio = schedule, schedule.at_time, schedule.at_ratio
+        self.schedule = schedule
+
+    def at_time(self, time):
+        return self.schedule.at_time(time)
+
+    def at_ratio(self, ratio):
+        return self.schedule.at_ratio(ratio)
 
     def start(self, level):
         return float(level.sigma)
