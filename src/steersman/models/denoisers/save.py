@@ -1,5 +1,7 @@
 """A denoiser as a folder that plain diffusers loads: its parts, and a scheduler that holds its schedule."""
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from steersman.errors import InputError
-from steersman.files import replacing_in, write_json, writing_to
+from steersman.files import system_errors, write_json, writing_to
 from steersman.models.denoisers.architectures import CHANGES, ADMUNet, DiT
 from steersman.models.denoisers.edm import EDMDenoiser
 from steersman.models.denoisers.network import DiffusersDenoiser
@@ -39,8 +41,16 @@ def save_folder(denoiser: object, out: str | Path) -> tuple[str, ...]:
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise InputError(f"out must be a new folder, got {str(out)!r}, which is there")
     scheduler = scheduler_of(denoiser)
-    with writing_to(out, "a new folder"), replacing_in(out) as beside:
-        _write(denoiser, scheduler, beside)
+    beside = out.with_name(f".{out.name}.{os.getpid()}.part")
+    try:
+        with writing_to(out, "a new folder"), system_errors(out):
+            beside.mkdir(parents=True)
+            _write(denoiser, scheduler, beside)
+            if out.is_dir():  # an empty one, which Windows does not replace
+                out.rmdir()
+            os.replace(beside, out)  # the folder is there as a whole or not at all
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
     unsaid = {key: denoiser.network.config.get(key) for key in (*CHANGES, "time_shift")}
     unsaid["time_scale"] = denoiser.time_scale if denoiser.time_scale != 1 else None
     return tuple(f"{key}={value}" for key, value in unsaid.items() if value is not None)
