@@ -50,6 +50,7 @@ class Classifier(nn.Module):
 
     Attributes:
         block: Number of images that the network gets at a time, None for the whole batch (`steersman.batching`).
+        spec: What `load_classifier` was given, for messages; None for a network that was not loaded.
         open_vocabulary: Whether any text is a class, which it becomes when it is first resolved.
         softplus: Sharpness β of the Softplus units that `smooth` put in place of the ReLUs, None for ReLUs.
         smoothed: The number of these units, for information.
@@ -70,6 +71,7 @@ class Classifier(nn.Module):
 
     block: int | None = None
     open_vocabulary: bool = False
+    spec: str | None = None
     softplus: float | None = None
     smoothed: int = 0
 
@@ -116,6 +118,11 @@ class Classifier(nn.Module):
         while type(network).__name__.startswith("_") and (child := next(network.children(), None)) is not None:
             network = child
         return type(network).__name__
+
+    @property
+    def _said_name(self) -> str:
+        """The network, and where it was loaded from."""
+        return self._network_name if self.spec is None else f"{self._network_name} of {self.spec!r}"
 
     def train(self, mode: bool = True) -> "Classifier":
         """Keeps the network in evaluation mode: a guide is never trained."""
@@ -186,7 +193,7 @@ class Classifier(nn.Module):
                 raise
             size = " x ".join(map(str, pixels.shape[1:]))
             raise InputError(
-                f"classifier: {self._network_name} does not take an input of {size} ({one_line(error)})"
+                f"classifier: {self._said_name} does not take an input of {size} ({one_line(error)})"
             ) from error
 
     def _checked(self, output: object) -> Float[Tensor, "B K"]:
@@ -202,7 +209,7 @@ class Classifier(nn.Module):
             if output.ndim == 2 and output.shape[1] == 1 and len(self.names) == 2:
                 hint = "; a network with one logit for two classes is stated as binary"
         raise InputError(
-            f"classifier: {self._network_name} must give (images, {width}) logits, as it has {len(self.names)} names, "
+            f"classifier: {self._said_name} must give (images, {width}) logits, as it has {len(self.names)} names, "
             f"got {given}{hint}"
         )
 

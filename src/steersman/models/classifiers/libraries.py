@@ -12,6 +12,7 @@ https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite
 
 import hashlib
 import inspect
+import io
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from steersman.errors import InputError, about, one_line, unknown
-from steersman.files import read_json
+from steersman.files import read_bytes, read_json
 from steersman.models.checkpoint import Checkpoint, Misfit, open_checkpoint
 from steersman.models.classifiers.classifier import Classifier
 from steersman.models.classifiers.preprocess import Interpolation, Preprocess
@@ -43,6 +44,7 @@ __all__ = [
     "read_efficientnet_lite0",
 ]
 
+LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"  # of efficientnet-lite0's weights
 _LARGEST = 4096  # pixels across
 
 
@@ -279,9 +281,9 @@ def _build_torchvision(spec: Spec, architecture: str, checkpoint: Checkpoint) ->
 def load_imagenet(spec: Spec) -> Classifier:
     """Returns EfficientNet-Lite0, whose weights come as a package, in float32 on the CPU.
 
-    The weights are those of TensorFlow's release, in timm's network of the same name. It was trained on pixels in
-    [0, 255] normalised as ``(pixel - 127) / 128``, and reaches 75.1% top-1 accuracy on a centre crop of 7/8. Here it
-    sees the whole image, so that an image is guided up to its border.
+    The weights are those of TensorFlow's release, in timm's network of the same name. It was trained on pixels in [0,
+    255] normalised as ``(pixel - 127) / 128``, and reaches 75.1% top-1 accuracy on a centre crop of 7/8, by its
+    authors. Here it sees the whole image, so that an image is guided up to its border.
     """
     if spec.name != "efficientnet-lite0":
         raise unknown("ImageNet classifier", spec.name, ["efficientnet-lite0"])
@@ -302,10 +304,16 @@ def read_efficientnet_lite0(path: Path) -> nn.Module:
     import timm
 
     try:
-        _check_digest(path, "install the package anew")
-        released = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_bytes(path)
     except OSError as error:
         raise InputError(f"the weights of efficientnet-lite0 cannot be read: {error}") from error
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != LITE0_SHA256:
+        raise InputError(
+            f"classifier: {path} is damaged: SHA-256 must be {LITE0_SHA256[:8]}…, got {digest[:8]}…; install the "
+            "package anew"
+        )
+    released = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     # Both list their tensors in the order in which they are applied, under names of their own.
     network.load_state_dict(dict(zip(network.state_dict(), released.values(), strict=True)))

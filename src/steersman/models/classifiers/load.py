@@ -78,6 +78,7 @@ def load_classifier(
             raise unknown("classifier source", source, SOURCES)
     settings = {"softplus": softplus, "preprocess": preprocess, "size": size, "adapt": adapt}
     classifier = parsed.apply(load(parsed))
+    classifier.spec = spec
     return prepared(classifier, name=spec, size_is_stated="size" in parsed.options, **settings).to(device, dtype)
 
 
