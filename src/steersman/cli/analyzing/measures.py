@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -23,11 +24,21 @@ from steersman.lab.analysis.sensitivity import GRADIENTS, LOGITS
 from steersman.lab.metrics.images import read_images
 from steersman.lab.report.plots import write_curves
 from steersman.lab.report.tables import write_rows
+from steersman.models.classifiers import Classifier
 from steersman.recipes import load_recipe
 from steersman.recipes.axes import build, options, settings_of
 from steersman.sampling import levels_of
 
 __all__ = ["accuracy", "directions", "gradients", "sensitivity", "stabilizer"]
+
+
+def _noised(
+    scope: Scope, data: str, *, num: int | None, label: bool, seed: int, target: str | None = None
+) -> tuple[Any, dict[str, Classifier], Forward]:
+    """Returns the denoiser, the classifiers, and the forward process of the images."""
+    denoiser, classifiers = scope.load_denoiser(), scope.load_classifiers()
+    settings = {"seed": seed, "num": num, "target": target, "labelled": label, "device": scope.device}
+    return denoiser, classifiers, Forward(denoiser, classifiers, read_images(data), **settings)
 
 
 def accuracy(
@@ -43,16 +54,7 @@ def accuracy(
     console = Console()
     views = scope.shown()
     with console.status("loading the networks"):
-        denoiser, classifiers = scope.load_denoiser(), scope.load_classifiers()
-        forward = Forward(
-            denoiser,
-            classifiers,
-            read_images(data),
-            seed=seed,
-            num=num,
-            labelled=label,
-            device=scope.device,
-        )
+        denoiser, classifiers, forward = _noised(scope, data, num=num, label=label, seed=seed)
     every_level = all_levels(denoiser.schedule)
     levels = [every_level[place] for place in scope.places(every_level)]
     settings = scope.settings() | {"data": data, "num": num, "label": label, "seed": seed}
@@ -107,17 +109,7 @@ def sensitivity(
     if objective not in options("objective"):
         raise unknown("objective", objective, options("objective"))
     with console.status("loading the networks"):
-        denoiser, classifiers = scope.load_denoiser(), scope.load_classifiers()
-        forward = Forward(
-            denoiser,
-            classifiers,
-            read_images(data),
-            seed=seed,
-            num=num,
-            target=target,
-            labelled=label,
-            device=scope.device,
-        )
+        denoiser, classifiers, forward = _noised(scope, data, num=num, label=label, seed=seed, target=target)
     levels = all_levels(denoiser.schedule)
     pairs = [(levels[place], levels[place + 1]) for place in scope.places(levels) if place + 1 < len(levels)]
     if not pairs:
