@@ -264,7 +264,8 @@ def test_a_range_ends_where_the_schedule_does():
 def test_diffusers_own_spacings_know_no_range(spacing):
     with pytest.raises(
         InputError,
-        match=f"sampling.ratio_min and sampling.ratio_max must be 0 and inf with the spacing {spacing}",
+        match=f"sampling.ratio_min and sampling.ratio_max must be 0 and inf with the spacing {spacing}, "
+        "got 0.0 and 5.0",
     ):
         VP.linear().levels(10, spacing, ratio_max=5.0)
 

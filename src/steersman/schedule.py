@@ -127,7 +127,8 @@ class Schedule(ABC):
         """Returns the levels of a sampling, noisiest first, and `CLEAN` after them."""
         most, smallest, largest = self._limits
         if not 1 <= steps <= most:
-            allowed = "at least 1" if most == math.inf else f"between 1 and {most}, the number of trained times"
+            trained = f"between 1 and {most}, the number of times that the model was trained on"
+            allowed = "at least 1" if most == math.inf else trained
             raise InputError(f"steps must be {allowed}, got {steps}")
         if spacing not in self._spacings:
             raise unknown(f"spacing of {type(self).__name__}", spacing, self._spacings)

@@ -1,5 +1,7 @@
 """The command line: what it refuses, in one line, with exit code 2 and nothing written; and what it prints."""
 
+import re
+
 import pytest
 
 BAD = [
@@ -7,7 +9,7 @@ BAD = [
     (["--target", "1000"], "class index must be 0 to 999, got 1000"),
     ([], "target must be given"),
     (["--target", "baseball", "--recipe", "defualt"], "unknown recipe 'defualt'; did you mean 'default'"),
-    (["--target", "baseball", "--set", "view.speed=1"], "unknown setting of view"),
+    (["--target", "baseball", "--set", "input.speed=1"], "unknown setting of input"),
     (["--target", "baseball", "--set", "sampling.steps=many"], "sampling.steps must be a valid integer, got 'many'"),
     (["--target", "baseball", "--num", "-1"], "num must be 1 to 10000000, got -1"),
     (["--target", "baseball", "--seed", "-1"], "seed must be 0 to 1073741808, got -1"),
@@ -57,6 +59,12 @@ def test_bad_input_is_one_line_and_nothing_is_written(arguments, message, call, 
     assert message in err
     assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_option_is_named(call):
+    code, _, err = call("sample", "--nmu", "3")
+    assert code == 2
+    assert re.search("No such option:? '?--nmu", err)  # versions of typer differ in the signs between
 
 
 @pytest.mark.long

@@ -55,3 +55,9 @@ def test_agrees_with_torch_fidelity(draw):
 
     x, y = draw(50, 3), draw(40, 3) + 0.5
     assert precision_recall(x, y) == pytest.approx(calculate_precision_recall_full(x, y, 3))
+
+
+def test_recall_is_that_of_the_reference_among_the_samples():
+    assert precision_recall(SAMPLES, REFERENCE)[1] == pytest.approx(4 / 10)
+    assert precision_recall(REFERENCE, SAMPLES)[1] == pytest.approx(4 / 6)
+    assert precision_recall(REFERENCE + 100, REFERENCE)[1] == 0

@@ -112,7 +112,8 @@ def test_a_change_of_kind_starts_from_that_kinds_defaults():
         (
             "nrcg",
             ["extra_guides.0.scale=3"],
-            "extra_guides must be extra_guides.N.axis with N below 0, the number of further guides",
+            "extra_guides must be extra_guides.N.axis with N below 0, the number of further guides, "
+            "got extra_guides.0.scale",
         ),
         (
             "nrcg",
@@ -127,7 +128,8 @@ def test_a_change_of_kind_starts_from_that_kinds_defaults():
         (
             "nrcg",
             ["extra_guides=[{smoothing: softplus}]"],
-            "extra_guides.0.smoothing must have softplus None, as the first guide, which has the same classifier",
+            "extra_guides.0.smoothing must have softplus None, as the first guide, which has the same classifier, "
+            "got 8.0",
         ),
         ("nrcg", ["loss=rot"], "unknown loss 'rot'; did you mean 'root'"),
         ("nrcg", ["sampling.keeps=nose"], "sampling.keeps must be 'noise' or 'sample', got 'nose'"),
