@@ -61,11 +61,11 @@ python benchmarks/footprint.py --write docs/footprint.md    # or with parts of n
 The step is the library's own `sample`, with networks at their real size whose tensors know their shapes alone; what is
 alive is followed from operation to operation, forward and backward.
 
-- **unguided**: no guide. **direct**: a guide on that route, which never differentiates the denoiser. **through**: one
-  that goes back through it. **through, recomputing**: the same after
+- **unguided**: no guide. **direct**: a guide with `wrt: x0_hat`, which never differentiates the denoiser.
+  **through**: one that goes back through it. **through, recomputing**: the same after
   `denoiser.network.enable_gradient_checkpointing()`, so that the denoiser's blocks are computed again instead of kept.
-  The view is the denoised image, decoded where it is a latent; the noise-aware classifier sees the noisy one, and both
-  routes are the same.
+  The classifier input is the denoised image, decoded where it is a latent; the noise-aware classifier sees the noisy
+  one, and both gradients are the same.
 - **The classifier** is fed as it was trained: ResNet-101 and CLIP see 224 pixels.
 - **Attention** does not keep its matrix (fused kernels). **VAEs** recompute their blocks for the gradient; the library
   has them do so.
@@ -78,7 +78,7 @@ alive is followed from operation to operation, forward and backward.
 
 GiB at the worst moment in bfloat16, weights included: the denoiser's, the classifier's, and the whole VAE's. Float32
 takes twice as much of everything (`--dtype float32`). A card sold with 24 GB has 24 GiB. CUDA's own memory, work spaces
-of convolutions and the allocator's gaps come on top: leave some of it free. Text encoders are asked before the walk and
+of convolutions and the allocator's gaps come on top: leave some of it free. Text encoders are asked before sampling and
 are not in it; T5-XXL of SD3 and Flux takes about 9 GiB more if it stays.
 
 {{memory}}

@@ -3,7 +3,7 @@
     python benchmarks/recipes.py outputs/recipes [RECIPE ...]        draws; a second call draws what is missing
     python benchmarks/recipes.py outputs/recipes --write docs/recipes.md
 
-Each recipe keeps its own view, route, stabilizer, strength, injection, recurrence and particles. Its scale is found
+Each recipe keeps its own input, wrt, stabilizer, weight, injection, recurrence and particles. Its scale is found
 anew, since a scale belongs to a model: by factors of 10^(1/2) from the published one, as long as the judge's mean
 probability of the target grows, over 16 images of seeds 1000 to 1003, four a class. Then 256 images are drawn, 64 a
 class, of seeds 0 to 63. Seconds are those of another run of 8 images, on a machine that does nothing else (``--time``).
@@ -79,7 +79,7 @@ lost to numbers that are not finite is one in which it does not. The second judg
 the Fréchet distance to real images of the class in the judge's features, the mean of the four classes (two sets of 64
 real ones: {{real[0]}}); ImageNet distance: the same in the features of `{SEEN[1]}`,
 which takes no part here either and has seen more than balls ({{real[1]}}). Denoiser, guide: evaluations for an image; a
-recipe whose route is `through` also goes back through as many. Seconds: for an image, of 8 drawn at once.
+recipe with `wrt: x_t` also goes back through as many. Seconds: for an image, of 8 drawn at once.
 
 The scale is the one at which the judge is surest, not the one with the best pictures. A judge that knows nothing but
 balls sees them in burnt and broken pictures too; these are far from real ones in the ImageNet network's features.

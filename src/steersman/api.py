@@ -256,6 +256,9 @@ def steer(
     the conditioning of its last call. Each particle costs one more evaluation; its random numbers come from the
     pipeline's generators.
 
+    All of that is tested on a CPU with small random networks: ``torch.compile`` by its eager backend, offloading by
+    accelerate's hooks to the CPU itself. Quantised networks are not tested.
+
     Args:
         pipe: The pipeline; its scheduler is chosen before.
         guide: The guide, or several; what `Recipe.bind` returns includes the recipe's recurrence and particles. Without
