@@ -14,7 +14,7 @@ import torch
 from jaxtyping import TypeCheckError
 
 import steersman
-from steersman.schedule import broadcast
+from steersman.batching import broadcast
 
 ROOT = Path(steersman.__file__).parent
 TESTS = Path(__file__).parent

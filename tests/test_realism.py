@@ -5,11 +5,12 @@ import json
 import pytest
 import torch
 
+from steersman.batching import broadcast
 from steersman.denoise import Prediction
 from steersman.lab.evaluation import noise_error, noise_error_limit
 from steersman.models.denoisers import load_denoiser
 from steersman.sampling import DDIM, sample
-from steersman.schedule import VP, broadcast
+from steersman.schedule import VP
 
 
 class Passes:

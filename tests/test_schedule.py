@@ -12,11 +12,12 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
 )
 
+from steersman.batching import broadcast
 from steersman.denoise import eps_from_x0, output_for, to_x0
 from steersman.errors import InputError
 from steersman.guidance.step import posterior_mean, reverse_variance, transition
 from steersman.sampling import DDIM, DDPM, DPMpp, Heun, Recurrence, sample
-from steersman.schedule import CLEAN, EDM, VP, Flow, broadcast, from_diffusers
+from steersman.schedule import CLEAN, EDM, VP, Flow, from_diffusers
 
 F64 = torch.float64
 NO_SIGNAL = VP.from_diffusers(DDIMScheduler(rescale_betas_zero_snr=True).config)

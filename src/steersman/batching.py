@@ -21,6 +21,7 @@ from steersman.errors import notice
 
 __all__ = [
     "block_size",
+    "broadcast",
     "cosine",
     "each_tensor",
     "halving",
@@ -53,6 +54,13 @@ def send(rows: Tensor, device: torch.device | str) -> Tensor:
     if torch.device(device).type == "cuda" and rows.device.type == "cpu":
         return rows.pin_memory().to(device, non_blocking=True)
     return rows.to(device)
+
+
+def broadcast(value: Float[Tensor, "*batch"], like: Tensor) -> Tensor:
+    """Casts a number of each row to a batch's dtype, and shapes (B,) to (B, 1, 1, 1); a scalar stays on the CPU."""
+    if value.ndim == 0:
+        return value.to(dtype=like.dtype)
+    return value.to(device=like.device, dtype=like.dtype).reshape(-1, *[1] * (like.ndim - 1))
 
 
 def take(content: Any, rows: Int[Tensor, " N"]) -> Any:  # noqa: ANN401

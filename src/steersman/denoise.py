@@ -19,9 +19,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from steersman.batching import take
+from steersman.batching import broadcast, take
 from steersman.errors import InputError, unknown
-from steersman.schedule import Level, Schedule, broadcast
+from steersman.schedule import Level, Schedule
 from steersman.typed import check_finite
 
 __all__ = [

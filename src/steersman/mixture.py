@@ -16,9 +16,10 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
+from steersman.batching import broadcast
 from steersman.denoise import Prediction, check_condition, classifier_free
 from steersman.errors import InputError
-from steersman.schedule import VP, Level, Schedule, broadcast
+from steersman.schedule import VP, Level, Schedule
 
 __all__ = ["Mixture"]
 

@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steersman.batching import broadcast
+
 __all__ = ["ieee", "loss_scaled"]
 
 EXPONENT = 0x7F800000  # the bits of a float32 that are its exponent
@@ -97,7 +99,7 @@ def loss_scaled(network: Callable[..., Tensor], dtype: torch.dtype) -> Callable[
             largest = v.detach().abs().reshape(len(v), -1).amax(1).float()
             power = (largest.view(torch.int32) & EXPONENT).view(torch.float32)  # 2^floor(log2), without waiting
             scale = LARGEST / power.clamp(1 / FURTHEST, FURTHEST)
-            return v * _rows(scale, v)
+            return v * broadcast(scale, v)
 
         x = x.view_as(x)  # a node of its own, whose gradient is the network's alone
         output = network(x, *others)
@@ -105,11 +107,7 @@ def loss_scaled(network: Callable[..., Tensor], dtype: torch.dtype) -> Callable[
         if output.requires_grad:
             output.register_hook(multiply)
         if x.requires_grad:
-            x.register_hook(lambda g: g / _rows(scale, g))
+            x.register_hook(lambda g: g / broadcast(scale, g))
         return output
 
     return scaled
-
-
-def _rows(scale: Tensor, g: Tensor) -> Tensor:
-    return scale.to(g.dtype).reshape(-1, *[1] * (g.ndim - 1))

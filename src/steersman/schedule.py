@@ -8,7 +8,7 @@ A noisy sample is ``x_t = alpha x_0 + sigma eps`` with ``eps ~ N(0, I)``; the ra
 
 Between two times of VP, ``log(sigma / alpha)`` is linear; towards a last time without signal (zero terminal SNR, Lin et
 al. 2024), ``alpha / sigma`` falls linearly. Levels are float64 on the CPU, and cast where they meet a sample
-(`broadcast`).
+(`steersman.batching.broadcast`).
 """
 
 import math
@@ -33,7 +33,6 @@ __all__ = [
     "Level",
     "Schedule",
     "Spacing",
-    "broadcast",
     "check_ratios",
     "from_diffusers",
     "times",
@@ -54,13 +53,6 @@ class Level(NamedTuple):
 
 CLEAN = Level(*(torch.tensor(value, dtype=torch.float64) for value in (1.0, 0.0, 0.0)))
 """The last level of every sampling, at which no denoiser is evaluated."""
-
-
-def broadcast(value: Float[Tensor, "*batch"], like: Tensor) -> Tensor:
-    """Casts a level's number to a sample's dtype, and shapes (B,) to (B, 1, 1, 1); a scalar stays on the CPU."""
-    if value.ndim == 0:
-        return value.to(dtype=like.dtype)
-    return value.to(device=like.device, dtype=like.dtype).reshape(-1, *[1] * (like.ndim - 1))
 
 
 def times(level: Level, count: int, device: torch.device, dtype: torch.dtype) -> Float[Tensor, " count"]:

@@ -3,11 +3,12 @@
 import torch
 from torch import nn
 
+from steersman.batching import broadcast
 from steersman.denoise import Prediction
 from steersman.lab.data.sportballs import CLASSES
 from steersman.models.classifiers import Classifier
 from steersman.models.classifiers.preprocess import RAW
-from steersman.schedule import VP, broadcast
+from steersman.schedule import VP
 
 __all__ = ["Tiny", "network"]
 

@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from steersman.batching import take, total
+from steersman.batching import broadcast, take, total
 from steersman.denoise import Denoiser, Prediction
 from steersman.errors import InputError, unknown
 from steersman.guidance.injection import DenoisedImage, Estimate, Injection, Mean
@@ -35,7 +35,7 @@ from steersman.guidance.objective import Objective
 from steersman.guidance.stabilizer import Identity, Stabilizer, State
 from steersman.guidance.step import Batch, PerImage, Step, Targets
 from steersman.guidance.weight import Variance, Weight
-from steersman.schedule import Level, broadcast
+from steersman.schedule import Level
 from steersman.typed import brief, finite
 
 __all__ = ["Guide", "Steering", "Update", "Wrt", "after_decoding"]

@@ -21,10 +21,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steersman.batching import norm
+from steersman.batching import broadcast, norm
 from steersman.errors import unknown
 from steersman.guidance.step import Batch
-from steersman.schedule import Level, broadcast
+from steersman.schedule import Level
 from steersman.typed import finite
 
 __all__ = ["DenoisedImage", "Estimate", "Injection", "InjectionPoint", "Kept", "Mean", "NoisePrediction"]

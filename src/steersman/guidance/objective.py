@@ -31,11 +31,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample, logsigmoid
 
-from steersman.batching import logsumexp, send, total
+from steersman.batching import broadcast, logsumexp, send, total
 from steersman.errors import InputError
 from steersman.guidance.step import Batch, PerImage, Targets
 from steersman.names import each_class
-from steersman.schedule import Level, broadcast
+from steersman.schedule import Level
 from steersman.typed import finite
 
 if TYPE_CHECKING:

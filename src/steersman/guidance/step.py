@@ -19,7 +19,8 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from steersman.schedule import Level, broadcast
+from steersman.batching import broadcast
+from steersman.schedule import Level
 
 __all__ = ["Batch", "FixedVariance", "PerImage", "Step", "Targets", "posterior_mean", "reverse_variance", "transition"]
 

@@ -36,11 +36,11 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from steersman.batching import norm, rms
+from steersman.batching import broadcast, norm, rms
 from steersman.denoise import Prediction, eps_from_x0
 from steersman.errors import InputError, unknown
 from steersman.guidance.step import Batch, Step, transition
-from steersman.schedule import Level, broadcast, check_ratios
+from steersman.schedule import Level, check_ratios
 from steersman.typed import finite
 
 __all__ = ["Constant", "Deviation", "Difference", "Every", "Interval", "Linear", "Polyak", "Product", "Relative"]

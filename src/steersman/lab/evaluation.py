@@ -19,13 +19,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steersman.batching import rms
+from steersman.batching import broadcast, rms
 from steersman.denoise import Denoiser
 from steersman.lab.metrics import correct, target_probability
 from steersman.models.classifiers import Classifier, TextClassifier
 from steersman.precision import ieee
 from steersman.sampling.noise import SeededNoise
-from steersman.schedule import broadcast
 
 __all__ = ["CLEAR", "USELESS", "Evaluation", "evaluate_images", "mean_evaluations", "noise_error", "noise_error_limit"]
 

@@ -23,7 +23,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from steersman.batching import send
+from steersman.batching import broadcast, send
 from steersman.denoise import Conditioned, Parameterization, Prediction, output_for, to_x0
 from steersman.errors import InputError
 from steersman.guidance.guide import Guide, Steering
@@ -49,7 +49,7 @@ from steersman.sampling.scheduler import (
     start_of,
     visited,
 )
-from steersman.schedule import CLEAN, Level, Schedule, broadcast
+from steersman.schedule import CLEAN, Level, Schedule
 
 __all__ = ["Plan", "PipelineTrajectory"]
 

@@ -16,7 +16,7 @@ from typing import Any, get_type_hints
 import torch
 from torch import Tensor
 
-from steersman.batching import each_tensor
+from steersman.batching import broadcast, each_tensor
 from steersman.denoise import Parameterization, output_for
 from steersman.errors import InputError, unknown
 from steersman.guidance.injection import Estimate
@@ -35,7 +35,7 @@ from steersman.sampling.scheduler import (
     prediction_type,
     visited,
 )
-from steersman.schedule import EDM, VP, Flow, Level, Schedule, Spacing, broadcast
+from steersman.schedule import EDM, VP, Flow, Level, Schedule, Spacing
 from steersman.typed import check_finite, typed
 
 __all__ = ["SAMPLERS", "DiffusersSampler", "NamedScheduler"]

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from steersman.batching import take
+from steersman.batching import broadcast, take
 from steersman.denoise import Conditioned, Denoiser, Prediction, eps_from_x0
 from steersman.errors import InputError, unknown
 from steersman.guidance.guide import Guide, Steering, Update, after_decoding
@@ -35,7 +35,7 @@ from steersman.precision import ieee
 from steersman.sampling.noise import GivenNoise, SeededNoise
 from steersman.sampling.particles import ParticleFilter, Particles
 from steersman.sampling.samplers import Sampler, levels_of
-from steersman.schedule import Level, Schedule, Spacing, broadcast, check_ratios
+from steersman.schedule import Level, Schedule, Spacing, check_ratios
 from steersman.typed import finite
 
 __all__ = ["Callback", "GuidedDenoiser", "Recurrence", "Report", "labelled", "renoised", "sample"]

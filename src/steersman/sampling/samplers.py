@@ -16,10 +16,11 @@ from typing import NamedTuple, Protocol, get_args, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
+from steersman.batching import broadcast
 from steersman.errors import InputError, unknown
 from steersman.guidance.injection import Estimate
 from steersman.guidance.step import Batch, FixedVariance, Step, posterior_mean, reverse_variance, transition
-from steersman.schedule import Level, Schedule, Spacing, broadcast, check_ratios
+from steersman.schedule import Level, Schedule, Spacing, check_ratios
 from steersman.typed import finite
 
 __all__ = ["DDIM", "DDPM", "DPMpp", "Draw", "Heun", "Move", "Predict", "Sampler", "levels_of"]

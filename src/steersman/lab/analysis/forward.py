@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from steersman.batching import broadcast
 from steersman.denoise import Conditioned, Denoiser
 from steersman.errors import InputError
 from steersman.guidance.input import ClassifierInput
@@ -26,7 +27,7 @@ from steersman.lab.metrics import correct
 from steersman.lab.metrics.images import ImageSet
 from steersman.models.classifiers import Classifier
 from steersman.precision import ieee
-from steersman.schedule import EDM, VP, Level, Schedule, broadcast
+from steersman.schedule import EDM, VP, Level, Schedule
 
 __all__ = ["Batch", "Forward", "all_levels", "axis", "choose", "forward_noise", "noised", "numbers", "seen"]
 

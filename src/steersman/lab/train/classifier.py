@@ -22,6 +22,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.transforms import v2
 
+from steersman.batching import broadcast
 from steersman.errors import InputError, notice
 from steersman.files import replacing, write_json
 from steersman.lab.data.load import load_data
@@ -32,7 +33,7 @@ from steersman.lab.train.augment import flipped, shifted
 from steersman.lab.train.loop import Batch, Training, fit, recalibrate, seconds_spent
 from steersman.models.classifiers.networks import build_network
 from steersman.models.zoo.load import read_network
-from steersman.schedule import VP, broadcast
+from steersman.schedule import VP
 from steersman.typed import finite
 
 __all__ = ["ClassificationLoss", "augmentation", "noisy", "train_classifier"]

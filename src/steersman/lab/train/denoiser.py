@@ -32,6 +32,7 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from steersman.batching import broadcast
 from steersman.denoise import Parameterization, output_for
 from steersman.errors import InputError, unknown
 from steersman.files import replacing_in, write_json
@@ -43,7 +44,7 @@ from steersman.models.denoisers import DiffusersDenoiser, EDMDenoiser, load_deno
 from steersman.models.denoisers.architectures import ADMUNet
 from steersman.models.denoisers.save import scheduler_of
 from steersman.sampling import DDIM, Heun, sample
-from steersman.schedule import EDM, VP, broadcast
+from steersman.schedule import EDM, VP
 from steersman.typed import finite
 
 PREVIEW = 16  # images in a picture of samples, without labels and with

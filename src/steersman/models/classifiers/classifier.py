@@ -20,13 +20,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from steersman.batching import cosine, in_blocks, is_out_of_memory, send
+from steersman.batching import broadcast, cosine, in_blocks, is_out_of_memory, send
 from steersman.errors import InputError, one_line, shown
 from steersman.models.classifiers.preprocess import Preprocess, convert_channels
 from steersman.models.classifiers.smoothing import NoReLU, SoftCalls, activations, soften
 from steersman.names import resolve
 from steersman.precision import loss_scaled
-from steersman.schedule import Level, Schedule, broadcast, times
+from steersman.schedule import Level, Schedule, times
 
 __all__ = ["Classifier", "TextClassifier"]
 

@@ -21,6 +21,7 @@ import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor, nn
 
+from steersman.batching import broadcast
 from steersman.denoise import Prediction
 from steersman.errors import InputError, about, unknown
 from steersman.models.denoisers.architectures import GROUPS
@@ -28,7 +29,7 @@ from steersman.models.denoisers.conversion import convert, empty_unet, fill, une
 from steersman.models.denoisers.network import NetworkDenoiser
 from steersman.models.pickles import Record, read_pickle
 from steersman.names import imagenet_names
-from steersman.schedule import EDM, Level, broadcast, times
+from steersman.schedule import EDM, Level, times
 
 __all__ = ["EDMDenoiser", "load_edm"]
 
