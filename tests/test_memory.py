@@ -46,7 +46,7 @@ def test_a_rehearsal_that_does_not_fit_halves_the_batch_or_ends_in_a_line(monkey
     if most:
         with pytest.warns(Notice, match="does not hold 16 images at a time: 4 are taken from now on"):
             _rehearse(session)
-        assert session.batch_size == 4
+        assert session.batches.size == 4
     else:
         with pytest.raises(InputError, match="does not hold one image"):
             _rehearse(session)

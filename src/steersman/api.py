@@ -1,13 +1,12 @@
 """The public functions: `sample` draws guided images by one call, `steer` guides a diffusers pipeline."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -15,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from steersman.batching import halving, is_out_of_memory
+from steersman.batching import Batches
 from steersman.denoise import Denoiser
 from steersman.errors import InputError, notice
 from steersman.files import in_8_bits
@@ -33,8 +32,6 @@ from steersman.sampling.particles import Particles
 from steersman.sampling.watch import Watch
 
 __all__ = ["Result", "sample", "steer"]
-
-Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,9 +144,9 @@ def sample(
             raise InputError(f"target must be one, or one for each of the {len(seeds)} images, got {len(targets)}")
     conditions = labelled(condition or {}, len(seeds), denoiser.classes, device)
 
-    def draw(first: int, count: int) -> tuple[Tensor, list[int]]:
+    def draw(numbers: range) -> tuple[Tensor, list[int]]:
         """Returns the images of a batch, and the number of updates of each that were dropped."""
-        rows = slice(first, first + count)
+        rows, count = slice(numbers.start, numbers.stop), len(numbers)
         watch = Watch(lambda: bar.update(count / settings["steps"]))
         x0 = sample_batch(
             denoiser,
@@ -165,8 +162,13 @@ def sample(
         images = denoiser.decode(x0)
         return images if getattr(denoiser, "latent", False) else images.clamp(-1, 1), watch.drops(count)
 
+    batches = Batches(
+        min(batch_size, len(seeds)),
+        refusal="the memory must hold one image, and does not; use a recipe that takes the gradient with respect to "
+        "x0_hat, or a smaller model",
+    )
     with ieee(), torch.no_grad(), tqdm(total=len(seeds), disable=not progress, unit="image") as bar:
-        tensors, drops = zip(*_in_batches(draw, len(seeds), batch_size), strict=True)
+        tensors, drops = zip(*batches.map(draw, range(len(seeds))), strict=True)
     tensor = torch.cat(tensors)
     lost = [seed for seed, row in zip(seeds, tensor.flatten(1).isfinite().all(1).tolist(), strict=True) if not row]
     if lost:
@@ -203,25 +205,6 @@ def _guides(
         return recipe
     given = [classifier] if isinstance(classifier, str | Path | Classifier) else classifier
     return recipe.bind(*given, device=str(device))
-
-
-def _in_batches(draw: Callable[[int, int], Made], count: int, size: int) -> list[Made]:
-    """Returns the batches of so many rows; they are halved from where the memory holds no more."""
-    batches: list[Made] = []
-    first = 0
-    while first < count:
-        try:
-            batch, size = halving(partial(draw, first), min(size, count - first))
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise InputError(
-                "the memory must hold one image, and does not; use a recipe that takes the gradient with respect "
-                "to x0_hat, or a smaller model"
-            ) from error
-        batches.append(batch)
-        first += size
-    return batches
 
 
 @contextmanager

@@ -10,24 +10,26 @@ network's output is the same for an image in any batch, it sees blocks of one fi
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from steersman.errors import notice
+from steersman.errors import InputError, notice
 
 __all__ = [
+    "Batches",
     "block_size",
     "broadcast",
     "cosine",
     "each_tensor",
-    "halving",
     "in_blocks",
     "is_out_of_memory",
     "logsumexp",
+    "memory_permitting",
     "norm",
     "repeat",
     "rms",
@@ -192,17 +194,62 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(message in str(error) for message in OUT_OF_MEMORY)
 
 
-def halving(work: Callable[[int], Made], size: int, tell: Callable[[str], object] = notice) -> tuple[Made, int]:
-    """Returns ``work(size)`` and the size, which is halved, and told, as long as the memory does not suffice."""
-    first = size
-    while True:
-        try:
-            result = work(size)
-        except (RuntimeError, MemoryError) as error:
-            if size == 1 or not is_out_of_memory(error):
-                raise
-        else:
-            if size < first:
-                tell(f"the device's memory does not hold {first} images at a time: {size} are taken from now on")
-            return result, size
-        size //= 2  # after the error is released, and with it what was computed
+@contextmanager
+def memory_permitting() -> Iterator[None]:
+    """Ends the ``with`` block early where the memory does not hold what it computes; any other error is raised."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+
+
+class Batches:
+    """The batches of some work, which are halved from where the memory does not hold one.
+
+    Attributes:
+        size: The number of items in a batch from now on.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        on_halved: Callable[[int], object] = lambda size: None,
+        tell: Callable[[str], object] = notice,
+        refusal: str | None = None,
+    ) -> None:
+        """``on_halved`` gets each smaller size before it is tried; a refusal replaces the error of a single item."""
+        self.size, self.on_halved, self.tell, self.refusal = size, on_halved, tell, refusal
+
+    def map(self, work: Callable[..., Made], *items: Any) -> Iterator[Made]:  # noqa: ANN401
+        """Yields what is made of each batch of the items: one or several sequences or tensors of the same length."""
+        begin = 0
+        while begin < len(items[0]):
+            made, size = self._largest(work, *(each[begin:] for each in items))
+            yield made
+            begin += size
+
+    def _largest(self, work: Callable[..., Made], *items: Any) -> tuple[Made, int]:  # noqa: ANN401
+        """Returns what is made of the largest batch that the memory holds, and the size of that batch."""
+        first = self.size
+        while True:
+            size = self.size
+            try:
+                made = work(*(each[:size] for each in items))
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if size == 1 and self.refusal is not None:
+                    raise InputError(self.refusal) from error
+                if size == 1:
+                    raise
+            else:
+                if size < first:
+                    self.tell(
+                        f"the device's memory does not hold {first} images at a time: {size} are taken from now on"
+                    )
+                return made, size
+            # Only here is the error released, and with it what was computed. Another thread may have halved meanwhile.
+            self.size = min(self.size, size // 2)
+            self.on_halved(self.size)

@@ -71,7 +71,6 @@ def carry_out(run: Run, out: Path, *, share: Share, gif: bool = False, overwrite
                 stop=lambda: bool(stop),
                 on_images=lambda count: progress.advance(task, count),
                 callbacks=[frames] if frames else [],
-                tell=lambda line: console.print(line, soft_wrap=True),
                 overwrite=overwrite,
             )
         except Unfinished as unfinished:

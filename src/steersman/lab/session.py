@@ -1,17 +1,18 @@
 """A run with its networks loaded and its targets resolved, ready to draw."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
-from typing import Any, TypeVar
+from itertools import chain
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from steersman.batching import halving, is_out_of_memory
+from steersman.batching import Batches
 from steersman.denoise import Denoiser
-from steersman.errors import InputError, notice
+from steersman.errors import InputError
 from steersman.guidance import Guide
 from steersman.guidance.weight import needs_unconditional
 from steersman.lab.evaluation import Evaluation, evaluate_images, noise_error
@@ -24,9 +25,6 @@ from steersman.sampling import Callback, sample
 from steersman.sampling.watch import metered
 
 __all__ = ["Networks", "Session", "Target", "load_session", "set_layout"]
-
-Item = TypeVar("Item")
-Made = TypeVar("Made")
 
 UNGUIDED, UNGUIDED_STEPS = 8, 25  # how many unguided samples a run's are compared with, and their most steps
 
@@ -87,7 +85,15 @@ class Session:
     targets: tuple[Target, ...]
     guides: Sequence[Guide]  # none in an unguided run
     condition: Mapping[str, Any]  # of the denoiser, its labels by the guide's index of each target
-    batch_size: int  # that of the run, or a smaller one where the memory does not hold it
+    batches: Batches = field(init=False)  # of the run's size, or of a smaller one where the memory does not hold it
+
+    def __post_init__(self) -> None:
+        self.batches = Batches(
+            self.run.at_once,
+            on_halved=self.fit,
+            refusal=f"device: the memory of {self.run.device} does not hold one image; use a device with more memory, "
+            "another dtype, or a recipe whose wrt is x0_hat",
+        )
 
     @property
     def guide(self) -> Classifier:
@@ -174,34 +180,11 @@ class Session:
         def errors(jobs: Sequence[tuple[Target, int]]) -> list[float]:
             return self.noise_errors(self.samples(jobs, guided=False, steps=steps, recurrence=None), jobs)
 
-        return self.within_memory(errors, [(self.targets[0], self.run.seed + index) for index in range(UNGUIDED)])
-
-    def within_memory(
-        self,
-        work: Callable[[Sequence[Item]], Sequence[Made]],
-        items: Sequence[Item],
-        tell: Callable[[str], object] = notice,
-    ) -> list[Made]:
-        """Returns what is made of some items in batches, which stay smaller once the memory did not hold them."""
-
-        def in_batches(size: int) -> list[Made]:
-            if size < self.batch_size:
-                self.fit(size)
-            return [made for first in range(0, len(items), size) for made in work(items[first : first + size])]
-
-        try:
-            return halving(in_batches, self.batch_size, tell)[0]
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise InputError(
-                f"device: the memory of {self.run.device} does not hold one image; use a device with more memory, "
-                "another dtype, or a recipe whose wrt is x0_hat"
-            ) from error
+        jobs = [(self.targets[0], self.run.seed + index) for index in range(UNGUIDED)]
+        return list(chain.from_iterable(self.batches.map(errors, jobs)))
 
     def fit(self, batch_size: int) -> None:
-        """Draws that many images at once from now on."""
-        self.batch_size = batch_size
+        """Has the networks see blocks that suit batches of a size."""
         for part, networks in (("denoiser", [self.denoiser]), ("classifier", self.classifiers)):
             block = self.run.placement(part).block
             for network in networks:
@@ -227,7 +210,6 @@ def load_session(run: Run, networks: Networks | None = None) -> Session:
         targets=targets,
         guides=guides,
         condition=condition,
-        batch_size=run.at_once,
     )
     session.fit(run.at_once)
     metered(session.counted["denoiser"] | session.counted["classifier"])

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
-from steersman.batching import block_size, halving
+from steersman.batching import Batches, block_size
 from steersman.cli.options import among
 from steersman.cli.terminal import progress_bar
 from steersman.errors import InputError
@@ -138,21 +138,18 @@ def carry_out(
 
     Where the memory does not hold a batch, smaller ones are taken: the figures are each image's own.
     """
-    size = scope.batch_size
-    todo = parts.todo(size)
+    todo = parts.todo(scope.batch_size)
+    batches = Batches(scope.batch_size, on_halved=partial(scope.fit, networks))
     with progress_bar(console) as progress:
         left = sum(map(len, todo))
         task = progress.add_task(f"{left} of {parts.count} images", total=left * steps)
 
-        def measured(places: list[int], size: int) -> list[tuple[list[int], Mapping[Key, Tensor]]]:
-            scope.fit(networks, size)
-            some = [places[first : first + size] for first in range(0, len(places), size)]
-            return [(each, measure(each, partial(progress.advance, task, len(each)))) for each in some]
+        def measured(places: list[int]) -> tuple[list[int], Mapping[Key, Tensor]]:
+            return places, measure(places, partial(progress.advance, task, len(places)))
 
         for places in todo:
-            found, size = halving(partial(measured, places), size)
-            for each, values in found:
-                parts.write(each, values)
+            for some, values in batches.map(measured, places):
+                parts.write(some, values)
 
 
 def print_curves(

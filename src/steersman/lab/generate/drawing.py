@@ -14,7 +14,7 @@ from concurrent.futures import FIRST_COMPLETED, CancelledError, ThreadPoolExecut
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice, takewhile
+from itertools import chain, islice, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from steersman.errors import InputError, notice
+from steersman.errors import InputError
 from steersman.files import in_8_bits, writing_to
 from steersman.lab.generate.formats import ImageRecord
 from steersman.lab.generate.processes import Share, locked, running
@@ -86,7 +86,6 @@ def generate(
     stop: Callable[[], bool] = lambda: False,
     on_images: Callable[[float], object] = lambda count: None,
     callbacks: Sequence[Callback] = (),
-    tell: Callable[[str], object] = notice,
     overwrite: bool = False,
 ) -> Summary:
     """Draws the images of a run that are not complete, and writes its folder."""
@@ -104,7 +103,7 @@ def generate(
                 if running(out) == {0}:
                     store.sweep()
                 store.claim(session.run)
-            drawing = _Drawing(session, store, share, stop, on_images, callbacks, tell)
+            drawing = _Drawing(session, store, share, stop, on_images, callbacks)
             return drawing.complete()
 
 
@@ -130,7 +129,6 @@ class _Drawing:
     stop: Callable[[], bool]
     on_images: Callable[[float], object]
     callbacks: Sequence[Callback]
-    tell: Callable[[str], object]
 
     def complete(self) -> Summary:
         """Draws the share of this process, and writes the summary of all images if there is nothing left to draw."""
@@ -195,7 +193,7 @@ class _Drawing:
         on_step = partial(self._progress, len(indices) / self.session.run.recipe.sampling()["steps"])
         draw = partial(_draw_batch, self.session, self.store, on_step, callbacks)
         try:
-            return self.session.within_memory(draw, indices, self.tell)
+            return list(chain.from_iterable(self.session.batches.map(draw, indices)))
         except CancelledError:
             if self.stop():  # the batches that are finished are still written
                 return []

@@ -38,12 +38,15 @@ def open_session(run: Run, networks: Networks | None = None, *, rehearse: bool =
 @ieee()
 def _rehearse(session: Session) -> None:
     """Asks all parts about a blank image, and takes the first step of a sample."""
-    job = [(session.targets[0], session.run.seed)]
-    session.within_memory(lambda jobs: _ask_all(session), job)
-    session.within_memory(lambda jobs: _begin(session, jobs), job)
+
+    def ask_all_and_begin(jobs: Sequence[tuple[Target, int]]) -> None:
+        _ask_all(session)
+        _begin(session, jobs)
+
+    list(session.batches.map(ask_all_and_begin, [(session.targets[0], session.run.seed)]))
 
 
-def _ask_all(session: Session) -> list[None]:
+def _ask_all(session: Session) -> None:
     """Asks denoiser, guides and judge, also the guides that are at rest in the first step."""
     run, denoiser, target, device = session.run, session.denoiser, session.targets[0], session.run.device
     settings = {key: run.recipe.sampling()[key] for key in ("steps", "spacing", "ratio_min", "ratio_max")}
@@ -62,10 +65,9 @@ def _ask_all(session: Session) -> list[None]:
         guide.objective(image, torch.tensor([target.guide], device=device), CLEAN)
         if guide.scale:
             guide.weight(step, blank, prediction, blank)
-    return []
 
 
-def _begin(session: Session, jobs: Sequence[tuple[Target, int]]) -> list[None]:
+def _begin(session: Session, jobs: Sequence[tuple[Target, int]]) -> None:
     """Begins to sample, and leaves in the second step."""
 
     def leave(report: Report) -> None:
@@ -74,4 +76,3 @@ def _begin(session: Session, jobs: Sequence[tuple[Target, int]]) -> list[None]:
 
     with suppress(CancelledError):
         session.draw(jobs, [leave])
-    return []

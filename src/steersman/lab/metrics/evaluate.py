@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from steersman.batching import halving
+from steersman.batching import Batches
 from steersman.errors import InputError, unknown
 from steersman.lab.evaluation import Evaluation, evaluate_images
 from steersman.lab.metrics.distances import COVERED, INSIDE, across, frechet, inside, moments, within, within_reach
@@ -187,25 +187,13 @@ class _Network:
         if network is None or not known:
             return []
         indices = [self.indices[self.targets[i]] for i in known]
-        evaluations, size = [], batch_size
+        evaluations, batches, device = [], Batches(batch_size), device_of(network)
         for images in samples.some(known).batches(batch_size):
             chosen = indices[len(evaluations) : len(evaluations) + len(images)]
-            found, size = halving(partial(_evaluations, network, images, chosen), min(size, len(images)))
-            evaluations += found
+            for some in batches.map(lambda x, y: evaluate_images(network, x.to(device), y), images, chosen):
+                evaluations += some
             on_images(len(images))
         return evaluations
-
-
-def _evaluations(
-    network: Classifier, images: Float[Tensor, "B 3 H W"], targets: Sequence[int], size: int
-) -> list[Evaluation]:
-    """Returns what a network says of images, ``size`` of them at a time."""
-    evaluations = []
-    for part in images.split(size):
-        evaluations += evaluate_images(
-            network, part.to(device_of(network)), targets[len(evaluations) : len(evaluations) + len(part)]
-        )
-    return evaluations
 
 
 def _network_figures(

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from steersman.batching import halving
+from steersman.batching import Batches
 from steersman.errors import InputError, unknown
 from steersman.files import in_8_bits
 from steersman.models.classifiers import Classifier, TextClassifier, load_classifier
@@ -74,11 +74,8 @@ def classifier_features(
 ) -> Float[Tensor, "B D"]:
     """Returns the input of a classifier's last layer for each image, on the CPU."""
     device = device_of(classifier)
-
-    def features(size: int) -> Float[Tensor, "B D"]:
-        return torch.cat([classifier.features(batch.to(device)).cpu() for batch in images.split(size)])
-
-    return halving(features, min(batch_size, len(images)))[0]
+    batches = Batches(min(batch_size, len(images)))
+    return torch.cat([*batches.map(lambda batch: classifier.features(batch.to(device)).cpu(), images)])
 
 
 def device_of(network: nn.Module) -> torch.device:

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
-from steersman.batching import halving
+from steersman.batching import Batches
 from steersman.errors import InputError
 from steersman.files import names_in_npz, read_npz, replacing
 from steersman.lab.metrics.distances import Moments, moments, moments_of_covariance
@@ -87,14 +87,9 @@ def measured(
     on_images: Callable[[int], object] = lambda count: None,
 ) -> Statistics:
     """Returns the statistics of a set of images; ``on_images`` is called after each batch with its size."""
-    rows, digests, size = [], [], batch_size
+    rows, digests, batches = [], [], Batches(batch_size)
     for pixels in images.pixels(batch_size):
-
-        def embedded(size: int, pixels: UInt8[Tensor, "B 3 H W"] = pixels) -> Float[Tensor, "B D"]:
-            return torch.cat([extractor.embed(batch / 127.5 - 1) for batch in pixels.split(size)])
-
-        features, size = halving(embedded, min(size, len(pixels)))
-        rows.append(features)
+        rows += batches.map(lambda batch: extractor.embed(batch / 127.5 - 1), pixels)
         digests += [hashlib.blake2b(image.numpy().tobytes()).digest() for image in pixels.contiguous()]
         on_images(len(pixels))
     labels = images.labels or ("",) * len(digests)

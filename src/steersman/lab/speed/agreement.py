@@ -15,12 +15,13 @@ Image and v are those of float32 in both, so that each network is compared by it
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steersman.batching import halving, is_out_of_memory
+from steersman.batching import Batches, memory_permitting
 from steersman.denoise import Conditioned
 from steersman.guidance.guide import Guide, after_decoding
 from steersman.guidance.step import Step
@@ -63,22 +64,15 @@ class Reference:
         jobs = [(target, seed) for seed in seeds for target in session.targets][:IMAGES]
         self.states: list[_State] = []
         outputs = _Outputs(session)
-
-        def states(size: int) -> list[_State]:
-            batches = (jobs[first : first + size] for first in range(0, len(jobs), size))
-            return [state for batch in batches for state in outputs.states(batch)]
-
-        try:
-            self.states, _ = halving(states, len(jobs), tell=lambda _: None)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
+        with memory_permitting():
+            batches = Batches(len(jobs), tell=lambda _: None)
+            self.states = list(chain.from_iterable(batches.map(outputs.states, jobs)))
 
     def cosines(self, session: Session, parts: Collection[str]) -> Mapping[str, float]:
         """Returns the least cosine of each of these parts that can be compared, given the run in another type."""
         cosines: dict[str, list[float]] = {"denoiser": [], "classifier": []}
         outputs = _Outputs(session)
-        try:
+        with memory_permitting():
             for state in self.states if parts else ():
                 cosines["denoiser"].append(_cosine(outputs.x0_hat(state.targets, state.x_t, state.step), state.x0_hat))
                 for index, reference in state.gradients.items():
@@ -87,11 +81,8 @@ class Reference:
                         cosines["classifier"].append(_cosine(gradient.v, reference.v))
                         if gradient.pulled is not None and reference.pulled is not None:
                             cosines["denoiser"].append(_cosine(gradient.pulled, reference.pulled))
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            return {}
-        return {part: round(min(cosines[part]), 4) for part in parts if cosines[part]}
+            return {part: round(min(cosines[part]), 4) for part in parts if cosines[part]}
+        return {}
 
 
 class _Outputs:

@@ -17,9 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steersman.batching import halving
 from steersman.lab.run import Run
-from steersman.lab.session import load_session
+from steersman.lab.session import Target, load_session
 from steersman.lab.speed.placement import choose_placement
 from steersman.lab.speed.profiling import peak_memory, timed
 from steersman.precision import ieee
@@ -112,15 +111,13 @@ def bench(
     jobs = [(target, seed) for target in session.targets for seed in range(run.seed, run.seed + run.num)][: run.at_once]
     sampled = int(run.recipe.sampling()["steps"])
 
-    def record(size: int) -> tuple[Calls, Mapping[str, float]]:
-        if size < len(jobs):
-            session.fit(size)
+    def recorded(jobs: Sequence[tuple[Target, int]]) -> tuple[Calls, Mapping[str, float], int]:
         calls = Calls()
         with calls.recording(session.networks), counting() as counts:
-            session.draw(jobs[:size])
-        return calls, evaluations(counts, session.counted, size)
+            session.draw(jobs)
+        return calls, evaluations(counts, session.counted, len(jobs)), len(jobs)
 
-    (calls, needed), size = halving(record, len(jobs))
+    calls, needed, size = next(session.batches.map(recorded, jobs))
     floor, ours = calls.replay, partial(session.draw, jobs[:size])
     pairs = []
     for repeat in range(repeats):

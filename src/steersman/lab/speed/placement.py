@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from steersman.batching import is_out_of_memory
+from steersman.batching import memory_permitting
 from steersman.errors import InputError, about, notice
 from steersman.files import read_yaml
 from steersman.lab.run import AGREES, AUTO, LAYOUTS, Placement, Run, read_run
@@ -82,11 +82,10 @@ def choose_placement(run: Run) -> Run:
     reference, until = None, time.monotonic() + LONG_MEASUREMENT
     with _threads_of_a_batch(run.device):
         for dtype in (exact, *others):
-            try:
+            session = None
+            with memory_permitting():
                 session = load_session(replace(run, dtype=dtype, judge=None, compile=False))
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
+            if session is None:
                 continue
             _measure(session, times, until)
             if dtype == exact and others:
@@ -147,11 +146,10 @@ def _measure(session: Session, times: dict[str, Times], until: float) -> None:
         blocks, fits = list(_blocks(run, len(session.targets))), False
         while blocks and not (times[part] and time.monotonic() > until):
             block, best = blocks.pop(0), min(times[part].values(), default=float("inf"))
-            try:
+            seconds = None
+            with memory_permitting():
                 seconds = _seconds(ask(block), run.device, best * block) / block
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
+            if seconds is None:
                 blocks = [block // 2] if block > 1 and not fits else []  # larger blocks do not fit either
                 continue
             fits, times[part][Placement(dtype=run.dtype, layout=layout, block=block)] = True, seconds
