@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from steersman.batching import broadcast
 from steersman.errors import InputError, unknown
 from steersman.typed import finite
 
@@ -35,6 +36,7 @@ __all__ = [
     "Spacing",
     "check_ratios",
     "from_diffusers",
+    "noised",
     "times",
 ]
 
@@ -53,6 +55,11 @@ class Level(NamedTuple):
 
 CLEAN = Level(*(torch.tensor(value, dtype=torch.float64) for value in (1.0, 0.0, 0.0)))
 """The last level of every sampling, at which no denoiser is evaluated."""
+
+
+def noised(x0: Float[Tensor, "B *shape"], eps: Float[Tensor, "B *shape"], level: Level) -> Float[Tensor, "B *shape"]:
+    """Returns ``x_t = alpha x_0 + sigma eps``."""
+    return broadcast(level.alpha, x0) * x0 + broadcast(level.sigma, x0) * eps
 
 
 def times(level: Level, count: int, device: torch.device, dtype: torch.dtype) -> Float[Tensor, " count"]:

@@ -7,7 +7,7 @@ from statistics import NormalDist
 import torch
 
 from steersman.guidance import Denoised, Noisy
-from steersman.lab.analysis.forward import forward_noise, seen
+from steersman.lab.analysis.forward import Batch, forward_noise, seen
 from steersman.schedule import VP
 
 COUNT = 4000
@@ -39,7 +39,8 @@ def test_a_linear_classifier_errs_as_often_as_the_noise_crosses_its_border():
     eps = partial(forward_noise, range(COUNT), images, seed=0)
     target = {"side": torch.ones(COUNT, dtype=torch.int64)}
     views = {"noisy": Noisy(), "denoised": Denoised(clip=False)}
-    found = seen(denoiser, {"side": side}, images, target, levels, eps=lambda level: eps(level=level), views=views)
+    batch = Batch(denoiser=denoiser, images=images, targets=target, eps=lambda level: eps(level=level))
+    found = seen(batch, {"side": side}, levels, views=views)
     assert denoiser.asked == len(levels)
     for input, border in (("noisy", 0.2), ("denoised", 0.4)):
         for place, level in enumerate(levels):
@@ -54,16 +55,9 @@ def test_the_mixture_is_seen_as_its_exact_posterior_says(mixture, posterior, dra
     held = dict(zip((float(level.time) for level in levels), noise, strict=True))
     targets = {"exact": torch.arange(50) % 3}
     steps = []
-    found = seen(
-        mixture,
-        {"exact": posterior},
-        images,
-        targets,
-        levels,
-        eps=lambda level: held[float(level.time)],
-        views={"noisy": Noisy()},
-        on_step=lambda: steps.append(0),
-    )
+    batch = Batch(denoiser=mixture, images=images, targets=targets, eps=lambda level: held[float(level.time)])
+    views = {"noisy": Noisy()}
+    found = seen(batch, {"exact": posterior}, levels, views=views, on_step=lambda: steps.append(0))
     for place, level in enumerate(levels):
         x_t = level.alpha * images + level.sigma * noise[place]
         right = mixture.log_posterior(x_t, level).argmax(1) == targets["exact"]
@@ -74,5 +68,6 @@ def test_the_mixture_is_seen_as_its_exact_posterior_says(mixture, posterior, dra
 def test_a_denoiser_that_no_view_needs_is_not_asked():
     denoiser, x = Linear(), torch.zeros(1, 2, 1, 1)
     level = VP.cosine().at_time(5)
-    seen(denoiser, {"a": side}, x, {"a": torch.ones(1).long()}, [level], eps=lambda _: x, views={"noisy": Noisy()})
+    batch = Batch(denoiser=denoiser, images=x, targets={"a": torch.ones(1).long()}, eps=lambda _: x)
+    seen(batch, {"a": side}, [level], views={"noisy": Noisy()})
     assert denoiser.asked == 0

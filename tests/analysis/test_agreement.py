@@ -3,7 +3,7 @@
 import pytest
 
 from steersman.errors import InputError
-from steersman.lab.analysis.agreement import pairs, read_cells, read_errors
+from steersman.lab.analysis.calibration import pairs, read_cells, read_errors
 from steersman.lab.metrics.intervals import Figure
 from steersman.lab.report.plots import Pair
 from steersman.lab.report.tables import write_rows

@@ -8,8 +8,19 @@ import torch
 
 from steersman.errors import InputError
 from steersman.guidance import Denoised, Noisy
-from steersman.lab.analysis.calibration import CONFIDENCE, CORRECT, Turns, in_turn, integral, trusted
-from steersman.lab.analysis.figures import apart, diagrams, error_curves, filled_bins, found_errors, names
+from steersman.lab.analysis.calibration import (
+    CONFIDENCE,
+    CORRECT,
+    Turns,
+    diagrams,
+    error_curves,
+    filled_bins,
+    found_errors,
+    in_turn,
+    integral,
+    trusted,
+)
+from steersman.lab.analysis.parts import apart, names
 from steersman.sampling import DDPM, Heun
 
 COUNT, STEPS = 600, 20

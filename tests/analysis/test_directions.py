@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from steersman.errors import InputError
-from steersman.lab.analysis.directions import FIELDS, example, fields, lattice
+from steersman.lab.analysis.gradients import FIELDS, example, fields, lattice
 from steersman.schedule import CLEAN
 
 

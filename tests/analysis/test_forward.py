@@ -9,11 +9,11 @@ from analysis.tiny import Tiny, network
 from steersman.denoise import Prediction
 from steersman.errors import InputError
 from steersman.guidance import Denoised, Identity, Noisy, TargetLogit
-from steersman.lab.analysis.forward import Forward, noised, numbers, seen
-from steersman.lab.analysis.sensitivity import sensitivities
+from steersman.lab.analysis.forward import Forward, indices_among, seen, sensitivities
 from steersman.lab.metrics.images import read_images
 from steersman.models.classifiers.preprocess import RAW
 from steersman.models.denoisers import load_denoiser
+from steersman.schedule import noised
 
 TINY = Tiny()
 SPEC = "sportballs?num=6&seed=3&resolution=8"
@@ -47,9 +47,9 @@ def test_one_target_for_all_and_labels_for_the_denoiser():
 
 def test_a_class_is_found_by_the_first_of_its_synonyms():
     classifier = network()
-    assert numbers(classifier, ["soccer ball, football", "baseball"]) == [3, 0]
+    assert indices_among(classifier, ["soccer ball, football", "baseball"]) == [3, 0]
     with pytest.raises(InputError, match="cube"):
-        numbers(classifier, ["cube"])
+        indices_among(classifier, ["cube"])
 
 
 class Halved(Tiny):
@@ -87,18 +87,15 @@ def test_a_denoiser_of_latents_is_measured_on_images(dit_folder):
     assert batch.images.shape == (3, 4, 8, 8)
     levels = [denoiser.schedule.at_time(900), denoiser.schedule.at_time(10)]
     views, targets = {"noisy": Noisy(), "denoised": Denoised(clip=False)}, batch.targets
-    found = seen(batch.denoiser, {"a": classifier}, batch.images, targets, levels, eps=batch.eps, views=views)
+    found = seen(batch, {"a": classifier}, levels, views=views)
     x_t = noised(batch.images, batch.eps(levels[1]), levels[1])
     right = classifier(denoiser.decode(x_t)).argmax(1) == targets["a"]
     assert torch.equal(found["a", "noisy"][:, 1], right) and found["a", "denoised"].shape == (3, 2)
     said = sensitivities(
-        batch.denoiser,
+        batch,
         {"a": classifier},
-        batch.images,
-        targets,
         [(levels[0], denoiser.schedule.at_time(899))],
         objective=lambda each: TargetLogit(classifier=each),
-        eps=batch.eps,
         views=views,
         stabilizers={"none": Identity()},
     )

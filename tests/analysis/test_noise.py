@@ -2,8 +2,8 @@
 
 import torch
 
-from steersman.lab.analysis.forward import forward_noise, noised
-from steersman.schedule import EDM, VP
+from steersman.lab.analysis.forward import forward_noise
+from steersman.schedule import EDM, VP, noised
 
 SCHEDULE = VP.cosine()
 LIKE = torch.zeros(3, 2, 4, 4)

@@ -7,7 +7,7 @@ import torch
 
 from steersman.denoise import Prediction
 from steersman.guidance import Adam, Denoised, Ema, Identity, Noisy
-from steersman.lab.analysis.sensitivity import GRADIENTS, LOGITS, sensitivities
+from steersman.lab.analysis.forward import GRADIENTS, LOGITS, Batch, sensitivities
 from steersman.schedule import VP
 
 SCHEDULE = VP.cosine()
@@ -55,14 +55,17 @@ def measure(draw):
 
     def run(classifier=linear, input=None, stabilizers=PLAIN, shared=False, rows=slice(None)):
         """Returns what was measured, and both noisy images at each pair."""
+        batch = Batch(
+            denoiser=Shrinking(),
+            images=images[rows],
+            targets={"f": torch.zeros(len(images[rows]), dtype=torch.int64)},
+            eps=lambda level: noise[float(level.time)][rows],
+        )
         found = sensitivities(
-            Shrinking(),
+            batch,
             {"f": classifier},
-            images[rows],
-            {"f": torch.zeros(len(images[rows]), dtype=torch.int64)},
             PAIRS,
             objective=Quadratic,
-            eps=lambda level: noise[float(level.time)][rows],
             views={"v": input or Noisy()},
             stabilizers=stabilizers,
             shared=shared,

@@ -18,7 +18,7 @@ from denoisers.adm_reference import Reference
 from denoisers.test_dit_file import random_tensors
 from denoisers.test_edm_file import TINY, EDMPrecond, saved
 from steersman.files import read_image
-from steersman.lab.analysis.agreement import read_cells, read_errors
+from steersman.lab.analysis.calibration import read_cells, read_errors
 from steersman.lab.analysis.parts import Parts
 from steersman.lab.data import pictures
 from steersman.lab.generate import status

@@ -19,12 +19,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steersman.batching import broadcast, rms
+from steersman.batching import rms
 from steersman.denoise import Denoiser
 from steersman.lab.metrics import correct, target_probability
 from steersman.models.classifiers import Classifier, TextClassifier
 from steersman.precision import ieee
 from steersman.sampling.noise import SeededNoise
+from steersman.schedule import noised
 
 __all__ = ["CLEAR", "USELESS", "Evaluation", "evaluate_images", "mean_evaluations", "noise_error", "noise_error_limit"]
 
@@ -85,8 +86,7 @@ def noise_error(
     """Returns the error ``e`` of the noise prediction on finished samples, whose noise follows from their seeds."""
     level = denoiser.schedule.at_ratio(RATIO)
     eps = SeededNoise(seeds, tuple(x0.shape[1:]), x0.device, x0.dtype)("check")
-    x_t = broadcast(level.alpha, x0) * x0 + broadcast(level.sigma, x0) * eps
-    return rms(denoiser(x_t, level, **condition).x0_hat - x0).flatten() / RATIO
+    return rms(denoiser(noised(x0, eps, level), level, **condition).x0_hat - x0).flatten() / RATIO
 
 
 def noise_error_limit(unguided: Sequence[float]) -> float:

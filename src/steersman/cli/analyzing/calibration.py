@@ -14,19 +14,22 @@ from steersman.cli.analyzing.common import Scope, carry_out, floats, print_curve
 from steersman.errors import InputError, unknown
 from steersman.files import parse_yaml, replacing, write_json
 from steersman.lab.analysis import in_turn, trusted
-from steersman.lab.analysis.agreement import ENDS, ERROR, NAME, pairs, read_cells, read_errors
-from steersman.lab.analysis.calibration import Turns
-from steersman.lab.analysis.figures import (
-    apart,
+from steersman.lab.analysis.calibration import (
+    ENDS,
+    ERROR,
+    NAME,
+    Turns,
     diagrams,
-    draw_reliability,
     error_curves,
     filled_bins,
     found_errors,
-    names,
+    pairs,
+    read_cells,
+    read_errors,
 )
-from steersman.lab.analysis.forward import axis, choose, numbers
-from steersman.lab.analysis.parts import Key, Parts
+from steersman.lab.analysis.figures import draw_reliability
+from steersman.lab.analysis.forward import axis, choose, indices_among
+from steersman.lab.analysis.parts import Key, Parts, apart, names
 from steersman.lab.metrics.intervals import Figure, by_chance, rank_correlation
 from steersman.lab.report.plots import Pair, write_curves, write_scatter
 from steersman.lab.report.tables import markdown, with_interval, write_rows
@@ -79,7 +82,7 @@ def calibration(
     for name in wanted:
         if name not in denoiser.classes:
             raise unknown("class of the denoiser", name, denoiser.classes)
-    targets = {key: numbers(classifier, wanted) for key, classifier in classifiers.items()}
+    targets = {key: indices_among(classifier, wanted) for key, classifier in classifiers.items()}
     levels = levels_of(walker, denoiser.schedule, steps)[:-1]
     at = scope.places(levels)
     settings = scope.settings() | {"softplus": softplus, "temperature": temperature, "num": num}

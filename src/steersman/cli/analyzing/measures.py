@@ -15,12 +15,10 @@ from steersman.errors import InputError, unknown
 from steersman.files import parse_yaml, writing_to
 from steersman.guidance import Stabilizer
 from steersman.lab.analysis import fields, followed, seen, sensitivities
-from steersman.lab.analysis.directions import example, lattice
-from steersman.lab.analysis.figures import draw_fields, draw_walks, mean_curves, share_curves
-from steersman.lab.analysis.forward import Forward, all_levels, axis
-from steersman.lab.analysis.gradients import GRADIENT, IMAGE, NORM
-from steersman.lab.analysis.parts import Key, Parts
-from steersman.lab.analysis.sensitivity import GRADIENTS, LOGITS
+from steersman.lab.analysis.figures import draw_fields, draw_walks
+from steersman.lab.analysis.forward import GRADIENTS, LOGITS, Forward, all_levels, axis
+from steersman.lab.analysis.gradients import GRADIENT, IMAGE, NORM, example, lattice
+from steersman.lab.analysis.parts import Key, Parts, mean_curves, share_curves
 from steersman.lab.metrics.images import read_images
 from steersman.lab.report.plots import write_curves
 from steersman.lab.report.tables import write_rows
@@ -61,17 +59,7 @@ def accuracy(
     parts = Parts(out, {"analysis": "accuracy"} | settings, len(forward))
 
     def measure(places: list[int], on_step: Callable[[], None]) -> dict[Key, Tensor]:
-        batch = forward.batch(places)
-        return seen(
-            batch.denoiser,
-            classifiers,
-            batch.images,
-            batch.targets,
-            levels,
-            eps=batch.eps,
-            views=views,
-            on_step=on_step,
-        )
+        return seen(forward.batch(places), classifiers, levels, views=views, on_step=on_step)
 
     carry_out(console, parts, scope, [denoiser, *classifiers.values()], len(levels), measure)
     x, title, log_x = axis(denoiser.schedule, levels)
@@ -119,15 +107,11 @@ def sensitivity(
     parts = Parts(out, {"analysis": "sensitivity"} | settings, len(forward))
 
     def measure(places: list[int], on_step: Callable[[], None]) -> dict[Key, Tensor]:
-        batch = forward.batch(places)
         return sensitivities(
-            batch.denoiser,
+            forward.batch(places),
             classifiers,
-            batch.images,
-            batch.targets,
             pairs,
             objective=lambda classifier: build("objective", objective, classifier=classifier),
-            eps=batch.eps,
             views=views,
             stabilizers=steadied,
             shared=asked == "shared",

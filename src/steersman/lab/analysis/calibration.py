@@ -11,10 +11,20 @@ The temperature tau multiplies the logits. The error of one step is `steersman.l
 
 Two classifiers that guide in turn, one where sigma / alpha is above a value and the other below (EluCD Table 2), are
 measured as one: at each level by the one that is asked there.
+
+Whether the better calibrated guides better is told by the figures of a sweep whose cells are these settings:
+
+    CALIBRATION/integral.csv    of each setting the integral calibration error and its interval
+    SWEEP/sweep.csv             of each cell what is varied, its figures and their intervals
+
+A setting's name is, on the one side, those of classifier, smoothing, view and temperature that differ, and on the other
+the values of what is varied. A setting and a cell belong together whose names have the same parts in whatever order.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,22 +33,50 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from steersman.denoise import Conditioned, Denoiser, Prediction
-from steersman.errors import InputError
+from steersman.errors import InputError, about, unknown
+from steersman.files import read_csv
 from steersman.guidance.input import ClassifierInput
 from steersman.guidance.objective import Logits
-from steersman.lab.analysis.parts import Key
-from steersman.lab.metrics.classification import confidence, correct
+from steersman.lab.analysis.forward import answers
+from steersman.lab.analysis.parts import Key, apart, stacked
+from steersman.lab.metrics.classification import Reliability, binned, confidence, correct, errors
+from steersman.lab.metrics.intervals import Figure, resampled_together
+from steersman.lab.report.plots import Curve, Pair
 from steersman.precision import ieee
 from steersman.sampling import Report, Sampler, sample
 from steersman.schedule import Level
 
-__all__ = ["CONFIDENCE", "CORRECT", "Turns", "in_turn", "integral", "trusted"]
+__all__ = [
+    "CONFIDENCE",
+    "CORRECT",
+    "ENDS",
+    "ERROR",
+    "NAME",
+    "Cell",
+    "Errors",
+    "Turns",
+    "diagrams",
+    "error_curves",
+    "filled_bins",
+    "found_errors",
+    "in_turn",
+    "integral",
+    "pairs",
+    "read_cells",
+    "read_errors",
+    "trusted",
+]
 
 CONFIDENCE, CORRECT = "confidence", "correct"
+NAME, ERROR = "name", "integral calibration error"
+ENDS = ("", " low", " high")
+"""What a column is called beside its figure."""
+
+FEWEST = 3  # settings that a correlation needs to say anything
 
 
 class _Overheard:
-    """A denoiser whose last answers are kept."""
+    """A denoiser whose answers are kept."""
 
     def __init__(self, denoiser: Denoiser) -> None:
         self.denoiser, self.decode = denoiser, denoiser.decode
@@ -64,9 +102,8 @@ def trusted(
     temperatures: Sequence[float] = (1.0,),
     at: Collection[int] | None = None,
     condition: Mapping[str, Any] | None = None,
-    device: torch.device | str = "cpu",
     on_step: Callable[[], None] = lambda: None,
-    **walk: Any,  # noqa: ANN401
+    **sampling: Any,  # noqa: ANN401
 ) -> dict[Key, Tensor]:
     """Returns confidence and correctness of each image at each step, (B, T).
 
@@ -75,28 +112,26 @@ def trusted(
     for temperature in temperatures:
         if not temperature > 0:
             raise InputError(f"temperature must be above 0, got {temperature:g}")
-    overheard, told = _Overheard(denoiser), Conditioned(denoiser, condition or {})
-    found: dict[Key, list[Tensor]] = {}
+    overheard, conditioned = _Overheard(denoiser), Conditioned(denoiser, condition or {})
+    found = defaultdict(list)
 
     def look(report: Report) -> None:
         x_t, level, prediction = overheard.answers[0]
         overheard.answers.clear()
         if at is None or report.step.index in at:
-            for shown, input in views.items():
-                image = denoiser.decode(input(x_t, prediction, level, told))
-                for key, classifier in classifiers.items():
-                    logits, target = classifier(image, level), targets[key]
-                    head = {"multilabel": getattr(classifier, "multilabel", False)}
-                    right = correct(logits, target, **head)
-                    for temperature in temperatures:
-                        name = (*key, shown, f"τ {temperature:g}")
-                        sure = confidence(temperature * logits, target, **head)
-                        found.setdefault((CONFIDENCE, *name), []).append(sure)
-                        found.setdefault((CORRECT, *name), []).append(right)
+            for name, shown, logits, target, multilabel in answers(
+                classifiers, targets, views, x_t, prediction, level, conditioned
+            ):
+                right = correct(logits, target, multilabel=multilabel)
+                for temperature in temperatures:
+                    key = (*name, shown, f"τ {temperature:g}")
+                    sure = confidence(temperature * logits, target, multilabel=multilabel)
+                    found[(CONFIDENCE, *key)].append(sure)
+                    found[(CORRECT, *key)].append(right)
         on_step()
 
-    sample(overheard, sampler, seeds=seeds, condition=condition, device=device, callbacks=[look], **walk)
-    return {key: torch.stack(columns, 1) for key, columns in found.items()}
+    sample(overheard, sampler, seeds=seeds, condition=condition, callbacks=[look], **sampling)
+    return stacked(found)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,9 +155,9 @@ def in_turn(values: Mapping[Key, np.ndarray], turns: Turns, levels: Sequence[Lev
     """Returns what was measured of two classifiers as of one, by its name."""
     first = np.array([float(level.sigma / level.alpha) > turns.at for level in levels])
     return {
-        (key[0], turns.name, *key[2:]): np.where(first, values[key], values[key[0], turns.below, *key[2:]])
-        for key in values
-        if key[1] == turns.above
+        (kind, turns.name, *rest): np.where(first, values[kind, name, *rest], values[kind, turns.below, *rest])
+        for kind, name, *rest in values
+        if name == turns.above
     }
 
 
@@ -130,5 +165,161 @@ def integral(errors: Sequence[float], times: Sequence[float]) -> float:
     """Returns the mean of the errors over time, by trapezoids: ``(1 / T) integral ECE_t dt``."""
     if len(errors) == 1:
         return errors[0]
-    values, places = (torch.tensor(each, dtype=torch.float64) for each in (errors, times))
-    return float(torch.trapezoid(values, places) / (places[-1] - places[0]))
+    return float(np.trapezoid(errors, times) / (times[-1] - times[0]))
+
+
+def _predictions(values: Mapping[Key, np.ndarray]) -> Iterable[tuple[Key, Tensor, Tensor]]:
+    """Yields confidence and correctness, (images, levels), after what names classifier, view and temperature."""
+    for kind, *rest in values:
+        if kind == CONFIDENCE:
+            sure, right = (torch.from_numpy(values[kind, *rest]) for kind in (CONFIDENCE, CORRECT))
+            yield tuple(rest), sure, right
+
+
+def diagrams(values: Mapping[Key, np.ndarray], bins: int) -> dict[Key, list[Reliability]]:
+    """Returns the reliability diagram at each level, by what names a classifier, its view and its temperature."""
+    return {
+        key: [binned(*columns, bins) for columns in zip(sure.T, right.T, strict=True)]
+        for key, sure, right in _predictions(values)
+    }
+
+
+def filled_bins(diagram: Reliability) -> list[tuple[float, float, int, float, float]]:
+    """Returns of each bin that is not empty: low and high end, count, mean confidence, accuracy."""
+    bins = len(diagram.count)
+    return [
+        (m / bins, (m + 1) / bins, int(diagram.count[m]), float(diagram.confidence[m]), float(diagram.accuracy[m]))
+        for m in range(bins)
+        if diagram.count[m]
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Errors:
+    """Calibration errors of a classifier along sampling.
+
+    Attributes:
+        steps: ``ECE_t``, a level each.
+        integral: Their mean over time.
+    """
+
+    steps: Sequence[Figure]
+    integral: Figure
+
+
+def found_errors(values: Mapping[Key, np.ndarray], times: Sequence[float], bins: int) -> dict[Key, Errors]:
+    """Returns the calibration errors with their intervals, by what names a classifier, its view and its temperature."""
+    found = {}
+    for key, sure, right in _predictions(values):
+
+        def figures(chosen: Int[Tensor, " m"], sure: Tensor = sure, right: Tensor = right) -> Float[Tensor, " K"]:
+            steps = errors(sure[chosen], right[chosen], bins)
+            return torch.cat([steps, steps.new_tensor([integral(steps.tolist(), times)])])
+
+        *steps, over_time = resampled_together(figures, len(sure), bounds=(0.0, 1.0))
+        found[key] = Errors(steps=steps, integral=over_time)
+    return found
+
+
+def error_curves(found: Mapping[Key, Errors], x: Sequence[float]) -> list[Curve]:
+    """Returns ``ECE_t`` of each, with its interval as the band."""
+    curves = []
+    for key, (panel, name) in apart(found).items():
+        y, low, high = np.array([(step.value, step.low, step.high) for step in found[key].steps], float).T
+        below, above = (
+            (None, None) if np.isnan(low).any() else ((y - low).clip(0).tolist(), (high - y).clip(0).tolist())
+        )
+        curves.append(Curve(name=name, panel=panel, x=x, y=y.tolist(), spread=below, above=above))
+    return curves
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A cell of a sweep, or the best ones of several.
+
+    Attributes:
+        name: The values of what is varied.
+        figures: Its figures.
+    """
+
+    name: str
+    figures: Mapping[str, Figure]
+
+
+def read_errors(folder: Path) -> dict[str, Figure]:
+    """Returns the integral calibration error of each setting by its name."""
+    path = folder / "integral.csv"
+    header, rows = _read("calibration", path)
+    for column in (NAME, ERROR):
+        if column not in header:
+            raise InputError(
+                f"calibration: {str(path)!r} has no column {column!r}; give a folder of steersman analyze calibration"
+            )
+    with about("calibration", path):
+        return {row[NAME]: _figure(row, ERROR) for row in rows}
+
+
+def read_cells(
+    folder: Path, *, where: Mapping[str, str] | None = None, best: Collection[str] = (), larger: Mapping[str, bool]
+) -> list[Cell]:
+    """Returns the cells of a sweep.
+
+    Args:
+        folder: The sweep's.
+        where: The values that some of the settings have in these cells.
+        best: The settings over which each cell has the best of each figure.
+        larger: Of each figure, whether a larger one is better.
+    """
+    header, rows = _read("sweep", folder / "sweep.csv")
+    given = [name for name in header if f"{name}{ENDS[1]}" in header]
+    # The columns of what is varied stand before all figures.
+    first = min(header.index(name) for name in (*given, "lost") if name in header) if given else 0
+    varied, where = header[:first], where or {}
+    for key in (*where, *best):
+        if key not in varied:
+            raise unknown("setting that the sweep varies", key, varied)
+    groups = defaultdict(list)
+    for row in rows:
+        if all(row[key] == value for key, value in where.items()):
+            groups[", ".join(row[key] for key in varied if key not in where and key not in best)].append(row)
+    if not groups:
+        listed = ", ".join(f"{key}={value}" for key, value in where.items())
+        raise InputError(f"where must be values of the sweep's cells, got {listed}, which no cell has")
+    with about("sweep", folder / "sweep.csv"):
+        return [
+            Cell(name=name, figures={each: _best(group, each, larger[each]) for each in given if each in larger})
+            for name, group in groups.items()
+        ]
+
+
+def pairs(errors: Mapping[str, Figure], cells: Sequence[Cell], figure: str) -> list[Pair]:
+    """Returns error and figure of the settings that are on both sides, in the errors' order."""
+    known = {_parts(cell.name): y for cell in cells if (y := cell.figures.get(figure, Figure())).value is not None}
+    found = [Pair(name=name, x=error, y=known[_parts(name)]) for name, error in errors.items() if _parts(name) in known]
+    if len(found) < FEWEST:
+        raise InputError(
+            f"agree needs at least {FEWEST} settings with the same name that have {figure} and a calibration error, "
+            f"got {len(found)}; the calibration has {' | '.join(errors)}, the sweep "
+            f"{' | '.join(cell.name for cell in cells)}"
+        )
+    return found
+
+
+def _parts(name: str) -> frozenset[str]:
+    return frozenset(part.strip() for part in name.split(","))
+
+
+def _best(rows: Sequence[Mapping[str, str]], name: str, larger: bool) -> Figure:  # noqa: FBT001
+    figures = [figure for row in rows if (figure := _figure(row, name)).value is not None]
+    return max(figures, key=lambda figure: (figure.value or 0) * (1 if larger else -1), default=Figure())
+
+
+def _figure(row: Mapping[str, str], name: str) -> Figure:
+    return Figure(*(float(row[name + end]) if row.get(name + end) else None for end in ENDS))
+
+
+def _read(kind: str, path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    header, *rows = read_csv(path, kind)
+    if not rows:
+        raise InputError(f"{kind}: {str(path)!r} must have a row below its header, got none")
+    return header, [dict(zip(header, row, strict=True)) for row in rows]

@@ -1,35 +1,63 @@
-"""The forward process of a set of images, ``x_t = alpha x_0 + sigma eps``, and how often a classifier sees through it.
+"""Classifiers along the forward process of a set of images, ``x_t = alpha x_0 + sigma eps``.
 
-    acc(t) = (1/n) sum_k 1[argmax_i f_i(input(x_t^k)) = y_k]                                  (nrCG 2.1, fig. 1)
+    accuracy     acc(t) = (1/n) sum_k 1[argmax_i f_i(input(x_t^k)) = y_k]                          (nrCG 2.1, fig. 1)
+    logits       S_l(t) = |f(x_t) - f(x_{t-1})| / |x_t - x_{t-1}|                                  (eq. 3, fig. 2)
+    gradients    S_g(t) = |g(x_t) - g(x_{t-1})| / |x_t - x_{t-1}|,  g = d/dx log p(y | input(x))   (eq. 4, 6, fig. 3)
+    stabilised   the same of what a stabilizer makes of either sequence of gradients, t falling    (eq. 7, 8, fig. 4)
 
-A variance-preserving schedule has T noise levels; of a continuous one, 1000 stand for all. Each image's target is its
-own class, found among each classifier's names. Where the denoiser is one of latents, noise comes to the images'
-latents, as its VAE encodes them.
+The noise of an image is fresh at each t, and the same for ``x_t`` and ``x_{t-1}``. The denoiser is asked about either
+at its own time; nrCG's released code asks it about ``x_{t-1}`` at time t too (``shared``), and has one class as the
+target of all images. Here each image's target is its own class, found among each classifier's names.
+
+A variance-preserving schedule has T noise levels; of a continuous one, 1000 stand for all. Where the denoiser is one of
+latents, noise comes to the images' latents, as its VAE encodes them.
 """
 
 import struct
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from steersman.batching import broadcast
-from steersman.denoise import Conditioned, Denoiser
+from steersman.batching import norm
+from steersman.denoise import Conditioned, Denoiser, Prediction
 from steersman.errors import InputError
+from steersman.guidance.guide import Guide
 from steersman.guidance.input import ClassifierInput
-from steersman.guidance.objective import Logits
-from steersman.lab.analysis.parts import Key
+from steersman.guidance.objective import Logits, Objective
+from steersman.guidance.stabilizer import Stabilizer
+from steersman.guidance.step import Step, reverse_variance
+from steersman.lab.analysis.parts import Key, stacked
 from steersman.lab.metrics import correct
 from steersman.lab.metrics.images import ImageSet
 from steersman.models.classifiers import Classifier
 from steersman.precision import ieee
-from steersman.schedule import EDM, VP, Level, Schedule
+from steersman.schedule import EDM, VP, Level, Schedule, noised
 
-__all__ = ["Batch", "Forward", "all_levels", "axis", "choose", "forward_noise", "noised", "numbers", "seen"]
+__all__ = [
+    "GRADIENTS",
+    "LOGITS",
+    "Batch",
+    "Forward",
+    "all_levels",
+    "answers",
+    "axis",
+    "choose",
+    "forward_noise",
+    "indices_among",
+    "seen",
+    "sensitivities",
+]
+
+FINE = 1000  # levels of a schedule without discrete times
+LOGITS, GRADIENTS = "logits", "gradients"
+
+Name = TypeVar("Name")
 
 
 def forward_noise(images: Sequence[int], like: Float[Tensor, "B C H W"], level: Level, seed: int) -> Tensor:
@@ -41,14 +69,6 @@ def forward_noise(images: Sequence[int], like: Float[Tensor, "B C H W"], level: 
         generator = torch.Generator().manual_seed(int(state))
         draws.append(torch.randn(like.shape[1:], generator=generator, dtype=like.dtype))
     return torch.stack(draws).to(like.device)
-
-
-def noised(x_0: Float[Tensor, "B C H W"], eps: Float[Tensor, "B C H W"], level: Level) -> Float[Tensor, "B C H W"]:
-    """Returns ``x_t = alpha x_0 + sigma eps``."""
-    return broadcast(level.alpha, x_0) * x_0 + broadcast(level.sigma, x_0) * eps
-
-
-FINE = 1000  # levels of a schedule without discrete times
 
 
 def all_levels(schedule: Schedule) -> tuple[Level, ...]:
@@ -64,10 +84,11 @@ def choose(
     count: int | None = None,
 ) -> list[int]:
     """Returns the places of the chosen levels among these, noisiest first; all where nothing is chosen by."""
-    if sum(each is not None for each in (times, every, count)) > 1:
+    if sum(choice is not None for choice in (times, every, count)) > 1:
         raise InputError("times, every and count must not be given together; give one of --times, --every, --count")
-    known = [float(level.time) for level in levels]
+    last = len(levels) - 1
     if times is not None:
+        known = [float(level.time) for level in levels]
         low, high = min(known), max(known)
         for time in times:
             if not low - 0.5 <= time <= high + 0.5:
@@ -78,11 +99,11 @@ def choose(
     if every is not None:
         if every < 1:
             raise InputError(f"every must be at least 1, got {every}")
-        return [place for place in range(len(levels)) if (len(levels) - 1 - place) % every == 0]
+        return [place for place in range(len(levels)) if (last - place) % every == 0]
     if count is not None:
         if not 1 <= count <= len(levels):
             raise InputError(f"count must be 1 to {len(levels)}, got {count}")
-        return [round(i * (len(levels) - 1) / max(count - 1, 1)) for i in range(count)]
+        return [round(i * last / max(count - 1, 1)) for i in range(count)]
     return list(range(len(levels)))
 
 
@@ -104,7 +125,7 @@ class Batch:
     Attributes:
         denoiser: The denoiser, with their conditions.
         images: ``x_0``, in [-1, 1], or their latents.
-        targets: A class each, in each classifier's own numbers.
+        targets: A class each, as an index of each classifier.
         eps: The noise at a level.
     """
 
@@ -129,10 +150,13 @@ class Forward:
         labelled: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
-        encode = getattr(denoiser, "encode", None) if getattr(denoiser, "latent", False) else _itself
-        if encode is None:
+        self.denoiser, self.images, self.seed, self.device = denoiser, images, seed, device
+        self.latent = getattr(denoiser, "latent", False)
+        if self.latent and not hasattr(denoiser, "encode"):
             raise InputError("denoiser must be one of pixels, or of latents with an encoder; this one has no encoder")
-        shape = _decoded_shape(denoiser, device) if getattr(denoiser, "latent", False) else tuple(denoiser.shape)
+        with torch.no_grad():
+            blank = torch.zeros(1, *denoiser.shape, device=device)
+            shape = tuple((denoiser.decode(blank) if self.latent else blank).shape[1:])
         if shape[0] not in (1, 3) or images.side != shape[1:]:
             wanted = "x".join(map(str, shape))
             raise InputError(
@@ -145,41 +169,41 @@ class Forward:
             raise InputError(
                 f"data must have labels, as a folder with a folder for each class, but {images.spec!r} has none"
             )
-        self.denoiser, self.images, self.seed, self.device = denoiser, images, seed, device
-        self.encode, self.grey = encode, shape[0] == 1
-        # without order, as folders come class by class; always the same, whatever their number
-        shuffled = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).tolist()
-        self.chosen: list[int] = shuffled if num is None else shuffled[:num]
+        self.grey = shape[0] == 1
+        # Shuffled, as folders come class by class; always the same way, so that fewer images are the first of more.
+        self.chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).tolist()[:num]
         own = images.labels or ()
-        self.targets = {
-            name: numbers(classifier, own if target is None else [target] * len(images))
-            for name, classifier in classifiers.items()
-        }
+        names = own if target is None else [target] * len(images)
+        self.targets = {name: indices_among(classifier, names) for name, classifier in classifiers.items()}
         self.labels = _labels(denoiser, own) if labelled else None
 
     def __len__(self) -> int:
         return len(self.chosen)
 
     def batch(self, places: Sequence[int]) -> Batch:
-        """Returns some of the images, by their numbers from 0."""
+        """Returns some of the images, by their places in the shuffled set."""
         chosen = [self.chosen[place] for place in places]
-        read = self.images.read([self.images.indices[each] for each in chosen]).to(self.device) / 127.5 - 1
-        images = self.encode(read.mean(1, keepdim=True) if self.grey else read)
+        (read,) = self.images.some(chosen).batches(len(chosen))
+        read = read.to(self.device)
+        read = read.mean(1, keepdim=True) if self.grey else read
+        images = self.denoiser.encode(read) if self.latent else read  # pyright: ignore[reportAttributeAccessIssue]
 
         def of(values: Sequence[int]) -> Int[Tensor, " B"]:
-            return torch.tensor([values[each] for each in chosen], device=self.device)
+            return torch.tensor([values[image] for image in chosen], device=self.device)
 
-        told = {"prompt": ""} if getattr(self.denoiser, "prompted", False) else {}
+        condition: dict[str, Any] = {"prompt": ""} if getattr(self.denoiser, "prompted", False) else {}
+        if self.labels is not None:
+            condition["label"] = of(self.labels)
         return Batch(
-            denoiser=Conditioned(self.denoiser, told if self.labels is None else told | {"label": of(self.labels)}),
+            denoiser=Conditioned(self.denoiser, condition),
             images=images,
             targets={name: of(values) for name, values in self.targets.items()},
-            eps=partial(_noise, chosen, images, self.seed),
+            eps=lambda level: forward_noise(chosen, images, level, self.seed),
         )
 
 
-def numbers(classifier: Classifier, names: Sequence[str]) -> list[int]:
-    """Returns each name's number in a classifier's vocabulary: as it is, or by the first of its synonyms."""
+def indices_among(classifier: Classifier, names: Sequence[str]) -> list[int]:
+    """Returns the classifier's index of each name, as it is or by the first of its synonyms."""
     found: dict[str, int] = {}
     for name in dict.fromkeys(names):
         try:
@@ -200,29 +224,29 @@ def _labels(denoiser: Denoiser, names: Sequence[str]) -> list[int]:
     return [denoiser.classes.index(name) for name in names]
 
 
-def _itself(images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-    return images
-
-
-@torch.no_grad()
-def _decoded_shape(denoiser: Denoiser, device: torch.device | str) -> tuple[int, ...]:
-    return tuple(denoiser.decode(torch.zeros(1, *denoiser.shape, device=device)).shape[1:])
-
-
-def _noise(chosen: Sequence[int], images: Tensor, seed: int, level: Level) -> Tensor:
-    return forward_noise(chosen, images, level, seed)
+def answers(
+    classifiers: Mapping[Name, Logits],
+    targets: Mapping[Name, Int[Tensor, " B"]],
+    views: Mapping[str, ClassifierInput],
+    x_t: Float[Tensor, "B C H W"],
+    prediction: Prediction | None,
+    level: Level,
+    denoiser: Denoiser,
+) -> Iterator[tuple[Name, str, Float[Tensor, "B K"], Int[Tensor, " B"], bool]]:
+    """Yields a classifier's name, what it is shown, its logits, the targets, and whether it is multi-label."""
+    for shown, input in views.items():
+        image = denoiser.decode(input(x_t, prediction, level, denoiser))
+        for name, classifier in classifiers.items():
+            yield name, shown, classifier(image, level), targets[name], getattr(classifier, "multilabel", False)
 
 
 @torch.no_grad()
 @ieee()
 def seen(
-    denoiser: Denoiser,
+    batch: Batch,
     classifiers: Mapping[str, Logits],
-    images: Float[Tensor, "B C H W"],
-    targets: Mapping[str, Int[Tensor, " B"]],
     levels: Sequence[Level],
     *,
-    eps: Callable[[Level], Float[Tensor, "B C H W"]],
     views: Mapping[str, ClassifierInput],
     on_step: Callable[[], None] = lambda: None,
 ) -> dict[Key, Bool[Tensor, "B T"]]:
@@ -230,15 +254,95 @@ def seen(
 
     The denoiser is asked once a level, whatever the number of classifiers, and not at all where no view needs it.
     """
-    found: dict[Key, list[Tensor]] = {(name, input): [] for name in classifiers for input in views}
+    found = defaultdict(list)
     asked = any(input.needs_denoiser for input in views.values())
     for level in levels:
-        x_t = noised(images, eps(level), level)
-        prediction = denoiser(x_t, level) if asked else None
-        for shown, input in views.items():
-            image = denoiser.decode(input(x_t, prediction, level, denoiser))
-            for name, classifier in classifiers.items():
-                multilabel = getattr(classifier, "multilabel", False)
-                found[name, shown].append(correct(classifier(image, level), targets[name], multilabel=multilabel))
+        x_t = noised(batch.images, batch.eps(level), level)
+        prediction = batch.denoiser(x_t, level) if asked else None
+        for name, shown, logits, target, multilabel in answers(
+            classifiers, batch.targets, views, x_t, prediction, level, batch.denoiser
+        ):
+            found[name, shown].append(correct(logits, target, multilabel=multilabel))
         on_step()
-    return {key: torch.stack(columns, 1) for key, columns in found.items()}
+    return stacked(found)
+
+
+@ieee()
+def sensitivities(
+    batch: Batch,
+    classifiers: Mapping[str, Logits],
+    pairs: Sequence[tuple[Level, Level]],
+    *,
+    objective: Callable[[Logits], Objective],
+    views: Mapping[str, ClassifierInput],
+    stabilizers: Mapping[str, Stabilizer],
+    shared: bool = False,
+    on_step: Callable[[], None] = lambda: None,
+) -> dict[Key, Float[Tensor, "B T"]]:
+    """Returns ``S_l`` by (`LOGITS`, classifier, view), and ``S_g`` by (`GRADIENTS`, classifier, view, stabilizer)."""
+    heard = {name: _Heard(classifier) for name, classifier in classifiers.items()}
+    guides = {
+        (name, shown): Guide(objective=objective(classifier), input=input, wrt="x_t")
+        for name, classifier in heard.items()
+        for shown, input in views.items()
+    }
+    states = {
+        (*key, name): [stabilizer.init(batch.images)] * 2 for key in guides for name, stabilizer in stabilizers.items()
+    }
+    found = defaultdict(list)
+    for level, next in pairs:
+        eps = batch.eps(level)
+        ahead, behind = noised(batch.images, eps, level), noised(batch.images, eps, next)
+        distance = norm(ahead - behind).flatten()
+        said = [
+            _said(x_t, at, next, guides, heard, batch)
+            for x_t, at in ((ahead, level), (behind, level if shared else next))
+        ]
+        for key in guides:
+            (logits, g), (logits_next, g_next) = (of_image[key] for of_image in said)
+            found[(LOGITS, *key)].append(norm(logits - logits_next).flatten() / distance)
+            for name, stabilizer in stabilizers.items():
+                # Either sequence has a state of its own.
+                updates = map(stabilizer.update, (g, g_next), states[*key, name])
+                (g_steady, g_next_steady), states[*key, name] = zip(*updates, strict=True)
+                found[(GRADIENTS, *key, name)].append(norm(g_steady - g_next_steady).flatten() / distance)
+        on_step()
+    return stacked(found)
+
+
+@dataclass
+class _Heard:
+    """A classifier whose last logits are kept, so that a gradient need not be followed by another look."""
+
+    classifier: Logits
+    logits: Tensor = field(init=False)
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        return getattr(self.classifier, name)  # such as what its head is
+
+    def __call__(self, image: Float[Tensor, "B C H W"], level: Level | None = None) -> Float[Tensor, "B K"]:
+        logits = self.classifier(image, level)
+        self.logits = logits.detach()
+        return logits
+
+
+def _said(
+    x_t: Float[Tensor, "B C H W"],
+    level: Level,
+    next: Level,
+    guides: Mapping[tuple[str, str], Guide],
+    heard: Mapping[str, _Heard],
+    batch: Batch,
+) -> dict[tuple[str, str], tuple[Tensor, Tensor]]:
+    """Returns logits and gradient of each guide at noisy images; the denoiser is asked once."""
+    x_t = x_t.detach().requires_grad_()
+    asked = any(guide.input.needs_denoiser for guide in guides.values())
+    with torch.enable_grad():
+        prediction = batch.denoiser(x_t, level) if asked else None
+    variance = reverse_variance(level, next)
+    step = Step(0, 1, 0, 0, level, next, variance, variance)
+    said = {}
+    for (name, shown), guide in guides.items():
+        g, _ = guide.gradient(x_t, prediction, step, batch.targets[name], batch.denoiser, retain_graph=True)
+        said[name, shown] = heard[name].logits, g
+    return said

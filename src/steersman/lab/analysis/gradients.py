@@ -1,10 +1,22 @@
-"""What a guide sees and how hard it pulls, along its own walk (EluCD 4.4, fig. 4, B.1).
+"""What guides make gradients of: along guided trajectories, and in the plane, where all directions are known.
 
-The conditional gradient ``grad [f_y - log sum_i exp f_i]`` fades as the image becomes its class, since the softmax
-saturates; with a marginal temperature ``tau2 < tau1`` the joint direction stays.
+**Along a trajectory** (EluCD 4.4, fig. 4, B.1). The conditional gradient ``grad [f_y - log sum_i exp f_i]`` fades as
+the image becomes its class, since the softmax saturates; with a marginal temperature ``tau2 < tau1`` the joint
+direction stays.
+
+**On a Gaussian mixture** (EluCD, Proposition 4.2):
+
+    joint          grad log p(x_t, y)
+    marginal       grad log p(x_t)
+    conditional    grad log p(y | x_t) = joint - marginal
+    on x0_hat      grad log p(y | x0 = x0_hat(x_t)), through the denoiser: what a classifier of clean images gives
+
+The joint one leads to the class; the conditional one away from the others, where there may be nothing. The last one is
+the conditional one where there is no noise; what it is off at noise is the price of the denoised image.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -15,12 +27,18 @@ from steersman.batching import norm
 from steersman.denoise import Denoiser
 from steersman.errors import InputError
 from steersman.guidance.guide import Guide
-from steersman.lab.analysis.parts import Key
+from steersman.guidance.input import Denoised
+from steersman.guidance.objective import ClassProbability
+from steersman.guidance.step import Step
+from steersman.lab.analysis.parts import Key, stacked
+from steersman.mixture import Mixture
 from steersman.sampling import Callback, Report, Sampler, sample
+from steersman.schedule import CLEAN, Level
 
-__all__ = ["GRADIENT", "IMAGE", "NORM", "followed"]
+__all__ = ["FIELDS", "GRADIENT", "IMAGE", "NORM", "example", "fields", "followed", "lattice"]
 
 IMAGE, GRADIENT, NORM = "image", "gradient", "norm"
+FIELDS = ("joint", "marginal", "conditional", "on x0_hat")
 
 
 def followed(
@@ -31,43 +49,62 @@ def followed(
     seeds: Sequence[int],
     *,
     at: Collection[int],
-    condition: Mapping[str, Any] | None = None,
-    device: torch.device | str = "cpu",
     callbacks: Sequence[Callback] = (),
-    **walk: Any,  # noqa: ANN401
+    **sampling: Any,  # noqa: ANN401
 ) -> dict[Key, Tensor]:
-    """Returns a guided walk: at every step the gradient's norm, at some of them the image and the gradient."""
+    """Returns a guided trajectory: at every step the gradient's norm, at some of them the image and the gradient."""
     if not guides:
         raise InputError("guides must have at least 1 guide, got none")
-    norms: list[Float[Tensor, " B"]] = []
-    images: list[Tensor] = []
-    gradients: list[Tensor] = []
+    found = defaultdict(list)
 
     def look(report: Report) -> None:
         if report.step.repeat:
             return
         update = report.updates[0]
         g = torch.full_like(report.x, float("nan")) if update is None else update.gradient
-        norms.append(norm(g).flatten())
+        found[NORM,].append(norm(g).flatten())
         if report.step.index in at:
-            images.append(denoiser.decode(report.x0))
-            gradients.append(g)
+            found[IMAGE,].append(denoiser.decode(report.x0).float())
+            found[GRADIENT,].append(g.float())
 
-    sample(
-        denoiser,
-        sampler,
-        guides=guides,
-        target=target,
-        seeds=seeds,
-        condition=condition,
-        device=device,
-        callbacks=[look, *callbacks],
-        **walk,
-    )
-    if not any(bool(norm.isfinite().any()) for norm in norms):
+    sample(denoiser, sampler, guides=guides, target=target, seeds=seeds, callbacks=[look, *callbacks], **sampling)
+    if not any(bool(norms.isfinite().any()) for norms in found[NORM,]):
         raise InputError("the guide has no gradient at any step; give it a scale other than 0 and a weight above 0")
-    return {
-        (NORM,): torch.stack(norms, 1),
-        (IMAGE,): torch.stack(images, 1).float(),
-        (GRADIENT,): torch.stack(gradients, 1).float(),
-    }
+    return stacked(found)
+
+
+def example() -> Mixture:
+    """Returns three classes of unit shape in the plane, the corners of a triangle."""
+    means = [[-0.6, -0.4], [0.6, -0.4], [0.0, 0.6]]
+    return Mixture(
+        weights=torch.full((3,), 1 / 3, dtype=torch.float64),
+        means=torch.tensor(means, dtype=torch.float64),
+        covariances=0.04 * torch.eye(2, dtype=torch.float64).expand(3, 2, 2),
+    )
+
+
+def lattice(side: int, reach: float = 1.4) -> Float[Tensor, "P 2 1 1"]:
+    """Returns the points of a square lattice, row by row from below."""
+    if side < 2:
+        raise InputError(f"side must be at least 2, got {side}")
+    along = torch.linspace(-reach, reach, side, dtype=torch.float64)
+    y, x = torch.meshgrid(along, along, indexing="ij")
+    return torch.stack([x.flatten(), y.flatten()], 1)[..., None, None]
+
+
+def fields(mixture: Mixture, x_t: Float[Tensor, "P 2 1 1"], level: Level, target: int) -> dict[str, Tensor]:
+    """Returns each of `FIELDS` at some points, of their shape."""
+    if not 0 <= target < len(mixture.classes):
+        raise InputError(f"target must be 0 to {len(mixture.classes) - 1}, got {target}")
+    joint = mixture.joint_direction(x_t, level, target)
+    conditional = mixture.conditional_direction(x_t, level, target)
+
+    def of_clean(image: Float[Tensor, "B D 1 1"], level: Level | None = None) -> Float[Tensor, "B K"]:
+        return mixture.log_posterior(image, CLEAN)
+
+    guide = Guide(objective=ClassProbability(classifier=of_clean), input=Denoised(clip=False), wrt="x_t")
+    leaf, zero = x_t.detach().requires_grad_(), torch.zeros(())
+    step = Step(0, 1, 0, 0, level, CLEAN, zero, zero)
+    targets = torch.full((len(x_t),), target)
+    g, _ = guide.gradient(leaf, mixture(leaf, level), step, targets, mixture)  # pyright: ignore[reportArgumentType]
+    return dict(zip(FIELDS, (joint, joint - conditional, conditional, g), strict=True))
