@@ -1,7 +1,7 @@
 """Tensors by their names from checkpoints of others, and networks no larger than their files.
 
-torch reads a file with ``weights_only``, mapped into memory; where other objects lie beside the tensors,
-`models.pickles` reads it, which runs nothing either. An archive's checksums are compared; safetensors has none.
+`models.pickles` reads torch's files, mapped into memory, and runs nothing that lies beside the tensors. An archive's
+checksums are compared; safetensors has none.
 
 Weights lie under a prefix that says what held the network:
 
@@ -14,11 +14,10 @@ notice; another is chosen by its prefix.
 """
 
 import re
-import warnings
 import zipfile
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,102 +88,80 @@ class Checkpoint:
 
     def tensors(self, *, weights: str | None = None) -> dict[str, Tensor]:
         """Returns the tensors of a part, or of the likeliest: an averaged one, or that of a usual key."""
-        known = [part for part in self.parts if part.rpartition(".")[2] in HOLDERS or _averaged(part)]
+        holders = {part: part.rpartition(".")[2] for part in self.parts}
+        known = [part for part, last in holders.items() if last in HOLDERS or _averaged(part)]
+        known.sort(key=lambda part: HOLDERS.index(holders[part]) if holders[part] in HOLDERS else len(HOLDERS))
         if weights is not None and weights not in self.parts:
-            raise InputError(self._not_there(weights, known))
-        chosen = self._chosen(known) if weights is None else weights
-        tensors = self.parts[chosen]
+            raise self._not_there(weights, known)
+        if weights is None:
+            weights = self._preferred(known) if known else "" if "" in self.parts else next(iter(self.parts))
+        tensors = self.parts[weights]
         if all(name.startswith("module.") for name in tensors):
             tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
         return self._checked(tensors)
-
-    def _chosen(self, known: list[str]) -> str:
-        def rank(part: str) -> tuple[bool, int]:
-            last = part.rpartition(".")[2]
-            return not _averaged(part), HOLDERS.index(last) if last in HOLDERS else len(HOLDERS)
-
-        ordered = sorted(known, key=rank)
-        if len({_averaged(part) for part in known}) > 1:
-            other = next(part for part in ordered if not _averaged(part))
-            notice(self._several(known, ordered[0], other))
-        return next(iter([*ordered, *([""] if "" in self.parts else []), *self.parts]))
-
-    def _several(self, copies: Collection[str], taken: str, other: str) -> str:
-        return f"{str(self.path)!r} holds weights as {_listed(copies)}: {taken} is read, unless weights={other}"
-
-    def _not_there(self, weights: str, copies: Collection[str]) -> str:
-        return f"weights must be one of {_listed(copies) or 'none'}, as in {str(self.path)!r}, got {weights}"
 
     def state(self, names: Collection[str], *, weights: str | None = None) -> dict[str, Tensor]:
         """Returns a network's tensors by their names, floats in float32, of the copy whose prefix is ``weights``."""
         tensors = {
             WRAPPED.sub("", f"{part}.{name}" if part else name): tensor
-            for part, held in self.parts.items()
-            for name, tensor in held.items()
+            for part, content in self.parts.items()
+            for name, tensor in content.items()
         }
         wanted = [name for name in names if not ASIDE.search(name)]
-        copies = _copies(tensors, wanted)
-        start = self._start(tensors, wanted, [copy for copy, missing in copies.items() if not missing], weights)
-        if start is None:
-            raise self._misfit(tensors, wanted, copies)
+        lacking = _copies(tensors, wanted)
+        whole = [start for start, missing in lacking.items() if not missing]
+        if not whole and weights is None:
+            raise _misfit(tensors, wanted, lacking)
+        start = self._start({start: tensors[f"{start}{wanted[0]}"] for start in whole}, weights)
         found = {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
+        # What another part holds is no part of this copy, though its key may begin with this one's.
+        others = tuple(f"{part}." for part in self.parts if f"{part}.".startswith(start) and f"{part}." != start)
         other = [name for name in found if name not in names and not ASIDE.search(name)]
-        others = tuple(
-            f"{part}." for part in self.parts if part and f"{part}.".startswith(start) and f"{part}." != start
-        )
-        if other := [name for name in other if not f"{start}{name}".startswith(others)] if others else other:
+        if other := [name for name in other if not f"{start}{name}".startswith(others)]:
             raise Misfit(f"it has tensors that the network has no place for: {_listed(other)}")
-        return {
-            name: tensor.float() if tensor.is_floating_point() else tensor
-            for name, tensor in self._checked({name: found[name] for name in names if name in found}).items()
-        }
+        state = self._checked({name: found[name] for name in names if name in found})
+        return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
 
-    def _start(
-        self, tensors: Mapping[str, Tensor], wanted: list[str], whole: list[str], weights: str | None
-    ) -> str | None:
-        """Returns the prefix of the copy to take, None where there is none."""
-        first = {copy: tensors[f"{copy}{wanted[0]}"] for copy in reversed(whole)}
-        plain = {copy: tensor.layout == torch.strided for copy, tensor in first.items()}
-        distinct = {each.data_ptr() if plain[copy] else id(each): copy for copy, each in first.items()}
-        listed = [copy.rstrip(".") or "the file itself" for copy in reversed(distinct.values())]
-        if weights is not None:
-            chosen = [copy for copy in whole if f"{copy}.".startswith(f"{weights}.")]
-            if not chosen:
-                raise InputError(self._not_there(weights, listed))
-            return chosen[0]
-        averaged = [copy for copy in distinct.values() if _averaged(copy)]
-        chosen = averaged or list(distinct.values())
-        if len(chosen) > 1:
+    def _start(self, copies: Mapping[str, Tensor], weights: str | None) -> str:
+        """Returns the prefix of the copy to take, of those that are whole, each with its first tensor."""
+        # One copy may have several names; it is listed by the first of them.
+        distinct = {tensor.data_ptr(): start for start, tensor in reversed(copies.items())}
+        named = {start.rstrip(".") or "the file itself": start for start in reversed(distinct.values())}
+        if weights is None:
+            return named[self._preferred(list(named), only=True)]
+        chosen = next((start for start in copies if f"{start}.".startswith(f"{weights}.")), None)
+        if chosen is None:
+            raise self._not_there(weights, named)
+        return chosen
+
+    def _preferred(self, copies: list[str], *, only: bool = False) -> str:
+        """Returns an averaged copy of some weights, else the first; ``only`` where the file must say which it is."""
+        chosen = [copy for copy in copies if _averaged(copy)] or copies
+        if only and len(chosen) > 1:
             raise InputError(
-                f"{str(self.path)!r} holds several copies of the weights: {_listed(listed)}; say which, as in "
-                f"weights={_said(listed[0])}"
+                f"{str(self.path)!r} holds several copies of the weights: {_listed(copies)}; say which, as in "
+                f"weights={_said(copies[0])}"
             )
-        if len(distinct) > 1:
-            taken = chosen[0].rstrip(".")
-            notice(self._several(listed, taken, next(each for each in listed if each != taken)))
-        return chosen[0] if chosen else None
+        if len(chosen) < len(copies):
+            other = next(copy for copy in copies if copy not in chosen)
+            listed = f"{str(self.path)!r} holds weights as {_listed(copies)}"
+            notice(f"{listed}: {chosen[0]} is read, unless weights={other}")
+        return chosen[0]
 
-    def _misfit(self, tensors: Mapping[str, Tensor], wanted: list[str], copies: Mapping[str, list[str]]) -> Misfit:
-        if not copies:
-            return Misfit(f"it has none of the network's tensors ({_listed(wanted)}), but {_listed(tensors) or 'none'}")
-        start = min(copies, key=lambda copy: len(copies[copy]))
-        other = [name.removeprefix(start) for name in tensors if name.startswith(start)]
-        other = [name for name in other if name not in wanted and not ASIDE.search(name)]
-        more = f"; it has {_listed(other)} besides" if other else ""
-        return Misfit(f"it lacks {_listed(copies[start])}{more}")
+    def _not_there(self, weights: str, copies: Collection[str]) -> InputError:
+        return InputError(
+            f"weights must be one of {_listed(copies) or 'none'}, as in {str(self.path)!r}, got {weights}"
+        )
 
     def _checked(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        size = self.path.stat().st_size
-        for name, tensor in tensors.items():
-            if tensor.device.type != "cpu" or tensor.layout != torch.strided or tensor.is_quantized:
-                raise _refused(self.path, f"{_said(name)} is not a plain tensor")
-            if not tensor.nbytes <= tensor.untyped_storage().nbytes() <= size:
-                raise _refused(self.path, f"{_said(name)} is not a plain tensor with all its values")
         try:
+            for name, tensor in tensors.items():
+                if tensor.nbytes > tensor.untyped_storage().nbytes():
+                    raise InputError(f"{_said(name)} is not a plain tensor with all its values")
             check_finite(tensors)
         except InputError as error:
             raise _refused(self.path, str(error)) from error
-        return {name: tensor.detach() for name, tensor in tensors.items()}
+        return dict(tensors)
 
 
 def _averaged(part: str) -> bool:
@@ -203,11 +180,21 @@ def _listed(names: Collection[str]) -> str:
 def _copies(tensors: Mapping[str, Tensor], wanted: list[str]) -> dict[str, list[str]]:
     """Returns the prefixes of some of a network's tensors, and which tensors each lacks."""
     starts: dict[str, None] = {}
+    # Three names of the network find its copies; a file may lack one of them, or have others of that name.
     for name in (wanted[0], wanted[len(wanted) // 2], wanted[-1]) if wanted else ():
-        for each in tensors:
-            if each == name or each.endswith(f".{name}"):
-                starts[each.removesuffix(name)] = None
+        starts |= {each.removesuffix(name): None for each in tensors if each == name or each.endswith(f".{name}")}
     return {start: [name for name in wanted if f"{start}{name}" not in tensors] for start in starts}
+
+
+def _misfit(tensors: Mapping[str, Tensor], wanted: list[str], lacking: Mapping[str, list[str]]) -> Misfit:
+    """Returns the error for tensors of which none are a whole copy: what the nearest to one lacks and has besides."""
+    if not lacking:
+        return Misfit(f"it has none of the network's tensors ({_listed(wanted)}), but {_listed(tensors) or 'none'}")
+    start = min(lacking, key=lambda start: len(lacking[start]))
+    other = [name.removeprefix(start) for name in tensors if name.startswith(start)]
+    other = [name for name in other if name not in wanted and not ASIDE.search(name)]
+    more = f"; it has {_listed(other)} besides" if other else ""
+    return Misfit(f"it lacks {_listed(lacking[start])}{more}")
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -215,23 +202,22 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"checkpoint must be a file of tensors, .safetensors, .pt or .pth, got {str(path)!r}")
+    content = _safetensors(path) if path.suffix == ".safetensors" else _unpickled(path)
     parts: dict[str, dict[str, Tensor]] = {}
     facts: dict[str, Any] = {}
-    asked = ""
-    if path.suffix == ".safetensors":
-        parts[""] = _safetensors(path)
-    else:
-        content = _unpickled(path)
-        asked = f", and asks for {_said(content.name)}" if isinstance(content, Record) else ""
-        for place, value in _leaves(content, path):
-            if isinstance(value, Record):
-                asked = asked or f", and asks for {_said(value.name)}"
-            elif isinstance(value, Tensor):
-                parts.setdefault(place[0], {})[place[1]] = value
-            elif place[0] == "args":
-                facts[place[1]] = value
-    if not any(parts.values()):
-        raise _refused(path, f"it holds no tensors by their names{asked}")
+    asked = [("", content)] if isinstance(content, Record) else []
+    for holder, name, value in _leaves(content, path):
+        if isinstance(value, Tensor):
+            parts.setdefault(holder, {})[name] = value
+        elif isinstance(value, Record):
+            asked.append((name, value))
+        elif holder == "args":
+            facts[name] = value
+    if not parts:
+        if asked and asked[0][1].name.startswith("torch._utils._rebuild_"):  # sparse, quantized, on another device
+            raise _refused(path, f"{_said(asked[0][0])} is not a plain tensor")
+        more = f", and asks for {_said(asked[0][1].name)}" if asked else ""
+        raise _refused(path, f"it holds no tensors by their names{more}")
     return Checkpoint(path=path, parts=parts, facts=facts)
 
 
@@ -248,36 +234,33 @@ def check_finite(tensors: Mapping[str, Tensor]) -> None:
             raise InputError(f"{_said(name)} is not finite")
 
 
-def _leaves(content: Any, path: Path) -> Iterator[tuple[tuple[str, str], Any]]:  # noqa: ANN401
-    """Yields tensors, plain values and records with the key that holds them and their names within it."""
-    waiting: deque[tuple[str, str, Any]] = deque([("", "", content)])
+def _leaves(content: object, path: Path) -> Iterator[tuple[str, str, object]]:
+    """Yields tensors, plain values and records, each with the keys that hold it and its name within them."""
+    waiting: deque[tuple[str, str, object]] = deque([("", "", content)])
     length = 0
     while waiting:
-        holder, within, node = waiting.popleft()
-        module = isinstance(node, Record) and isinstance(node.state, dict) and "_modules" in node.state
-        inside = module or bool(within)
-        for key, value in _items(node):
+        holder, prefix, node = waiting.popleft()
+        state = node.state if isinstance(node, Record) and isinstance(node.state, dict) else {}
+        mapping = node.items if isinstance(node, Record) else node if isinstance(node, dict) else {}
+        for key, value in [*mapping.items(), *state.items()]:
             if not isinstance(key, str):
                 continue
-            transparent = key in TRANSPARENT and isinstance(node, Record)
-            name = within if transparent else f"{within}{key}"
+            # A module's tensors have names within it; a mapping of others is a part of its own.
+            transparent = isinstance(node, Record) and key in TRANSPARENT
+            name = prefix if transparent else f"{prefix}{key}"
             length += len(holder) + len(name) + 1
             if length > MOST:
                 raise _refused(path, "it nests deeper than a checkpoint does")
             if isinstance(value, Tensor | Record | int | float | str | list | tuple | None):
-                yield (holder, name), value
-            if isinstance(value, dict | Record):
-                if inside or transparent:
-                    waiting.append((holder, name if transparent else f"{name}.", value))
-                else:
-                    waiting.append((f"{holder}.{key}" if holder else key, "", value))
-
-
-def _items(node: Any) -> list[tuple[Any, Any]]:  # noqa: ANN401
-    if isinstance(node, Record):
-        state = node.state if isinstance(node.state, dict) else {}
-        return [*node.items.items(), *state.items()]
-    return list(node.items()) if isinstance(node, dict) else []
+                yield holder, name, value
+            if not isinstance(value, dict | Record):
+                continue
+            if transparent:
+                waiting.append((holder, name, value))
+            elif prefix or "_modules" in state:
+                waiting.append((holder, f"{name}.", value))
+            else:
+                waiting.append((f"{holder}.{key}" if holder else key, "", value))
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
@@ -291,21 +274,18 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
     return tensors | {name: tensors[same] for name, same in shared.items() if name not in tensors and same in tensors}
 
 
-def _unpickled(path: Path) -> Any:  # noqa: ANN401
-    if check_archive(path):
-        # A damaged file fails it anywhere, and what else it holds than tensors is refused.
-        with suppress(Exception), warnings.catch_warnings(action="ignore"):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+def _unpickled(path: Path) -> object:
+    check_archive(path)
     try:
         return read_checkpoint(path)
     except InputError as error:
         raise _refused(path, "damaged, or not torch's") from error
 
 
-def check_archive(path: Path) -> bool:
-    """Returns whether a file is an archive as torch writes it; refuses a damaged or compressed one."""
+def check_archive(path: Path) -> None:
+    """Refuses a damaged or compressed archive; a file that is none passes."""
     if not zipfile.is_zipfile(path):
-        return False
+        return
     try:
         with zipfile.ZipFile(path) as archive:
             # torch packs nothing, and what is packed may be a thousand times as large
@@ -315,7 +295,6 @@ def check_archive(path: Path) -> bool:
         raise _refused(path, f"damaged; {one_line(error)}") from error
     if packed or wrong:
         raise _refused(path, f"{packed[0]} is compressed" if packed else f"damaged; wrong checksum of {wrong}")
-    return True
 
 
 def _refused(path: Path, reason: str) -> InputError:

@@ -25,7 +25,7 @@ from io import BytesIO
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile, ZipFile, is_zipfile
+from zipfile import ZipFile, is_zipfile
 
 import torch
 from torch import Tensor
@@ -73,14 +73,10 @@ class _Name:
     text: str
 
 
-Storage = Callable[[torch.dtype, str, int], Tensor]
-"""From type, key and count of a storage to its values."""
-
-
 def read_pickle(path: str | Path) -> Any:  # noqa: ANN401
     """Returns what a pickle of plain containers, tensors and NVIDIA's networks holds; refuses any other name."""
-    with _about(path), regular(Path(path)).open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as stream:
-        return _Reader(len(stream)).run(stream, names={*MAKERS, *RECORDS})
+    with _about(path), _mapped(regular(Path(path))) as stream:
+        return _Reader(len(stream), names={*MAKERS, *RECORDS}).run(stream)
 
 
 def read_checkpoint(path: str | Path) -> Any:  # noqa: ANN401
@@ -88,20 +84,25 @@ def read_checkpoint(path: str | Path) -> Any:  # noqa: ANN401
     with _about(path):
         if is_zipfile(path):
             return _archive(Path(path))
-        with Path(path).open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as stream:
+        with _mapped(Path(path)) as stream:
             return _Reader(len(stream)).legacy(stream)
 
 
 @contextmanager
 def _about(path: str | Path) -> Iterator[None]:
-    damage = (OSError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError, MemoryError)
     try:
         yield
     except InputError as error:
         raise InputError(f"{str(path)!r} cannot be read ({error})") from error
-    except (*damage, BadZipFile) as error:
+    except Exception as error:  # a damaged file may fail anywhere
         reason = _short(one_line(error))
         raise InputError(f"{str(path)!r} cannot be read (no pickle, or a damaged one: {reason})") from error
+
+
+@contextmanager
+def _mapped(path: Path) -> Iterator[mmap]:
+    with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as stream:
+        yield stream
 
 
 def _archive(path: Path) -> Any:  # noqa: ANN401
@@ -113,30 +114,41 @@ def _archive(path: Path) -> Any:  # noqa: ANN401
         root = pickled.removesuffix("data.pkl")
         if f"{root}byteorder" in parts and archive.read(f"{root}byteorder") != b"little":
             raise ValueError("values of another byte order")
-        storages: dict[str, Tensor] = {}
 
-        def storage(dtype: torch.dtype, key: str, count: int) -> Tensor:
-            if key not in storages:
-                part = parts[f"{root}data/{key}"]
-                file.seek(part.header_offset + NAME_LENGTHS)
-                name, extra = (int.from_bytes(file.read(2), "little") for _ in range(2))
-                start = part.header_offset + NAME_LENGTHS + 4 + name + extra
-                values = mapped[start : start + part.file_size]
-                storages[key] = (values if start % dtype.itemsize == 0 else values.clone()).view(dtype)
-            return _checked(storages[key], dtype, count)
+        def storage(dtype: torch.dtype, key: str, _count: int) -> Tensor:
+            part = parts[f"{root}data/{key}"]
+            file.seek(part.header_offset + NAME_LENGTHS)
+            name, extra = (int.from_bytes(file.read(2), "little") for _ in range(2))
+            start = part.header_offset + NAME_LENGTHS + 4 + name + extra
+            values = mapped[start : start + part.file_size]
+            return (values if start % dtype.itemsize == 0 else values.clone()).view(dtype)
 
         content = archive.read(pickled)
-        return _Reader(len(content)).run(BytesIO(content), storage=storage)
+        return _Reader(len(content), storage=storage).run(BytesIO(content))
 
 
 class _Reader:
-    """The stack machine for the pickles of a file of so many bytes."""
+    """The stack machine for the pickles of a file.
 
-    def __init__(self, size: int) -> None:
+    Args:
+        size: Number of bytes of the file.
+        names: The names that it may ask for; None for any, of which records are made.
+        storage: From type, key and count of a storage to its values; None where there are no storages.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        names: Collection[str] | None = None,
+        storage: Callable[[torch.dtype, str, int], Tensor] | None = None,
+    ) -> None:
         # Bytes and items that may still be copied. Protocol 2 has bytes as text, and a storage is in bytes.
         self._room = 4 * size
+        self._names, self._storage = names, storage
+        self._storages: dict[str, Tensor] = {}
 
-    def run(self, stream: Any, names: Collection[str] | None = None, storage: Storage | None = None) -> Any:  # noqa: ANN401
+    def run(self, stream: Any) -> Any:  # noqa: ANN401
         """Returns the value of the next pickle of a stream."""
         stack: list[Any] = []
         memo: dict[int, Any] = {}
@@ -151,7 +163,9 @@ class _Reader:
                 case "PUT" | "BINPUT" | "LONG_BINPUT":
                     memo[arg] = stack[-1]
                     continue
-                case "STOP" if not stack and operands[0] is not pickletools.markobject:
+                case "STOP" if stack or operands[0] is pickletools.markobject:
+                    raise ValueError("more than one value at its end")
+                case "STOP":
                     return operands[0]
                 case "MARK":
                     result = pickletools.markobject
@@ -161,56 +175,25 @@ class _Reader:
                     result = memo[len(memo)] = operands[0]
                 case "GET" | "BINGET" | "LONG_BINGET":
                     result = memo[arg]
-                case literal if literal in LITERALS:
-                    result = arg
-                case container if container in CONTAINERS:
-                    result = CONTAINERS[container](*operands)
-                case "GLOBAL":
-                    result = _named(arg, names)
-                case "STACK_GLOBAL":
-                    result = _named(" ".join(operands), names)
-                case "INST":
-                    result = self.call(_named(arg, names), tuple(operands), names)
-                case "OBJ":
-                    result = self.call(operands[0], tuple(operands[1:]), names)
-                case "REDUCE" | "NEWOBJ":
-                    function, args = operands
-                    result = self.call(function, args, names)
-                case "NEWOBJ_EX":
-                    result = self.call(operands[0], (*_of(tuple, operands[1]), operands[2]), names)
-                case "BUILD":
-                    result = _build(*operands)
-                case "BINPERSID" if storage is not None:
-                    kind, name, key, _location, count, *view = _of(tuple, operands[0])
-                    if kind != "storage" or view not in ([], [None]):
-                        raise ValueError("a persistent id that is no whole storage's")
-                    result = storage(DTYPES[_of(_Name, name).text], _of(str, key), _of(int, count))
-                case "STOP":
-                    raise ValueError("more than one value at its end")
-                case other:
+                case other if other not in OPCODES or (other == "BINPERSID" and self._storage is None):
                     raise InputError(f"the opcode {other} is not allowed")
+                case other:
+                    result = OPCODES[other](self, *([] if opcode.arg is None else [arg]), *operands)
             stack.append(result)
         raise ValueError("it has no end")
 
-    def legacy(self, stream: Any, names: Collection[str] | None = None) -> Any:  # noqa: ANN401
+    def legacy(self, stream: Any) -> Any:  # noqa: ANN401
         """Returns the content of a checkpoint of the older layout, or of a plain pickle."""
-        first = self.run(stream, names)
+        first = self.run(stream)
         if type(first) is not int or first != MAGIC:
             return first
-        version, system = (self.run(stream, ()) for _ in range(2))
+        version, system = self.run(stream), self.run(stream)
         if version != VERSION or _of(dict, system).get("little_endian") is not True:
             raise ValueError("a checkpoint of another layout")
-        storages: dict[str, Tensor] = {}
-
-        def storage(dtype: torch.dtype, key: str, count: int) -> Tensor:
-            if key not in storages:
-                self._spend(max(count, 0) * dtype.itemsize)
-                storages[key] = torch.empty(count, dtype=dtype)
-            return _checked(storages[key], dtype, count)
-
-        content = self.run(stream, names, storage)
-        for key in _of(list, self.run(stream, ())):
-            values = storages[_of(str, key)]
+        self._storage = self._empty
+        content = self.run(stream)
+        for key in _of(list, self.run(stream)):
+            values = self._storages[_of(str, key)]
             count, written = stream.read(8), stream.read(values.nbytes)
             if int.from_bytes(count, "little", signed=True) != len(values) or len(written) != values.nbytes:
                 raise ValueError("a storage that is not as long as it says")
@@ -220,33 +203,64 @@ class _Reader:
             raise ValueError("more values than those of its storages")
         return content
 
+    def _empty(self, dtype: torch.dtype, _key: str, count: int) -> Tensor:
+        """A storage whose values come after the pickle."""
+        self._spend(max(count, 0) * dtype.itemsize)
+        return torch.empty(count, dtype=dtype)
+
     def _spend(self, count: int) -> None:
         """Counts what is copied against the file's size."""
         self._room -= count
         if self._room < 0:
             raise ValueError("content larger than the file")
 
-    def call(self, function: Any, args: Any, names: Collection[str] | None = None) -> Any:  # noqa: ANN401
-        """Returns what stands for the result of a call."""
+    def named(self, *parts: Any) -> _Name:  # noqa: ANN401
+        """The name of a module and of what is in it, in one text or in two."""
+        text = " ".join(parts).replace(" ", ".", 1)
+        if self._names is not None and text not in self._names:
+            raise InputError(
+                f"it asks for {_short(text)}; only tensors, plain containers and records of networks are read"
+            )
+        return _Name(text)
+
+    def call(self, function: Any, args: Any, *_settings: Any) -> Any:  # noqa: ANN401
+        """What stands for the result of a call."""
         name = function.text if isinstance(function, _Name) else ""
         if name in MAKERS:
             return MAKERS[name](self, *_of(tuple, args))
-        if names is not None and name not in RECORDS:
+        if self._names is not None and name not in RECORDS:
             raise InputError(f"it calls {_short(name or type(function).__name__)}")
         return Record(name=name, args=args if type(args) is tuple else ())
 
+    def persistent_id(self, told: Any) -> Tensor:  # noqa: ANN401
+        """A storage, by what a checkpoint tells of it."""
+        assert self._storage is not None
+        kind, name, key, _location, count, *view = _of(tuple, told)
+        if kind != "storage" or view not in ([], [None]):
+            raise ValueError("a persistent id that is no whole storage's")
+        dtype, key, count = DTYPES[_of(_Name, name).text], _of(str, key), _of(int, count)
+        if key not in self._storages:
+            self._storages[key] = self._storage(dtype, key, count)
+        if (values := self._storages[key]).dtype != dtype or len(values) != count:
+            raise ValueError("a storage that is not as long as it says")
+        return values
+
     def blob(self, content: Any) -> Tensor:  # noqa: ANN401
         """A storage that is pickled as a checkpoint of the older layout."""
-        return _of(Tensor, self.legacy(BytesIO(_of(bytes, content)), DTYPES))
+        self._spend(len(_of(bytes, content)))
+        return _of(Tensor, _Reader(len(content), names=DTYPES).legacy(BytesIO(content)))
 
     def tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *_more: Any) -> Tensor:  # noqa: ANN401
-        """A view of a storage, which must hold each of its values."""
+        """A view of a storage, which must hold each of its values.
+
+        A checkpoint may hold an expanded tensor, whose values are fewer, beside its weights.
+        """
         numbers = [_of(int, number) for number in (offset, *_of(tuple, size), *_of(tuple, stride))]
         if len(size) != len(stride) or min(numbers) < 0:
             raise ValueError("a tensor of an impossible shape")
         count, length = math.prod(size), len(_of(Tensor, storage))
         last = offset + sum((side - 1) * step for side, step in zip(size, stride, strict=True)) if count else offset - 1
-        if count > length or last >= length:
+        if last >= length or (count > length and self._names is not None):
             raise ValueError("a tensor larger than its storage")
         return storage.as_strided(size, stride, storage.storage_offset() + offset)
 
@@ -256,10 +270,6 @@ class _Reader:
         if not isinstance(dtype, torch.dtype):
             raise ValueError("a tensor of an unknown type")
         return self.tensor(_of(Tensor, storage).view(dtype), offset, size, stride)
-
-    def tensor_of_class(self, function: Any, _class: Any, args: Any, *_more: Any) -> Any:  # noqa: ANN401
-        """A plain tensor for one of a class of its own."""
-        return self.call(function, args)
 
     def mapping(self, *content: Any) -> dict[Any, Any]:  # noqa: ANN401
         """A mapping, made of another or followed by its items."""
@@ -278,9 +288,14 @@ class _Reader:
         self._spend(len(_of(str, text)))
         return text.encode("latin-1")
 
-    def persistent(self, meta: Any) -> Record:  # noqa: ANN401
-        """An object of NVIDIA's ``torch_utils.persistence``, without the source code that comes with it."""
-        return Record(name=_of(str, _of(dict, meta)["class_name"]), state=_of(dict, meta["state"]))
+
+def _persistent(_reader: _Reader, meta: Any) -> Record:  # noqa: ANN401
+    """Returns an object of NVIDIA's ``torch_utils.persistence``, without the source code that comes with it."""
+    return Record(name=_of(str, _of(dict, meta)["class_name"]), state=_of(dict, meta["state"]))
+
+
+def _parameter(_reader: _Reader, data: Any, *_more: Any) -> Tensor:  # noqa: ANN401
+    return _of(Tensor, data)
 
 
 MAKERS: dict[str, Callable[..., Any]] = {
@@ -291,14 +306,15 @@ MAKERS: dict[str, Callable[..., Any]] = {
     "collections.defaultdict": _Reader.mapping,
     "dnnlib.util.EasyDict": _Reader.mapping,
     "torch.Size": lambda _reader, sides: _of(tuple, sides),
-    "torch._tensor._rebuild_from_type_v2": _Reader.tensor_of_class,
-    "torch._utils._rebuild_parameter": lambda _reader, data, *_more: _of(Tensor, data),
-    "torch._utils._rebuild_parameter_with_state": lambda _reader, data, *_more: _of(Tensor, data),
+    # A plain tensor stands for one of a class of its own.
+    "torch._tensor._rebuild_from_type_v2": lambda reader, function, _class, args, *_more: reader.call(function, args),
+    "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_parameter_with_state": _parameter,
     "torch._utils._rebuild_tensor": _Reader.tensor,
     "torch._utils._rebuild_tensor_v2": _Reader.tensor,
     "torch._utils._rebuild_tensor_v3": _Reader.tensor_of_type,
     "torch.storage._load_from_bytes": _Reader.blob,
-    "torch_utils.persistence._reconstruct_persistent_obj": _Reader.persistent,
+    "torch_utils.persistence._reconstruct_persistent_obj": _persistent,
 }
 """What stands for the result of a call of these names."""
 
@@ -308,12 +324,6 @@ RECORDS = {
     *(f"torch.nn.modules.container.{name}" for name in ("ModuleDict", "ModuleList", "Sequential")),
 }
 """The other names of NVIDIA's network files and NumPy's arrays."""
-
-LITERALS = frozenset(
-    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE "
-    "SHORT_BINUNICODE BINUNICODE BINUNICODE8 SHORT_BINBYTES BINBYTES BINBYTES8 BYTEARRAY8".split()
-)
-"""Opcodes whose argument, as it was parsed, is the value."""
 
 
 def _pop(stack: list[Any], before: list[pickletools.StackObject]) -> list[Any]:
@@ -331,23 +341,10 @@ def _pop(stack: list[Any], before: list[pickletools.StackObject]) -> list[Any]:
     return operands
 
 
-def _named(text: str, names: Collection[str] | None) -> _Name:
-    text = text.replace(" ", ".", 1)
-    if names is not None and text not in names:
-        raise InputError(f"it asks for {_short(text)}; only tensors, plain containers and records of networks are read")
-    return _Name(text)
-
-
 def _of(kind: type, value: Any) -> Any:  # noqa: ANN401
     if type(value) is not kind:
         raise TypeError(f"a {type(value).__name__} in place of a {kind.__name__}")
     return value
-
-
-def _checked(values: Tensor, dtype: torch.dtype, count: int) -> Tensor:
-    if values.dtype != dtype or len(values) != count:
-        raise ValueError("a storage that is not as long as it says")
-    return values
 
 
 def _key(value: Any) -> Any:  # noqa: ANN401
@@ -359,7 +356,7 @@ def _key(value: Any) -> Any:  # noqa: ANN401
     return Record(name=type(value).__name__)
 
 
-def _fill(content: Any, *items: Any) -> Any:  # noqa: ANN401
+def _fill(_reader: _Reader, content: Any, *items: Any) -> Any:  # noqa: ANN401
     """Sets items, keys and values in turn."""
     mapping = content.items if isinstance(content, Record) else _of(dict, content)
     for key, value in zip(items[::2], items[1::2], strict=True):
@@ -367,42 +364,52 @@ def _fill(content: Any, *items: Any) -> Any:  # noqa: ANN401
     return content
 
 
-def _extend(content: Any, *items: Any) -> Any:  # noqa: ANN401
+def _extend(_reader: _Reader, content: Any, *items: Any) -> Any:  # noqa: ANN401
     """Extends a list; the items of a record, a kind of list of its own, are not kept."""
     if not isinstance(content, Record):
         _of(list, content).extend(items)
     return content
 
 
-def _add(content: Any, *items: Any) -> Any:  # noqa: ANN401
+def _add(_reader: _Reader, content: Any, *items: Any) -> Any:  # noqa: ANN401
     _of(set, content).update(map(_key, items))
     return content
 
 
-def _build(content: Any, state: Any) -> Any:  # noqa: ANN401
+def _build(_reader: _Reader, content: Any, state: Any) -> Any:  # noqa: ANN401
     """Sets a record's state; the attributes of a mapping (a state dict's versions) or a tensor are not kept."""
     if not isinstance(content, dict | Tensor):
         _of(Record, content).state = state
     return content
 
 
-CONTAINERS: dict[str, Callable[..., Any]] = {
-    "NONE": lambda: None,
-    "NEWTRUE": lambda: True,
-    "NEWFALSE": lambda: False,
-    "EMPTY_LIST": list,
-    "EMPTY_DICT": dict,
-    "EMPTY_SET": set,
-    "EMPTY_TUPLE": tuple,
-    **dict.fromkeys(("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"), lambda *items: items),
-    "LIST": lambda *items: list(items),
-    "DICT": lambda *items: _fill({}, *items),
-    "FROZENSET": lambda *items: frozenset(map(_key, items)),
+LITERALS = (
+    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE "
+    "SHORT_BINUNICODE BINUNICODE BINUNICODE8 SHORT_BINBYTES BINBYTES BINBYTES8 BYTEARRAY8"
+)
+OPCODES: dict[str, Callable[..., Any]] = {
+    **dict.fromkeys(LITERALS.split(), lambda _reader, value: value),
+    "NONE": lambda _reader: None,
+    "NEWTRUE": lambda _reader: True,
+    "NEWFALSE": lambda _reader: False,
+    "EMPTY_LIST": lambda _reader: [],
+    "EMPTY_DICT": lambda _reader: {},
+    "EMPTY_SET": lambda _reader: set(),
+    **dict.fromkeys(("EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"), lambda _reader, *items: items),
+    "LIST": lambda _reader, *items: list(items),
+    "DICT": lambda reader, *items: _fill(reader, {}, *items),
+    "FROZENSET": lambda _reader, *items: frozenset(map(_key, items)),
     **dict.fromkeys(("APPEND", "APPENDS"), _extend),
     **dict.fromkeys(("SETITEM", "SETITEMS"), _fill),
     "ADDITEMS": _add,
+    **dict.fromkeys(("GLOBAL", "STACK_GLOBAL"), _Reader.named),
+    "INST": lambda reader, name, *args: reader.call(reader.named(name), args),
+    "OBJ": lambda reader, function, *args: reader.call(function, args),
+    **dict.fromkeys(("REDUCE", "NEWOBJ", "NEWOBJ_EX"), _Reader.call),
+    "BUILD": _build,
+    "BINPERSID": _Reader.persistent_id,
 }
-"""What opcodes make of their operands."""
+"""What opcodes make of their argument, where they have one, and of the operands that they take from the stack."""
 
 
 def _short(text: str) -> str:
