@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from steersman.errors import InputError
-from steersman.models.classifiers import build_network, load_classifier
+from steersman.models.classifiers import load_classifier
+from steersman.models.zoo import build_network
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ from torch import nn
 from torchvision import models
 
 from steersman.errors import InputError
-from steersman.models.classifiers import RAW, Classifier, build_network
+from steersman.models.classifiers import RAW, Classifier
+from steersman.models.zoo import build_network
 
 COUNTS = {
     "torchvision:resnet18": 9,  # the first, and one module a block, used twice

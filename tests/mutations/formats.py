@@ -36,7 +36,7 @@ from steersman.lab.tune.trials import LARGER, Trial
 from steersman.lab.tune.tuning import begun
 from steersman.models.classifiers import load_classifier
 from steersman.models.denoisers import load_denoiser
-from steersman.models.zoo import read_network
+from steersman.models.zoo import build_network, read_network
 from steersman.recipes import load_recipe
 from steersman.schedule import VP
 
@@ -189,8 +189,6 @@ def clip(folder: Path, source: Path) -> Format:
 
 
 def card(folder: Path) -> Format:
-    from steersman.models.classifiers import build_network
-
     weights, told = folder / "model.safetensors", folder / "card.json"
     save_file(build_network("resnet10_narrow", 3).half().state_dict(), weights)
     told.write_text(json.dumps({"architecture": "resnet10_narrow", "classes": ["a", "b", "c"]}))

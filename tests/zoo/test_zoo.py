@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 from steersman.errors import InputError
 from steersman.lab.data.pictures import SOURCES
 from steersman.lab.data.sportballs import SportBalls
-from steersman.models.classifiers import build_network, load_classifier
+from steersman.models.classifiers import load_classifier
 from steersman.models.denoisers import load_denoiser
-from steersman.models.zoo import folder, load_network, names, read_network
+from steersman.models.zoo import build_network, folder, load_network, names, read_network
 from steersman.sampling import Heun, sample
 
 

@@ -1,21 +1,28 @@
-"""Models of the Hugging Face hub: from a folder, else from the cache, else downloaded into it.
+"""Published models: from a folder, else from the cache of the hub or of torch, else downloaded into it.
 
-The hub is never asked for what is in the cache. Without a network, or with ``HF_HUB_OFFLINE=1``, one question of ten
-seconds at most ends in a line that says what to download and where to put it.
+Nothing is asked for that is in a cache. Without a network, or with ``HF_HUB_OFFLINE=1``, one question of ten seconds at
+most ends in a line that says what to download and where to put it.
 """
 
+import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
+from urllib import request
+from urllib.parse import urlparse
+
+import torch
 
 from steersman.errors import InputError, about, one_line, require
-from steersman.files import regular_below
+from steersman.files import regular, regular_below
 
-__all__ = ["check_whole", "hub_file", "hushed", "load_pretrained", "quiet"]
+__all__ = ["check_digest", "check_whole", "fetched", "hub_file", "hushed", "load_pretrained", "quiet"]
 
 Loaded = TypeVar("Loaded")
+
+PATIENCE = 10  # seconds for an answer, where the libraries wait without end or try again and again
 
 
 def load_pretrained(spec: str, name: str, read: Callable[..., Loaded], *, kind: str = "classifier") -> Loaded:
@@ -38,47 +45,81 @@ def load_pretrained(spec: str, name: str, read: Callable[..., Loaded], *, kind: 
         raise InputError(
             f"{kind} must be {source}FOLDER of a folder that exists, or {source}ID of the hub, got {spec!r}"
         )
-    try:
-        return tried(local_files_only=True)
-    except InputError:
-        _ask(
-            name,
-            f"{kind}: {spec!r} is neither a folder nor in the hub's cache, and the hub does not give it",
-            f"where there is a network, run hf download {name} --local-dir FOLDER, and give {source}FOLDER",
-        )
-    return tried(local_files_only=False)
-
-
-def check_whole(model: str, info: Mapping[str, Any]) -> None:
-    """Refuses a model whose weights are incomplete, by the library's loading info; the rest would be random."""
-    if missing := sorted(info["missing_keys"]):
-        raise InputError(f"{model} lacks the weights {', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}")
+    return _from_hub(
+        name,
+        tried,
+        lacking=f"{kind}: {spec!r} is neither a folder nor in the hub's cache, and the hub does not give it",
+        remedy=f"where there is a network, run hf download {name} --local-dir FOLDER, and give {source}FOLDER",
+    )
 
 
 def hub_file(spec: str, repository: str, file: str) -> Path:
     """Returns the path of a file of a classifier's repository in the hub's cache, downloaded where it is not there."""
     from huggingface_hub import hf_hub_download
 
-    try:
-        return Path(hf_hub_download(repository, file, local_files_only=True))
-    except Exception:  # not in the cache, which is said by several classes
-        lacking = f"classifier: {spec!r} is not in the hub's cache, and the hub does not give it"
-        remedy = f"where there is a network, run hf download {repository} {file}, and try again"
-        _ask(repository, lacking, remedy)
-    try:
-        return Path(hf_hub_download(repository, file))
-    except Exception as error:
-        raise InputError(f"{lacking} ({one_line(error)}); {remedy}") from error
+    return _from_hub(
+        repository,
+        lambda **where: Path(hf_hub_download(repository, file, **where)),
+        lacking=f"classifier: {spec!r} is not in the hub's cache, and the hub does not give it",
+        remedy=f"where there is a network, run hf download {repository} {file}, and try again",
+    )
 
 
-def _ask(repository: str, lacking: str, remedy: str) -> None:
-    """Refuses what the hub does not have, after one question, where the loaders would retry."""
+def _from_hub(repository: str, read: Callable[..., Loaded], *, lacking: str, remedy: str) -> Loaded:
+    """Returns what is read from the hub's cache, else from the hub, where that has it."""
     from huggingface_hub import HfApi
 
     try:
-        HfApi().model_info(repository, timeout=10)
+        return read(local_files_only=True)
+    except Exception:  # not in the cache, which the loaders say in classes of their own
+        try:
+            HfApi().model_info(repository, timeout=PATIENCE)
+        except Exception as error:
+            raise InputError(f"{lacking} ({type(error).__name__}); {remedy}") from error
+    try:
+        return read(local_files_only=False)
+    except InputError:
+        raise
     except Exception as error:  # the network fails in its own classes
-        raise InputError(f"{lacking} ({type(error).__name__}); {remedy}") from error
+        raise InputError(f"{lacking} ({one_line(error)}); {remedy}") from error
+
+
+def fetched(spec: str, url: str) -> Path:
+    """Returns a published file in torch's cache, fetched where it is not there yet, and checked by its digest."""
+    from huggingface_hub import constants
+
+    path = Path(torch.hub.get_dir(), "checkpoints", PurePosixPath(urlparse(url).path).name)
+    named = re.search(r"-([0-9a-f]{8,64})\.", path.name)  # the first digits of its SHA-256, where its name says them
+    digest = named[1] if named else ""
+    if not path.is_file():
+        try:
+            if constants.HF_HUB_OFFLINE:
+                raise ConnectionError("HF_HUB_OFFLINE is set")
+            request.urlopen(request.Request(url, method="HEAD"), timeout=PATIENCE).close()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=digest or None)
+        except Exception as error:  # the network fails in its own classes
+            raise InputError(
+                f"classifier: the weights of {spec!r} cannot be fetched ({one_line(error)}); save {url} as {path}"
+            ) from error
+    check_digest(path, digest, remedy=f"save {url} there")
+    return path
+
+
+def check_digest(path: Path, expected: str, *, remedy: str) -> None:
+    """Refuses a file whose SHA-256 does not begin with these digits."""
+    with about("classifier", path), regular(path).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if not digest.startswith(expected):
+            raise InputError(
+                f"classifier: {path} is damaged: SHA-256 must be {expected[:8]}…, got {digest[:8]}…; {remedy}"
+            )
+
+
+def check_whole(model: str, info: Mapping[str, Any]) -> None:
+    """Refuses a model whose weights are incomplete, by the library's loading info; the rest would be random."""
+    if missing := sorted(info["missing_keys"]):
+        raise InputError(f"{model} lacks the weights {', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}")
 
 
 @contextmanager

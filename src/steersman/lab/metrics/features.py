@@ -120,7 +120,8 @@ def _inception(name: str, device: torch.device | str) -> tuple[str, Embed]:
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
     from steersman.models.checkpoint import read_tensors
-    from steersman.models.classifiers.libraries import fetched, misfit
+    from steersman.models.classifiers.libraries import misfit
+    from steersman.models.hub import fetched
 
     spec = f"{INCEPTION}:{name}" if name else INCEPTION
     path = Path(name) if name else fetched(spec, URL_INCEPTION_V3)

@@ -31,8 +31,7 @@ from steersman.lab.data.sportballs import SportBalls
 from steersman.lab.metrics.classification import accuracy
 from steersman.lab.train.augment import flipped, shifted
 from steersman.lab.train.loop import Batch, Training, fit, recalibrate, seconds_spent
-from steersman.models.classifiers.networks import build_network
-from steersman.models.zoo.load import read_network
+from steersman.models.zoo import build_network, read_network
 from steersman.schedule import VP
 from steersman.typed import finite
 

@@ -1,6 +1,5 @@
 from steersman.models.classifiers.classifier import Classifier, TextClassifier
 from steersman.models.classifiers.load import load_classifier, prepared
-from steersman.models.classifiers.networks import build_network
 from steersman.models.classifiers.preprocess import RAW, Preprocess
 from steersman.models.classifiers.smoothing import soften
 
@@ -9,7 +8,6 @@ __all__ = [
     "Classifier",
     "Preprocess",
     "TextClassifier",
-    "build_network",
     "load_classifier",
     "prepared",
     "soften",

@@ -10,33 +10,28 @@ Sources: https://huggingface.co/docs/timm, https://docs.pytorch.org/vision/stabl
 https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite
 """
 
-import hashlib
 import inspect
-import io
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from importlib import resources
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, get_args
-from urllib import request
-from urllib.parse import urlparse
 
 import torch
 from torch import Tensor, nn
 
 from steersman.errors import InputError, about, one_line, unknown
-from steersman.files import read_bytes, read_json
-from steersman.models.checkpoint import Checkpoint, Misfit, open_checkpoint
+from steersman.files import read_json
+from steersman.models.checkpoint import Checkpoint, Misfit, open_checkpoint, read_tensors
 from steersman.models.classifiers.classifier import Classifier
 from steersman.models.classifiers.preprocess import Interpolation, Preprocess
 from steersman.models.classifiers.spec import IMAGENET, Spec
-from steersman.models.hub import hub_file
+from steersman.models.hub import check_digest, fetched, hub_file
 from steersman.names import imagenet_names
 
 __all__ = [
-    "fetched",
     "load_imagenet",
     "load_timm",
     "load_torchvision",
@@ -303,57 +298,11 @@ def read_efficientnet_lite0(path: Path) -> nn.Module:
     """Returns timm's EfficientNet-Lite0 with the weights of the package's ``.pth`` file."""
     import timm
 
-    try:
-        content = read_bytes(path)
-    except OSError as error:
-        raise InputError(f"the weights of efficientnet-lite0 cannot be read: {error}") from error
-    digest = hashlib.sha256(content).hexdigest()
-    if digest != LITE0_SHA256:
-        raise InputError(
-            f"classifier: {path} is damaged: SHA-256 must be {LITE0_SHA256[:8]}…, got {digest[:8]}…; install the "
-            "package anew"
-        )
-    released = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    check_digest(path, LITE0_SHA256, remedy="install the package anew")
     network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     # Both list their tensors in the order in which they are applied, under names of their own.
-    network.load_state_dict(dict(zip(network.state_dict(), released.values(), strict=True)))
+    network.load_state_dict(dict(zip(network.state_dict(), read_tensors(path).values(), strict=True)))
     return network
-
-
-def fetched(spec: str, url: str) -> Path:
-    """Returns a published file in torch's cache, fetched where it is not there yet, and checked by its digest."""
-    from huggingface_hub import constants
-
-    path = Path(torch.hub.get_dir(), "checkpoints", PurePosixPath(urlparse(url).path).name)
-    if not path.is_file():
-        try:
-            if constants.HF_HUB_OFFLINE:
-                raise ConnectionError("HF_HUB_OFFLINE is set")
-            # torch would wait for an answer without end.
-            request.urlopen(request.Request(url, method="HEAD"), timeout=10).close()
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(path), hash_prefix=_named_digest(path) or None)
-        except Exception as error:  # the network fails in its own classes
-            raise InputError(
-                f"classifier: the weights of {spec!r} cannot be fetched ({one_line(error)}); save {url} as {path}"
-            ) from error
-    _check_digest(path, f"save {url} there")
-    return path
-
-
-def _named_digest(path: Path) -> str:
-    """Returns the first digits of a file's SHA-256, where its name says them."""
-    named = re.search(r"-([0-9a-f]{8,64})\.", path.name)
-    return named[1] if named else ""
-
-
-def _check_digest(path: Path, remedy: str) -> None:
-    """Refuses a file whose SHA-256 does not begin as its name says."""
-    expected = _named_digest(path)
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if not digest.startswith(expected):
-        raise InputError(f"classifier: {path} is damaged: SHA-256 must be {expected}…, got {digest[:8]}…; {remedy}")
 
 
 def misfit(spec: str, error: Exception) -> InputError:

@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from steersman.errors import InputError
-from steersman.models.classifiers import RAW, Classifier, build_network
-from steersman.models.classifiers.networks import ARCHITECTURES
+from steersman.models.classifiers import RAW, Classifier
+from steersman.models.zoo import build_network
+from steersman.models.zoo.networks import ARCHITECTURES
 
 JUDGES = {"resnet10_narrow": 128, "densenet_narrow": 122}
 

@@ -1,4 +1,4 @@
-"""Small networks for images in [-1, 1], built without weights.
+"""The bundled networks: their architectures, and their weights with a card beside each; folders in diffusers' layout.
 
 For images of 64 by 64 pixels: `mobilenet_v3_small` is nrCG's classifier. The two others judge what it guided, each of
 another family than the guide. Their penultimate features have 128 numbers (resnet10_narrow) and 122 (densenet_narrow),
@@ -11,13 +11,57 @@ in place of pooling (Zagoruyko & Komodakis 2016). Their features have 128, 256, 
 
 from collections import OrderedDict
 from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from steersman.errors import InputError, unknown
+from steersman.errors import InputError, about, unknown
+from steersman.files import class_names, read_json
+from steersman.models.checkpoint import read_tensors
 
-__all__ = ["ARCHITECTURES", "build_network"]
+__all__ = ["ARCHITECTURES", "build_network", "folder", "load_network", "names", "read_network"]
+
+_ROOT = Path(str(resources.files("steersman.models.zoo")))
+
+
+def names() -> tuple[str, ...]:
+    """Returns the names of the bundled networks."""
+    return tuple(sorted(path.stem for path in _ROOT.glob("*.safetensors")))
+
+
+def folder(name: str) -> Path:
+    """Returns the folder of a bundled denoiser."""
+    folders = sorted(entry.name for entry in _ROOT.iterdir() if (entry / "unet").is_dir())
+    if name not in folders:
+        raise unknown("bundled denoiser", name, folders)
+    return _ROOT / name
+
+
+def load_network(name: str) -> tuple[nn.Module, dict[str, Any]]:
+    """Returns a bundled network, in float32 and evaluation mode, and its card."""
+    if name not in names():
+        raise unknown("bundled network", name, names())
+    return read_network(_ROOT / f"{name}.safetensors", _ROOT / f"{name}.json")
+
+
+def read_network(weights: Path, card: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Returns the network of a safetensors file, in float32 and evaluation mode, and its card.
+
+    The card names ``architecture`` and ``classes``, and ``channels`` where they are not 3.
+    """
+    with about("card", card):
+        facts = read_json(card, "card")
+        network = build_network(facts["architecture"], len(class_names(facts["classes"])), facts.get("channels", 3))
+    with about("weights", weights):
+        state = read_tensors(weights)
+        try:
+            network.load_state_dict(state)
+        except RuntimeError as error:
+            raise InputError(" ".join(str(error).split())) from error
+    return network.eval(), facts
 
 
 def build_network(architecture: str, num_classes: int, channels: int = 3) -> nn.Module:
