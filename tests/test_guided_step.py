@@ -61,7 +61,7 @@ class Trace:
 def test_a_guided_step_runs_few_functions_of_few_files():
     recipe, trace = load_recipe("elucd-ddpm", {"sampling.steps": 3}), Trace()
     try:
-        settings = {"guides": recipe._guides(classifier), "target": 1, "seeds": [0], **recipe.sampling()}
+        settings = {"guides": recipe.bind_prepared(classifier), "target": 1, "seeds": [0], **recipe.sampling()}
         sample(Denoiser(), recipe.sampler(), callbacks=[trace], **settings)
     finally:
         sys.setprofile(None)

@@ -231,7 +231,7 @@ def test_an_image_is_the_same_to_the_bit_whatever_its_batch_by_every_recipe_and_
         return sample(
             Elementwise(),
             chosen.sampler(),
-            guides=chosen._guides(classifier, *others),
+            guides=chosen.bind_prepared(classifier, *others),
             target=0,
             seeds=seeds,
             **chosen.sampling(),

@@ -102,7 +102,7 @@ def test_every_recipe(name, model, compare):
     def make(device):
         guide = classifier(binary=binary, noise_aware=name.split("/")[0] in TOLD, beta=beta).to(device)
         told = {key: value.to(device) if torch.is_tensor(value) else value for key, value in condition.items()}
-        given = {"guides": recipe._guides(guide), "condition": told, **recipe.sampling()}
+        given = {"guides": recipe.bind_prepared(guide), "condition": told, **recipe.sampling()}
         return model(build).to(device), recipe.sampler(), given
 
     compare(make)
@@ -182,12 +182,12 @@ def test_metal_without_float64(model):
     recipe = load_recipe("fk-steering", ["sampling.steps=3"])
     settings = {"target": [1, 0], "seeds": [5, 6], **recipe.sampling()}
     guide = classifier()
-    expected = sample(model(pixels), recipe.sampler(), guides=recipe._guides(guide), **settings)
+    expected = sample(model(pixels), recipe.sampler(), guides=recipe.bind_prepared(guide), **settings)
     said = evaluate_images(guide, expected, [1, 0])
     with Accelerator("mps") as metal:
         there = copy.deepcopy(guide).to(metal.device)
         denoiser = model(pixels).to(metal.device)
-        found = sample(denoiser, recipe.sampler(), guides=recipe._guides(there), device=metal.device, **settings)
+        found = sample(denoiser, recipe.sampler(), guides=recipe.bind_prepared(there), device=metal.device, **settings)
         assert [row.accuracy for row in evaluate_images(there, found, [1, 0])] == [row.accuracy for row in said]
         torch.testing.assert_close(found.cpu(), expected, **FLOAT32)
         with pytest.raises(InputError, match=r"dtype must be torch.float32 on mps"):

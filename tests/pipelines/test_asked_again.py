@@ -99,7 +99,7 @@ def test_particles_find_likelier_images_without_a_gradient(name, guide, likeliho
 
 
 def test_a_recipe_s_guides_bring_its_recurrence_and_particles(classifier):
-    plain = load_recipe("fk-steering")._guides(classifier)
+    plain = load_recipe("fk-steering").bind_prepared(classifier)
     pipe = make("SD", "EulerAncestral")
     images = [draw(pipe, "SD")]
     with steersman.steer(pipe, plain, target=1):
@@ -107,7 +107,7 @@ def test_a_recipe_s_guides_bring_its_recurrence_and_particles(classifier):
     with steersman.steer(pipe, list(plain), target=1, particles=plain.particles, recurrence=plain.recurrence):
         images.append(draw(pipe, "SD"))
     assert torch.equal(images[1], images[2]) and not torch.equal(images[0], images[1])
-    freedom = load_recipe("freedom")._guides(classifier)
+    freedom = load_recipe("freedom").bind_prepared(classifier)
     assert freedom.recurrence == Recurrence(times=10, ratio_min=3.44, ratio_max=25.4) and freedom.particles.count == 1
 
 
@@ -121,7 +121,7 @@ def test_the_default_recipe_steers_a_pipeline(classifier, likelihood):
         "particles.ratio_min=0.5",
         "recurrence.ratio_min=0.0",
     )
-    guides = load_recipe("default", changes)._guides(classifier)
+    guides = load_recipe("default", changes).bind_prepared(classifier)
     pipe = make("SD", "EulerAncestral")
     plain = draw(pipe, "SD")
     with steersman.steer(pipe, guides, target=1):

@@ -61,7 +61,7 @@ def draws(draw):
 def run(draws, recipe, *changes):
     made = load_recipe(recipe, changes)
     walk = {"target": TARGET, "seeds": range(2), "noise": iter(draws), "dtype": F64, **made.sampling()}
-    return sample(Adm(), made.sampler(), guides=made._guides(GUIDE), **walk)
+    return sample(Adm(), made.sampler(), guides=made.bind_prepared(GUIDE), **walk)
 
 
 def gradient(x, time):

@@ -57,7 +57,7 @@ def run(denoiser, draws, made):
     assert settings["preprocess"] == "raw" and settings["size"] is None
     guide = Classifier(Louder(), preprocess=RAW, names="abcde").smooth(settings["softplus"])
     walk = {"target": TARGET, "seeds": range(2), "noise": iter(draws), "dtype": F64, **made.sampling()}
-    return sample(denoiser, made.sampler(), guides=made._guides(guide), **walk)
+    return sample(denoiser, made.sampler(), guides=made.bind_prepared(guide), **walk)
 
 
 def predict(x):

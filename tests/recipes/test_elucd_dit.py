@@ -47,7 +47,7 @@ def walk(denoiser, recipe, classifier, draws, condition=None):
     return sample(
         denoiser,
         recipe.sampler(),
-        guides=recipe._guides(classifier),
+        guides=recipe.bind_prepared(classifier),
         target=TARGET,
         seeds=range(len(TARGET)),
         noise=draws,

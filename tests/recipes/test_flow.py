@@ -39,7 +39,7 @@ def euler(mixture, x, update=lambda x_t, level: 0):
 def walk(denoiser, recipe, classifier, start, target=TARGET):
     settings = {**recipe.sampling(), "seeds": range(len(start)), "dtype": F64}
     return sample(
-        denoiser, recipe.sampler(), guides=recipe._guides(classifier), target=target, noise=[start], **settings
+        denoiser, recipe.sampler(), guides=recipe.bind_prepared(classifier), target=target, noise=[start], **settings
     )
 
 

@@ -25,7 +25,7 @@ def slopes(recipe, classifier, target):
     """The gradient of a recipe's objective on its target, channel by channel."""
     level = VP.cosine().at_time(torch.tensor(300))
     image = torch.full((1, 3, 8, 8), 0.1, requires_grad=True)
-    guides = load_recipe(recipe)._guides(classifier)
+    guides = load_recipe(recipe).bind_prepared(classifier)
     for guide in guides:
         value = guide.objective(image, torch.tensor([target]), level)
         (g,) = torch.autograd.grad(value.sum(), image)

@@ -118,7 +118,7 @@ def test_algorithm_1(name, denoiser, classifiers, draw):
     found = sample(
         denoiser,
         recipe.sampler(),
-        guides=recipe._guides(lambda image, level=None: classifier(image)),
+        guides=recipe.bind_prepared(lambda image, level=None: classifier(image)),
         target=TARGET,
         seeds=range(COUNT),
         noise=draws,

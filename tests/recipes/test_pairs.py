@@ -168,7 +168,7 @@ def classifiers():
 def walk(settings, denoiser, classifier, seeds, targets, **given):
     recipe = Recipe(name="pair", title="", settings={**settings, "scale": 0.1}).check()
     others = [(classifier, {0: 1, 1: 0})] if "switch" in kinds(settings["ensemble"]) else []
-    guides = recipe._guides(classifier, *others)
+    guides = recipe.bind_prepared(classifier, *others)
     if "difference" in kinds(settings["weight"]):
         given["condition"] = {"label": torch.tensor(targets), "cfg_scale": 1.5}
     return sample(denoiser, recipe.sampler(), guides=guides, target=targets, seeds=seeds, **recipe.sampling(), **given)

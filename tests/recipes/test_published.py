@@ -260,7 +260,7 @@ def test_the_recipe_is_the_method(name, mixture):
     mixture = replace(mixture, schedule=VP.linear())
     problem = Problem(mixture, recipe.sampling())
     given = {"seeds": range(BATCH), "noise": iter(problem.noise), "dtype": F64, **recipe.sampling()}
-    found = sample(mixture, recipe.sampler(), guides=recipe._guides(problem.classifier), target=TARGET, **given)
+    found = sample(mixture, recipe.sampler(), guides=recipe.bind_prepared(problem.classifier), target=TARGET, **given)
     plain = sample(mixture, recipe.sampler(), **given)
     torch.testing.assert_close(found, problem.walked(method(problem), times), **ROUNDING)
     assert float((found - plain).abs().max()) > 0.01

@@ -149,7 +149,7 @@ def two_steps(name, build, condition, model):
         "callbacks": [reports.append],
         **recipe.sampling(),
     }
-    guides = recipe._guides(guide)
+    guides = recipe.bind_prepared(guide)
     x = sample(model(build), recipe.sampler(), guides=guides, **given)
     return x, reports, guides
 

@@ -68,8 +68,10 @@ def test_a_registered_option_is_one_in_python_yaml_and_set(sign, tmp_path):
         load_recipe("nrcg", {"stabilizer": {"kind": "sign", "factor": 2}}),
     ):
         assert recipe.resolved()["stabilizer"] == {"kind": "sign", "factor": 2.0}
-        assert recipe._guides(lambda image, level: image)[0].stabilizer == sign(factor=2.0)
-    chain = load_recipe("nrcg", ["stabilizer=[ema, {kind: sign}]"])._guides(lambda image, level: image)[0].stabilizer
+        assert recipe.bind_prepared(lambda image, level: image)[0].stabilizer == sign(factor=2.0)
+    chain = (
+        load_recipe("nrcg", ["stabilizer=[ema, {kind: sign}]"]).bind_prepared(lambda image, level: image)[0].stabilizer
+    )
     assert chain.links[1] == sign()
 
 

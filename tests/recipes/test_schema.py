@@ -62,14 +62,14 @@ def test_the_resolved_settings_written_as_a_file_make_the_same_recipe(name, tmp_
 
 def test_the_papers_settings():
     """nrCG's SportBalls and CelebA settings, and EluCD's Table 7, as published."""
-    (nrcg,) = load_recipe("nrcg")._guides(classifier=flat)
+    (nrcg,) = load_recipe("nrcg").bind_prepared(classifier=flat)
     assert (nrcg.wrt, nrcg.scale, nrcg.stabilizer, nrcg.weight) == ("x_t", 15, Ema(beta=0.99), Variance())
-    (celeba,) = load_recipe("nrcg/celeba")._guides(classifier=flat)
+    (celeba,) = load_recipe("nrcg/celeba").bind_prepared(classifier=flat)
     assert (celeba.scale, type(celeba.objective).__name__) == (150, "BinaryProbability")
-    (adam,) = load_recipe("nrcg/adam")._guides(classifier=flat)
+    (adam,) = load_recipe("nrcg/adam").bind_prepared(classifier=flat)
     assert adam.stabilizer == Adam(beta1=0.9, beta2=0.999, eps=1e-4)
     elucd = load_recipe("elucd-ddpm")
-    (guide,) = elucd._guides(classifier=flat)
+    (guide,) = elucd.bind_prepared(classifier=flat)
     assert (guide.wrt, guide.scale, guide.weight) == ("x0_hat", 1, Sine(gamma=0.3))
     assert (guide.objective.joint, guide.objective.marginal) == (1, 0.5)
     assert elucd.classifier_settings() == {"preprocess": "own", "size": None, "softplus": 3.0, "adapt": True}
@@ -80,7 +80,7 @@ def test_a_list_is_a_chain_or_a_product():
     recipe = load_recipe(
         "nrcg", ["stabilizer=[{kind: clip, norm: 2}, ema]", "weight=[variance, {kind: interval, ratio_min: 1}]"]
     )
-    (guide,) = recipe._guides(classifier=flat)
+    (guide,) = recipe.bind_prepared(classifier=flat)
     assert guide.stabilizer == Chain((Clip(norm=2.0), Ema()))
     assert guide.weight == Product((Variance(), Interval(ratio_min=1.0, ratio_max=math.inf)))
 
@@ -175,23 +175,23 @@ def test_a_classifier_of_noisy_images_sees_them():
         return flat(image, level)
 
     noise_aware.schedule = VP.linear()
-    (guide,) = load_recipe("adm-cg")._guides(noise_aware)
+    (guide,) = load_recipe("adm-cg").bind_prepared(noise_aware)
     assert guide.input == Noisy()
     for changes, message in (
         (["input=denoised"], "^input must be noisy .*, got denoised"),
         (["extra_guides=[{input: lookahead}]"], "^extra_guides.0: input must be noisy .*, got lookahead"),
     ):
         recipe = load_recipe("adm-cg", changes)
-        assert recipe._guides(flat)
+        assert recipe.bind_prepared(flat)
         for classifiers in ((noise_aware,), (flat, (noise_aware, {0: 0}))):
             with pytest.raises(InputError, match=message):
-                recipe._guides(*classifiers)
+                recipe.bind_prepared(*classifiers)
 
 
 def test_smoothings_stand_together():
     recipe = load_recipe("nrcg", ["smoothing=[{kind: softplus, beta: 5}, {kind: augment, copies: 2}, montecarlo]"])
     assert recipe.classifier_settings()["softplus"] == 5
-    (guide,) = recipe._guides(classifier=flat)
+    (guide,) = recipe.bind_prepared(classifier=flat)
     assert guide.objective == MonteCarlo(objective=Augmented(objective=TargetLogit(classifier=flat), copies=2))
     with pytest.raises(InputError, match="smoothing must have softplus once at most, got it 2 times"):
         load_recipe("nrcg", ["smoothing=[softplus, softplus]"])
@@ -199,7 +199,7 @@ def test_smoothings_stand_together():
 
 def test_a_further_guide_is_the_first_but_for_what_is_said():
     """TFG's two routes: the objective, the view and the averaging are the first guide's."""
-    first, second = load_recipe("tfg")._guides(classifier=flat)
+    first, second = load_recipe("tfg").bind_prepared(classifier=flat)
     assert (first.wrt, first.scale, first.injection, first.ascents) == ("x_t", 1, Mean(), 1)
     assert first.weight == Product((Transition(), Signal()))
     assert (second.wrt, second.scale, second.injection, second.ascents) == ("x0_hat", 0.25, DenoisedImage(), 4)
@@ -219,13 +219,13 @@ def test_a_further_guide_changes_by_its_number():
 
 def test_the_last_change_of_a_further_guide_holds():
     changes = ["extra_guides=[{weight: constant}]", "extra_guides.0.weight.kind=linear", "extra_guides.0.weight=signal"]
-    _, second = load_recipe("nrcg", changes)._guides(classifier=flat)
+    _, second = load_recipe("nrcg", changes).bind_prepared(classifier=flat)
     assert second.weight == Signal()
 
 
 def test_each_guide_has_its_loss_over_all_classifiers():
     recipe = load_recipe("nrcg", ["loss=root", "extra_guides=[{loss: log}, {loss: none}]"])
-    root, log, plain = recipe._guides(flat, (flat, {0: 1, 1: 0}))
+    root, log, plain = recipe.bind_prepared(flat, (flat, {0: 1, 1: 0}))
     assert root.objective == Root(objective=plain.objective)
     assert log.objective == Log(objective=plain.objective)
     assert len(plain.objective.terms) == 2

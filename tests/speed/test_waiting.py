@@ -57,7 +57,7 @@ def walk(name, steps):
         sample(
             denoiser,
             recipe.sampler(),
-            guides=recipe._guides(classifier.to("meta")),
+            guides=recipe.bind_prepared(classifier.to("meta")),
             target=[0, 1],
             seeds=[0, 1],
             device="meta",

@@ -99,7 +99,7 @@ def test_the_exact_scale_of_the_mixture_is_found(mixture, posterior, tmp_path):
     search = Search({"scale": "0.01..100.0"}, file=tmp_path / "log", larger=(False,))
     while len(search.rows()) < 25:
         scale = search.ask().values["scale"]
-        away = drawn(mixture, recipe.changed({"scale": scale})._guides(posterior)) - exact
+        away = drawn(mixture, recipe.changed({"scale": scale}).bind_prepared(posterior)) - exact
         search.tell([float(away.square().mean())], {"scale": scale})
     (best,) = search.front()
     assert search.rows()[best]["scale"] == pytest.approx(1, rel=0.25)

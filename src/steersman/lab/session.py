@@ -265,7 +265,7 @@ def _guides(run: Run, classifiers: Sequence[Classifier], targets: Sequence[Targe
     translated = [
         (other, {target.guide: target.others[position] for target in targets}) for position, other in enumerate(others)
     ]
-    return run.recipe._guides(guide, *translated, blend=blend)
+    return run.recipe.bind_prepared(guide, *translated, blend=blend)
 
 
 def _conditioning(

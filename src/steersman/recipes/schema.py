@@ -125,7 +125,7 @@ class Recipe(BaseModel):
             if axis not in AXES and axis != EXTRA:
                 raise unknown("axis", axis, [*AXES, EXTRA])
         switch = self._sections("ensemble")[0]["kind"] == "switch"
-        self._guides(_no_classifier, *[(_no_classifier, {})] * switch)
+        self.bind_prepared(_no_classifier, *[(_no_classifier, {})] * switch)
         self.classifier_settings()
         return self
 
@@ -144,7 +144,30 @@ class Recipe(BaseModel):
                 network whose input is not stated.
         """
         first, *further = (self._prepared(each, device) for each in (classifier, *others))
-        return self._guides(first, *((other, _shared(first, other)) for other in further))
+        return self.bind_prepared(first, *((other, _shared(first, other)) for other in further))
+
+    def bind_prepared(
+        self,
+        classifier: Logits,
+        *others: tuple[Logits, Mapping[int, int]],
+        blend: Sequence[tuple[float, Sequence[int]]] = (),
+    ) -> Guides:
+        """Returns the guides for classifiers that were loaded with `classifier_settings`.
+
+        Args:
+            classifier: The classifier whose classes the targets are.
+            others: Further classifiers, each with the index there of every target.
+            blend: In place of targets, weights, each of a class by its index for every classifier; a negative weight
+                steers away.
+
+        Raises:
+            InputError: A classifier that the recipe does not suit.
+        """
+        guides = Guides(self, classifier)
+        for index, recipe in enumerate(self._recipes(), -1):
+            with _about_guide(index):
+                guides.append(recipe._guide(classifier, *others, blend=blend))
+        return guides
 
     def classifier_settings(self) -> dict[str, Any]:
         """Returns the settings with which `steersman.models.classifiers.load_classifier` loads the classifier."""
@@ -203,23 +226,6 @@ class Recipe(BaseModel):
             "classifier must be a text such as 'timm:resnet50', a folder, or a steersman.Classifier, got "
             f"{type(classifier).__name__}; wrap a network as Classifier(network, preprocess=..., names=...)"
         )
-
-    def _guides(
-        self,
-        classifier: Logits,
-        *others: tuple[Logits, Mapping[int, int]],
-        blend: Sequence[tuple[float, Sequence[int]]] = (),
-    ) -> Guides:
-        """Returns the guides for classifiers that are prepared already.
-
-        Each of the others comes with the index there of every target. A blend takes the place of the targets: weights,
-        each of a class that has an index for every classifier; a negative one steers away.
-        """
-        guides = Guides(self, classifier)
-        for index, recipe in enumerate(self._recipes(), -1):
-            with _about_guide(index):
-                guides.append(recipe._guide(classifier, *others, blend=blend))
-        return guides
 
     def _guide(
         self,

@@ -195,7 +195,7 @@ def gradients(
             of_guide = followed(
                 denoiser,
                 each.sampler(),
-                each._guides(classifier),
+                each.bind_prepared(classifier),
                 [index] * len(places),
                 [seed + place for place in places],
                 at=set(at),
