@@ -2,7 +2,7 @@
 
 import torch
 
-from steersman.lab.train.augment import flipped, shifted
+from steersman.lab.train.loop import flipped, shifted
 
 
 def generator():

@@ -22,17 +22,15 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.transforms import v2
 
-from steersman.batching import broadcast
 from steersman.errors import InputError, notice
 from steersman.files import replacing, write_json
 from steersman.lab.data.load import load_data
 from steersman.lab.data.pictures import Pictures
 from steersman.lab.data.sportballs import SportBalls
 from steersman.lab.metrics.classification import accuracy
-from steersman.lab.train.augment import flipped, shifted
-from steersman.lab.train.loop import Batch, Training, fit, recalibrate, seconds_spent
+from steersman.lab.train.loop import Batch, Training, fit, flipped, recalibrate, seconds_spent, shifted
 from steersman.models.zoo import build_network, read_network
-from steersman.schedule import VP
+from steersman.schedule import VP, noised
 from steersman.typed import finite
 
 __all__ = ["ClassificationLoss", "augmentation", "noisy", "train_classifier"]
@@ -88,10 +86,9 @@ class ClassificationLoss:
 def noisy(
     x0: Float[Tensor, "B C H W"], times: Tensor, schedule: VP, generator: torch.Generator
 ) -> Float[Tensor, "B C H W"]:
-    """Returns ``x_t = alpha_t x_0 + sigma_t eps``."""
-    level = schedule.at_time(times)
+    """Returns images under random noise at some times."""
     eps = torch.randn(x0.shape, generator=generator).to(x0)
-    return broadcast(level.alpha, x0) * x0 + broadcast(level.sigma, x0) * eps
+    return noised(x0, eps, schedule.at_time(times))
 
 
 def augmentation(resolution: int) -> Callable[[Tensor], Tensor]:
@@ -203,26 +200,22 @@ def _measure(
     """
     generator = torch.Generator().manual_seed(seed)
     times = [round(share * len(schedule.alpha_bar)) for share in TIMES]
-    logits: dict[int | None, list[Tensor]] = {time: [] for time in (None, *times)}
-    targets = []
+    batches = []
     for images, labels in DataLoader(data, batch_size=batch_size):
-        targets.append(labels)
-        logits[None].append(network(images))
-        for time in times:
-            logits[time].append(network(noisy(images, torch.tensor(time), schedule, generator)))
-    target = torch.cat(targets)
-    predicted = torch.cat(logits[None]).argmax(1).unique()
+        shown = [images, *(noisy(images, torch.tensor(time), schedule, generator) for time in times)]
+        batches.append((labels, *map(network, shown)))
+    target, clean, *rest = map(torch.cat, zip(*batches, strict=True))
+    predicted = clean.argmax(1).unique()
     if len(predicted) == 1 and len(target.unique()) > 1:
         notice(
             f"the classifier predicts {classes[int(predicted)]!r} for each of the {len(target)} held-out images: it is "
             "of no use yet; train on more --images or with another --learning-rate"
         )
-    shares = {time: round(accuracy(torch.cat(values), target), 5) for time, values in logits.items()}
     return {
         "held_out": len(target),
         "held_out_seed": seed,
-        "clean": shares[None],
-        "noisy": {str(time): shares[time] for time in times},
+        "clean": round(accuracy(clean, target), 5),
+        "noisy": {str(time): round(accuracy(logits, target), 5) for time, logits in zip(times, rest, strict=True)},
     }
 
 

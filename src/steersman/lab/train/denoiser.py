@@ -21,7 +21,8 @@ is 1.
 
 import copy
 import math
-from dataclasses import dataclass, replace
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from typing import Any
 import torch
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.unets.unet_2d import UNet2DModel
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -36,15 +38,14 @@ from steersman.batching import broadcast
 from steersman.denoise import Parameterization, output_for
 from steersman.errors import InputError, unknown
 from steersman.files import replacing_in, write_json
-from steersman.lab.data.load import load_data
+from steersman.lab.data import load_data
 from steersman.lab.report import grid
-from steersman.lab.train.augment import flipped
-from steersman.lab.train.loop import Batch, Training, fit
+from steersman.lab.train.loop import Batch, Training, fit, flipped
 from steersman.models.denoisers import DiffusersDenoiser, EDMDenoiser, load_denoiser
 from steersman.models.denoisers.architectures import ADMUNet
 from steersman.models.denoisers.save import scheduler_of
 from steersman.sampling import DDIM, Heun, sample
-from steersman.schedule import EDM, VP
+from steersman.schedule import EDM, VP, Level, noised
 from steersman.typed import finite
 
 PREVIEW = 16  # images in a picture of samples, without labels and with
@@ -90,17 +91,8 @@ class Architecture:
         """Returns the architecture with its widths for a side of images."""
         if resolution < 1 or resolution % self.patch:
             raise InputError(f"resolution must be a multiple of {self.patch}, the side of a patch, got {resolution}")
-        side = resolution // self.patch
         if self.widths is None:
-            halves = min((side & -side).bit_length(), len(WIDTHS))
-            if halves < len(WIDTHS) and side >> (halves - 1) > LOWEST:
-                step = self.patch * 2 ** min(math.ceil(math.log2(side / LOWEST)), len(WIDTHS) - 1)
-                near = ", ".join(str(step * (resolution // step + more)) for more in (0, 1))
-                raise InputError(
-                    f"resolution must be one that can be halved to {LOWEST * self.patch} pixels or fewer, such as "
-                    f"{near}, got {resolution}"
-                )
-            return replace(self, widths=WIDTHS[:halves])
+            return replace(self, widths=WIDTHS[: self._halves(resolution)])
         step = self.patch * 2 ** (len(self.widths) - 1)
         if resolution % step:
             raise InputError(
@@ -108,6 +100,19 @@ class Architecture:
                 f"got {resolution}; give fewer widths or another resolution"
             )
         return self
+
+    def _halves(self, resolution: int) -> int:
+        """Returns how many widths a side has: one more than it can be halved."""
+        side = resolution // self.patch
+        widths = min((side & -side).bit_length(), len(WIDTHS))  # the largest power of two that divides the side
+        if widths < len(WIDTHS) and side >> (widths - 1) > LOWEST:
+            step = self.patch * 2 ** min(math.ceil(math.log2(side / LOWEST)), len(WIDTHS) - 1)
+            below = resolution // step * step
+            raise InputError(
+                f"resolution must be one that can be halved to {LOWEST * self.patch} pixels or fewer, such as "
+                f"{below}, {below + step}, got {resolution}"
+            )
+        return widths
 
 
 def unet(
@@ -142,101 +147,112 @@ def unet(
     return UNet2DModel(**config) if patch == 1 else ADMUNet(**config, patch=patch)
 
 
-def _quiet(network: UNet2DModel) -> None:
-    """Zeroes the last convolution of the network and of each residual block, so that it puts out zeros at first."""
-    last = [block.conv2 for block in network.modules() if isinstance(block, ResnetBlock2D)]
-    for conv in (*last, network.conv_out):
-        for weight in conv.parameters():
-            nn.init.zeros_(weight)
+@dataclass(frozen=True, kw_only=True)
+class _Loss(ABC):
+    """The mean squared error of a network that is shown noisy images, and a label or none.
 
+    Attributes:
+        null: The null label, or None for a model without labels.
+        dropout: How often the label becomes the null label, in [0, 1].
+        flip: Whether half of the images are mirrored.
+    """
 
-def _labels(batch: Batch, null: int | None, dropout: float) -> Tensor | None:
-    """Returns the labels, of which a share is replaced by the null label; None for a model without labels."""
-    dropped = torch.rand(len(batch.images), generator=batch.generator) < dropout
-    return None if null is None else torch.where(dropped.to(batch.images.device), null, batch.labels)
+    null: int | None = None
+    dropout: float = 0.15
+    flip: bool = False
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.dropout <= 1:
+            raise InputError(f"dropout must be in [0, 1], got {self.dropout}")
 
-def _check_dropout(dropout: float) -> None:
-    if not 0 <= dropout <= 1:
-        raise InputError(f"dropout must be in [0, 1], got {dropout}")
+    def __call__(self, network: nn.Module, batch: Batch) -> Tensor:
+        """Returns the mean squared error, ()."""
+        generator, count, device = batch.generator, len(batch.images), batch.images.device
+        x0 = flipped(batch.images, generator) if self.flip else batch.images
+        level = self.level(count, generator)
+        dropped = (torch.rand(count, generator=generator) < self.dropout).to(device)
+        labels = None if self.null is None else torch.where(dropped, self.null, batch.labels)
+        eps = torch.randn(x0.shape, generator=generator).to(x0)
+        input, target = self.pair(x0, eps, level)
+        output = network(input, level.time.to(input), class_labels=labels).sample
+        return (output.float() - target).square().mean()
+
+    @abstractmethod
+    def level(self, count: int, generator: torch.Generator) -> Level:
+        """Returns the random noise level of each image."""
+
+    @abstractmethod
+    def pair(
+        self, x0: Float[Tensor, "B C H W"], eps: Float[Tensor, "B C H W"], level: Level
+    ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B C H W"]]:
+        """Returns what the network is shown, and what it is to put out."""
 
 
 @dataclass(frozen=True, kw_only=True)
 @finite
-class DenoisingLoss:
+class DenoisingLoss(_Loss):
     """The denoising loss of a batch.
 
     Attributes:
         schedule: The noise.
         parameterization: What the network is to put out.
-        null: The null label, or None for a model without labels.
-        dropout: How often the label becomes the null label, in [0, 1].
         shift: ``k``, above 0.
-        flip: Whether half of the images are mirrored.
     """
 
     schedule: VP
     parameterization: Parameterization = "v_prediction"
-    null: int | None = None
-    dropout: float = 0.15
     shift: float = 1.0
-    flip: bool = False
 
     def __post_init__(self) -> None:
-        _check_dropout(self.dropout)
+        super().__post_init__()
         if not 0 < self.shift < math.inf:
             raise InputError(f"shift must be above 0, got {self.shift}")
 
-    def __call__(self, network: nn.Module, batch: Batch) -> Tensor:
-        """Returns the mean squared error, ()."""
-        x0 = flipped(batch.images, batch.generator) if self.flip else batch.images
-        u = torch.rand(len(x0), generator=batch.generator, dtype=torch.float64)
-        times = (len(self.schedule.alpha_bar) * self.shift * u / (1 + (self.shift - 1) * u)).long()
-        labels = _labels(batch, self.null, self.dropout)
-        eps = torch.randn(x0.shape, generator=batch.generator).to(x0)
-        level = self.schedule.at_time(times)
-        x_t = broadcast(level.alpha, x0) * x0 + broadcast(level.sigma, x0) * eps
-        output = network(x_t, times.to(x0.device), class_labels=labels).sample
-        return (output.float() - output_for(self.parameterization, x0, eps, level)).square().mean()
+    def level(self, count: int, generator: torch.Generator) -> Level:
+        """Returns a shifted time for each image."""
+        u = torch.rand(count, generator=generator, dtype=torch.float64)
+        times = len(self.schedule.alpha_bar) * self.shift * u / (1 + (self.shift - 1) * u)
+        return self.schedule.at_time(times.long())
+
+    def pair(
+        self, x0: Float[Tensor, "B C H W"], eps: Float[Tensor, "B C H W"], level: Level
+    ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B C H W"]]:
+        """Returns ``x_t`` and what the parameterization makes of image and noise."""
+        return noised(x0, eps, level), output_for(self.parameterization, x0, eps, level)
 
 
 @dataclass(frozen=True, kw_only=True)
 @finite
-class EDMLoss:
-    """EDM's loss of a batch.
+class EDMLoss(_Loss):
+    """EDM's loss of a batch, weighted so that it is 1 for a network that puts out zeros.
 
     Attributes:
         sigma_data: ``s``, the root mean square of the data.
-        null: The null label, or None for a model without labels.
-        dropout: How often the label becomes the null label, in [0, 1].
-        flip: Whether half of the images are mirrored.
         mean: The mean of ``ln(sigma / 2 s)``.
         deviation: Its standard deviation.
     """
 
     sigma_data: float = 0.5
-    null: int | None = None
-    dropout: float = 0.15
-    flip: bool = False
     mean: float = -1.2
     deviation: float = 1.2
 
     def __post_init__(self) -> None:
-        _check_dropout(self.dropout)
+        super().__post_init__()
         if not 0 < self.sigma_data < math.inf:
             raise InputError(f"sigma_data must be above 0, got {self.sigma_data}")
 
-    def __call__(self, network: nn.Module, batch: Batch) -> Tensor:
-        """Returns the weighted mean squared error, ()."""
-        x0, s = flipped(batch.images, batch.generator) if self.flip else batch.images, self.sigma_data
-        normal = torch.randn(len(x0), generator=batch.generator, dtype=torch.float64)
-        level = EDM().at_ratio(2 * s * (self.mean + self.deviation * normal).exp())
-        labels = _labels(batch, self.null, self.dropout)
-        eps = torch.randn(x0.shape, generator=batch.generator).to(x0)
-        sigma = broadcast(level.sigma, x0)
+    def level(self, count: int, generator: torch.Generator) -> Level:
+        """Returns a log-normal noise level for each image."""
+        normal = torch.randn(count, generator=generator, dtype=torch.float64)
+        return EDM().at_ratio(2 * self.sigma_data * (self.mean + self.deviation * normal).exp())
+
+    def pair(
+        self, x0: Float[Tensor, "B C H W"], eps: Float[Tensor, "B C H W"], level: Level
+    ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B C H W"]]:
+        """Returns ``c_in x_t`` and ``(x_0 - c_skip x_t) / c_out``."""
+        sigma, s = broadcast(level.sigma, x0), self.sigma_data
         total = (sigma**2 + s**2).sqrt()
-        output = network((x0 + sigma * eps) / total, level.time.to(x0), class_labels=labels).sample
-        return (output.float() - (sigma * x0 / s - s * eps) / total).square().mean()
+        return (x0 + sigma * eps) / total, (sigma * x0 / s - s * eps) / total
 
 
 def train_denoiser(
@@ -268,100 +284,74 @@ def train_denoiser(
     shape = tuple(images[0][0].shape)
     torch.manual_seed(training.seed)
     if first is None:
-        trained = _new(architecture or Architecture(), shape, classes, noise or "cosine", dropout, images)
+        denoiser = _new(architecture or Architecture(), shape, classes, noise, dropout, images)
     else:
-        trained = _going_on(first, str(init), shape, classes, noise)
-    null = len(classes)
-    if isinstance(trained, EDMDenoiser):
+        denoiser = _checked(first, str(init), shape, classes, noise)
+    settings: dict[str, Any] = {"null": len(classes), "dropout": dropout, "flip": flip}
+    if isinstance(denoiser, EDMDenoiser):
         if shift != 1:
             raise InputError(f"shift is of the cosine schedule's times; with EDM's noise it must be 1, got {shift}")
-        loss = EDMLoss(sigma_data=trained.sigma_data, null=null, dropout=dropout, flip=flip)
+        loss = EDMLoss(sigma_data=denoiser.sigma_data, **settings)
+        draw = partial(sample, sampler=Heun(), steps=18, spacing="karras")
     else:
-        assert isinstance(trained.schedule, VP)
+        assert isinstance(denoiser.schedule, VP)
         loss = DenoisingLoss(
-            schedule=trained.schedule,
-            parameterization=trained.parameterization,
-            null=null,
-            dropout=dropout,
-            shift=shift,
-            flip=flip,
+            schedule=denoiser.schedule, parameterization=denoiser.parameterization, shift=shift, **settings
         )
-    network: Any = trained.network.requires_grad_(True)
-    scheduler = scheduler_of(trained)
+        draw = partial(sample, sampler=DDIM(), steps=25)
+    network: Any = denoiser.network.requires_grad_(True)
+    scheduler = scheduler_of(denoiser)
 
     def write(averaged: UNet2DModel, seen: int) -> None:
-        averaged = copy.deepcopy(averaged)
         card = {"classes": classes, "resolution": shape[-1], "data": data, "data_seed": data_seed, "command": command}
         card |= {"images_seen": seen, "dtype": "float16" if half else "float32"}
         card |= {} if dropout else {"unconditional": False}
         with replacing_in(out) as beside:
-            (averaged.half() if half else averaged).save_pretrained(beside / "unet")
+            (copy.deepcopy(averaged).half() if half else averaged).save_pretrained(beside / "unet")
             scheduler.save_pretrained(beside / "scheduler")
             write_json(beside / "card.json", card)
 
     def preview(averaged: UNet2DModel, seen: int) -> None:
         write(averaged, seen)
-        frozen: Any = copy.copy(trained)
+        frozen: Any = copy.copy(denoiser)
         frozen.network = copy.deepcopy(averaged).requires_grad_(False)
-        labels = torch.arange(PREVIEW) % len(classes)
-        rows: dict[str, dict[str, Any]] = {"label": {"label": labels.to(averaged.device)}}
-        if dropout:
-            rows = {"no label": {}} | rows
-        edm = isinstance(trained, EDMDenoiser)
-        draw = (
-            partial(sample, frozen, Heun(), steps=18, spacing="karras")
-            if edm
-            else partial(sample, frozen, DDIM(), steps=25)
-        )
+        labels = (torch.arange(PREVIEW) % len(classes)).to(averaged.device)
+        conditions = ({"no label": {}} if dropout else {}) | {"label": {"label": labels}}
         drawn = {
-            caption: draw(seeds=range(PREVIEW), condition=condition, device=averaged.device)
-            for caption, condition in rows.items()
+            caption: draw(frozen, seeds=range(PREVIEW), condition=condition, device=averaged.device)
+            for caption, condition in conditions.items()
         }
         grid(drawn, out / f"samples-{seen:08d}.png")
 
     fit(network, images, loss, training, out, preview=preview)
     write(network, training.steps * training.batch_size)
     network.requires_grad_(False)
-    return trained
+    return denoiser
 
 
 def _new(
     architecture: Architecture,
     shape: tuple[int, int, int],
     classes: tuple[str, ...],
-    noise: str,
+    noise: str | None,
     dropout: float,
     images: Dataset,
 ) -> Trained:
+    """Returns a new denoiser, whose network puts out zeros at first."""
     channels, height, _ = shape
-    network = unet(
-        height,
-        len(classes),
-        architecture.widths,
-        architecture.layers,
-        channels=channels,
-        attention=architecture.attention,
-        patch=architecture.patch,
-    )
-    _quiet(network)
+    network = unet(height, len(classes), channels=channels, **asdict(architecture))
+    # Each residual block begins as the identity.
+    last = [block.conv2 for block in network.modules() if isinstance(block, ResnetBlock2D)]
+    for weight in (weight for conv in (*last, network.conv_out) for weight in conv.parameters()):
+        nn.init.zeros_(weight)
     if noise == "edm":
-        return EDMDenoiser(
-            network,
-            shape=shape,
-            classes=classes,
-            unconditional=dropout > 0,
-            sigma_data=_root_mean_square(images),
-        )
+        sigma_data = _root_mean_square(images)
+        return EDMDenoiser(network, shape=shape, classes=classes, unconditional=dropout > 0, sigma_data=sigma_data)
     return DiffusersDenoiser(network, schedule=VP.cosine(), parameterization="v_prediction", classes=classes)
 
 
-def _going_on(
-    first: Any,  # noqa: ANN401
-    init: str,
-    shape: tuple[int, int, int],
-    classes: tuple[str, ...],
-    noise: str | None,
-) -> Trained:
+def _checked(first: Any, init: str, shape: tuple[int, ...], classes: tuple[str, ...], noise: str | None) -> Trained:  # noqa: ANN401
+    """Returns the denoiser that a training goes on from, which must be of the same images, labels and noise."""
     if not isinstance(first, DiffusersDenoiser | EDMDenoiser) or not isinstance(first.network, UNet2DModel):
         raise InputError(f"init must be a U-Net of images with labels, got {init!r}")
     own = "edm" if isinstance(first, EDMDenoiser) else "cosine"

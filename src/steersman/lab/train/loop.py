@@ -9,20 +9,20 @@ import math
 import pickle
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from diffusers.training_utils import EMAModel
 from jaxtyping import Float
 from rich.console import Console
 from torch import Tensor, nn
-from torch.optim.swa_utils import update_bn
+from torch.nn.functional import pad
+from torch.optim.swa_utils import AveragedModel, update_bn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from steersman.errors import InputError, unknown
@@ -31,9 +31,10 @@ from steersman.lab.stop import Stop, Stopped
 from steersman.models.checkpoint import check_archive
 from steersman.typed import finite
 
-__all__ = ["Batch", "Loss", "Training", "fit", "recalibrate", "seconds_spent"]
+__all__ = ["Batch", "Loss", "Training", "fit", "flipped", "recalibrate", "seconds_spent", "shifted"]
 
 CHECKPOINT = "checkpoint.pt"
+PROGRESS_SECONDS = 20.0
 RECALIBRATION = 100  # batches, whose mean and variance are those of thousands of images
 CHOICES = {
     "decay": ("cosine", "linear", "none"),
@@ -111,6 +112,22 @@ Loss = Callable[[nn.Module, Batch], Tensor]
 Use = Literal["order", "loss", "network", "statistics"]
 
 
+def flipped(images: Float[Tensor, "B C H W"], generator: torch.Generator) -> Float[Tensor, "B C H W"]:
+    """Returns the images, of which each is mirrored left to right with probability 1/2."""
+    mirrored = torch.rand(len(images), generator=generator) < 0.5
+    return torch.where(mirrored.to(images.device)[:, None, None, None], images.flip(3), images)
+
+
+def shifted(images: Float[Tensor, "B C H W"], most: int, generator: torch.Generator) -> Float[Tensor, "B C H W"]:
+    """Returns the images moved by up to so many pixels along each axis; what comes in is the image's reflection."""
+    count, _, height, width = images.shape
+    down, right = torch.randint(2 * most + 1, (2, count, 1), generator=generator)
+    rows, columns = ((start + torch.arange(size)).to(images.device) for start, size in ((down, height), (right, width)))
+    padded = pad(images, (most,) * 4, mode="reflect")
+    image = torch.arange(count, device=images.device)[:, None, None]
+    return padded.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
 class _Batches(Sampler[list[int]]):
     """The indices of step k, k + 1, …: a new permutation each epoch, each from the seed and the epoch."""
 
@@ -154,44 +171,30 @@ def fit(
 ) -> Network:
     """Trains a network in place, from the folder's checkpoint where it has one."""
     accelerator = Accelerator(mixed_precision=training.precision, cpu=not torch.cuda.is_available())
-    console = console or Console(quiet=not accelerator.is_main_process)
+    main, checkpoint = accelerator.is_main_process, out / CHECKPOINT
+    console = console or Console(quiet=not main)
     out.mkdir(parents=True, exist_ok=True)
+    network.to(accelerator.device)
     if training.channels_last:
         network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    optimizer = _optimizer(network, training)
-    average = (
-        EMAModel(network.parameters(), decay=training.average, use_ema_warmup=True, power=3 / 4)
-        if training.average
-        else None
-    )
-    start, spent = _resume(out / CHECKPOINT, network, optimizer, average)
+    state = _State(network, training)
+    state.load(checkpoint)
+    start = state.step
     if start:
         console.print(f"going on from step {start} of {training.steps}")
-    rates = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_rate, training), last_epoch=start - 1)
-    loader = DataLoader(
-        data,
-        batch_sampler=_Batches(len(data), training, start),  # pyright: ignore[reportArgumentType]
-        num_workers=training.workers,
-        worker_init_fn=_leave_signals,
-    )
-    model, optimizer, loader = accelerator.prepare(network, optimizer, loader)
-    if average is not None:
-        average.to(accelerator.device)
+    rates = torch.optim.lr_scheduler.LambdaLR(state.optimizer, partial(_rate, training), last_epoch=start - 1)
+    model, optimizer, loader = accelerator.prepare(network, state.optimizer, _loader(data, training, start))
 
-    def save(step: int) -> None:
-        if accelerator.is_main_process:
-            _save(out / CHECKPOINT, step, spent + time.monotonic() - began, network, optimizer, average)
-
-    def show(step: int) -> None:
-        if preview is not None and accelerator.is_main_process:
-            with _averaged(network, average):
-                preview(network, step * training.batch_size)
+    def show() -> None:
+        if preview is not None and main:
+            preview(state.averaged().eval(), state.step * training.batch_size)
+            network.train()
 
     network.train()
     running = torch.zeros((), device=accelerator.device)
-    began = saved = told = shown = time.monotonic()
-    since = start
-    with Stop(launched=accelerator.num_processes > 1, quiet=not accelerator.is_main_process) as stop:
+    began = told = saved = shown = time.monotonic()
+    told_at = start
+    with Stop(launched=accelerator.num_processes > 1, quiet=not main) as stop:
         for step, (images, labels) in enumerate(_loaded(loader), start):
             generator = _generator(training.seed, "loss", accelerator.process_index, step)
             # Dropout and random transforms draw from the global generator, not from the batch's.
@@ -202,38 +205,119 @@ def fit(
             optimizer.step()
             optimizer.zero_grad()
             rates.step()
-            if average is not None:
-                average.step(network.parameters())
+            state.stepped()
+            # The mean of all losses at first, then of about the last hundred.
             running = torch.lerp(value.detach().float(), running, min(0.99, (step - start) / (step - start + 1)))
-            now = time.monotonic()
-            if now - told > 20 or step + 1 == training.steps:
-                speed = (step + 1 - since) / (now - told)
-                left = (training.steps - step - 1) / speed / 60
+            now, left = time.monotonic(), training.steps - state.step
+            if now - told > PROGRESS_SECONDS or not left:
+                speed = (state.step - told_at) / (now - told)
                 console.print(
-                    f"{(step + 1) * training.batch_size:>9,} of {training.images:,} images  loss {float(running):.4f}  "
-                    f"{speed * training.batch_size:.0f} images/s  {left:.0f} min left"
+                    f"{state.step * training.batch_size:>9,} of {training.images:,} images  loss {float(running):.4f}  "
+                    f"{speed * training.batch_size:.0f} images/s  {left / speed / 60:.0f} min left"
                 )
-                told, since = now, step + 1
-            if now - saved > training.save_seconds:
-                save(step + 1)
+                told, told_at = now, state.step
+            if main and (now - saved > training.save_seconds or stop or not left):
+                state.save(checkpoint)
                 saved = now
             if now - shown > preview_seconds:
-                show(step + 1)
+                show()
                 shown = now
-            if stop and step + 1 < training.steps:
-                save(step + 1)
+            if stop and left:
                 raise Stopped(
-                    f"stopped after step {step + 1} of {training.steps}, which is saved in {str(out / CHECKPOINT)!r}; "
+                    f"stopped after step {state.step} of {training.steps}, which is saved in {str(checkpoint)!r}; "
                     "the same command goes on from it",
                     stop.code or 1,
                 )
     if start < training.steps:
-        save(training.steps)
-        show(training.steps)
+        show()
         console.print(f"trained for {(time.monotonic() - began) / 3600:.2f} hours since the start or the last restart")
-    if average is not None:
-        average.copy_to(network.parameters())
+    network.load_state_dict(state.averaged().state_dict())
     return network.eval()
+
+
+class _State:
+    """What a checkpoint holds: the weights, their average, the optimizer, the steps and seconds behind them."""
+
+    def __init__(self, network: nn.Module, training: Training) -> None:
+        self.network, self.step, self.seconds = network, 0, 0.0
+        self.since = time.monotonic()
+        weights = list(network.parameters())
+        groups = [
+            {"params": [weight for weight in weights if weight.ndim > 1], "weight_decay": training.weight_decay},
+            {"params": [weight for weight in weights if weight.ndim <= 1], "weight_decay": 0.0},
+        ]
+        self.optimizer = (
+            torch.optim.SGD(groups, lr=training.learning_rate, momentum=0.9, nesterov=True)
+            if training.optimizer == "sgd"
+            else torch.optim.AdamW(groups, lr=training.learning_rate)
+        )
+        self.average = AveragedModel(network, multi_avg_fn=_mean_of(training.average)) if training.average else None
+
+    def stepped(self) -> None:
+        """Counts a step that the optimizer did."""
+        self.step += 1
+        if self.average is not None:
+            self.average.update_parameters(self.network)
+
+    def averaged(self) -> Any:  # noqa: ANN401
+        """Returns the network with averaged weights, or the network itself where they are not averaged."""
+        return self.network if self.average is None else self.average.module
+
+    def save(self, file: Path) -> None:
+        state = {"step": self.step, "seconds": self.seconds + time.monotonic() - self.since}
+        state |= {name: part.state_dict() for name, part in self._parts().items()}
+        with replacing(file) as beside, beside.open("wb") as stream:  # to a path, torch does not say what was refused
+            torch.save(state, stream)
+
+    def load(self, file: Path) -> None:
+        """Goes on from a checkpoint, if there is one."""
+        if not file.exists():
+            return
+        check_archive(file)
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+            for name, part in self._parts().items():
+                part.load_state_dict(state[name])
+            self.step, self.seconds = state["step"], state["seconds"]
+        except (RuntimeError, KeyError, ValueError, OSError, EOFError, pickle.UnpicklingError) as error:
+            reason = str(error).partition("\n")[0]
+            raise InputError(
+                f"checkpoint: {str(file)!r} does not fit these settings ({reason}); start in an empty folder"
+            ) from error
+
+    def _parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
+        parts = {"network": self.network, "optimizer": self.optimizer}
+        return parts if self.average is None else parts | {"average": self.average}
+
+
+def _mean_of(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor], None]:
+    """Returns the update of a moving average; it warms up, so that the first weights are soon forgotten."""
+
+    def update(averages: Sequence[Tensor], weights: Sequence[Tensor], count: Tensor) -> None:
+        share = (1 + count) ** -0.75
+        for average, weight in zip(averages, weights, strict=True):
+            average.lerp_(weight, share.clamp(min=1 - decay).to(average.dtype))
+
+    return update
+
+
+def _rate(training: Training, step: int) -> float:
+    """Returns the learning rate of a step, as a share of its peak."""
+    if step < training.warmup:
+        return step / training.warmup
+    passed = min(1.0, (step - training.warmup) / max(1, training.steps - training.warmup))
+    return {"cosine": (1 + math.cos(math.pi * passed)) / 2, "linear": 1 - passed, "none": 1.0}[training.decay]
+
+
+def seconds_spent(out: Path) -> float:
+    """Returns how long the training in a folder took up to its last checkpoint, restarts left out."""
+    return torch.load(out / CHECKPOINT, map_location="cpu", weights_only=True, mmap=True)["seconds"]
+
+
+def _loader(data: Dataset, training: Training, start: int) -> DataLoader:
+    """Returns the batches of a training from a step on."""
+    batches = _Batches(len(data), training, start)  # pyright: ignore[reportArgumentType]
+    return DataLoader(data, batch_sampler=batches, num_workers=training.workers, worker_init_fn=_leave_signals)
 
 
 def _loaded(loader: Iterable[Loaded]) -> Iterator[Loaded]:
@@ -264,96 +348,11 @@ def recalibrate(
         return
     device = next(network.parameters()).device
     start = max(0, training.steps - RECALIBRATION)
-    batches = _Batches(len(data), training, start)  # pyright: ignore[reportArgumentType]
-    loader = DataLoader(data, batch_sampler=batches, num_workers=training.workers, worker_init_fn=_leave_signals)
 
     def inputs() -> Iterator[Tensor]:
-        for step, (images, labels) in enumerate(_loaded(loader), start):
+        for step, (images, labels) in enumerate(_loaded(_loader(data, training, start)), start):
             torch.manual_seed(_seed(training.seed, "statistics", step))
             yield shown(Batch(images, labels, _generator(training.seed, "statistics", step)))
 
     update_bn(inputs(), network, device)
     network.eval()
-
-
-def _optimizer(network: nn.Module, training: Training) -> torch.optim.Optimizer:
-    weights = list(network.parameters())
-    groups = [
-        {"params": [weight for weight in weights if weight.ndim > 1], "weight_decay": training.weight_decay},
-        {"params": [weight for weight in weights if weight.ndim <= 1], "weight_decay": 0.0},
-    ]
-    if training.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=training.learning_rate, momentum=0.9, nesterov=True)
-    return torch.optim.AdamW(groups, lr=training.learning_rate)
-
-
-def _rate(training: Training, step: int) -> float:
-    """Returns the learning rate of a step, as a share of its peak."""
-    if step < training.warmup:
-        return step / training.warmup
-    passed = (step - training.warmup) / max(1, training.steps - training.warmup)
-    match training.decay:
-        case "cosine":
-            return max(0.0, (1 + math.cos(math.pi * passed)) / 2)
-        case "linear":
-            return max(0.0, 1 - passed)
-    return 1.0
-
-
-class _averaged:  # noqa: N801
-    """Inside, the network holds its averaged weights and is in evaluation mode."""
-
-    def __init__(self, network: nn.Module, average: EMAModel | None) -> None:
-        self.network, self.average = network, average
-
-    def __enter__(self) -> None:
-        self.network.eval()
-        if self.average is not None:
-            self.average.store(self.network.parameters())
-            self.average.copy_to(self.network.parameters())
-
-    def __exit__(self, *_: object) -> None:
-        if self.average is not None:
-            self.average.restore(self.network.parameters())
-        self.network.train()
-
-
-def seconds_spent(out: Path) -> float:
-    """Returns how long the training in a folder took up to its last checkpoint, restarts left out."""
-    return torch.load(out / CHECKPOINT, map_location="cpu", weights_only=True, mmap=True).get("seconds", 0.0)
-
-
-def _save(
-    file: Path,
-    step: int,
-    seconds: float,
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: EMAModel | None,
-) -> None:
-    state = {"step": step, "seconds": seconds, "network": network.state_dict(), "optimizer": optimizer.state_dict()}
-    if average is not None:
-        state["average"] = average.state_dict()
-    with replacing(file) as beside, beside.open("wb") as stream:  # to a path, torch does not say what was refused
-        torch.save(state, stream)
-
-
-def _resume(
-    file: Path, network: nn.Module, optimizer: torch.optim.Optimizer, average: EMAModel | None
-) -> tuple[int, float]:
-    """Loads a checkpoint where there is one, and returns the steps and the seconds that it has behind it."""
-    if not file.exists():
-        return 0, 0.0
-    check_archive(file)
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-        network.load_state_dict(state["network"])
-        optimizer.load_state_dict(state["optimizer"])
-        if average is not None:
-            average.load_state_dict(state["average"])
-    except (RuntimeError, KeyError, ValueError, OSError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(
-            f"checkpoint: {str(file)!r} does not fit these settings ({reason}); start in an empty folder"
-        ) from error
-    return state["step"], state.get("seconds", 0.0)
