@@ -4,7 +4,7 @@ import csv
 
 import pytest
 
-from steersman.cli import tuning as terminal
+from steersman.cli import tune as terminal
 from steersman.errors import InputError
 from steersman.lab.generate import generate_until_stopped
 from steersman.lab.run import read_run

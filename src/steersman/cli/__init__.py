@@ -12,16 +12,13 @@ from steersman.cli import (
     train,
     tune,
 )
-from steersman.cli.root import app, in_lab, main
+from steersman.cli.root import app, main
 
-app.command(epilog=sample.EPILOG)(sample.sample)
-app.command(epilog=convert.EPILOG)(convert.convert)
-app.command(epilog=sweep.EPILOG)(in_lab(sweep.sweep))
-app.command(epilog=tune.EPILOG)(in_lab(tune.tune))
-app.command(epilog=bench.EPILOG)(bench.bench)
-app.command(epilog=report.EPILOG)(in_lab(report.report))
-app.command(epilog=reproduce.EPILOG)(in_lab(reproduce.reproduce))
-app.command(epilog=evaluate.EPILOG)(in_lab(evaluate.evaluate))
+for command in (
+    *(sample.sample, convert.convert, sweep.sweep, tune.tune, bench.bench),
+    *(report.report, reproduce.reproduce, evaluate.evaluate),
+):
+    app.command()(command)
 for name, group in (("analyze", analyze), ("data", data), ("recipes", recipes), ("train", train)):
     app.add_typer(group.app, name=name)
 

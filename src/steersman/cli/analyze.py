@@ -15,10 +15,9 @@ app = typer.Typer(help="Measure how suitable a classifier is for guidance.", no_
 @app.callback()
 def analyze() -> None:
     """Measure how suitable a classifier is for guidance."""
-    from steersman.cli.root import LAB
-    from steersman.errors import require
+    from steersman.cli.root import require_lab
 
-    require("lab", *LAB, what="steersman analyze")
+    require_lab("analyze")
 
 
 Classifiers = Annotated[
@@ -288,7 +287,7 @@ def gradients(
         num=num,
         shown=shown,
         recipe=recipe,
-        changes=options.changes(set_, steps=steps, scale=scale),
+        changes=options.Changes(set_=set_, steps=steps, scale=scale).listed(),
         label=label,
         seed=seed,
     )

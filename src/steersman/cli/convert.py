@@ -5,19 +5,20 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["EPILOG", "convert"]
+from steersman.cli.root import Terminal
+from steersman.errors import InputError
 
-EPILOG = "Example: steersman convert adm:256x256_diffusion_uncond.pt adm-256"
+__all__ = ["convert"]
 
 
 def convert(
-    denoiser: Annotated[str, typer.Argument(help="Diffusion model, in the forms that sample --denoiser takes.")],
+    denoiser: Annotated[str, typer.Argument(help="Diffusion model: adm:FILE, dit:FILE or edm:FILE.")],
     out: Annotated[Path, typer.Argument(help="Output folder.")],
 ) -> None:
-    """Write a diffusion model as a folder that diffusers loads."""
-    from rich.console import Console
+    """Write a diffusion model's checkpoint as a folder that diffusers loads.
 
-    from steersman.errors import InputError
+    Example: steersman convert adm:256x256_diffusion_uncond.pt adm-256
+    """
     from steersman.models.denoisers import load_denoiser
     from steersman.models.denoisers.load import is_pipeline
     from steersman.models.denoisers.save import save_folder
@@ -27,11 +28,10 @@ def convert(
             f"denoiser must be adm:FILE, dit:FILE or edm:FILE, got {denoiser!r}, which diffusers loads as it is"
         )
     unsaid = save_folder(load_denoiser(denoiser), out)
-    console = Console(soft_wrap=True, highlight=False)
-    console.print(f"written to {out}", markup=False)
+    terminal = Terminal()
+    terminal.print(f"written to {out}")
     if unsaid:
-        console.print(
+        terminal.print(
             f"diffusers' configuration cannot say {', '.join(unsaid)}: loaded by steersman, the folder is the same "
-            "model; loaded by diffusers itself it is not",
-            markup=False,
+            "model; loaded by diffusers itself it is not"
         )

@@ -1,18 +1,21 @@
-"""``steersman data``: draw a data set as an image folder."""
+"""``steersman data``: render a data set as an image folder."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from steersman.cli import options
+from steersman.cli.root import Terminal
+
 __all__ = ["app"]
 
-app = typer.Typer(help="Draw a data set as an image folder.", no_args_is_help=True)
+app = typer.Typer(help="Render a data set as an image folder.", no_args_is_help=True)
 
 
 @app.callback()
 def data() -> None:
-    """Draw a data set as an image folder."""
+    """Render a data set as an image folder."""
 
 
 @app.command()
@@ -20,20 +23,19 @@ def sportballs(
     out: Annotated[Path, typer.Option(help="Output folder, with one folder for each class.")],
     num: Annotated[int, typer.Option(help="Total number of images.")] = 1000,
     preset: Annotated[
-        str, typer.Option(help="Diameters: large (0.45 to 0.95 of the canvas) or nrcg (9 to 25 of 64).")
+        str, typer.Option(help="Diameters of the balls: large (0.45 to 0.95 of the canvas) or nrcg (9 to 25 of 64).")
     ] = "large",
     resolution: Annotated[int, typer.Option(help="Height and width in pixels.")] = 64,
     seed: Annotated[int, typer.Option(help="Seed of the data set; image i depends only on the seed and i.")] = 0,
-    device: Annotated[str, typer.Option(help="Device to render on.")] = "cpu",
+    device: options.Device = "cpu",
 ) -> None:
-    """Four kinds of ball on white: baseball, basketball, volleyball, soccer ball."""
-    from rich.progress import track
-
+    """Render balls on a white canvas: baseball, basketball, volleyball, soccer ball."""
     from steersman.lab.data import SportBalls
     from steersman.lab.data.folder import write_folder
     from steersman.lab.run import check_device
 
     check_device(device)
     balls = SportBalls.preset(preset, num=num, seed=seed, resolution=resolution)
-    for _ in track(write_folder(balls, out, device=device), total=num, description=f"{num} images"):
-        pass
+    with Terminal().progress() as progress:
+        for _ in progress.track(write_folder(balls, out, device=device), total=num, description="images"):
+            pass

@@ -1,64 +1,59 @@
 """``steersman recipes``: what recipes there are, what one says, and the axes with their options."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from steersman.cli.root import Terminal
+
+if TYPE_CHECKING:
+    from typer import Context
+else:
+    Context = typer.Context.__mro__[1]  # what a command is really given; typer's own class stands for it in types alone
+
 __all__ = ["app"]
 
-app = typer.Typer(help="List recipes, explain one, list the axes.", invoke_without_command=True)
+app = typer.Typer(help="List the recipes, explain one, or list the axes of a recipe.", invoke_without_command=True)
 
 
 @app.callback()
-def recipes(context: typer.Context) -> None:
-    """List recipes, explain one, list the axes."""
+def recipes(context: Context) -> None:
+    """List the recipes, explain one, or list the axes of a recipe."""
     if context.invoked_subcommand is None:
-        from rich.console import Console
-        from rich.table import Table
-
         from steersman.recipes import load_recipe, recipe_names
 
-        table = Table("recipe", "what it is", "paper", "variants", box=None, pad_edge=False)
-        for name in recipe_names(variants=False):
-            recipe = load_recipe(name)
-            table.add_row(name, recipe.title, recipe.paper.split(",")[0] or "ours", ", ".join(recipe.variants))
-        Console().print(table)
+        found = map(load_recipe, recipe_names(variants=False))
+        rows = [(each.name, each.title, each.paper.split(",")[0] or "ours", ", ".join(each.variants)) for each in found]
+        Terminal().table(("recipe", "what it is", "paper", "variants"), rows, texts=4)
 
 
 @app.command()
-def show(name: Annotated[str, typer.Argument(help="Recipe: name, name/variant or file.")]) -> None:
-    """Explain one recipe: its paper, its settings in full, and the figures it should reach."""
+def show(name: Annotated[str, typer.Argument(help="Recipe: name, name/variant or YAML file.")]) -> None:
+    """Explain one recipe: its paper, all its settings, and the figures it should reach."""
     import yaml
-    from rich.console import Console
 
     from steersman.recipes import load_recipe
 
-    recipe, console = load_recipe(name), Console(highlight=False)
-    console.print(f"[bold]{recipe.name}[/bold]: {recipe.title}")
+    recipe, terminal = load_recipe(name), Terminal()
+    terminal.print(f"{recipe.name}: {recipe.title}", style="bold")
     for title, text in (("paper", recipe.paper), ("equations", recipe.equations), ("notes", recipe.notes)):
         if text:
-            console.print(f"{title}: {text.strip()}", markup=False)
+            terminal.print(f"{title}: {text.strip()}")
     for figure in recipe.expected:
-        console.print(f"aims at: {figure}", markup=False)
-    console.print(yaml.safe_dump(recipe.resolved(), sort_keys=False, default_flow_style=None), markup=False, end="")
+        terminal.print(f"aims at: {figure}")
+    terminal.print(yaml.safe_dump(recipe.resolved(), sort_keys=False, default_flow_style=None), end="")
 
 
 @app.command()
 def axes() -> None:
-    """List every axis with its options and their settings, as ``--set axis.option=value`` takes them."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
+    """List each axis of a recipe, its options and their settings, as --set AXIS.OPTION=VALUE takes them."""
     from steersman.recipes.axes import AXES, default_of, describe, settings_of
 
-    table = Table("axis", "option", "settings", "what it is", box=None, pad_edge=False)
+    rows = []
     for axis, kinds in AXES.items():
-        for place, (kind, option) in enumerate(kinds.items()):
+        for index, (kind, option) in enumerate(kinds.items()):
             settings = ", ".join(f"{axis}.{key}={default_of(field)}" for key, field in settings_of(option).items())
-            name = kind if len(kinds) > 1 else ""
-            table.add_row("" if place else axis, name, escape(settings), escape(describe(option)))
-    table.add_row(
-        "extra_guides", "", "extra_guides=[{AXIS: ...}, ...]", "Further guides, each as the first but for these axes."
-    )
-    Console().print(table)
+            rows.append(("" if index else axis, kind if len(kinds) > 1 else "", settings, describe(option)))
+    further = "Further guides, each as the first but for these axes."
+    rows.append(("extra_guides", "", "extra_guides=[{AXIS: ...}, ...]", further))
+    Terminal().table(("axis", "option", "settings", "what it is"), rows, texts=4)

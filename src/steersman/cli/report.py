@@ -1,21 +1,21 @@
-"""``steersman report``: one page of a folder."""
+"""``steersman report``: one page about a folder."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-__all__ = ["EPILOG", "report"]
+from steersman.cli.root import Terminal, require_lab
 
-EPILOG = "Example: steersman report balls"
+__all__ = ["report"]
 
 
 def report(folder: Annotated[Path, typer.Argument(help="Folder of a run, a sweep, a tune or an analysis.")]) -> None:
-    """Write one HTML page about a folder: settings, tables, plots and images; it opens without internet access."""
-    from rich.console import Console
-    from rich.markup import escape
+    """Write a folder's settings, tables, plots and images into one HTML file, which needs no internet access.
 
+    Example: steersman report balls
+    """
+    require_lab("report")
     from steersman.lab.report.folders import report
 
-    path = report(folder)
-    Console().print(escape(str(path)), soft_wrap=True, highlight=False)
+    Terminal().print(str(report(folder)))

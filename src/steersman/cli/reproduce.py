@@ -1,22 +1,29 @@
-"""``steersman reproduce``: the papers' own runs."""
+"""``steersman reproduce``: the papers' own runs: what they need, and our figures beside the published ones."""
 
+import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.text import Text
 
 from steersman.cli import options
+from steersman.cli.root import Terminal, require_lab
+from steersman.errors import InputError
 
-__all__ = ["EPILOG", "reproduce"]
+if TYPE_CHECKING:
+    from steersman.lab.reproduce import Needs
 
-EPILOG = "Example: steersman reproduce elucd-imagenet128/resnet101 --models weights --data sets --device cuda"
+__all__ = ["reproduce"]
 
 
+@options.grouped
 def reproduce(
+    *,
     name: Annotated[
         str | None,
         typer.Argument(
-            help="Reproduction: name, name/variant or file; without it, all are listed.", show_default=False
+            help="Reproduction: name, name/variant or YAML file; without it, all are listed.", show_default=False
         ),
     ] = None,
     models: Annotated[Path, typer.Option(help="Folder with the published models.")] = Path("models"),
@@ -24,9 +31,7 @@ def reproduce(
     num: Annotated[
         int | None, typer.Option(help="Total number of images; by default the paper's.", show_default=False)
     ] = None,
-    steps: Annotated[
-        int | None, typer.Option(help="Sampling steps; by default the recipe's.", show_default=False)
-    ] = None,
+    steps: options.Steps = None,
     no_guidance: Annotated[bool, typer.Option("--no-guidance", help="Reproduce the paper's unguided images.")] = False,
     batch_size: Annotated[
         int | None, typer.Option(help="Batch size; by default 4 on a CPU, else as listed.", show_default=False)
@@ -37,8 +42,9 @@ def reproduce(
         bool | None,
         typer.Option(
             "--run/--no-run",
-            help="Run, and fail if a file is missing; or only print what is needed.",
-            show_default="run if no file is missing",
+            help="--run fails if a file is missing, --no-run only lists what is needed; by default the images are "
+            "drawn if no file is missing.",
+            show_default=False,
         ),
     ] = None,
     trust: options.Trust = None,
@@ -46,11 +52,100 @@ def reproduce(
         Path | None, typer.Option(help="Output folder, where an interrupted run continues; by default outputs/NAME.")
     ] = None,
 ) -> None:
-    """Reproduce a paper's run: list the files it needs, and with all of them, compare our figures with its own."""
-    given = locals() | {"guided": not no_guidance, "trusted": tuple(trust or ())}
-    from steersman.cli.reproducing import Asked, carry_out, list_all
+    """Reproduce a paper's images and figures: list the files that it needs and, if all are there, draw and measure.
+
+    Example: steersman reproduce elucd-imagenet128/resnet101 --models weights --data sets --device cuda
+    """
+    require_lab("reproduce")
+    from steersman.lab.metrics.intervals import Figure
+    from steersman.lab.report.tables import with_interval
+    from steersman.lab.reproduce import Work, load_reproduction, needs
+    from steersman.lab.run import check_device
+    from steersman.lab.stop import Stop
 
     if name is None:
-        list_all()
+        return _print_all()
+    options.at_least(2, num=num)
+    options.at_least(1, batch_size=batch_size)
+    options.at_least(0, resamples=resamples)
+    check_device(device)
+    wanted = load_reproduction(name, trusted=tuple(trust or ()))
+    guided = not no_guidance
+    side = "guided" if guided else "unguided"
+    if side not in wanted.published:
+        raise InputError(f"no-guidance must not be given for {wanted.name}, which has no unguided images")
+    count, at_once = num or wanted.num, batch_size or wanted.batch_size
+    found = needs(wanted, {"models": models, "data": data}, num=count, batch_size=at_once, steps=steps, guided=guided)
+    terminal = Terminal()
+    terminal.print(f"{wanted.name}: {wanted.title} ({wanted.paper}; {wanted.table})", style="bold")
+    if wanted.notes:
+        terminal.print(wanted.notes.strip())
+    _print_needs(terminal, found, count, at_once)
+    if found.missing and run:
+        missing = ", ".join(str(found.paths[name]) for name in found.missing)
+        raise InputError(f"reproduce: {wanted.name} lacks {missing}; add what is missing, or leave out --run")
+    if found.missing or run is False:
         return
-    carry_out(Asked(**options.among(Asked, given), rooms={"models": models, "data": data}))
+    work = Work(
+        wanted=wanted,
+        paths=found.paths,
+        out=out or Path("outputs", wanted.name.replace("/", "-") + ("" if guided else "-unguided")),
+        num=count,
+        steps=steps,
+        guided=guided,
+        batch_size=batch_size or (None if device == "cpu" else wanted.batch_size),
+        device=device,
+        resamples=resamples,
+    )
+    with terminal.progress() as progress:
+        drawing = progress.add_task("images", total=count)
+        lost = work.draw(on_images=lambda count: progress.advance(drawing, count), stop=Stop())
+        measuring = progress.add_task("measuring", total=None)
+        figures = work.measure(on_images=lambda count: progress.advance(measuring, count))
+    rows = []
+    for figure, value in wanted.published[side].items():
+        ours = figures.get(figure, Figure())
+        published = with_interval(figure, value, None, None)
+        rows.append((figure, with_interval(figure, ours.value, ours.low, ours.high), published))
+    terminal.table(("figure", f"ours, {count:,} images", f"{wanted.table}, {wanted.num:,}"), rows)
+    terminal.print(f"images and figures in {work.out}")
+    terminal.lost(lost)
+    if lost:
+        raise typer.Exit(1)
+
+
+def _print_all() -> None:
+    """Lists the bundled reproductions."""
+    from steersman.lab.reproduce import load_reproduction, reproduction_names
+
+    rows = []
+    for wanted in map(load_reproduction, reproduction_names()):
+        fid = wanted.published.get("guided", {}).get("fid")
+        source = f"{wanted.paper.split(',')[0]}, {wanted.table}"
+        rows.append((wanted.name, wanted.title, source, f"{wanted.num:,}", "–" if fid is None else f"{fid:g}"))
+    Terminal().table(("reproduction", "what it is", "of", "images", "FID"), rows, texts=3)
+
+
+def _print_needs(terminal: Terminal, found: "Needs", num: int, batch_size: int) -> None:
+    """Prints the files, memory and time that a reproduction needs, and how to get what is missing."""
+    from steersman.lab.reproduce.schema import CARD, RATE
+
+    states = {True: Text("missing", style="red"), False: "there"}
+    rows = [
+        (str(path), states[name in found.missing], f"{found.files[name].gigabytes:g}")
+        for name, path in found.paths.items()
+    ]
+    terminal.table(("file", "", "GB"), rows, texts=2)
+    files = sum(file.gigabytes for file in found.files.values())
+    terminal.print(
+        f"GPU memory, counted: {found.memory:.1f} GiB in float32 at batches of {batch_size}\n"
+        f"time, computed: {found.hours:.3g} hours of {CARD} for {num:,} images of {found.steps} steps, "
+        f"{found.tflop:.3g} TFLOP each, at {RATE:.0f} TFLOP a second, an assumption\n"
+        f"disk: {found.disk:.2g} GB of images at most, {files:.2g} GB of files"
+    )
+    if found.missing:
+        terminal.print("missing:")
+    for name in found.missing:
+        get, path = found.files[name].get, found.paths[name]
+        curl = f"curl --create-dirs -Lo {shlex.quote(str(path))} {get}"
+        terminal.print(f"  {curl if get.startswith('https://') else get.format(path=path)}")

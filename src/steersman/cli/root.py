@@ -1,19 +1,21 @@
-"""The command ``steersman`` and how it fails: one line on standard error, exit code 2."""
+"""The command ``steersman``: how it prints, and how it fails: in one line on standard error, with exit code 2."""
 
-import functools
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
 
 from steersman.errors import InputError, Notice, one_line, require
 from steersman.lab.speed.profiling import keep_freed
 from steersman.lab.stop import Interrupted, Interruptible, Stopped
 
-__all__ = ["LAB", "app", "in_lab", "main"]
+__all__ = ["LAB", "Terminal", "app", "main", "require_lab"]
 
 LAB = ("jinja2", "matplotlib", "optuna", "scipy", "torch_fidelity")
 """What the extra ``lab`` installs: the packages of measuring, comparing and plotting."""
@@ -27,19 +29,41 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+# The base of all complaints about the command line itself, which newer versions of typer do not take from click.
 Usage: type[Exception] = typer.BadParameter.__mro__[1]
-"""The base of all complaints about the command line itself."""
 
 
-def in_lab(command: Callable[..., None]) -> Callable[..., None]:
-    """Returns a command that is refused at its start where the packages of the extra ``lab`` are not installed."""
+def require_lab(command: str) -> None:
+    """Refuses a command where the packages of the extra ``lab`` are not installed."""
+    require("lab", *LAB, what=f"steersman {command}")
 
-    @functools.wraps(command)
-    def checked(*args: object, **kwargs: object) -> None:
-        require("lab", *LAB, what=f"steersman {command.__name__}")
-        command(*args, **kwargs)
 
-    return checked
+class Terminal(Console):
+    """A console that prints text as it is: names from outside hold neither markup nor emoji, and lines stay whole."""
+
+    def __init__(self, *, quiet: bool = False, stderr: bool = False) -> None:
+        super().__init__(quiet=quiet, stderr=stderr, soft_wrap=True, highlight=False, markup=False, emoji=False)
+
+    def table(
+        self, header: Sequence[str], rows: Iterable[Sequence[str | Text]], *, texts: int = 1, title: str | None = None
+    ) -> None:
+        """Prints a table; the first columns hold texts, the others numbers, which are aligned to the right."""
+        table = Table(box=None, pad_edge=False, title=title, title_justify="left")
+        for index, name in enumerate(header):
+            table.add_column(name, justify="left" if index < texts else "right")
+        for row in rows:
+            table.add_row(*row)
+        self.print(table, soft_wrap=False)
+
+    def progress(self) -> Progress:
+        """Returns a progress bar, which is gone when it ends."""
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
+        return Progress(*columns, TimeRemainingColumn(), console=self, transient=True)
+
+    def lost(self, names: Sequence[str]) -> None:
+        """Names the images that became non-finite, if there are any."""
+        if names:
+            self.print(f"not finite and not written: {', '.join(names)}", style="red")
 
 
 def main() -> None:
@@ -85,7 +109,7 @@ def _fail(message: str, code: int) -> None:
 
 
 def _say(message: str) -> None:
-    Console(stderr=True, soft_wrap=True, highlight=False).print(f"steersman: {message}", markup=False)
+    Terminal(stderr=True).print(f"steersman: {message}")
 
 
 def _show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *more: object) -> None:

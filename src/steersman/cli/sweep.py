@@ -1,75 +1,108 @@
 """``steersman sweep``: the same images under varied settings, compared."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from steersman.cli import options
+from steersman.cli.root import Terminal, require_lab
 
-__all__ = ["EPILOG", "sweep"]
+if TYPE_CHECKING:
+    from steersman.lab.sweep import Row
 
-EPILOG = "Example: steersman sweep nrcg --vary scale=5,15,45 --target baseball --reference sportballs --out scales"
+__all__ = ["sweep"]
 
 
+@options.grouped
 def sweep(
+    *,
     vary: Annotated[
         list[str],
         typer.Option(
             metavar="AXIS.OPTION=A,B,C",
-            help="What to vary, and its values: a setting, recipe, classifier, denoiser, label, cfg-scale, guidance, "
-            "or case for several settings under one name ('case={name: NAME, SETTING: VALUE}, …'). Put a value with "
-            "commas in brackets or quotes. Repeat for all combinations.",
+            help="Setting to vary, and its values: a setting of the recipe, recipe, classifier, denoiser, label, "
+            "cfg-scale, guidance, or case for several settings under one name ('case={name: NAME, SETTING: VALUE}, "
+            "…'). Put a value that contains commas in brackets or quotes. Repeat for all combinations.",
         ),
     ],
     reference: Annotated[str, typer.Option(help="Reference images, in the forms that evaluate takes.")],
-    out: Annotated[Path, typer.Option(help="Output folder; cells that are finished there are kept.")],
-    recipe: Annotated[str, typer.Argument(help="Recipe: name, name/variant or file.")] = "default",
-    target: options.Targets = None,
-    blend: options.Blend = None,
-    num: options.Num = 16,
-    seed: options.Seed = 0,
+    out: Annotated[Path, typer.Option(help="Output folder; finished combinations there are kept.")],
+    recipe: Annotated[str, typer.Argument(help="Recipe: name, name/variant or YAML file.")] = "default",
+    targets: options.Targets,
     features: options.Features = "zoo:sportballs-judge",
-    figures: Annotated[
-        str | None,
-        typer.Option(
-            help="Figures to measure, with commas between them: fid,cfid,accuracy/judge,…; by default all.",
-            show_default=False,
-        ),
-    ] = None,
+    figures: options.Figures = None,
     resamples: options.Resamples = 200,
     pareto: Annotated[
         bool,
-        typer.Option(
-            "--pareto", help="Print the cells that no other beats in both quality and cost, and plot the two."
-        ),
+        typer.Option("--pareto", help="Print and plot the combinations that no other beats in both quality and cost."),
     ] = False,
-    denoiser: options.Denoiser = "zoo:sportballs",
-    classifier: options.Classifiers = None,
+    models: options.Models,
     judge: options.Judge = "zoo:sportballs-judge",
-    sampler: options.Sampler = None,
-    steps: options.Steps = None,
-    scale: options.Scale = None,
-    set_: options.Set = None,
-    label: options.Label = None,
-    cfg_scale: options.CfgScale = 1.0,
-    batch_size: options.BatchSize = None,
-    device: options.Device = "cpu",
-    dtype: options.DType = "float32",
+    changes: options.Changes,
+    conditioning: options.Conditioning,
+    execution: options.Execution,
 ) -> None:
-    """Draw the same seeds with all combinations of settings, and compare quality and cost in tables and plots."""
-    given = locals()
-    from steersman.cli.sweeping import carry_out
-    from steersman.lab.sweep import Sweep, varied
+    """Draw the same seeds with all combinations of settings, and compare quality and cost in tables and plots.
 
+    Example: steersman sweep nrcg --vary scale=5,15,45 --target baseball --reference sportballs --out scales
+    """
+    require_lab("sweep")
+    from steersman.lab.metrics.evaluate import FIGURES
+    from steersman.lab.stop import Stop
+    from steersman.lab.sweep import Sweep, Sweeping, varied
+    from steersman.lab.sweep.table import fronts
+
+    terminal = Terminal()
     chosen = Sweep(
         recipe=recipe,
-        changes=tuple(options.changes(set_, sampler=sampler, steps=steps, scale=scale)),
-        settings=options.run_fields(given),
+        changes=changes.listed(),
+        settings=options.run_settings(targets, models, conditioning, execution, judge=judge),
         varied=varied(vary),
         reference=reference,
         features=features,
+        figures=options.listed(figures) if figures else FIGURES,
         resamples=resamples,
-        **({} if figures is None else {"figures": options.listed(figures)}),
     )
-    carry_out(chosen, out, pareto=pareto)
+    with terminal.status("loading the networks"):
+        sweeping = Sweeping(chosen, out)
+    missing = sweeping.missing()
+    with terminal.progress() as progress:
+        drawing = progress.add_task("", total=sum(map(sweeping.count, missing)))
+        sweeping.draw(
+            on_images=lambda count: progress.advance(drawing, count),
+            on_cell=lambda cell: progress.update(drawing, description=cell.name),
+            stop=Stop(),
+        )
+        measuring = progress.add_task("measuring", total=len(sweeping.cells))
+        rows = sweeping.compare(pareto=pareto, on_cell=lambda _: progress.advance(measuring))
+    _print_rows(terminal, rows)
+    if pareto:
+        for figure, names in fronts(rows).items():
+            terminal.print(f"by {figure}, no other is as good for less: {'; '.join(names)}")
+    if broken := [f"{row.name}: {len(row.broken)}" for row in rows if row.broken]:
+        terminal.print(f"burnt images or noise: {'; '.join(broken)}", style="yellow")
+    lost = [f"{row.name}: {name}" for row in rows for name in row.lost]
+    terminal.lost(lost)
+    drawn = f"{len(missing)} of {len(rows)} cells drawn, " if len(missing) < len(rows) else ""
+    terminal.print(f"{drawn}tables and plots in {out}")
+    if lost:
+        raise typer.Exit(1)
+
+
+def _print_rows(terminal: Terminal, rows: "list[Row]") -> None:
+    from steersman.lab.report.tables import with_interval
+    from steersman.lab.sweep.table import FRONTS, points
+
+    figures = [name for name in FRONTS if points(rows, name)]
+    varied = list(rows[0].values)
+    lines = [
+        [
+            *row.values.values(),
+            *(with_interval(name, row.figures[name].value, None, None) for name in figures),
+            f"{row.cost:g}",
+            f"{row.seconds:.1f}",
+        ]
+        for row in rows
+    ]
+    terminal.table([*varied, *figures, "evaluations", "seconds"], lines, texts=len(varied))

@@ -5,12 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
 from steersman.cli.analyzing.common import Scope, carry_out, floats, print_curves
+from steersman.cli.root import Terminal
 from steersman.errors import InputError, unknown
 from steersman.files import parse_yaml, replacing, write_json
 from steersman.lab.analysis import in_turn, trusted
@@ -62,7 +61,7 @@ def calibration(
     switch: Sequence[str] = (),
 ) -> None:
     """Measures calibration along the reverse process."""
-    console = Console()
+    console = Terminal()
     views, turns = scope.shown(), [_turns(each, scope.specs()) for each in switch]
     temperatures = floats("temperature", temperature)
     smoothings = [None if each == "none" else floats("softplus", each)[0] for each in softplus.split(",")]
@@ -118,7 +117,7 @@ def calibration(
 
 
 def _show(
-    console: Console,
+    console: Terminal,
     out: Path,
     values: dict[Key, np.ndarray],
     levels: Sequence[Level],
@@ -149,7 +148,7 @@ def _show(
     )
     means = [with_interval(ERROR, *_ends(each.integral)) for each in errors.values()]
     print_curves(console, curves, "expected calibration error", ".3f", means)
-    console.print(f"figures in {escape(str(out))}", soft_wrap=True)
+    console.print(f"figures in {out}")
 
 
 def _write_integrals(out: Path, found: Mapping[Key, tuple[str, Figure]], about: str) -> None:
@@ -196,7 +195,7 @@ def agree(
     best: Sequence[str],
 ) -> None:
     """Joins a calibration and a sweep, and measures whether their figures move together."""
-    console = Console()
+    console = Terminal()
     for name in figures or ():
         if name not in FRONTS:
             raise unknown("figure", name, FRONTS)
@@ -219,8 +218,8 @@ def agree(
     both = {pair.name for each in found.values() for pair in each}
     _print(console, found, rows)
     if left := [name for name in errors if name not in both]:
-        console.print(f"in the calibration alone: {escape(' | '.join(left))}", soft_wrap=True)
-    console.print(f"figures in {escape(str(out))}", soft_wrap=True)
+        console.print(f"in the calibration alone: {' | '.join(left)}")
+    console.print(f"figures in {out}")
 
 
 def _values(given: Sequence[str]) -> dict[str, str]:
@@ -295,7 +294,7 @@ def _correlations(found: Mapping[str, Sequence[Pair]], rows: Mapping[str, tuple[
     return [[name, str(len(found[name])), _signed(each), f"{p:.2g}"] for name, (each, p) in rows.items()]
 
 
-def _print(console: Console, found: Mapping[str, Sequence[Pair]], rows: Mapping[str, tuple[Figure, float]]) -> None:
+def _print(console: Terminal, found: Mapping[str, Sequence[Pair]], rows: Mapping[str, tuple[Figure, float]]) -> None:
     titles = [ERROR, *found]
     values = [
         [name, *(with_interval(t, each.value, None, None) for t, each in zip(titles, figures, strict=True))]
@@ -308,5 +307,5 @@ def _print(console: Console, found: Mapping[str, Sequence[Pair]], rows: Mapping[
         for place, title in enumerate(header):
             table.add_column(title, justify="right" if place else "left")
         for line in lines:
-            table.add_row(*map(escape, line))
-        console.print(table)
+            table.add_row(*line)
+        console.print(table, soft_wrap=False)

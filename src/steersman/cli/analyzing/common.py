@@ -1,18 +1,15 @@
 """What the analyses share: the networks, the noise levels to visit, and what a terminal shows."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
 from steersman.batching import Batches, block_size
-from steersman.cli.options import among
-from steersman.cli.terminal import progress_bar
+from steersman.cli.root import Terminal
 from steersman.errors import InputError
 from steersman.guidance import ClassifierInput
 from steersman.lab.analysis.forward import choose
@@ -60,7 +57,7 @@ class Scope:
     def of(cls, given: Mapping[str, Any]) -> "Scope":
         """Returns the scope that a command's options say."""
         named = {"classifiers": given.get("classifier"), "views": given.get("input")}
-        return cls(**among(cls, given) | named)
+        return cls(**{field.name: given[field.name] for field in fields(cls) if field.name in given} | named)
 
     def settings(self) -> dict[str, Any]:
         """Returns what of it makes the figures."""
@@ -127,7 +124,7 @@ Measure = Callable[[list[int], Callable[[], None]], Mapping[Key, Tensor]]
 
 
 def carry_out(
-    console: Console,
+    console: Terminal,
     parts: Parts,
     scope: Scope,
     networks: Sequence[Any],
@@ -140,7 +137,7 @@ def carry_out(
     """
     todo = parts.todo(scope.batch_size)
     batches = Batches(scope.batch_size, on_halved=partial(scope.fit, networks))
-    with progress_bar(console) as progress:
+    with console.progress() as progress:
         left = sum(map(len, todo))
         task = progress.add_task(f"{left} of {parts.count} images", total=left * steps)
 
@@ -153,7 +150,7 @@ def carry_out(
 
 
 def print_curves(
-    console: Console, curves: Sequence[Curve], title: str, form: str, means: Sequence[str] | None = None
+    console: Terminal, curves: Sequence[Curve], title: str, form: str, means: Sequence[str] | None = None
 ) -> None:
     """Prints curves at a few levels, noisiest first."""
     table = Table(box=None, pad_edge=False, title=title, title_justify="left")
@@ -167,5 +164,5 @@ def print_curves(
         table.add_column("over time", justify="right", no_wrap=True)
     for row, curve in enumerate(curves):
         cells = [f"{curve.y[place]:{form}}" for place in places] + ([means[row]] if means else [])
-        table.add_row(escape(curve.title), *map(escape, cells))
-    console.print(table)
+        table.add_row(curve.title, *cells)
+    console.print(table, soft_wrap=False)

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.markup import escape
 from torch import Tensor
 
 from steersman.cli.analyzing.common import Scope, carry_out, floats, print_curves
+from steersman.cli.root import Terminal
 from steersman.denoise import Denoiser
 from steersman.errors import InputError, unknown
 from steersman.files import parse_yaml, writing_to
@@ -49,7 +48,7 @@ def accuracy(
     seed: int,
 ) -> None:
     """Measures accuracy against noise."""
-    console = Console()
+    console = Terminal()
     views = scope.shown()
     with console.status("loading the networks"):
         denoiser, classifiers, forward = _noised(scope, data, num=num, label=label, seed=seed)
@@ -66,7 +65,7 @@ def accuracy(
     curves = share_curves(parts.read(), x)
     write_curves(out / "accuracy", curves, x=title, y="accuracy", log_x=log_x)
     print_curves(console, curves, "accuracy", ".1%")
-    console.print(f"figures in {escape(str(out))}", soft_wrap=True)
+    console.print(f"figures in {out}")
 
 
 STABILIZERS = ("none", "ema 0.9", "ema 0.99", "adam")
@@ -89,7 +88,7 @@ def sensitivity(
     seed: int,
 ) -> None:
     """Measures the sensitivity of logits and gradients."""
-    console = Console()
+    console = Terminal()
     if asked not in ASKED:
         raise unknown("time asked at", asked, ASKED)
     views = scope.shown()
@@ -134,7 +133,7 @@ def sensitivity(
             curves = mean_curves(values, x)
             write_curves(out / name, curves, x=title, y=y, log_x=log_x, log_y=True)
             print_curves(console, curves, y, ".3g")
-    console.print(f"figures in {escape(str(out))}", soft_wrap=True)
+    console.print(f"figures in {out}")
 
 
 def stabilizer(text: str) -> Stabilizer:
@@ -166,7 +165,7 @@ def gradients(
     seed: int,
 ) -> None:
     """Follows guided walks, one for each marginal temperature."""
-    console = Console()
+    console = Terminal()
     if num < 1 or not 1 <= shown <= num:
         raise InputError(f"num must be at least 1 and shown 1 to num, got num {num} and shown {shown}")
     recipes = {
@@ -219,7 +218,7 @@ def gradients(
     zoom = max(1, round(96 / denoiser.shape[-1]))
     draw_walks(out / "gradients.png", pictures, [f"{x[place]:.3g}" for place in at], zoom=zoom)
     print_curves(console, curves, "norm of the gradient", ".3g")
-    console.print(f"figures in {escape(str(out))}", soft_wrap=True)
+    console.print(f"figures in {out}")
 
 
 def _label(denoiser: Denoiser, target: str) -> int:
@@ -253,4 +252,4 @@ def directions(out: Path, *, target: int, times: str, side: int) -> None:
         out.mkdir(parents=True, exist_ok=True)
     write_rows(out / "directions.csv", ("time", "field", "x", "y", "u", "v"), rows)
     draw_fields(out / "directions.png", points[:, :, 0, 0], panels, density, means, target)
-    Console().print(f"figures in {escape(str(out))}", soft_wrap=True)
+    Terminal().print(f"figures in {out}")
