@@ -156,16 +156,13 @@ class Pair:
 def adm(size: int, dtype: torch.dtype) -> DiffusersDenoiser:
     """Returns ADM for ImageNet, with labels."""
     known = DENOISERS[f"{size}x{size}_diffusion.pt"]
-    assert known.layout and known.size, "known of every released file"
-    network = known.layout.network(known.attention, known.size)
-    return DiffusersDenoiser(bare(network, dtype), schedule=known.diffusion.noise)
+    return DiffusersDenoiser(bare(known.unet(), dtype), schedule=known.noise)
 
 
 def edm(dtype: torch.dtype) -> EDMDenoiser:
     """Returns EDM's network of ImageNet 64: ADM's, without its variance, and with one more label for none."""
-    known = DENOISERS["64x64_diffusion.pt"]
-    assert known.layout and known.size, "known of every released file"
-    network = bare(replace(known.layout, outputs=3, labels=1001).network(known.attention, known.size), dtype)
+    known = replace(DENOISERS["64x64_diffusion.pt"], learn_sigma=False, num_classes=1001)
+    network = bare(known.unet(), dtype)
     return EDMDenoiser(network, shape=(3, 64, 64), classes=tuple(map(str, range(1000))))
 
 
@@ -296,12 +293,10 @@ def resnet(dtype: torch.dtype) -> Classifier:
 def noise_aware(size: int, dtype: torch.dtype) -> Classifier:
     """Returns ADM's own classifier of noisy images."""
     known = CLASSIFIERS[f"{size}x{size}_classifier.pt"]
-    assert known.layout and known.size, "known of every released file"
-    channels = known.layout.channels[-1]
-    unet = known.layout.network(known.attention, known.size)
+    channels = known.channels[-1]
     with torch.device("meta"):
-        places = (size >> (len(known.layout.channels) - 1)) ** 2
-        network = ADMEncoder(unet, AttentionPool(channels, places, known.attention.count(channels), 1000))
+        places = (size >> (len(known.channels) - 1)) ** 2
+        network = ADMEncoder(known.unet(), AttentionPool(channels, places, known.heads_of(channels), 1000))
     names = map(str, range(1000))
     return Classifier(bare(network, dtype), preprocess=Preprocess(size=size), names=names, noise_aware=True)
 

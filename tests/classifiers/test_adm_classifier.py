@@ -6,7 +6,7 @@ import torch
 from denoisers.adm_reference import Reference, apart
 from steersman.errors import InputError, Notice
 from steersman.models.classifiers import load_classifier
-from steersman.models.denoisers.adm import CLASSIFIERS, DENOISERS, Attention, read_layout
+from steersman.models.denoisers.adm import CLASSIFIERS, DENOISERS, read_layout
 from steersman.schedule import EDM, VP, Flow
 
 CLOSE = 1e-5  # float32's rounding through some ten layers, and back, measured 4e-6
@@ -124,10 +124,12 @@ def test_released_files_are_known(size):
         device="meta",
     )
     known = CLASSIFIERS[f"{size}x{size}_classifier.pt"]
-    assert known.layout == read_layout(reference.tensors, blocks) == read_layout(reference.tensors)
-    assert (known.size, known.attention) == (size, Attention(head_channels=64, order="legacy"))
-    assert known.diffusion == DENOISERS[f"{size}x{size}_diffusion.pt"].diffusion
-    assert known.diffusion.schedule == ("cosine" if size == 64 else "linear")
+    found = read_layout(reference.tensors, blocks)
+    assert found == read_layout(reference.tensors) and known.other_than(found) is None
+    assert (known.size, known.head_channels, known.heads, known.attention) == (size, 64, None, "legacy")
+    denoiser = DENOISERS[f"{size}x{size}_diffusion.pt"]
+    assert (known.diffusion_steps, known.schedule) == (denoiser.diffusion_steps, denoiser.schedule)
+    assert known.schedule == ("cosine" if size == 64 else "linear")
 
 
 def test_how_many_blocks_a_level_has_is_asked_where_no_shape_says_it(tmp_path):

@@ -12,7 +12,7 @@ from denoisers.adm_reference import Reference, apart
 from steersman.denoise import eps_from_x0
 from steersman.errors import InputError, Notice
 from steersman.models.denoisers import load_denoiser
-from steersman.models.denoisers.adm import DENOISERS, Attention, read_layout
+from steersman.models.denoisers.adm import DENOISERS, IMPROVED, read_layout
 from steersman.models.denoisers.save import save_folder
 from steersman.schedule import VP
 
@@ -139,16 +139,16 @@ def test_released_files_are_known(name):
     """Their layout is what their shapes say; diffusers' network of it has as many weights as the paper says."""
     known, prefix = DENOISERS[name], name.split("_")[0]
     reference = Reference(**FLAGS[name], heads=4, labels=1000, size=known.size, device="meta")
-    assert read_layout(reference.tensors) == known.layout
+    assert known.other_than(read_layout(reference.tensors)) is None
     assert known.size == int(prefix.split("x")[0])
-    network = known.layout.network(known.attention, known.size)
+    network = known.unet()
     count = sum(weight.numel() for weight in network.parameters())
     assert count == sum(tensor.numel() for tensor in reference.tensors.values())
     assert round(count / 1e6) == SIZES[prefix]
     assert all(weight.is_meta for weight in network.parameters())
 
 
-IMPROVED = {
+FLAGS_IMPROVED = {
     "cifar10_uncond_50M_500K.pt": {"multipliers": (1, 2, 2, 2), "attended": (1, 2), "size": 32},
     "imagenet64_uncond_100M_1500K.pt": {"multipliers": (1, 2, 3, 4), "attended": (2, 3), "size": 64},
     "imagenet64_cond_270M_250K.pt": {
@@ -168,36 +168,38 @@ IMPROVED = {
 }
 
 
-@pytest.mark.parametrize("name", IMPROVED)
+@pytest.mark.parametrize("name", FLAGS_IMPROVED)
 def test_released_files_of_improved_diffusion_are_known(name):
-    settings = {"width": 128, "blocks": 3, "residual": False, "heads": 4} | IMPROVED[name]
+    settings = {"width": 128, "blocks": 3, "residual": False, "heads": 4} | FLAGS_IMPROVED[name]
     reference, known = Reference(**settings, device="meta"), DENOISERS[name]
-    assert read_layout(reference.tensors) == known.layout
+    assert known.other_than(read_layout(reference.tensors)) is None
     assert known.size == reference.size
-    assert known.attention == Attention(heads=1 if "lsun" in name else 4, order="legacy")
+    assert (known.heads, known.head_channels, known.attention) == (1 if "lsun" in name else 4, None, "legacy")
     millions = int(name.partition("00")[0].split("_")[-1].rstrip("M") + "00") if "100M" in name else None
     count = sum(tensor.numel() for tensor in reference.tensors.values()) / 1e6
     assert millions is None or 0.8 * millions < count < 1.25 * millions
 
 
 def test_what_no_shape_says_of_the_released_ones():
-    adm = {name: known for name, known in DENOISERS.items() if "jul-2021" in known.page}
-    improved = {name: known for name, known in DENOISERS.items() if "march-2021" in known.page}
-    assert len(adm) + len(improved) == len(DENOISERS)
-    attentions = {name: known.attention for name, known in adm.items()}
-    assert attentions.pop("128x128_diffusion.pt").heads == 4
-    assert {attention.head_channels for attention in attentions.values()} == {64}
-    assert [name for name, attention in attentions.items() if attention.order == "new"] == ["64x64_diffusion.pt"]
-    cosine = {name for name, known in DENOISERS.items() if known.diffusion.schedule == "cosine"}
-    assert cosine == {"64x64_diffusion.pt", *(name for name in improved if "lsun" not in name)}
-    assert {known.diffusion.diffusion_steps for known in adm.values()} == {1000}
-    long = {name for name, known in improved.items() if known.diffusion.diffusion_steps == 4000}
-    assert long == {name for name in improved if "lsun" not in name}
-    rescaled = {name for name, known in DENOISERS.items() if known.diffusion.rescale_timesteps}
+    adm = {name: known for name, known in DENOISERS.items() if name not in IMPROVED}
+    assert [name for name, known in adm.items() if known.heads] == ["128x128_diffusion.pt"]
+    assert adm["128x128_diffusion.pt"].heads == 4
+    assert {known.head_channels for known in adm.values() if not known.heads} == {64}
+    assert [name for name, known in adm.items() if known.attention == "new"] == ["64x64_diffusion.pt"]
+    cosine = {name for name, known in DENOISERS.items() if known.schedule == "cosine"}
+    assert cosine == {"64x64_diffusion.pt", *(name for name in IMPROVED if "lsun" not in name)}
+    assert {known.diffusion_steps for known in adm.values()} == {1000}
+    long = {name for name, known in IMPROVED.items() if known.diffusion_steps == 4000}
+    assert long == {name for name in IMPROVED if "lsun" not in name}
+    rescaled = {name for name, known in DENOISERS.items() if known.rescale_timesteps}
     assert rescaled == long - {"imagenet64_cond_270M_250K.pt"}
-    assert not any(known.diffusion.predict_xstart for known in DENOISERS.values())
-    unconditional = [name for name, known in adm.items() if not known.layout.labels]
+    assert not any(known.predict_xstart for known in DENOISERS.values())
+    unconditional = [name for name, known in adm.items() if not known.class_cond]
     assert unconditional == ["256x256_diffusion_uncond.pt", *(name for name in adm if name.startswith("lsun"))]
+
+
+SMALL = {"num_channels": 32, "channel_mult": (1, 2), "blocks": 1, "attended": (1,), "head_channels": 32}
+SMALL |= {"attention": "legacy"}
 
 
 def test_a_released_file_needs_nothing_more(tmp_path, monkeypatch):
@@ -205,9 +207,7 @@ def test_a_released_file_needs_nothing_more(tmp_path, monkeypatch):
     torch.save(reference.tensors, tmp_path / "64x64_diffusion.pt")
     made = load_denoiser(f"adm:{tmp_path / '64x64_diffusion.pt'}?head_channels=32&attention=legacy&size=16")
     assert made.classes[:2] == ("0", "1")
-    attention = Attention(head_channels=32, order="legacy")
-    network = {"width": 32, "multipliers": (1, 2), "blocks": 1, "attended": (32,), "attention": attention}
-    known = replace(DENOISERS["64x64_diffusion.pt"], **network)
+    known = replace(DENOISERS["64x64_diffusion.pt"], **SMALL)
     monkeypatch.setitem(DENOISERS, "64x64_diffusion.pt", known)
     denoiser = load_denoiser(f"adm:{tmp_path / '64x64_diffusion.pt'}")
     assert denoiser.classes.index("baseball") == 429
@@ -385,9 +385,7 @@ def test_a_released_file_may_be_of_another_training(tmp_path, monkeypatch, recwa
     """A checkpoint that was trained on, with more times: the rest is as it was released."""
     reference = Reference(head_channels=32)
     torch.save(reference.tensors, tmp_path / "lsun_cat.pt")
-    attention = Attention(head_channels=32, order="legacy")
-    network = {"width": 32, "multipliers": (1, 2), "blocks": 1, "attended": (4,), "attention": attention}
-    known = replace(DENOISERS["lsun_cat.pt"], size=8, **network)
+    known = replace(DENOISERS["lsun_cat.pt"], size=8, **SMALL)
     monkeypatch.setitem(DENOISERS, "lsun_cat.pt", known)
     denoiser = load_denoiser(f"adm:{tmp_path / 'lsun_cat.pt'}?diffusion_steps=4000")
     assert len(denoiser.schedule.alpha_bar) == 4000
@@ -440,7 +438,7 @@ def test_other_networks_are_refused(tensors, message, tmp_path):
 
 def test_another_network_by_a_released_name_is_refused(tmp_path):
     torch.save(Reference(heads=4).tensors, tmp_path / "64x64_diffusion.pt")
-    with pytest.raises(InputError, match="not what is released by that name: width must be 192, got 32; give"):
+    with pytest.raises(InputError, match="not what is released by that name: num_channels must be 192, got 32; give"):
         load_denoiser(f"adm:{tmp_path / '64x64_diffusion.pt'}")
 
 

@@ -109,7 +109,7 @@ def test_edms_loss_is_the_weighted_error_of_the_denoised_image():
     )
     loss = EDMLoss(sigma_data=0.6, null=3)(network, Batch(images, labels, torch.Generator().manual_seed(1)))
     listener.remove()
-    from steersman.models.denoisers.edm import EDMDenoiser
+    from steersman.models.denoisers import EDMDenoiser
     from steersman.schedule import EDM
 
     denoiser = EDMDenoiser(network, shape=(3, 8, 8), classes=("a", "b", "c"), unconditional=True, sigma_data=0.6)

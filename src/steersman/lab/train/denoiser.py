@@ -10,7 +10,7 @@ shift k of 1. A larger one spends more of the training at high noise, where an i
 
 With EDM's noise (Karras et al. 2022, eq. 8 and table 1), ``x_t = x_0 + sigma eps``, and with s the root mean square of
 the data, ``ln(sigma / 2 s) ~ N(-1.2, 1.2^2)``, which is EDM's own law for its ``s = 0.5``. The loss of ``x0_hat`` is
-weighted with ``1 / c_out^2``. In terms of the network F of `steersman.models.denoisers.edm` it is
+weighted with ``1 / c_out^2``. In terms of the network F of `steersman.models.denoisers.network` it is
 
     mean (F(c_in x_t, c_noise, y) - (x_0 - c_skip x_t) / c_out)^2
     (x_0 - c_skip x_t) / c_out = (sigma x_0 / s - s eps) / sqrt(sigma^2 + s^2)

@@ -19,8 +19,9 @@ from steersman.errors import InputError, about
 from steersman.models.classifiers.classifier import Classifier
 from steersman.models.classifiers.preprocess import Preprocess
 from steersman.models.classifiers.spec import KEYS, Spec
-from steersman.models.denoisers.adm import CLASSIFIERS, Attention, read_checkpoint
-from steersman.models.denoisers.conversion import fill
+from steersman.models.denoisers.adm import CLASSIFIERS, read_checkpoint
+from steersman.models.denoisers.architectures import fill
+from steersman.models.denoisers.settings import Settings
 from steersman.names import imagenet_names
 
 __all__ = ["ADMEncoder", "AttentionPool", "load_adm_classifier"]
@@ -73,46 +74,35 @@ class ADMEncoder(nn.Module):
 def load_adm_classifier(spec: Spec) -> Classifier:
     """Returns the classifier of a released file, such as ``64x64_classifier.pt``, or of another one with its settings.
 
-    The settings are those that `models.denoisers.adm` lists: ``mine.pt?head_channels=64&attention=legacy``.
+    The settings are those of `models.denoisers.settings`: ``mine.pt?head_channels=64&attention=legacy``.
     """
     # Size and weights are also settings of the file.
     own = [f"{key}={value}" for key, value in spec.options.items() if key not in KEYS or key in ("size", "weights")]
-    found = read_checkpoint("adm-classifier", f"{spec.name}?{'&'.join(own)}", CLASSIFIERS)
-    with about("adm-classifier", found.path):
-        if any(key.startswith("output_blocks.") for key in found.tensors):
-            raise InputError("it must be a classifier, got a denoiser")
-        head = {key: value.float() for key, value in found.tensors.items() if key.startswith("out.")}
-        body = {key: value for key, value in found.tensors.items() if key not in head}
-        pool, positions = _pool(head, found.layout.channels[-1], found.attention)
-        side = round(positions**0.5)
-        if side**2 != positions:
-            raise InputError(f"its attention pool must have the positions of a square, got {positions}")
-        unet, size = found.network(side * 2 ** (len(found.layout.channels) - 1))
-        count = cast(nn.Linear, pool.c_proj).out_features
-        found.settings.check({"num_classes": count, "pool": "attention" if positions else "adaptive"})
-        network = ADMEncoder(unet, pool, found.diffusion.time_scale)
+    path, tensors, settings, released = read_checkpoint("adm-classifier", f"{spec.name}?{'&'.join(own)}", CLASSIFIERS)
+    with about("adm-classifier", path):
+        head = {key: tensors.pop(key).float() for key in list(tensors) if key.startswith("out.")}
+        network = ADMEncoder(settings.unet(), _pool(settings), settings.time_scale)
         # A convolution over one position is a linear map.
         head = {_renamed(key): value.flatten(1) if value.ndim > 1 else value for key, value in head.items()}
-        fill(network, found.layout.weights(body, found.attention) | head)
+        fill(network, settings.state(tensors) | head)
     return spec.classifier(
         network,
-        count,
-        preprocess=Preprocess(size=size),
-        names=imagenet_names() if found.released else (),
+        settings.num_classes,
+        preprocess=Preprocess(size=settings.size),
+        names=imagenet_names() if released else (),
         noise_aware=True,
-        schedule=found.diffusion.noise,
+        schedule=settings.noise,
     )
 
 
-def _pool(head: dict[str, Tensor], channels: int, attention: Attention) -> tuple[nn.Module, int]:
-    """Returns the head that the tensors are of, and its number of positions, 0 for any; its logits are `c_proj`'s."""
-    if "out.2.positional_embedding" in head and "out.2.c_proj.bias" in head:
-        positions, classes = head["out.2.positional_embedding"].shape[-1] - 1, len(head["out.2.c_proj.bias"])
-        return AttentionPool(channels, positions, attention.count(channels), classes), positions
-    if "out.3.bias" in head:
-        linear = nn.Linear(channels, len(head["out.3.bias"]))
-        return nn.Sequential(OrderedDict(mean=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(), c_proj=linear)), 0
-    raise InputError("its head must be an attention pool, or the mean over all positions, got another")
+def _pool(settings: Settings) -> nn.Module:
+    """Returns the head of a network's features, whose logits are `c_proj`'s."""
+    channels, classes = settings.channels[-1], settings.num_classes
+    if settings.pool == "attention":
+        positions = (settings.size >> (len(settings.channels) - 1)) ** 2
+        return AttentionPool(channels, positions, settings.heads_of(channels), classes)
+    linear = nn.Linear(channels, classes)
+    return nn.Sequential(OrderedDict(mean=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(), c_proj=linear))
 
 
 def _renamed(key: str) -> str:

@@ -11,7 +11,6 @@ Source: https://github.com/facebookresearch/DiT, models.py.
 """
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -20,18 +19,15 @@ from torch import Tensor
 
 from steersman.errors import InputError, about
 from steersman.models.checkpoint import read_tensors
-from steersman.models.denoisers.architectures import DiT
-from steersman.models.denoisers.conversion import convert, fill
+from steersman.models.denoisers.architectures import DiT, convert, fill, within
 from steersman.models.denoisers.folder import read_model
 from steersman.models.denoisers.network import DiffusersDenoiser
-from steersman.models.denoisers.settings import Diffusion, Settings, read_settings
+from steersman.models.denoisers.settings import Settings, Spec, read_spec
 from steersman.names import imagenet_names
 
 __all__ = ["load_dit"]
 
 HEADS = {1152: 16, 1024: 16, 768: 12, 384: 6}  # DiT-XL, -L, -B, -S
-TRAINING = ("diffusion_steps", "schedule", "predict_xstart", "rescale_timesteps")
-SETTINGS = ("vae", "heads", "num_classes", *TRAINING, "learn_sigma", "size", "weights")
 RELEASED = ("DiT-XL-2-256x256.pt", "DiT-XL-2-512x512.pt")
 URL = "https://dl.fbaipublicfiles.com/DiT/models"
 BLOCK = {
@@ -40,12 +36,11 @@ BLOCK = {
     "attn.proj": "attn1.to_out.0",
     "mlp.fc1": "ff.net.0.proj",
     "mlp.fc2": "ff.net.2",
-}
-EMBEDDING = {
     "t_embedder.mlp.0": "norm1.emb.timestep_embedder.linear_1",
     "t_embedder.mlp.2": "norm1.emb.timestep_embedder.linear_2",
     "y_embedder.embedding_table": "norm1.emb.class_embedder.embedding_table",
 }
+EMBEDDERS = ("t_embedder.", "y_embedder.")
 OUTSIDE = {
     "x_embedder.proj": "pos_embed.proj",
     "final_layer.adaLN_modulation.1": "proj_out_1",
@@ -55,20 +50,20 @@ OUTSIDE = {
 
 def load_dit(name: str) -> DiffusersDenoiser:
     """Returns the denoiser of ``FILE?vae=FOLDER&KEY=VALUE``, in float32 on the CPU; the null label is the last one."""
-    settings = read_settings("dit", name, SETTINGS)
-    file, path = settings.file, Path(settings.file)
+    spec = read_spec("dit", name)
+    file, path = spec.file, Path(spec.file)
     if not path.is_file():
         released = path.name if path.name in RELEASED else RELEASED[0]
         raise InputError(f"dit: no file {file!r}; fetch {URL}/{released} to there")
-    if not settings.get("vae"):
+    if not spec.get("vae"):
         raise InputError(
             f"dit: {file!r} must be given with its VAE, dit:{file}?vae=FOLDER, where diffusers saved an "
             "AutoencoderKL, such as stabilityai/sd-vae-ft-ema"
         )
-    tensors = read_tensors(path, weights=settings.get("weights"))
+    tensors = read_tensors(path, weights=spec.get("weights"))
     with about("dit", path):
         try:
-            network = _network(tensors, settings)
+            network = _network(tensors, spec)
         except InputError:
             raise
         except (LookupError, ValueError, RuntimeError) as error:
@@ -77,28 +72,29 @@ def load_dit(name: str) -> DiffusersDenoiser:
         shape = (config["num_layers"], config["num_attention_heads"], config["num_embeds_ada_norm"])
         released = path.name in RELEASED and shape == (28, 16, 1000)  # DiT-XL/2 of ImageNet
         labels = config["num_embeds_ada_norm"] + 1
-        count = settings.get("num_classes", labels - 1)
+        count = spec.get("num_classes", labels - 1)
         if count not in (labels, labels - 1):
             raise InputError(
                 f"num_classes must be {labels - 1}, or {labels} without a null label, as its embedding has {labels} "
                 f"rows, got {count}"
             )
-        with about("vae", settings["vae"]):
-            vae = read_model("vae", Path(settings["vae"]), AutoencoderKL)
+        with about("vae", spec["vae"]):
+            vae = read_model("vae", Path(spec["vae"]), AutoencoderKL)
         size = config["sample_size"] * 2 ** (len(vae.config["block_out_channels"]) - 1)
-        settings.check({"learn_sigma": config["out_channels"] == 2 * config["in_channels"], "size": size})
-        diffusion = settings.diffusion(Diffusion() if released else None)
-    return diffusion.denoiser(network, imagenet_names() if released else tuple(map(str, range(count))), vae)
+        spec.check({"learn_sigma": config["out_channels"] == 2 * config["in_channels"], "size": size})
+        settings = spec.settings(Settings() if released else None, {})
+    return settings.denoiser(network, imagenet_names() if released else tuple(map(str, range(count))), vae)
 
 
-def _network(tensors: dict[str, Tensor], settings: Settings) -> DiT:
+def _network(tensors: dict[str, Tensor], spec: Spec) -> DiT:
+    """Returns the network of a file's tensors."""
     width, channels, patch, across = tensors["x_embedder.proj.weight"].shape
     positions = tensors.pop("pos_embed").float()
     _, tokens, _ = positions.shape
     grid, depth = math.isqrt(tokens), sum(name.endswith(".attn.qkv.weight") for name in tensors)
     rows, _ = tensors["y_embedder.embedding_table.weight"].shape
     outputs = len(tensors["final_layer.linear.bias"]) // patch**2
-    heads = settings.get("heads") or HEADS.get(width)
+    heads = spec.get("heads") or HEADS.get(width)
     if heads is None:
         published = ", ".join(map(str, HEADS))
         raise InputError(f"a width of {width} does not tell its heads, as {published} do; state them: heads=4")
@@ -121,16 +117,13 @@ def _network(tensors: dict[str, Tensor], settings: Settings) -> DiT:
             num_embeds_ada_norm=rows - 1,
             norm_eps=1e-6,
         )
-    fill(network, convert(tensors, _modules(depth), lambda _, channels: 1))
+    modules = dict(OUTSIDE)
+    for number in range(depth):
+        modules |= within(f"blocks.{number}", f"transformer_blocks.{number}", BLOCK)
+    for name in [name for name in tensors if name.startswith(EMBEDDERS)]:
+        tensor = tensors.pop(name)
+        # safetensors refuses to save one tensor under several names
+        tensors |= {f"blocks.{number}.{name}": tensor.clone() for number in range(depth)}
+    fill(network, convert(tensors, modules, lambda _, channels: 1))
     network.pos_embed.register_buffer("pos_embed", positions, persistent=False)
     return network
-
-
-def _modules(depth: int) -> Mapping[str, tuple[str, ...]]:
-    """Maps the original names of modules to those of diffusers; the embeddings go into every block."""
-    blocks = [f"transformer_blocks.{number}" for number in range(depth)]
-    modules = {old: (new,) for old, new in OUTSIDE.items()}
-    modules |= {old: tuple(f"{block}.{new}" for block in blocks) for old, new in EMBEDDING.items()}
-    for number, block in enumerate(blocks):
-        modules |= {f"blocks.{number}.{old}": (f"{block}.{new}",) for old, new in BLOCK.items()}
-    return modules

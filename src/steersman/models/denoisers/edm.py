@@ -1,37 +1,25 @@
-"""Networks with EDM's preconditioning (Karras et al. 2022, eq. 7 and table 1), of ``x_t = x_0 + sigma eps``:
+"""Networks of EDM (Karras et al. 2022) from pickles as its training writes them, with ADM's U-Net under ``ema``.
 
-    x0_hat = c_skip x_t + c_out F(c_in x_t, c_noise, y)
+``edm:FILE`` runs no code of the file. Its U-Net, ``DhariwalUNet``, names blocks by the size of their images; they are
+held in the order of the forward pass. Labels are one-hot and none is the zero vector; here they are rows of an
+embedding, the last one zeros. Source: https://github.com/NVlabs/edm, training/networks.py.
+"""
 
-    c_skip = s^2 / (sigma^2 + s^2)            c_in    = 1 / sqrt(sigma^2 + s^2)
-    c_out  = sigma s / sqrt(sigma^2 + s^2)    c_noise = ln(sigma) / 4
-
-with s the standard deviation of the data: F's input and output then have unit variance at every level.
-
-``edm:FILE`` reads a pickle as EDM's training writes it, with ADM's U-Net (``DhariwalUNet``) under ``ema``; no code in
-it is run. Its labels are one-hot and none is the zero vector; here they are rows of an embedding, the last one zeros.
-Source: https://github.com/NVlabs/edm, training/networks.py.
-"""  # noqa: D205, D415
-
-import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
-from torch import Tensor, nn
+from torch import Tensor
 
-from steersman.batching import broadcast
-from steersman.denoise import Prediction
 from steersman.errors import InputError, about, unknown
-from steersman.models.denoisers.architectures import GROUPS
-from steersman.models.denoisers.conversion import convert, empty_unet, fill, unet_blocks
-from steersman.models.denoisers.network import NetworkDenoiser
+from steersman.models.denoisers.architectures import GROUPS, convert, empty_unet, fill, unet_blocks, within
+from steersman.models.denoisers.network import EDMDenoiser
 from steersman.models.pickles import Record, read_pickle
 from steersman.names import imagenet_names
-from steersman.schedule import EDM, Level, times
+from steersman.schedule import EDM
 
-__all__ = ["EDMDenoiser", "load_edm"]
+__all__ = ["load_edm"]
 
 RELEASED = "edm-imagenet-64x64-cond-adm.pkl"
 FETCH = (
@@ -55,42 +43,6 @@ OUTSIDE = {
     "out_conv": "conv_out",
 }
 SEPARATE = ("map_label.", "map_augment.")  # labels are an embedding here; nothing is augmented when sampling
-
-
-class EDMDenoiser(NetworkDenoiser):
-    """A network F with EDM's preconditioning, called with ``c_in x_t``, ``c_noise`` and, if it has some, labels.
-
-    Of K labels, label K means none where it was trained with some left out (``unconditional``).
-    """
-
-    def __init__(
-        self,
-        network: nn.Module,
-        *,
-        shape: tuple[int, int, int],
-        classes: tuple[str, ...] = (),
-        unconditional: bool = False,
-        sigma_data: float = 0.5,
-        schedule: EDM = EDM(),  # noqa: B008 - frozen
-    ) -> None:
-        if not 0 < sigma_data < math.inf:
-            raise InputError(f"sigma_data must be above 0 and finite, got {sigma_data}")
-        null = len(classes) if classes and unconditional else None
-        super().__init__(network, schedule=schedule, shape=shape, classes=classes, null=null)
-        self.sigma_data = sigma_data
-
-    @property
-    def unconditional(self) -> bool:
-        """Whether it was trained with some labels left out."""
-        return self.null is not None
-
-    def _predict(self, x_t: Tensor, level: Level, label: Tensor | None) -> Prediction:
-        total = (level.sigma**2 + self.sigma_data**2).sqrt()
-        coefficients = (self.sigma_data**2 / total**2, level.sigma * self.sigma_data / total, 1 / total)
-        c_skip, c_out, c_in = (broadcast(coefficient, x_t) for coefficient in coefficients)
-        dtype = torch.promote_types(next(self.network.parameters(), x_t).dtype, torch.float32)
-        c_noise = times(level, len(x_t), x_t.device, dtype)  # the schedule's time is ln(sigma) / 4
-        return Prediction(c_skip * x_t + c_out * self._evaluate(c_in * x_t, c_noise, label))
 
 
 def load_edm(name: str) -> EDMDenoiser:
@@ -124,7 +76,8 @@ def _denoiser(root: object) -> EDMDenoiser:
     if inner.name != "DhariwalUNet":
         raise unknown("architecture", inner.name, ["DhariwalUNet"])
     size, channels = settings["img_resolution"], settings["img_channels"]
-    network = _unet(*_flattened(inner), size=size, channels=channels)
+    modules = dict(_modules(inner))
+    network = _unet(modules, dict(_tensors(modules)), size=size, channels=channels)
     labels = (network.config["num_class_embeds"] or 1) - 1  # the last row is for none
     if settings["label_dim"] != labels:
         raise InputError(f"label_dim must be {labels}, as its network has, got {settings['label_dim']}")
@@ -141,30 +94,32 @@ def _denoiser(root: object) -> EDMDenoiser:
     )
 
 
-def _flattened(root: Record) -> tuple[dict[str, Record], dict[str, Tensor]]:
-    """Returns the modules within one by their names, ``a.b``, and its tensors by theirs, in float32."""
-    modules: dict[str, Record] = {}
-    tensors: dict[str, Tensor] = {}
+def _modules(root: Record) -> Iterator[tuple[str, Record]]:
+    """Yields a module, and those within it, by their names, ``a.b``; the root's name is empty."""
     pending, seen = [("", root)], {id(root)}
     while pending:
-        prefix, record = pending.pop()
-        for leaf, tensor in [*record.state["_parameters"].items(), *record.state["_buffers"].items()]:
-            if tensor is not None:
-                tensors[f"{prefix}{leaf}"] = tensor.float()
-                if not tensor.isfinite().all():
-                    raise InputError(f"{prefix}{leaf} is not finite")
-        for name, child in record.state["_modules"].items():
-            if id(child) in seen or prefix.count(".") >= DEEPEST:
+        name, record = pending.pop()
+        yield name, record
+        for leaf, child in record.state["_modules"].items():
+            if id(child) in seen or name.count(".") >= DEEPEST:
                 raise InputError("its modules hold each other")
             if child is not None:
                 seen.add(id(child))
-                modules[f"{prefix}{name}"] = child
-                pending.append((f"{prefix}{name}.", child))
-    return modules, tensors
+                pending.append((f"{name}.{leaf}" if name else leaf, child))
+
+
+def _tensors(modules: Mapping[str, Record]) -> Iterator[tuple[str, Tensor]]:
+    """Yields the tensors of modules by their names, in float32."""
+    for name, record in modules.items():
+        for leaf, tensor in [*record.state["_parameters"].items(), *record.state["_buffers"].items()]:
+            if tensor is not None:
+                if not tensor.isfinite().all():
+                    raise InputError(f"{name}.{leaf} is not finite")
+                yield f"{name}.{leaf}", tensor.float()
 
 
 def _unet(modules: Mapping[str, Record], tensors: Mapping[str, Tensor], *, size: int, channels: int) -> UNet2DModel:
-    """Returns a DhariwalUNet as diffusers' network; its blocks stand in the order of the forward pass."""
+    """Returns a DhariwalUNet as diffusers' network."""
     conv, *encoder = modules["enc"].state["_modules"]
     levels = 1 + sum(name.endswith("_down") for name in encoder)
     n, rest = divmod(len(encoder) + 1 - levels, levels)
@@ -172,83 +127,71 @@ def _unet(modules: Mapping[str, Record], tensors: Mapping[str, Tensor], *, size:
         raise InputError(f"enc must be {size}x{size}_conv and as many blocks at each level, got {conv} and others")
     names = [*(f"enc.{name}" for name in encoder), *(f"dec.{name}" for name in modules["dec"].state["_modules"])]
     blocks = dict(zip(unet_blocks(levels, n), names, strict=True))
-    settings = {resnet: modules[name].state for resnet, name in blocks.items()}
     renamed = {**OUTSIDE, f"enc.{conv}": "conv_in"}
-    for resnet, name in blocks.items():
-        _check(name, resnet, modules, tensors)
-        renamed |= {f"{name}.{old}": f"{resnet}.{new}" for old, new in RESNET.items()}
-        if settings[resnet]["num_heads"]:
-            attention = resnet.replace("resnets", "attentions")
-            renamed |= {f"{name}.{old}": f"{attention}.{new}" for old, new in ATTENTION.items()}
+    for ours, name in blocks.items():
+        _check_block(name, ours, modules, tensors)
+        renamed |= within(name, ours, RESNET)
+        if modules[name].state["num_heads"]:
+            renamed |= within(name, ours.replace("resnets", "attentions"), ATTENTION)
+    _check_norms(modules, tensors)
     time, label = modules["map_noise"], tensors.get("map_label.weight")
     if time.name != "PositionalEmbedding" or time.state["max_positions"] != 10000 or time.state["endpoint"]:
         raise InputError(f"map_noise must be a PositionalEmbedding of 10000 positions, got another {time.name}")
-    first = [settings[f"down_blocks.{level}.resnets.0"] for level in range(levels)]
-    frequencies = time.state["num_channels"]
+    first = [modules[blocks[f"down_blocks.{level}.resnets.0"]].state for level in range(levels)]
     unet = empty_unet(
         size,
         [block["out_channels"] for block in first],
         [block["num_heads"] > 0 for block in first],
+        head_channels=HEAD_CHANNELS,
+        group_channels=GROUP_CHANNELS,
+        time_channels=time.state["num_channels"],
         in_channels=channels,
         out_channels=channels,
         layers_per_block=n,
-        add_attention=settings["mid_block.resnets.0"]["num_heads"] > 0,
+        add_attention=modules[blocks["mid_block.resnets.0"]].state["num_heads"] > 0,
+        norm_eps=modules["out_norm"].state["eps"],
         resnet_time_scale_shift="scale_shift",
         num_class_embeds=None if label is None else label.shape[1] + 1,
         time_embedding_dim=len(tensors["map_layer0.bias"]),
-        time_channels=None if frequencies == first[0]["out_channels"] else frequencies,
-        **_heads({name: modules[name].state for name in names}),
-        **_groups(modules, tensors),
     )
     network = {
         name: tensor
         for name, tensor in tensors.items()
         if not (name.startswith(SEPARATE) or name.endswith(".resample_filter"))
     }
-    weights = convert(network, {old: (new,) for old, new in renamed.items()}, lambda _, channels: channels)
+    weights = convert(network, renamed, lambda _, channels: channels)
     if label is not None:
         weights["class_embedding.weight"] = torch.cat([label.T, label.new_zeros(1, len(label))])
     fill(unet, weights)
     return unet
 
 
-def _check(name: str, resnet: str, modules: Mapping[str, Record], tensors: Mapping[str, Tensor]) -> None:
+def _check_block(name: str, ours: str, modules: Mapping[str, Record], tensors: Mapping[str, Tensor]) -> None:
     """Refuses a block that computes something else than diffusers' does."""
-    settings, conv = modules[name].state, modules[f"{name}.conv0"].state
-    if not (settings["skip_scale"] == 1 and settings["adaptive_scale"] is True):
+    block, conv = modules[name].state, modules[f"{name}.conv0"].state
+    channels, heads = block["out_channels"], block["num_heads"]
+    if not (block["skip_scale"] == 1 and block["adaptive_scale"] is True):
         raise InputError(f"{name}: skip_scale and adaptive_scale must be 1 and True, got others")
-    if (conv["up"], conv["down"]) != ("upsamplers" in resnet, "downsamplers" in resnet):
+    if (conv["up"], conv["down"]) != ("upsamplers" in ours, "downsamplers" in ours):
         raise InputError(f"{name}: it must resample between levels, and not within")
+    if heads and (heads != channels // HEAD_CHANNELS or channels % heads):
+        raise InputError(
+            f"{name} must have {channels} // {HEAD_CHANNELS} heads, where that divides the channels, got {heads}"
+        )
     for part in ("conv0", "skip"):
         kernel = tensors.get(f"{name}.{part}.resample_filter")
         if kernel is not None and not (kernel.shape == (1, 1, 2, 2) and bool((kernel == 0.25).all())):
             raise InputError(f"{name}: resample_filter must be [1, 1], got another")
 
 
-def _heads(blocks: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
-    """Returns the configuration of attentions that all have ``floor(C / 64)`` heads."""
-    counts = {name: (block["out_channels"], block["num_heads"]) for name, block in blocks.items() if block["num_heads"]}
-    for name, (channels, heads) in counts.items():
-        if heads != channels // HEAD_CHANNELS or channels % heads:
-            raise InputError(
-                f"{name} must have {channels} // {HEAD_CHANNELS} heads, where that divides the channels, got {heads}"
-            )
-    if all(channels == heads * HEAD_CHANNELS for channels, heads in counts.values()):
-        return {"attention_head_dim": HEAD_CHANNELS}
-    return {"attention_head_dim": 1, "head_channels": HEAD_CHANNELS}
-
-
-def _groups(modules: Mapping[str, Record], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Returns the configuration of normalisations that all have ``min(32, floor(C / 4))`` groups and one epsilon."""
-    norms = {name: module.state for name, module in modules.items() if module.name == "GroupNorm"}
-    epsilon = norms["out_norm"]["eps"]
-    for name, norm in norms.items():
-        channels, groups = len(tensors[f"{name}.weight"]), norm["num_groups"]
-        if groups != min(GROUPS, channels // GROUP_CHANNELS) or channels % groups or norm["eps"] != epsilon:
-            raise InputError(
-                f"GroupNorm must have min({GROUPS}, {channels} // {GROUP_CHANNELS}) groups, where that divides the "
-                f"channels, and one eps, got {groups} groups and eps {norm['eps']}"
-            )
-    if all(norm["num_groups"] == GROUPS for norm in norms.values()):
-        return {"norm_num_groups": GROUPS, "attn_norm_num_groups": GROUPS, "norm_eps": epsilon}
-    return {"norm_num_groups": 1, "attn_norm_num_groups": 1, "norm_eps": epsilon, "group_channels": GROUP_CHANNELS}
+def _check_norms(modules: Mapping[str, Record], tensors: Mapping[str, Tensor]) -> None:
+    """Refuses normalisations of other groups than ``min(32, floor(C / 4))``, or of several epsilons."""
+    epsilon = modules["out_norm"].state["eps"]
+    for name, module in modules.items():
+        if module.name == "GroupNorm":
+            channels, groups, eps = len(tensors[f"{name}.weight"]), module.state["num_groups"], module.state["eps"]
+            if groups != min(GROUPS, channels // GROUP_CHANNELS) or channels % groups or eps != epsilon:
+                raise InputError(
+                    f"GroupNorm must have min({GROUPS}, {channels} // {GROUP_CHANNELS}) groups, where that divides the "
+                    f"channels, and one eps, got {groups} groups and eps {eps}"
+                )

@@ -22,8 +22,7 @@ from steersman.errors import InputError, about, unknown
 from steersman.files import class_names, read_json, regular_below
 from steersman.models.checkpoint import check_finite, no_larger_than, weights_size
 from steersman.models.denoisers.architectures import ADMUNet, DiT
-from steersman.models.denoisers.edm import EDMDenoiser
-from steersman.models.denoisers.network import DiffusersDenoiser, labels_of, shape_of
+from steersman.models.denoisers.network import DiffusersDenoiser, EDMDenoiser, labels_of, shape_of
 from steersman.models.hub import check_whole, hushed
 from steersman.sampling.scheduler import FAMILIES
 from steersman.schedule import EDM, Flow, from_diffusers

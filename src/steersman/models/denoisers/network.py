@@ -7,10 +7,18 @@ twice the channels, the second half is ADM's learned variance, ``2 f - 1`` of th
 With labels, ``x0_hat(x_t, y)`` is the conditional model, ``x0_hat(x_t, null)`` the unconditional one, and
 classifier-free guidance of scale ``w`` (Ho & Salimans 2022) predicts
 ``x0_hat(null) + w (x0_hat(y) - x0_hat(null))`` from one doubled batch.
+
+EDM preconditions its network F (Karras et al. 2022, eq. 7 and table 1), with ``x_t = x_0 + sigma eps`` and s the
+standard deviation of the data, so that F's input and output have unit variance at every level:
+
+    x0_hat = c_skip x_t + c_out F(c_in x_t, c_noise, y)
+
+    c_skip = s^2 / (sigma^2 + s^2)            c_in    = 1 / sqrt(sigma^2 + s^2)
+    c_out  = sigma s / sqrt(sigma^2 + s^2)    c_noise = ln(sigma) / 4
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, get_args
 
@@ -23,13 +31,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from steersman import latent
-from steersman.batching import in_blocks
+from steersman.batching import broadcast, in_blocks
 from steersman.denoise import Parameterization, Prediction, check_condition, classifier_free_at_once, to_x0
 from steersman.errors import InputError, unknown
 from steersman.precision import loss_scaled
-from steersman.schedule import Level, Schedule, times
+from steersman.schedule import EDM, Level, Schedule, times
 
-__all__ = ["DiffusersDenoiser", "NetworkDenoiser", "labels_of", "shape_of"]
+__all__ = ["DiffusersDenoiser", "EDMDenoiser", "NetworkDenoiser", "evaluated", "labels_of", "predicted", "shape_of"]
 
 
 class NetworkDenoiser:
@@ -145,28 +153,12 @@ class NetworkDenoiser:
     def _predict(self, x_t: Tensor, level: Level, label: Tensor | None) -> Prediction:
         time = times(level, len(x_t), x_t.device, torch.float32) * self.time_scale
         time = (time if self.time_dtype.is_floating_point else time.round()).to(self.time_dtype)
-        output, fraction = self._evaluate(x_t, time, label), None
-        if output.shape[1:] == (2 * x_t.shape[1], *x_t.shape[2:]):
-            output, learned = output.chunk(2, dim=1)
-            fraction = (learned + 1) / 2
-        if output.shape != x_t.shape:
-            raise InputError(
-                f"the denoiser's network must return the shape of its input, {tuple(x_t.shape)}, or twice the "
-                f"channels with a learned variance, got {tuple(output.shape)}"
-            )
-        return Prediction(to_x0(self.parameterization, x_t, output, level), fraction)
+        return predicted(self.parameterization, x_t, self._evaluate(x_t, time, label), level)
 
     def _evaluate(self, x: Tensor, time: Tensor, label: Tensor | None) -> Tensor:
         """Returns F's output in x's dtype, computed in the network's."""
         dtype = next(self.network.parameters(), x).dtype
-
-        def network(x: Tensor, *conditioning: Tensor) -> Tensor:
-            output = self.network(x.to(dtype), *conditioning)
-            if not isinstance(output, Tensor):
-                output = output[0] if isinstance(output, tuple) else output.sample
-            return output.to(x.dtype)
-
-        return in_blocks(loss_scaled(network, dtype), self.block, x, time, *(() if label is None else (label,)))
+        return evaluated(self.network, dtype, self.block, x, time, *(() if label is None else (label,)))
 
     def decode(self, x0: Float[Tensor, "B *shape"]) -> Float[Tensor, "B *image"]:
         """Returns the image of a latent, or the sample itself where it is an image."""
@@ -201,6 +193,72 @@ class DiffusersDenoiser(NetworkDenoiser):
             time_scale=time_scale,
             vae=vae,
         )
+
+
+class EDMDenoiser(NetworkDenoiser):
+    """A network F with EDM's preconditioning, called with ``c_in x_t``, ``c_noise`` and, if it has some, labels.
+
+    Of K labels, label K means none where it was trained with some left out (``unconditional``).
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        shape: tuple[int, int, int],
+        classes: tuple[str, ...] = (),
+        unconditional: bool = False,
+        sigma_data: float = 0.5,
+        schedule: EDM = EDM(),  # noqa: B008 - frozen
+    ) -> None:
+        if not 0 < sigma_data < math.inf:
+            raise InputError(f"sigma_data must be above 0 and finite, got {sigma_data}")
+        null = len(classes) if classes and unconditional else None
+        super().__init__(network, schedule=schedule, shape=shape, classes=classes, null=null)
+        self.sigma_data = sigma_data
+
+    @property
+    def unconditional(self) -> bool:
+        """Whether it was trained with some labels left out."""
+        return self.null is not None
+
+    def _predict(self, x_t: Tensor, level: Level, label: Tensor | None) -> Prediction:
+        total = (level.sigma**2 + self.sigma_data**2).sqrt()
+        coefficients = (self.sigma_data**2 / total**2, level.sigma * self.sigma_data / total, 1 / total)
+        c_skip, c_out, c_in = (broadcast(coefficient, x_t) for coefficient in coefficients)
+        dtype = torch.promote_types(next(self.network.parameters(), x_t).dtype, torch.float32)
+        c_noise = times(level, len(x_t), x_t.device, dtype)  # the schedule's time is ln(sigma) / 4
+        return Prediction(c_skip * x_t + c_out * self._evaluate(c_in * x_t, c_noise, label))
+
+
+def evaluated(
+    network: Callable[..., Any], dtype: torch.dtype, block: int | None, x: Tensor, *conditioning: Tensor
+) -> Tensor:
+    """Returns a network's output in x's dtype, computed in the network's, of so many images at a time."""
+
+    def call(x: Tensor, *conditioning: Tensor) -> Tensor:
+        output = network(x.to(dtype), *conditioning)
+        if not isinstance(output, Tensor):
+            output = output[0] if isinstance(output, tuple) else output.sample
+        return output.to(x.dtype)
+
+    return in_blocks(loss_scaled(call, dtype), block, x, *conditioning)
+
+
+def predicted(
+    kind: Parameterization, x_t: Tensor, output: Tensor, level: Level, *, learned_range: bool = True
+) -> Prediction:
+    """Returns the prediction of a network's output; a second half is ADM's learned variance, or is not read."""
+    fraction = None
+    if output.shape[1:] == (2 * x_t.shape[1], *x_t.shape[2:]):
+        output, learned = output.chunk(2, dim=1)
+        fraction = (learned + 1) / 2 if learned_range else None
+    if output.shape != x_t.shape:
+        raise InputError(
+            f"the denoiser's network must return the shape of its input, {tuple(x_t.shape)}, or twice the "
+            f"channels with a learned variance, got {tuple(output.shape)}"
+        )
+    return Prediction(to_x0(kind, x_t, output, level), fraction)
 
 
 def shape_of(network: UNet2DModel | DiTTransformer2DModel) -> tuple[int, int, int]:

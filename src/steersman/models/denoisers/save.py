@@ -18,8 +18,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from steersman.errors import InputError
 from steersman.files import system_errors, write_json, writing_to
 from steersman.models.denoisers.architectures import CHANGES, ADMUNet, DiT
-from steersman.models.denoisers.edm import EDMDenoiser
-from steersman.models.denoisers.network import DiffusersDenoiser
+from steersman.models.denoisers.network import DiffusersDenoiser, EDMDenoiser
 from steersman.schedule import EDM, VP, Flow
 
 __all__ = ["save_folder", "scheduler_of"]
