@@ -10,7 +10,7 @@ network's output is the same for an image in any batch, it sees blocks of one fi
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -35,6 +35,7 @@ __all__ = [
     "rms",
     "send",
     "take",
+    "tensors",
     "total",
     "without_filling",
 ]
@@ -77,9 +78,17 @@ def each_tensor(content: Any, change: Callable[[Tensor], Tensor]) -> Any:  # noq
     if isinstance(content, tuple | list):
         parts = [each_tensor(part, change) for part in content]
         return type(content)(*parts) if hasattr(content, "_fields") else type(content)(parts)
-    if isinstance(content, dict):
+    if type(content) is dict:  # other mappings are outputs of networks, with attributes
         return {key: each_tensor(part, change) for key, part in content.items()}
     return content
+
+
+def tensors(content: Any) -> list[Tensor]:  # noqa: ANN401
+    """Returns the tensors in nested tuples, lists and mappings, diffusers' outputs among them."""
+    if isinstance(content, Tensor):
+        return [content]
+    parts = content.values() if isinstance(content, Mapping) else content if isinstance(content, tuple | list) else ()
+    return [x for part in parts for x in tensors(part)]
 
 
 class _Sum(torch.autograd.Function):

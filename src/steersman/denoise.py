@@ -107,8 +107,8 @@ class Conditioned:
         """Returns the denoiser's prediction; conditions given here override the denoiser's."""
         return self.denoiser(x_t, level, **{**self.condition, **condition})
 
-    def decode(self, x0: Samples) -> Float[Tensor, "B *image"]:
-        """Returns the denoiser's image."""
+    def decode(self, x0: Samples) -> Float[Tensor, "N *image"]:
+        """Returns the denoiser's images: of a video, its frames."""
         return self.denoiser.decode(x0)
 
     def take(self, rows: Int[Tensor, " N"]) -> None:

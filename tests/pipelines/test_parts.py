@@ -169,7 +169,7 @@ def test_the_vae_s_blocks_are_computed_again_rather_than_kept(guide, monkeypatch
         return sum(size for place, size in sizes.items() if place not in weights)
 
     few = kept()
-    monkeypatch.setattr("steersman.pipelines.steered.recomputed", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr("steersman.pipelines.steered._recomputed", lambda _: contextlib.nullcontext())
     assert few < 0.5 * kept()
 
 

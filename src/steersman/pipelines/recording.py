@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from steersman.batching import each_tensor, tensors
 from steersman.errors import InputError
-from steersman.pipelines.conditioning import by_name
-from steersman.pipelines.parts import original
+from steersman.pipelines.network import by_name
 
-__all__ = ["Recording", "Turn"]
+__all__ = ["Recording", "Turn", "original"]
 
 
 class _Call(NamedTuple):
@@ -42,7 +42,7 @@ class _Call(NamedTuple):
 
     run: Callable[..., Any]
     args: tuple
-    kwargs: Mapping[str, Any]
+    kwargs: dict[str, Any]
     outcome: Any
     leaves: Mapping[int, Tensor]
 
@@ -102,9 +102,9 @@ class Recording(TorchFunctionMode):
         self.add(func, args, kwargs, args[0] if func is Tensor.__setitem__ else outcome)
         return outcome
 
-    def add(self, run: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any], outcome: Any) -> None:  # noqa: ANN401
+    def add(self, run: Callable[..., Any], args: tuple, kwargs: dict[str, Any], outcome: Any) -> None:  # noqa: ANN401
         """Records an operation that returned tensors."""
-        if not self.idle and next(_tensors(outcome), None) is not None:
+        if not self.idle and tensors(outcome):
             leaves, self.leaves = self.leaves, {}
             self.calls.append(_Call(run, args, kwargs, outcome, leaves))
 
@@ -141,10 +141,10 @@ class Recording(TorchFunctionMode):
         torch.set_grad_enabled(True)
         first = next(iter(inspect.signature(forward).parameters))
         self.leaves = {
-            id(x): _usable(x).detach().requires_grad_() for x in _tensors(self.given[first]) if x.is_floating_point()
+            id(x): _usable(x).detach().requires_grad_() for x in tensors(self.given[first]) if x.is_floating_point()
         }
-        args, kwargs = (_mapped(value, {}, _usable) for value in (args, kwargs))
-        shown = _mapped(self.given[first], self.leaves)
+        args, kwargs = each_tensor((args, kwargs), _usable)
+        shown = each_tensor(self.given[first], lambda x: self.leaves.get(id(x), x))
         return ((shown, *args[1:]), kwargs) if args else (args, {**kwargs, first: shown})
 
     @torch.compiler.disable
@@ -197,8 +197,8 @@ class Turn:
         """Returns another time, as the scheduler's is held."""
         reached, asked = {id(self.time)}, False
         for call in self.calls:
-            if any(id(x) in reached for x in _tensors((call.args, call.kwargs))):
-                reached |= {id(x) for x in _tensors(call.outcome)}
+            if any(id(x) in reached for x in tensors((call.args, call.kwargs))):
+                reached |= {id(x) for x in tensors(call.outcome)}
                 asked |= call.run in self.recording.networks
         if not isinstance(self.time, Tensor) or not asked:
             raise InputError(
@@ -213,23 +213,27 @@ class Turn:
 
         If linked, the answers of networks stay as they were, where they have a graph.
         """
+
+        def renewed(x: Tensor) -> Tensor:
+            return known[id(x)] if id(x) in known else _usable(x)
+
         with self.recording.paused():
             for call in calls:
-                if not any(id(x) in known for x in _tensors((call.args, call.kwargs))):
+                if not any(id(x) in known for x in tensors((call.args, call.kwargs))):
                     continue
-                answers = [x for x in _tensors(call.outcome) if x.requires_grad]
+                answers = [x for x in tensors(call.outcome) if x.requires_grad]
                 if linked and call.leaves and answers:
                     if call.leaves.keys() & known.keys():  # what else enters, a ControlNet's residuals, is given
                         known |= zip(map(id, answers), _linked(answers, call.leaves, known), strict=True)
                     continue
-                args, kwargs = (_mapped(value, known, _usable) for value in (call.args, call.kwargs))
+                args, kwargs = each_tensor((call.args, call.kwargs), renewed)
                 if _in_place(call.run):
                     args = (args[0].clone(), *args[1:])
                 outcome = call.run(*args, **kwargs)
                 outcome = args[0] if call.run is Tensor.__setitem__ else outcome
                 if linked and call.run in self.recording.networks:
                     _check_graph(outcome)
-                for old, new in zip(_tensors(call.outcome), _tensors(outcome), strict=True):
+                for old, new in zip(tensors(call.outcome), tensors(outcome), strict=True):
                     known[id(old)] = new
         return known
 
@@ -255,7 +259,7 @@ def _linked(answers: Sequence[Tensor], leaves: Mapping[int, Tensor], known: Mapp
 
 
 def _check_graph(outcome: Any) -> None:  # noqa: ANN401
-    if not any(x.requires_grad for x in _tensors(outcome)):
+    if not any(x.requires_grad for x in tensors(outcome)):
         raise InputError(
             "gradient with respect to x_t: no gradient leads from the network's answer to its input, as when the "
             "network is quantised without one; take it with respect to x0_hat (wrt x0_hat)"
@@ -279,33 +283,15 @@ def _leading_to(calls: Sequence[_Call], wanted: Iterable[Tensor]) -> list[_Call]
     """Returns the operations that some tensors come from."""
     needed, leading = {id(x) for x in wanted}, []
     for call in reversed(calls):
-        if any(id(x) in needed for x in _tensors(call.outcome)):
+        if any(id(x) in needed for x in tensors(call.outcome)):
             leading.append(call)
-            needed |= {id(x) for x in _tensors((call.args, call.kwargs))}
+            needed |= {id(x) for x in tensors((call.args, call.kwargs))}
     return leading[::-1]
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:  # noqa: ANN401
-    """Yields the tensors in nested tuples, lists and mappings, diffusers' outputs among them."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from _tensors(tuple(value.values()))
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from _tensors(item)
-
-
-def _mapped(value: Any, known: Mapping[int, Tensor], other: Callable[[Tensor], Tensor] = lambda x: x) -> Any:  # noqa: ANN401
-    """Returns the same value with known tensors in place of its own, and all others passed through ``other``."""
-    if isinstance(value, Tensor):
-        return known[id(value)] if id(value) in known else other(value)
-    if isinstance(value, Mapping) and type(value) is dict:
-        return {key: _mapped(item, known, other) for key, item in value.items()}
-    if type(value) in (tuple, list):
-        items = [_mapped(item, known, other) for item in value]
-        return items if isinstance(value, list) else tuple(items)
-    return value
+def original(module: nn.Module) -> nn.Module:
+    """Returns the module that `torch.compile` has wrapped, or the module itself."""
+    return getattr(module, "_orig_mod", module)
 
 
 def _usable(x: Tensor) -> Tensor:

@@ -3,24 +3,25 @@
 The steps themselves are `PipelineTrajectory`'s, a new one for each of the pipeline's calls.
 """
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from steersman.denoise import Parameterization
 from steersman.errors import InputError, unknown
 from steersman.guidance.guide import Guide, after_decoding
 from steersman.guidance.input import Lookahead
 from steersman.guidance.objective import Objective, Target, resolve_targets
-from steersman.pipelines.parts import Parts, around_calls, exact, frozen, recomputed
-from steersman.pipelines.recording import Recording, Turn
+from steersman.pipelines.network import PACKED
+from steersman.pipelines.recording import Recording, Turn, original
 from steersman.pipelines.trajectory import PipelineTrajectory, Plan
 from steersman.sampling.loop import Recurrence
 from steersman.sampling.particles import Particles
@@ -32,11 +33,18 @@ __all__ = ["MEMORYLESS", "SteeredPipeline"]
 MEMORYLESS = tuple(name for name, known in SCHEDULERS.items() if known.memoryless)
 """The schedulers whose step follows from the sample and the output alone, so that it can be made again."""
 
+_NETWORKS = ("unet", "transformer")
+_VAES = ("vae", "vqvae", "movq")
+_SOUNDS = ("vocoder", "audio_vae")
+
 
 class SteeredPipeline:
     """Guides attached to a pipeline; the arguments are those of `steersman.steer`.
 
     Attributes:
+        networks: The networks that predict the noise.
+        network: The name of the first one's class, which identifies the family.
+        vae: The decoder of its latents, or None where it draws images.
         guided: Whether any guide was active in any call.
     """
 
@@ -50,10 +58,13 @@ class SteeredPipeline:
         particles: Particles,
         frames: Sequence[int] | None,
     ) -> None:
-        self.pipe, self.parts, self.scheduler = pipe, Parts.of(pipe), pipe.scheduler
-        self.name = name_of(self.scheduler)
+        modules = _modules(pipe)
+        self.pipe, self.scheduler, self.name = pipe, pipe.scheduler, name_of(pipe.scheduler)
+        self.networks = tuple(modules[key] for key in sorted(modules) if key.startswith(_NETWORKS))
+        self.network = type(original(self.networks[0])).__name__
+        self.vae: Any = next((modules[key] for key in _VAES if key in modules), None)
         guides = [_over_frames(guide, frames) for guide in guides]
-        self.guides = tuple(guides if self.parts.vae is None else map(after_decoding, guides))
+        self.guides = tuple(guides if self.vae is None else map(after_decoding, guides))
         self.through = any(guide.scale and guide.differentiates_denoiser for guide in guides)
         self.asks = (
             recurrence.times > 1
@@ -61,11 +72,14 @@ class SteeredPipeline:
             or any(isinstance(guide.input, Lookahead) or guide.injection.point == "sample" for guide in guides)
         )
         self._check_scheduler()
-        self.parts.check(pipe, through=self.through, asks=self.asks)
+        self._check_modules()
         self._check_repeats(recurrence, particles)
+        weights = self.networks[0].parameters()
         self.plan = Plan(
             scheduler=self.scheduler,
-            parts=self.parts,
+            network=self.network,
+            computes=next((weight.dtype for weight in weights if weight.is_floating_point()), torch.float32),
+            vae=self.vae,
             schedule=_schedule_of(self.scheduler),
             guides=self.guides,
             targets=resolve_targets(self.guides, target),
@@ -73,7 +87,10 @@ class SteeredPipeline:
             particles=particles,
             frames=frames,
         )
-        self.recording = Recording(self.parts.networks, self.parts.others, self._due)
+        # A VAE is not called itself, but through its decode.
+        parts = [part for part in modules.values() if not any(part is network for network in self.networks)]
+        called = [each for part in parts for each in (part.children() if hasattr(part, "decode") else [part])]
+        self.recording = Recording(self.networks, called, self._due)
         self.trajectory: PipelineTrajectory | None = None
         self.generator: Any = None
         self.guided = False
@@ -99,11 +116,49 @@ class SteeredPipeline:
             raise InputError(f"scheduler.prediction_type must be epsilon, sample, v or flow, got {kind}")
         if "step" in vars(self.scheduler):
             raise InputError("pipe: its scheduler's step is replaced already; give all guides to one steer")
-        if self.parts.name == "DiTTransformer2DModel" and family == "ratio":
+        if self.network == "DiTTransformer2DModel" and family == "ratio":
             raise InputError(
                 f"scheduler: DiTPipeline hands its {self.name} a sample that is scaled already; use one that does not "
                 "scale, such as DDIMScheduler"
             )
+
+    def _check_modules(self) -> None:
+        """Refuses networks and a VAE that cannot be differentiated or asked again as the guides need."""
+        if (self.through or self.asks) and any(
+            getattr(network, "_compiled_call_impl", None) is not None for network in self.networks
+        ):
+            raise InputError(
+                "pipe: its network is compiled in place, so that what enters it is not seen here; use "
+                "torch.compile(network) instead, or the gradient with respect to x0_hat (wrt x0_hat) without "
+                "lookahead, recurrence and particles"
+            )
+        differentiated = [*(self.networks if self.through else ()), *([] if self.vae is None else [self.vae])]
+        if self.through and any(_moves(module) for part in differentiated for module in part.modules()):
+            raise InputError(
+                "gradient with respect to x_t: the pipeline's weights are offloaded, cast or cached between calls, and "
+                "the gradient needs them as they were; take it with respect to x0_hat (wrt x0_hat), or keep the "
+                "pipeline on one device"
+            )
+        if any(weight.is_inference() for part in differentiated for weight in part.parameters()):
+            raise InputError(
+                "pipe: its weights were made in torch.inference_mode(), so that no gradient can pass them; load the "
+                "pipeline outside of it"
+            )
+        takes = inspect.signature(original(self.networks[0]).forward).parameters
+        packs = any("unpack_latents" in name for name in dir(type(self.pipe)))
+        if packs and not any(name in takes for name in PACKED):
+            raise InputError(
+                f"pipe: {type(self.pipe).__name__} packs its latents in a way that is not known here; use a pipeline "
+                "of docs/models.md"
+            )
+        if self.vae is not None:
+            # Older versions of diffusers hide decode behind a wrapper of any arguments.
+            needed = _required(self.vae.decode) or _required(self.vae.decoder.forward)
+            if len(needed) > 1:
+                raise InputError(
+                    f"pipe: its {type(self.vae).__name__} must decode by the latents alone, but needs "
+                    f"{', '.join(needed[1:])} too; use a pipeline of docs/models.md"
+                )
 
     def _check_repeats(self, recurrence: Recurrence, particles: Particles) -> None:
         """Refuses recurrence and particles that the scheduler or the guides cannot follow."""
@@ -121,7 +176,7 @@ class SteeredPipeline:
     def attach(self, stack: ExitStack) -> None:
         """Attaches the guides until the stack unwinds."""
         stack.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))
-        stack.enter_context(around_calls(self.pipe, self._around))
+        stack.enter_context(_around_calls(self.pipe, self._around))
         for name, wrapper in (
             ("step", self._step),
             ("set_timesteps", self._set_timesteps),
@@ -131,12 +186,12 @@ class SteeredPipeline:
                 setattr(self.scheduler, name, functools.wraps(own)(functools.partial(wrapper, own)))
                 stack.callback(delattr, self.scheduler, name)
         stack.enter_context(self.recording.listened())
-        for network in self.parts.networks if self.through else ():
-            stack.enter_context(frozen(network))
-        if (vae := self.parts.vae) is not None:
-            stack.enter_context(frozen(vae))
-            stack.enter_context(recomputed(vae))
-            self.plan = replace(self.plan, parts=self.parts._replace(vae=exact(vae)))
+        for network in self.networks if self.through else ():
+            stack.enter_context(_frozen(network))
+        if self.vae is not None:
+            stack.enter_context(_frozen(self.vae))
+            stack.enter_context(_recomputed(self.vae))
+            self.plan = replace(self.plan, vae=_exact(self.vae))
         if self.through or self.asks:  # by the pipeline's call, or by a loop of the user's own
             stack.enter_context(self.recording)
 
@@ -198,6 +253,100 @@ class SteeredPipeline:
         self.recording.forget()
         self.recording.idle = self.trajectory.ended
         return outcome
+
+
+def _modules(pipe: Any) -> dict[str, nn.Module]:  # noqa: ANN401
+    """Returns the modules of a pipeline by name; refuses one without a denoising network, or that makes sounds."""
+    components = getattr(pipe, "components", None)
+    named: Mapping[str, Any] = components if isinstance(components, Mapping) else vars(pipe)
+    modules = {key: part for key, part in named.items() if isinstance(part, nn.Module)}
+    if getattr(pipe, "scheduler", None) is None or not any(key.startswith(_NETWORKS) for key in modules):
+        raise InputError(
+            f"pipe must be a pipeline with a scheduler and a unet or transformer, got {type(pipe).__name__}"
+        )
+    if sounds := [key for key in _SOUNDS if key in modules]:
+        raise InputError(
+            f"pipe must draw images or videos, got {type(pipe).__name__}, which makes sounds by its {sounds[0]}"
+        )
+    return modules
+
+
+def _required(call: Callable[..., object]) -> list[str]:
+    """Returns the names of the arguments without which a function cannot be called."""
+    parameters = inspect.signature(call).parameters.items()
+    return [key for key, each in parameters if each.default is each.empty and each.kind is each.POSITIONAL_OR_KEYWORD]
+
+
+def _moves(module: nn.Module) -> bool:
+    """Whether accelerate or diffusers does something to a module's weights or values between its calls."""
+    return hasattr(module, "_hf_hook") or bool(getattr(getattr(module, "_diffusers_hook", None), "hooks", None))
+
+
+def _exact(vae: Any) -> Any:  # noqa: ANN401
+    """Returns the VAE, or a copy in float32 where it overflows in half precision."""
+    if vae.dtype != torch.float16 or not vae.config.get("force_upcast"):
+        return vae
+    if any(hasattr(module, "_hf_hook") for module in vae.modules()):
+        raise InputError("pipe: its VAE is offloaded, and overflows in float16; use a VAE in float32 or bfloat16")
+    return copy.deepcopy(vae).float()
+
+
+@contextmanager
+def _frozen(module: nn.Module) -> Iterator[None]:
+    """Leaves the weights without gradients."""
+    trained = [name for name, weight in module.named_parameters() if weight.requires_grad]
+    module.requires_grad_(False)
+    try:
+        yield
+    finally:
+        weights = dict(module.named_parameters())  # by name: offloading puts others in their place
+        for name in trained:
+            weights[name].requires_grad_(True)
+
+
+@contextmanager
+def _recomputed(vae: Any) -> Iterator[None]:  # noqa: ANN401
+    """Recomputes the activations of the VAE's blocks in the backward pass, where it can."""
+    supported = not getattr(vae, "is_gradient_checkpointing", True)
+    try:
+        if supported:
+            vae.enable_gradient_checkpointing()
+    except ValueError:
+        supported = False
+    try:
+        yield
+    finally:
+        if supported:
+            vae.disable_gradient_checkpointing()
+
+
+@contextmanager
+def _around_calls(pipe: object, around: Callable[[Mapping[str, Any]], AbstractContextManager[None]]) -> Iterator[None]:
+    """Runs each call of a pipeline inside the context that ``around`` returns for its arguments.
+
+    Python looks ``pipe(...)`` up in the class; so the pipeline gets a class of its own for the while, which inherits
+    from its class and has its name. A pipeline that cannot be called is left alone.
+    """
+    kind: Any = type(pipe)
+    if not callable(pipe):
+        yield
+        return
+    own = kind.__call__
+
+    @functools.wraps(own)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        if self is not pipe:  # a copy of it, which keeps the class
+            return own(self, *args, **kwargs)
+        with around(inspect.signature(own).bind_partial(self, *args, **kwargs).arguments):
+            return own(self, *args, **kwargs)
+
+    names = {key: getattr(kind, key) for key in ("__module__", "__qualname__", "__doc__")}
+    steered: Any = pipe
+    steered.__class__ = type(kind.__name__, (kind,), {"__call__": call, **names})
+    try:
+        yield
+    finally:
+        steered.__class__ = kind
 
 
 def _schedule_of(scheduler: Scheduler) -> Schedule:

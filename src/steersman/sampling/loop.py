@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any, NamedTuple, get_args
 
 import torch
@@ -29,7 +30,7 @@ from steersman.errors import InputError, unknown
 from steersman.guidance.guide import Guide, Steering, Update, after_decoding
 from steersman.guidance.injection import Estimate, Kept
 from steersman.guidance.objective import Target, resolve_targets
-from steersman.guidance.step import Batch, FixedVariance, Step, reverse_variance, transition
+from steersman.guidance.step import Batch, FixedVariance, Step, Targets, reverse_variance, transition
 from steersman.names import each_class, resolve
 from steersman.precision import ieee
 from steersman.sampling.noise import GivenNoise, SeededNoise
@@ -164,22 +165,22 @@ def sample(
         raise InputError("dtype must be torch.float32 on mps, which has no float64, got torch.float64")
     if (particles := particles or Particles()).count > 1 and not guides:
         raise InputError(f"particles.count must be 1 without a guide that weighs them, got {particles.count}")
-    denoiser = Conditioned(denoiser, labelled(condition or {}, len(seeds), denoiser.classes, device))
-    if denoiser.latent:
+    if getattr(denoiser, "latent", False):
         guides, clip = tuple(map(after_decoding, guides)), False
-    steering = Steering(guides, _targets(target, len(seeds), device, guides), denoiser)
+    targets = _targets(target, len(seeds), device, guides)
+    conditions = labelled(condition or {}, len(seeds), denoiser.classes, device)
     population = ParticleFilter(particles, len(seeds), device)
+    guided = GuidedDenoiser(
+        denoiser, guides, targets, population.rows, conditions, fixed=sampler.fixed, dtype=dtype, clip=clip, keeps=keeps
+    )
+    steering = guided.steering
     steering.check(noisy=sampler.noisy)
     population.check(guides, noisy=sampler.noisy)
-    for rows_of in (denoiser, steering):
-        rows_of.take(population.rows)
     levels = levels_of(sampler, denoiser.schedule, steps, spacing, ratio_min, ratio_max)
     given = None if noise is None else GivenNoise(noise, len(seeds), denoiser.shape, device, dtype)
     draws = given or SeededNoise(seeds, denoiser.shape, device, dtype)
     x = draws("start", population.count) * denoiser.schedule.start(levels[0])
     state, unguided_state = sampler.init(x), sampler.init(x)
-    enters_sample = any(guide.injection.point == "sample" for guide in guides)
-    guided = GuidedDenoiser(denoiser, steering, sampler.fixed, torch.zeros((), dtype=dtype), clip=clip, keeps=keeps)
     for index, (level, next) in enumerate(pairwise(levels)):
         repeats = recurrence.at(level) if recurrence and recurrence.times > 1 else 1
         for repeat in range(repeats):
@@ -187,7 +188,7 @@ def sample(
             variance = reverse_variance(level, next, fixed=sampler.fixed, levels=levels)
             guided.step = step = Step(index, steps, repeat, 0, level, next, variance, guided.peak, levels)
             steering.paused = several and particles.corrected and not next.sigma > 0
-            x = guided.before(x) if enters_sample else x
+            x = guided.before(x) if guided.enters_sample else x
             if several and population.weighs(level, index):
                 rows = population.choose(guided.log_likelihood(x), level, draws.uniform())
                 x, state, unguided_state = guided.take(x, rows), take(state, rows), take(unguided_state, rows)
@@ -214,11 +215,14 @@ def sample(
 class GuidedDenoiser:
     """The clipped and guided denoiser of one trajectory; it knows the step, and what it was last asked.
 
+    Targets and conditions are those of the images; ``rows`` makes of them those of the particles.
+
     Attributes:
         step: The present step, set before each step; its variance is then the one that the model learned, if any.
         peak: The largest variance of the steps so far.
         x0: The denoised image of the last evaluation, with the updates.
         unguided: The estimate of the last evaluation without the updates.
+        enters_sample: Whether updates enter the sample, before the denoiser is evaluated.
     """
 
     step: Step
@@ -227,16 +231,25 @@ class GuidedDenoiser:
 
     def __init__(
         self,
-        denoiser: Conditioned,
-        steering: Steering,
-        fixed: FixedVariance,
-        peak: Float[Tensor, "..."],
+        denoiser: Denoiser,
+        guides: Sequence[Guide],
+        targets: Targets | None,
+        rows: Int[Tensor, " N"],
+        condition: Mapping[str, Any] = MappingProxyType({}),
         *,
+        fixed: FixedVariance,
+        dtype: torch.dtype,
         clip: bool = False,
         keeps: Kept = "sample",
     ) -> None:
-        self.denoiser, self.steering, self.peak, self.clip, self.keeps = denoiser, steering, peak, clip, keeps
+        self.denoiser = Conditioned(denoiser, condition)
+        self.steering = Steering(guides, targets, self.denoiser)
+        self.denoiser.take(rows)
+        self.steering.take(rows)
+        self.enters_sample = any(guide.injection.point == "sample" for guide in guides)
+        self.peak = torch.zeros((), dtype=dtype)
         self.fixed: FixedVariance = fixed
+        self.clip, self.keeps = clip, keeps
         self._asked: tuple[Tensor, Estimate] | None = None
 
     @property

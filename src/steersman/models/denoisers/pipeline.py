@@ -1,6 +1,6 @@
 """Text-to-image pipelines of diffusers as denoisers, with the conditioning that the pipeline gives its network.
 
-Before the first step the pipeline is called once for a prompt (`steersman.pipelines.conditioning`); what it gives its
+Before the first step the pipeline is called once for a prompt (`steersman.pipelines.network`); what it gives its
 network then goes, row by row, with every ``x_t``. With W the classifier-free scale (Ho & Salimans 2022),
 
     x0_hat = x0_hat(negative prompt) + W (x0_hat(prompt) - x0_hat(negative prompt)),
@@ -30,8 +30,7 @@ from steersman.denoise import (
     to_x0,
 )
 from steersman.errors import InputError, one_line
-from steersman.pipelines.conditioning import Conditioning, record
-from steersman.pipelines.layout import layout_of
+from steersman.pipelines.network import Conditioning, layout_of, record
 from steersman.precision import loss_scaled
 from steersman.schedule import Flow, Level, Schedule, from_diffusers, times
 from steersman.typed import check_finite
