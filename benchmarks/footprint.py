@@ -31,7 +31,7 @@ from torch.utils.flop_counter import flop_registry
 
 from steersman.denoise import Denoiser
 from steersman.guidance import Constant, Denoised, Guide, Noisy, TargetLogit, Wrt
-from steersman.lab.speed.profiling import peak_memory
+from steersman.lab.profiling import peak_memory
 from steersman.models.classifiers import Classifier, load_classifier
 from steersman.models.denoisers import load_denoiser
 from steersman.sampling import DDIM, sample

@@ -19,9 +19,9 @@ import torch
 from kills import small, start
 
 from steersman.lab.generate import generate, open_session
+from steersman.lab.profiling import keep_freed
 from steersman.lab.run import Run
 from steersman.lab.session import Session
-from steersman.lab.speed.profiling import keep_freed
 from steersman.recipes import load_recipe
 
 

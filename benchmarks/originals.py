@@ -37,10 +37,10 @@ import torch
 from torch import Tensor
 
 from steersman.guidance import Step
+from steersman.lab.placement import choose_placement
+from steersman.lab.profiling import keep_freed, peak_memory, timed
 from steersman.lab.run import AUTO, Placement, Run
 from steersman.lab.session import load_session
-from steersman.lab.speed.placement import choose_placement
-from steersman.lab.speed.profiling import keep_freed, peak_memory, timed
 from steersman.models.classifiers import load_classifier
 from steersman.models.denoisers import load_denoiser
 from steersman.recipes import load_recipe

@@ -9,14 +9,14 @@ from importlib import import_module
 import pytest
 
 from steersman.cli import main
-from steersman.lab.speed.profiling import SETTINGS, keep_freed
+from steersman.lab.profiling import SETTINGS, keep_freed
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc that is told")
 
 STEPS = """
 import resource
 import torch
-from steersman.lab.speed.profiling import keep_freed
+from steersman.lab.profiling import keep_freed
 
 def step():
     torch.ones(2**24)

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from steersman.lab.bench import Calls, bench
 from steersman.lab.run import Run
 from steersman.lab.session import load_session
-from steersman.lab.speed.bench import Calls, bench
 from steersman.recipes import load_recipe
 
 GUIDE = "zoo:sportballs-mobilenet"

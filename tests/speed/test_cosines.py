@@ -9,10 +9,10 @@ import yaml
 
 from steersman import latent
 from steersman.errors import InputError, Notice
+from steersman.lab import placement
+from steersman.lab.bench import bench
+from steersman.lab.placement import choose_placement
 from steersman.lab.run import Placement, Run, read_run
-from steersman.lab.speed import placement
-from steersman.lab.speed.bench import bench
-from steersman.lab.speed.placement import choose_placement
 from steersman.recipes import load_recipe
 
 MODULE = """

@@ -7,10 +7,10 @@ import torch
 import yaml
 
 from steersman.errors import InputError
+from steersman.lab import placement
+from steersman.lab.profiling import peak_memory
 from steersman.lab.run import Placement, Run, read_run
 from steersman.lab.session import load_session
-from steersman.lab.speed import placement
-from steersman.lab.speed.profiling import peak_memory
 from steersman.recipes import load_recipe
 
 GUIDE = "zoo:sportballs-mobilenet"

@@ -38,8 +38,8 @@ def bench(
     Example: steersman bench --recipe nrcg --classifier zoo:sportballs-mobilenet
     """
     from steersman.files import write_json, writing_to
+    from steersman.lab.bench import bench
     from steersman.lab.run import Run
-    from steersman.lab.speed.bench import bench
     from steersman.recipes import load_recipe
 
     options.at_least(1, steps=steps, repeats=repeats)

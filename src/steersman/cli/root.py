@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from steersman.errors import InputError, Notice, one_line, require
-from steersman.lab.speed.profiling import keep_freed
+from steersman.lab.profiling import keep_freed
 from steersman.lab.stop import Interrupted, Interruptible, Stopped
 
 __all__ = ["LAB", "Terminal", "app", "main", "require_lab"]

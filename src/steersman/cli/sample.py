@@ -112,8 +112,8 @@ def _default_folder(run: "Run", *, overwrite: bool) -> Path:
 
 
 def _holds_another(out: Path, run: "Run") -> bool:
+    from steersman.lab.placement import recorded_placement
     from steersman.lab.run import differences
-    from steersman.lab.speed.placement import recorded_placement
 
     try:
         return differences(out, recorded_placement(run, out), grows=True) != ""
@@ -124,8 +124,8 @@ def _holds_another(out: Path, run: "Run") -> bool:
 def _draw(run: "Run", out: Path, *, share: "Share", gif: bool, overwrite: bool) -> None:
     """Draws a run, or what is left of it, with a progress bar, and prints its table."""
     from steersman.lab.generate import Unfinished, generate, open_session
+    from steersman.lab.placement import recorded_placement
     from steersman.lab.report import Frames
-    from steersman.lab.speed.placement import recorded_placement
     from steersman.lab.stop import Stop
 
     if gif:

@@ -28,8 +28,8 @@ from steersman.lab.generate.formats import ImageRecord
 from steersman.lab.generate.processes import Share, locked, running
 from steersman.lab.generate.store import Store
 from steersman.lab.generate.summary import Summary, summarize
+from steersman.lab.placement import SIDE_BY_SIDE
 from steersman.lab.session import Session
-from steersman.lab.speed.placement import SIDE_BY_SIDE
 from steersman.lab.stop import Stop, Stopped
 from steersman.precision import ieee
 from steersman.sampling import Callback, Report

@@ -8,9 +8,9 @@ import torch
 
 from steersman.errors import InputError
 from steersman.guidance.step import Step
+from steersman.lab.placement import choose_placement
 from steersman.lab.run import Run
 from steersman.lab.session import Networks, Session, Target, load_session
-from steersman.lab.speed.placement import choose_placement
 from steersman.precision import ieee
 from steersman.sampling import Report, levels_of
 from steersman.schedule import CLEAN

@@ -20,10 +20,10 @@ from pydantic import BaseModel
 from steersman.errors import InputError, about
 from steersman.files import parse_yaml, read_json, replacing, writing_to
 from steersman.lab.generate import generate_until_stopped, open_session
+from steersman.lab.placement import shared_placement
 from steersman.lab.report.images import grid
 from steersman.lab.run import check_folder, other_settings
 from steersman.lab.session import Networks, Session
-from steersman.lab.speed.placement import shared_placement
 from steersman.lab.stop import Stop
 from steersman.lab.sweep.cells import Cell, Sweep
 from steersman.lab.sweep.measure import Measure

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from steersman.errors import about
 from steersman.files import read_json, write_json
+from steersman.lab.bench import Call, Calls
+from steersman.lab.profiling import timed
 from steersman.lab.report.tables import in_a_line
 from steersman.lab.session import Session
-from steersman.lab.speed.bench import Call, Calls
-from steersman.lab.speed.profiling import timed
 from steersman.typed import typed
 
 __all__ = ["Cost", "Prices"]

@@ -26,9 +26,9 @@ from steersman.lab.generate import generate_until_stopped, open_session
 from steersman.lab.generate.processes import locked
 from steersman.lab.metrics.features import DEFAULT
 from steersman.lab.metrics.intervals import RESAMPLES, share
+from steersman.lab.placement import shared_placement
 from steersman.lab.run import Run, other_settings
 from steersman.lab.session import Networks, Session
-from steersman.lab.speed.placement import shared_placement
 from steersman.lab.stop import Stop
 from steersman.lab.sweep import Sweep
 from steersman.lab.sweep.cells import CASE, RECIPE
