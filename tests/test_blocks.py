@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from steersman.batching import in_blocks, without_filling
+from steersman.batching import _without_filling, in_blocks
 
 
 def test_a_network_sees_blocks_of_one_size_the_last_one_filled_up():
@@ -45,7 +45,7 @@ def test_a_network_can_tell_how_many_rows_only_fill_up_a_block():
 
     def network(image):
         doubled = torch.cat([image, image])  # as for classifier-free guidance
-        seen.append((len(doubled), without_filling(len(doubled))))
+        seen.append((len(doubled), _without_filling(len(doubled))))
         return image
 
     in_blocks(network, 3, torch.zeros(5, 1))
@@ -53,4 +53,4 @@ def test_a_network_can_tell_how_many_rows_only_fill_up_a_block():
     assert seen == [(6, 6), (6, 4), (10, 10)]
     with pytest.raises(ZeroDivisionError):
         in_blocks(lambda image: 1 / 0, 3, torch.zeros(1, 1))
-    assert without_filling(7) == 7
+    assert _without_filling(7) == 7

@@ -27,9 +27,8 @@ from steersman.precision import ieee
 from steersman.recipes import Guides, Recipe, load_recipe
 from steersman.sampling import Callback
 from steersman.sampling import sample as sample_batch
-from steersman.sampling.loop import Recurrence, labelled
+from steersman.sampling.loop import Recurrence, Watch, labelled
 from steersman.sampling.particles import Particles
-from steersman.sampling.watch import Watch
 
 __all__ = ["Result", "sample", "steer"]
 

@@ -10,13 +10,14 @@ network's output is the same for an image in any batch, it sees blocks of one fi
 """
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from steersman.errors import InputError, notice
 
@@ -25,11 +26,14 @@ __all__ = [
     "block_size",
     "broadcast",
     "cosine",
+    "counting",
     "each_tensor",
+    "evaluations",
     "in_blocks",
     "is_out_of_memory",
     "logsumexp",
     "memory_permitting",
+    "metered",
     "norm",
     "repeat",
     "rms",
@@ -37,7 +41,6 @@ __all__ = [
     "take",
     "tensors",
     "total",
-    "without_filling",
 ]
 
 CPU_BLOCK = 4  # images; more at a time are no faster on a CPU
@@ -49,7 +52,7 @@ OUT_OF_MEMORY = (
 
 Made = TypeVar("Made")
 
-_block = threading.local()
+_thread = threading.local()
 
 
 def send(rows: Tensor, device: torch.device | str) -> Tensor:
@@ -183,17 +186,50 @@ def in_blocks(network: Callable[..., Tensor], size: int | None, *inputs: Tensor)
         inputs = tuple(torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])]) for rows in inputs)
     outputs = []
     for index, block in enumerate(zip(*(rows.split(size) for rows in inputs), strict=True)):
-        _block.share = min(count - index * size, size) / size
+        _thread.share = min(count - index * size, size) / size
         try:
             outputs.append(network(*block))
         finally:
-            _block.share = 1.0
+            _thread.share = 1.0
     return (torch.cat(outputs) if len(outputs) > 1 else outputs[0])[:count]
 
 
-def without_filling(rows: int) -> int:
+def _without_filling(rows: int) -> int:
     """Returns how many rows of a network's input are no padding; asked inside the network, as it runs."""
-    return round(rows * getattr(_block, "share", 1.0))
+    return round(rows * getattr(_thread, "share", 1.0))
+
+
+def metered(networks: Iterable[nn.Module]) -> None:
+    """Has networks counted from now on; calling it again changes nothing."""
+    for network in networks:
+        if not vars(network).get("metered"):  # on the network, so that a copy, which has the hook, has it too
+            network.register_forward_pre_hook(_count)
+            vars(network)["metered"] = True
+
+
+@contextmanager
+def counting() -> Iterator[Counter[nn.Module]]:
+    """Yields how many images this thread evaluates each metered network for, without those that fill up a block."""
+    _thread.counts = counts = Counter[nn.Module]()
+    try:
+        yield counts
+    finally:
+        _thread.counts = None
+
+
+def _count(network: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    if (counts := getattr(_thread, "counts", None)) is not None:
+        counts[network] += _without_filling(len(inputs[0]))
+
+
+def evaluations(
+    counts: Counter[nn.Module], networks: Mapping[str, Iterable[nn.Module]], images: int
+) -> dict[str, float]:
+    """Returns how many evaluations of each group of networks an image needed.
+
+    It needs one for each of its particles, and two where classifier-free guidance evaluates with and without the label.
+    """
+    return {name: sum(counts[network] for network in group) / images for name, group in networks.items()}
 
 
 def is_out_of_memory(error: BaseException) -> bool:

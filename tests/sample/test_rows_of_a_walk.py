@@ -28,8 +28,8 @@ from steersman.guidance import (
     Variance,
 )
 from steersman.sampling import DDIM, DDPM, DiffusersSampler, DPMpp, Heun, Particles, Recurrence, loop, sample
-from steersman.sampling.noise import SeededNoise
 from steersman.sampling.particles import ParticleFilter
+from steersman.sampling.samplers import SeededNoise
 
 F64 = torch.float64
 ORDERS = {2: [2, 0, 3, 1, 5, 4], 4: [5, 4, 0, 1, 3, 2]}

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from steersman.batching import counting, evaluations
 from steersman.lab.placement import choose_placement
 from steersman.lab.profiling import peak_memory, timed
 from steersman.lab.run import Run
 from steersman.lab.session import Target, load_session
 from steersman.precision import ieee
-from steersman.sampling.watch import counting, evaluations
 
 __all__ = ["Call", "Calls", "bench"]
 

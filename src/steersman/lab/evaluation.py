@@ -24,7 +24,7 @@ from steersman.denoise import Denoiser
 from steersman.lab.metrics import correct, target_probability
 from steersman.models.classifiers import Classifier, TextClassifier
 from steersman.precision import ieee
-from steersman.sampling.noise import SeededNoise
+from steersman.sampling.samplers import SeededNoise
 from steersman.schedule import noised
 
 __all__ = ["CLEAR", "USELESS", "Evaluation", "evaluate_images", "mean_evaluations", "noise_error", "noise_error_limit"]

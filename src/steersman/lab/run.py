@@ -16,7 +16,7 @@ from steersman.batching import block_size
 from steersman.errors import InputError, about, unknown
 from steersman.files import read_yaml
 from steersman.recipes import Recipe, load_recipe
-from steersman.sampling.noise import SEEDS
+from steersman.sampling.samplers import SEEDS
 from steersman.typed import filled_in, finite, typed
 
 __all__ = [

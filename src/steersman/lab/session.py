@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from steersman.batching import Batches
+from steersman.batching import Batches, metered
 from steersman.denoise import Denoiser
 from steersman.errors import InputError
 from steersman.guidance import Guide
@@ -22,7 +22,6 @@ from steersman.models.denoisers import load_denoiser
 from steersman.names import elsewhere, resolve
 from steersman.precision import ieee
 from steersman.sampling import Callback, sample
-from steersman.sampling.watch import metered
 
 __all__ = ["Networks", "Session", "Target", "load_session", "set_layout"]
 

@@ -126,7 +126,7 @@ class PipelineTrajectory:
             dtype=self.dtype,
         )
         self.steering = self.denoiser.steering
-        self.calls, self.index, self.guided, self.shown = 0, -1, False, 1.0
+        self.calls, self.guided, self.shown = 0, False, 1.0
         self.returned: Tensor | None = None
         self.others: Tensor | None = None  # the particles beside the pipeline's own, as the last step left them
         self.late: Tensor | None = None  # by how much the last step's end was moved
@@ -141,8 +141,7 @@ class PipelineTrajectory:
         """Whether the coming call differentiates the network."""
         if self.ended:
             return False
-        position = self.positions[self.calls]
-        step = self._step_at(position, self.index + (position.stage == 0))
+        step = self._step_at(self.positions[self.calls])
         return any(self.steering.differentiates_denoiser(step, before=before) for before in (False, True))
 
     def check(self, timestep: Any) -> None:  # noqa: ANN401
@@ -170,7 +169,6 @@ class PipelineTrajectory:
         """Makes the scheduler's own step, given its arguments, with the guides' updates, and returns its outcome."""
         self.turn, self.position = turn, self.positions[self.calls]
         z, output = self._began(call.arguments["sample"]), call.arguments["model_output"]
-        self.index += self.position.stage == 0
         history = dict(vars(self.scheduler))
         repeats = self.plan.recurrence.at(self.position.level) if self.position.stage == 0 else 1
         for repeat in range(repeats):
@@ -185,7 +183,7 @@ class PipelineTrajectory:
             if repeat + 1 < repeats:
                 z, output = self._renoised(z), None
         self.calls += 1
-        if self.ended and self.particles.weighs(CLEAN, self.index + 1):
+        if self.ended and self.particles.weighs(CLEAN, self.position.step + 1):
             x = self._images(z, self.position.next_scale)
             z = self._rows(z, self._choose(self.steering.log_likelihood(x, Prediction(x), CLEAN), CLEAN))
         self.returned, self.others = z[0], z[1:]
@@ -239,14 +237,14 @@ class PipelineTrajectory:
         scale = 1 / float(getattr(self.scheduler, "init_noise_sigma", 1.0))
         return torch.stack([sample, *(self._held(each, scale, sample.dtype)[0] for each in noise)])
 
-    def _step_at(self, position: Position, index: int, repeat: int = 0) -> Step:
+    def _step_at(self, position: Position, repeat: int = 0) -> Step:
         """Returns the step of a position; a second evaluation keeps the variance of its step."""
         if position.stage:
             return self.denoiser.step._replace(level=position.level, stage=position.stage)
         variance = reverse_variance(position.level, position.next, fixed=self.denoiser.fixed)
         peak = torch.maximum(self.denoiser.peak, variance.to(self.dtype))
-        count = len(self.levels) - 1
-        return Step(index, count, repeat, 0, position.level, position.next, variance, peak, self.levels)
+        count, (level, next) = len(self.levels) - 1, (position.level, position.next)
+        return Step(position.step, count, repeat, 0, level, next, variance, peak, self.levels)
 
     def _guided(self, z: Held, output: Tensor | None, repeat: int) -> tuple[Held, Held]:
         """Returns samples and outputs for the scheduler, changed by the updates that enter there.
@@ -259,12 +257,12 @@ class PipelineTrajectory:
         self.steering.paused = not position.level.sigma > 0
         x = self._images(z, position.scale)
         if position.stage == 0:
-            self.denoiser.step = self._step_at(position, self.index, repeat)
+            self.denoiser.step = self._step_at(position, repeat)
             moved = self.denoiser.before(x) if self.denoiser.enters_sample else x
             if self._active("sample"):
                 self.z, self.output = z + self._held(moved - x, position.scale, z.dtype), None
                 x = self._images(self.z, position.scale)
-            if self.particles.weighs(position.level, self.index):
+            if self.particles.weighs(position.level, position.step):
                 rows = self._choose(self.denoiser.log_likelihood(x), position.level)
                 x = self.denoiser.take(x, rows)
                 self.z, self.outputs = self._rows(self.z, rows), self._rows(self.outputs, rows)
@@ -276,7 +274,7 @@ class PipelineTrajectory:
         if z is not began or self.late is not None:
             change = z[0] - began[0]
             move_kept_sample(
-                self.scheduler, self.positions, self.calls, change if self.late is None else change + self.late
+                self.scheduler, self.positions, position, change if self.late is None else change + self.late
             )
         self.late = None
         return z, outputs

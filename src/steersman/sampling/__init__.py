@@ -2,9 +2,19 @@
 
 from steersman.sampling.diffusers import DiffusersSampler, NamedScheduler
 from steersman.sampling.loop import Callback, Recurrence, Report, sample
-from steersman.sampling.noise import GivenNoise, SeededNoise
 from steersman.sampling.particles import Particles
-from steersman.sampling.samplers import DDIM, DDPM, DPMpp, Heun, Move, Predict, Sampler, levels_of
+from steersman.sampling.samplers import (
+    DDIM,
+    DDPM,
+    DPMpp,
+    GivenNoise,
+    Heun,
+    Move,
+    Predict,
+    Sampler,
+    SeededNoise,
+    levels_of,
+)
 
 __all__ = [
     "DDIM",

@@ -11,12 +11,13 @@ import copy
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor
 
-from steersman.batching import broadcast, each_tensor
+from steersman.batching import broadcast, each_tensor, tensors
 from steersman.denoise import Parameterization, output_for
 from steersman.errors import InputError, unknown
 from steersman.guidance.injection import Estimate
@@ -49,7 +50,7 @@ _LEAST_ALPHA = 2.0**-12  # what diffusers' schedulers take for no signal where t
 
 @dataclass(frozen=True)
 class _Run:
-    """A scheduler between two steps, without the tensors of its history; it is copied before it is changed."""
+    """A scheduler between two steps, which is copied before a step changes it, and all of its calls."""
 
     scheduler: Scheduler
     positions: tuple[Position, ...]
@@ -98,26 +99,20 @@ class DiffusersSampler(Sampler):
 
     def step(self, x_t: Batch, step: Step, predict: Predict, draw: Draw, state: tuple) -> tuple[Move, tuple]:
         """Returns the scheduler's step, and its state: the scheduler, its history, and the sample that it returned."""
-        run, history, returned = state if state and not step.repeat else (self._run(step.count, step), (), None)
-        scheduler = copy.deepcopy(run.scheduler)
-        vars(scheduler).update(history)
-        start = [index for index, position in enumerate(run.positions) if position.stage == 0][step.index]
-        x_s = x_t
-        for call, position in enumerate(run.positions[start:], start):
+        run, history, returned = state if state and not step.repeat else (self._run(step.count, step), {}, None)
+        scheduler, x_s, move = _copied(run.scheduler, history), x_t, Move(x_t)
+        for position in (each for each in run.positions if each.step == step.index):
             level = position.level if position.stage else step.level
             estimate = predict(x_s, level, position.stage)
             if position.stage == 0 and returned is not None:
-                move_kept_sample(scheduler, run.positions, call, _sample(estimate, level, position) - returned)
-            before, scheduler = scheduler, copy.deepcopy(scheduler)
+                guidance = _sample(estimate, level, position) - returned
+                move_kept_sample(scheduler, run.positions, position, guidance)
+            before = _copied(scheduler)
             x_s, noise = self._call(scheduler, position, estimate, level, draw)
-            if position.last:
-                move = Move(x_s)
-                if noise is not None and (b := self._noise_scale(before, position, estimate, level)):
-                    move = Move(x_s - b * noise, b * noise, torch.tensor(b**2, dtype=torch.float64))
-                history = _history(scheduler)
-                vars(scheduler).update(dict.fromkeys(history))
-                return move, (_Run(scheduler, run.positions), history, x_s)
-        raise AssertionError("the last of a step's calls ends it")
+            move = Move(x_s)
+            if noise is not None and position.last and (b := self._noise_scale(before, position, estimate, level)):
+                move = Move(x_s - b * noise, b * noise, torch.tensor(b**2, dtype=torch.float64))
+        return move, (_Run(scheduler, run.positions), _history(scheduler), x_s)
 
     def _run(self, steps: int, step: Step | None = None) -> _Run:
         """Returns the scheduler before the first of its steps, or before a later one and without a history."""
@@ -126,7 +121,7 @@ class DiffusersSampler(Sampler):
                 f"recurrence must be off with {self.name}, which cannot repeat a step without its history; set "
                 "recurrence.times=1"
             )
-        scheduler = copy.deepcopy(self.scheduler)
+        scheduler = _copied(self.scheduler)
         most = len(scheduler.alphas_cumprod) if hasattr(scheduler, "alphas_cumprod") else None
         if steps < 1 or (most and steps > most):
             raise InputError(f"steps must be {f'between 1 and {most}' if most else 'at least 1'}, got {steps}")
@@ -139,14 +134,13 @@ class DiffusersSampler(Sampler):
         if hasattr(scheduler, "is_scale_input_called"):
             scheduler.is_scale_input_called = True  # the loop has scaled it
         positions = positions_of(scheduler)
-        starts = [index for index, position in enumerate(positions) if position.stage == 0]
-        if len(starts) != steps or not positions[-1].last:
+        if positions[-1].step + 1 != steps or not positions[-1].last:
             raise InputError(
                 f"steps must be a number that the configuration of {self.name} can do, got {steps}, for which it has "
                 f"{len(positions)} timesteps"
             )
         if step is not None and hasattr(scheduler, "set_begin_index"):
-            scheduler.set_begin_index(starts[step.index])
+            scheduler.set_begin_index(next(each.index for each in positions if each.step == step.index))
         return _Run(scheduler, positions)
 
     def _call(
@@ -176,11 +170,9 @@ class DiffusersSampler(Sampler):
         It follows from the scheduler's own numbers on the host, so that no device is asked whether there is any noise.
         """
         nothing = torch.zeros([1] * estimate.x0.ndim, dtype=estimate.x0.dtype)
-        scheduler = copy.copy(scheduler)
-        vars(scheduler).update({key: each_tensor(kept, lambda _: nothing) for key, kept in _history(scheduler).items()})
+        scheduler = _copied(scheduler, each_tensor(_history(scheduler), lambda _: nothing))
         alone = Estimate(nothing, nothing, estimate.variance)
-        z, _ = self._call(copy.deepcopy(scheduler), position, alone, level, lambda: torch.ones_like(nothing))
-        return float(z)
+        return float(self._call(scheduler, position, alone, level, lambda: torch.ones_like(nothing))[0])
 
     def _check_level(self, level: Level, schedule: Schedule) -> None:
         """Refuses a level that is not the denoiser's own; times may be rounded to whole ones."""
@@ -209,14 +201,16 @@ def _sample(estimate: Estimate, level: Level, position: Position) -> Batch:
 
 
 def _history(scheduler: Scheduler) -> dict[str, Any]:
-    """Returns what a scheduler keeps of the samples that it has seen, by name."""
+    """Returns what a scheduler keeps of the samples that it has seen, by name; its own numbers are vectors."""
+    return {key: value for key, value in vars(scheduler).items() if any(x.ndim > 1 for x in tensors(value))}
 
-    def has_samples(value: object) -> bool:
-        if isinstance(value, list | tuple):
-            return any(map(has_samples, value))
-        return isinstance(value, Tensor) and value.ndim > 1  # its own numbers are vectors
 
-    return {name: value for name, value in vars(scheduler).items() if has_samples(value)}
+def _copied(scheduler: Scheduler, history: Mapping[str, Any] = MappingProxyType({})) -> Scheduler:
+    """Returns a copy, with another history; steps write into its lists, and replace everything else."""
+    copied = copy.copy(scheduler)
+    for key, value in {**vars(scheduler), **history}.items():
+        vars(copied)[key] = list(value) if isinstance(value, list) else value
+    return copied
 
 
 def _check_config(config: Mapping[str, Any]) -> None:

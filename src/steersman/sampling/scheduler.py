@@ -100,6 +100,7 @@ class Position(NamedTuple):
 
     Attributes:
         index: The call's index among the timesteps.
+        step: The index of its step.
         level: The level of the sample that the call is given.
         next: The level that the step leads to.
         stage: The index of the call within its step.
@@ -109,6 +110,7 @@ class Position(NamedTuple):
     """
 
     index: int  # pyright: ignore[reportIncompatibleMethodOverride]
+    step: int
     level: Level
     next: Level
     stage: int
@@ -174,10 +176,17 @@ def positions_of(scheduler: Scheduler, start: int = 0) -> tuple[Position, ...]:
     for index, stage in enumerate(stages, start):
         following = next((i for i in range(index + 1, count) if stages[i - start] == 0), count)
         strided = family == "discrete" and name not in ("DDPMScheduler", "LCMScheduler") and stage == 0
-        next_level = _strided(scheduler, times[index]) if strided else levels[following]
-        last = index + 1 == following
         positions.append(
-            Position(index, levels[index], next_level, stage, last, float(scales[index]), float(scales[index + 1]))
+            Position(
+                index=index,
+                step=stages[: index - start].count(0) - (stage > 0),
+                level=levels[index],
+                next=_strided(scheduler, times[index]) if strided else levels[following],
+                stage=stage,
+                last=index + 1 == following,
+                scale=float(scales[index]),
+                next_scale=float(scales[index + 1]),
+            )
         )
     return tuple(positions)
 
@@ -221,12 +230,7 @@ def _stages(scheduler: Scheduler, name: str, calls: int) -> list[int]:
     return [0] * calls
 
 
-def move_kept_sample(
-    scheduler: Scheduler,
-    positions: tuple[Position, ...],
-    call: int,
-    change: Tensor,
-) -> None:
+def move_kept_sample(scheduler: Scheduler, positions: tuple[Position, ...], position: Position, change: Tensor) -> None:
     """Moves the sample that a scheduler kept from before, where it goes on from that one and not from the given one.
 
     UniPC's corrector computes a sample anew from the one before, ``z = k z_kept + ...``, and a singlestep method of
@@ -238,13 +242,13 @@ def move_kept_sample(
         case "UniPCMultistepScheduler":
             key, back, kind = "last_sample", 1, "dpmsolver++" if scheduler.predict_x0 else "dpmsolver"
         case "DPMSolverSinglestepScheduler":
-            key, back = "sample", scheduler.order_list[positions[call].index] - 1
+            key, back = "sample", scheduler.order_list[position.index] - 1
             kind = scheduler.config.algorithm_type
         case _:
             return
     if back == 0 or (kept := getattr(scheduler, key, None)) is None:
         return
-    level, before = positions[call].level, positions[call - back].level
+    level, before = position.level, positions[position.index - positions[0].index - back].level
     alpha, sigma = level.alpha / before.alpha, level.sigma / before.sigma
     ratio = {"dpmsolver": alpha, "dpmsolver++": sigma}.get(kind, sigma**2 / alpha)
     setattr(scheduler, key, kept + change / float(ratio))

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
+from steersman.batching import counting, evaluations
 from steersman.errors import InputError
 from steersman.files import in_8_bits, writing_to
 from steersman.lab.generate.formats import ImageRecord
@@ -33,7 +34,7 @@ from steersman.lab.session import Session
 from steersman.lab.stop import Stop, Stopped
 from steersman.precision import ieee
 from steersman.sampling import Callback, Report
-from steersman.sampling.watch import Watch, counting, evaluations
+from steersman.sampling.loop import Watch
 
 __all__ = ["Unfinished", "generate", "generate_until_stopped"]
 
