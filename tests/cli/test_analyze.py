@@ -2,15 +2,13 @@
 
 import csv
 import json
-import sys
 from functools import partial
 
 import pytest
 import torch
 
 from analysis.tiny import Tiny, network
-from steersman.cli.analyzing import common
-from steersman.cli.analyzing.measures import stabilizer
+from steersman.cli.analyze import stabilizer
 from steersman.errors import InputError
 from steersman.guidance import Adam, Ema, Identity
 from steersman.lab.analysis.parts import Parts
@@ -45,8 +43,8 @@ def call(call, monkeypatch):
         made = network(int(spec[-1]))
         return made if softplus is None else made.smooth(softplus)
 
-    monkeypatch.setattr(common, "load_denoiser", lambda spec, **_: Tiny())
-    monkeypatch.setattr(common, "load_classifier", load)
+    monkeypatch.setattr("steersman.models.denoisers.load_denoiser", lambda spec, **_: Tiny())
+    monkeypatch.setattr("steersman.models.classifiers.load_classifier", load)
     return partial(call, "analyze")
 
 
@@ -197,9 +195,8 @@ def test_whether_the_better_calibrated_guides_better(call, tmp_path):
 
 def test_gradients_say_what_they_are_of(call, tmp_path, monkeypatch):
     titles = []
-    monkeypatch.setattr(
-        sys.modules[stabilizer.__module__], "write_curves", lambda path, curves, **told: titles.append(told["y"])
-    )
+    written = "steersman.lab.report.plots.write_curves"
+    monkeypatch.setattr(written, lambda path, curves, **told: titles.append(told["y"]))
     call("sensitivity", *COMMANDS["sensitivity"], "--objective", "logit", "--out", tmp_path / "logit")
     call("sensitivity", *COMMANDS["sensitivity"], "--target", "baseball", "--out", tmp_path / "baseball")
     assert titles[1] == "sensitivity of ∇ logit(own class)"

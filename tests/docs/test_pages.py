@@ -32,7 +32,7 @@ INSTALLS = {"python3", ".venv/bin/pip", ".venv/bin/python"}  # of the installati
 @pytest.fixture
 def short(monkeypatch):
     """Keeps runs, data and trainings small, whatever a command asks for."""
-    import steersman.cli.analyzing.common
+    import steersman.cli.analyze
     import steersman.lab.analysis.parts
     import steersman.lab.data.load
     import steersman.lab.data.sportballs
@@ -51,7 +51,7 @@ def short(monkeypatch):
     )
     trained, drawn = steersman.lab.train.loop.Training.__post_init__, steersman.lab.metrics.images._rendered
     counted, previewed = steersman.lab.analysis.parts.Parts.__init__, steersman.lab.train.denoiser.sample
-    tuned, visited = steersman.lab.tune.tuning.Tuning.work, steersman.cli.analyzing.common.Scope.places
+    tuned, visited = steersman.lab.tune.tuning.Tuning.work, steersman.cli.analyze.Scope.places
 
     def walked(self):
         settings = walk(self)
@@ -94,7 +94,7 @@ def short(monkeypatch):
     monkeypatch.setattr(steersman.lab.metrics.images, "_rendered", rendered)
     monkeypatch.setattr(steersman.lab.run.Run, "__post_init__", run)
     monkeypatch.setattr(steersman.lab.analysis.parts.Parts, "__init__", parts)
-    monkeypatch.setattr(steersman.cli.analyzing.common.Scope, "places", places)
+    monkeypatch.setattr(steersman.cli.analyze.Scope, "places", places)
     monkeypatch.setattr(steersman.lab.train.denoiser, "sample", preview)
     monkeypatch.setattr(steersman.lab.tune.tuning.Tuning, "work", tuning)
     monkeypatch.setattr(steersman.lab.train.loop.Training, "__post_init__", training)

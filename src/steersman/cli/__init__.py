@@ -1,6 +1,6 @@
 from steersman.cli import (
-    analyze,
     bench,
+    calibration,
     convert,
     data,
     evaluate,
@@ -19,7 +19,7 @@ for command in (
     *(report.report, reproduce.reproduce, evaluate.evaluate),
 ):
     app.command()(command)
-for name, group in (("analyze", analyze), ("data", data), ("recipes", recipes), ("train", train)):
+for name, group in (("analyze", calibration), ("data", data), ("recipes", recipes), ("train", train)):
     app.add_typer(group.app, name=name)
 
 __all__ = ["app", "main"]

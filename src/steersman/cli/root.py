@@ -50,7 +50,7 @@ class Terminal(Console):
         """Prints a table; the first columns hold texts, the others numbers, which are aligned to the right."""
         table = Table(box=None, pad_edge=False, title=title, title_justify="left")
         for index, name in enumerate(header):
-            table.add_column(name, justify="left" if index < texts else "right")
+            table.add_column(name, justify="left" if index < texts else "right", no_wrap=index >= texts)
         for row in rows:
             table.add_row(*row)
         self.print(table, soft_wrap=False)

@@ -16,6 +16,8 @@ Whether the better calibrated guides better is told by the figures of a sweep wh
 
     CALIBRATION/integral.csv    of each setting the integral calibration error and its interval
     SWEEP/sweep.csv             of each cell what is varied, its figures and their intervals
+    OUT/agree.csv, .md          of each setting both
+    OUT/correlation.csv         of each figure its rank correlation with the error
 
 A setting's name is, on the one side, those of classifier, smoothing, view and temperature that differ, and on the other
 the values of what is varied. A setting and a cell belong together whose names have the same parts in whatever order.
@@ -34,14 +36,16 @@ from torch import Tensor
 
 from steersman.denoise import Conditioned, Denoiser, Prediction
 from steersman.errors import InputError, about, unknown
-from steersman.files import read_csv
+from steersman.files import read_csv, replacing
 from steersman.guidance.input import ClassifierInput
 from steersman.guidance.objective import Logits
 from steersman.lab.analysis.forward import answers
-from steersman.lab.analysis.parts import Key, apart, stacked
+from steersman.lab.analysis.parts import Key, apart, names, stacked
 from steersman.lab.metrics.classification import Reliability, binned, confidence, correct, errors
-from steersman.lab.metrics.intervals import Figure, resampled_together
-from steersman.lab.report.plots import Curve, Pair
+from steersman.lab.metrics.intervals import Figure, by_chance, rank_correlation, resampled_together
+from steersman.lab.report.plots import Curve, Pair, write_scatter
+from steersman.lab.report.tables import markdown, with_interval
+from steersman.lab.sweep.table import write_figures
 from steersman.precision import ieee
 from steersman.sampling import Report, Sampler, sample
 from steersman.schedule import Level
@@ -65,12 +69,17 @@ __all__ = [
     "read_cells",
     "read_errors",
     "trusted",
+    "write_agreement",
+    "write_integrals",
 ]
 
 CONFIDENCE, CORRECT = "confidence", "correct"
 NAME, ERROR = "name", "integral calibration error"
 ENDS = ("", " low", " high")
 """What a column is called beside its figure."""
+
+PARTS, RANK = ("classifier", "smoothing", "input", "temperature"), "rank correlation"
+TextTable = tuple[Sequence[str], Sequence[Sequence[str]]]  # a header and rows
 
 FEWEST = 3  # settings that a correlation needs to say anything
 
@@ -323,3 +332,55 @@ def _read(kind: str, path: Path) -> tuple[list[str], list[dict[str, str]]]:
     if not rows:
         raise InputError(f"{kind}: {str(path)!r} must have a row below its header, got none")
     return header, [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def write_integrals(out: Path, integrals: Mapping[Key, Figure], heading: str) -> None:
+    """Writes the integral calibration error of each setting as ``integral.csv``, and as ``integral.md`` to read."""
+    called = names(integrals)
+    rows = [dict(zip(PARTS, key, strict=True)) | {NAME: called[key], ERROR: each} for key, each in integrals.items()]
+    write_figures(out / "integral.csv", rows)
+    shown = [[*key, with_interval(ERROR, each.value, each.low, each.high)] for key, each in integrals.items()]
+    heading = f"{heading}. In brackets the 95% interval. Smaller is better; only equal counts compare."
+    _write_markdown(out / "integral.md", heading, ([*PARTS, ERROR], shown), texts=len(PARTS))
+
+
+def write_agreement(out: Path, found: Mapping[str, Sequence[Pair]]) -> list[TextTable]:
+    """Writes the calibration errors beside the figures of the same settings, and returns two tables of them as text.
+
+    The first has the settings, the best calibrated first; the second the rank correlations. Each figure has a plot.
+    """
+    errors = {pair.name: pair.x for settings in found.values() for pair in settings}
+    columns = {ERROR: errors} | {name: {pair.name: pair.y for pair in settings} for name, settings in found.items()}
+    ranked = {
+        setting: {name: column.get(setting, Figure()) for name, column in columns.items()}
+        for setting in sorted(errors, key=lambda setting: errors[setting].value or 0)
+    }
+    write_figures(out / "agree.csv", [{NAME: setting, **row} for setting, row in ranked.items()])
+    shown = [
+        [setting, *(with_interval(name, each.value, each.low, each.high) for name, each in row.items())]
+        for setting, row in ranked.items()
+    ]
+    correlations, lines = [], []
+    for name, settings in found.items():
+        x, y = ([getattr(pair, side).value for pair in settings] for side in ("x", "y"))
+        rank, p, count = rank_correlation(x, y), by_chance(x, y), len(settings)
+        correlations.append({"figure": name, "settings": count, RANK: rank, "p": p})
+        signed = "–" if rank.value is None else f"{rank.value:.2f} [{rank.low:.2f}, {rank.high:.2f}]"
+        lines.append([name, str(count), signed, f"{p:.2g}"])
+        title = f"no {RANK}, as all are equal" if rank.value is None else f"{RANK} {signed}, p = {p:.2g}"
+        title += f", {count} settings"
+        write_scatter(out / f"{name.replace('/', '-')}.png", settings, x=ERROR, y=name, title=title)
+    write_figures(out / "correlation.csv", correlations)
+    tables = [([NAME, *columns], shown), (["figure", "settings", RANK, "p"], lines)]
+    heading = (
+        "In brackets the 95% intervals: a figure's is of the images, that of a rank correlation (Spearman's) of the "
+        "settings by bootstrap. p is the chance of a rank correlation as far from 0 if settings were paired at random."
+    )
+    _write_markdown(out / "agree.md", heading, *tables)
+    return tables
+
+
+def _write_markdown(path: Path, heading: str, *tables: TextTable, texts: int = 1) -> None:
+    text = "\n".join(markdown(header, rows, texts=texts) for header, rows in tables)
+    with replacing(path) as beside:
+        beside.write_text(f"{heading}\n\n{text}", encoding="utf-8")

@@ -150,7 +150,8 @@ class Forward:
         labelled: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.denoiser, self.images, self.seed, self.device = denoiser, images, seed, device
+        self.denoiser, self.classifiers = denoiser, classifiers
+        self.images, self.seed, self.device = images, seed, device
         self.latent = getattr(denoiser, "latent", False)
         if self.latent and not hasattr(denoiser, "encode"):
             raise InputError("denoiser must be one of pixels, or of latents with an encoder; this one has no encoder")

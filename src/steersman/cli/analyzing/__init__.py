@@ -1,1 +1,0 @@
-"""An analysis on the terminal: its networks, its parts with a progress bar, its files, a short table."""
