@@ -3,6 +3,9 @@
 import re
 
 import pytest
+from typer.main import get_command
+
+from steersman.cli import app
 
 BAD = [
     (["--target", "basebal"], "unknown class 'basebal'; did you mean 'baseball'"),
@@ -102,6 +105,16 @@ def test_the_help_fits_on_a_screen_and_has_an_example(call, monkeypatch):
     assert code == 0
     assert "Example: steersman sample --target baseball" in out
     assert len(out.splitlines()) <= 46
+
+
+def test_every_option_has_a_help_text():
+    commands = [get_command(app)]
+    for command in commands:
+        commands += getattr(command, "commands", {}).values()
+        assert command.help, command.name
+        for parameter in command.params:
+            assert parameter.help and parameter.help.endswith("."), f"{command.name} {parameter.name}"
+    assert len(commands) > 20
 
 
 def test_data_are_drawn_as_an_image_folder(call, tmp_path):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from steersman.cli import options
+from steersman.cli.options import option
 from steersman.cli.root import Terminal, require_lab
 from steersman.errors import InputError, unknown
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from steersman.models.classifiers import Classifier
     from steersman.schedule import Level
 
-__all__ = ["Inputs", "Out", "Scope", "app", "floats", "measured", "show_curves", "stabilizer"]
+__all__ = ["Inputs", "Out", "Scope", "app", "measured", "show_curves", "stabilizer"]
 
 app = typer.Typer(help="Measure how suitable a classifier is for guidance.", no_args_is_help=True)
 
@@ -40,7 +41,7 @@ GRADIENT_OF = {"class": "log p({})", "logit": "logit({})", "binary": "log p({})"
 """What each objective has the gradient of."""
 LAST, FINE = 999, 200  # the last time of the mixture's schedule, and pixels along an edge of its density
 
-Out = Annotated[Path, typer.Option(help="Output folder, where an interrupted analysis continues.")]
+Out = Annotated[Path, option("Output folder, where an interrupted analysis continues.")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,14 +49,12 @@ class Scope:
     """The denoiser, the noise levels, and where the networks run."""
 
     denoiser: options.Denoiser = "zoo:sportballs"
-    times: Annotated[
-        str | None, typer.Option(metavar="T,T,…", help="Use only the noise levels nearest to these times.")
-    ] = None
-    every: Annotated[
-        int | None, typer.Option(metavar="K", help="Use only every K-th noise level, counted from the cleanest.")
-    ] = None
-    count: Annotated[int | None, typer.Option(metavar="N", help="Use only N evenly spaced noise levels.")] = None
-    batch_size: Annotated[int, typer.Option(help="Batch size; it does not change the figures.")] = 16
+    times: Annotated[str | None, option("Use only the noise levels nearest to these times.", metavar="T,T,…")] = None
+    every: Annotated[int | None, option("Use only every K-th noise level, counted from the cleanest.", metavar="K")] = (
+        None
+    )
+    count: Annotated[int | None, option("Use only N evenly spaced noise levels.", metavar="N")] = None
+    batch_size: Annotated[int, option("Batch size; it does not change the figures.")] = 16
     device: options.Device = "cpu"
 
     def settings(self) -> dict[str, Any]:
@@ -92,7 +91,7 @@ class Scope:
         """Returns the indices of the chosen noise levels among all."""
         from steersman.lab.analysis.forward import choose
 
-        times = None if self.times is None else floats("times", self.times)
+        times = None if self.times is None else options.numbers("times", self.times)
         return choose(levels, times=times, every=self.every, count=self.count)
 
 
@@ -102,23 +101,14 @@ class Inputs:
 
     classifier: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="[NAME=]SPEC", help="Classifier; repeat for more. By default imagenet:efficientnet-lite0."
-        ),
+        option("Classifier; repeat for more. By default imagenet:efficientnet-lite0.", metavar="[NAME=]SPEC"),
     ] = None
     input: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Classifier input: noisy, denoised or lookahead; repeat for more. By default noisy and denoised."
-        ),
+        option("Classifier input: noisy, denoised or lookahead; repeat for more. By default noisy and denoised."),
     ] = None
-    preprocess: Annotated[
-        str, typer.Option(help="Preprocessing of classifier inputs: own (as it was trained) or raw.")
-    ] = "own"
-    size: Annotated[
-        int | None,
-        typer.Option(help="Height and width of classifier inputs in pixels; by default the classifier's own."),
-    ] = None
+    preprocess: Annotated[str, option("Preprocessing of classifier inputs: own (as it was trained) or raw.")] = "own"
+    size: Annotated[int | None, option("Side of classifier inputs in pixels; by default the classifier's own.")] = None
 
     def settings(self) -> dict[str, Any]:
         """Returns the options that the figures depend on."""
@@ -154,14 +144,14 @@ class _Data:
 
     data: Annotated[
         str,
-        typer.Option(
-            help="Images with labels: FOLDER[?resolution=64], FILE.npz, cifar10:[FOLDER][?split=test], mnist:…, "
+        option(
+            "Images with labels: FOLDER[?resolution=64], FILE.npz, cifar10:[FOLDER][?split=test], mnist:…, "
             "sportballs[:PRESET][?num=8&seed=1]."
         ),
     ] = BALLS
-    num: Annotated[int | None, typer.Option(help="Number of images, drawn at random; by default all.")] = None
-    label: Annotated[bool, typer.Option("--label", help="Condition the denoiser on each image's class.")] = False
-    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0
+    num: Annotated[int | None, option("Number of images, drawn at random; by default all.")] = None
+    label: Annotated[bool, option("Condition the denoiser on each image's class.", "--label")] = False
+    seed: Annotated[int, option("Seed of the noise.")] = 0
 
     def load(self, scope: Scope, inputs: Inputs, target: str | None = None) -> "Forward":
         """Returns the images, which noise is added to, with the networks that see them."""
@@ -171,14 +161,6 @@ class _Data:
         networks = scope.load_denoiser(), inputs.load(scope)
         settings = {"seed": self.seed, "num": self.num, "target": target, "labelled": self.label}
         return Forward(*networks, read_images(self.data), device=scope.device, **settings)
-
-
-def floats(name: str, text: str) -> list[float]:
-    """Returns the numbers between commas."""
-    try:
-        return [float(number) for number in text.split(",")]
-    except ValueError:
-        raise InputError(f"{name} must be numbers with commas between them, got {text!r}") from None
 
 
 def measured(
@@ -283,26 +265,23 @@ def sensitivity(
     data: _Data,
     stabilizers: Annotated[
         list[str] | None,
-        typer.Option(
+        option(
+            "Stabilizer of the gradients; repeat for more. By default none, ema 0.9, ema 0.99 and adam.",
             "--stabilizer",
             metavar="KIND [VALUE]",
-            help="Stabilizer of the gradients; repeat for more. By default none, ema 0.9, ema 0.99 and adam.",
         ),
     ] = None,
     objective: Annotated[
         str,
-        typer.Option(
-            help="Objective of the gradients: class (whose gradient fades where the classifier is sure), logit or "
-            "binary."
+        option(
+            "Objective of the gradients: class (whose gradient fades where the classifier is sure), logit or binary."
         ),
     ] = "class",
-    target: Annotated[
-        str | None, typer.Option(help="Class to use for all images; by default each image's own.")
-    ] = None,
+    target: Annotated[str | None, option("Class to use for all images; by default each image's own.")] = None,
     asked: Annotated[
         str,
-        typer.Option(
-            help="Time at which the denoiser sees the less noisy image x_{t-1}: own (t-1), or shared (t, as in the "
+        option(
+            "Time at which the denoiser sees the less noisy image x_{t-1}: own (t-1), or shared (t, as in the "
             "code of nrCG)."
         ),
     ] = "own",
@@ -379,10 +358,10 @@ def stabilizer(text: str) -> "Stabilizer":
 
 @app.command()
 def directions(
-    out: Annotated[Path, typer.Option(help="Output folder.")] = Path("outputs/directions"),
-    target: Annotated[int, typer.Option(help="Class of the mixture, 0 to 2.")] = 2,
-    times: Annotated[str, typer.Option(metavar="T,T,…", help="Times to plot, from 0 to 999.")] = "0,300,600",
-    side: Annotated[int, typer.Option(help="Number of arrows along each side of the plot.")] = 17,
+    out: Annotated[Path, option("Output folder.")] = Path("outputs/directions"),
+    target: Annotated[int, option("Class of the mixture, 0 to 2.")] = 2,
+    times: Annotated[str, option("Times to plot, from 0 to 999.", metavar="T,T,…")] = "0,300,600",
+    side: Annotated[int, option("Number of arrows along each side of the plot.")] = 17,
 ) -> None:
     """Plot joint, marginal and conditional gradients on a mixture of three Gaussians in the plane."""
     from steersman.files import writing_to
@@ -392,7 +371,7 @@ def directions(
     from steersman.lab.report.tables import write_rows
 
     mixture, points, fine = example(), lattice(side), lattice(FINE)
-    for time in (asked := floats("times", times)):
+    for time in (asked := options.numbers("times", times)):
         if not 0 <= time <= LAST:
             raise InputError(f"times must be 0 to {LAST}, got {time:g}")
     rows, panels, density, means = [], {}, {}, {}
@@ -417,14 +396,14 @@ def gradients(
     *,
     out: Out = Path("outputs/gradients"),
     scope: Scope,
-    classifier: Annotated[str, typer.Option(help="Classifier that guides.")] = "imagenet:efficientnet-lite0",
-    target: Annotated[str, typer.Option(help="Class to steer to.")] = "baseball",
-    marginal: Annotated[str, typer.Option(metavar="T,T,…", help="Marginal temperatures to compare.")] = "1,0.5",
-    num: Annotated[int, typer.Option(help="Number of images.")] = 8,
-    shown: Annotated[int, typer.Option(help="Number of images to plot.")] = 2,
+    classifier: Annotated[str, option("Classifier that guides.")] = "imagenet:efficientnet-lite0",
+    target: Annotated[str, option("Class to steer to.")] = "baseball",
+    marginal: Annotated[str, option("Marginal temperatures to compare.", metavar="T,T,…")] = "1,0.5",
+    num: Annotated[int, option("Number of images.")] = 8,
+    shown: Annotated[int, option("Number of images to plot.")] = 2,
     recipe: options.Recipe = "elucd-ddpm",
     changes: options.Changes,
-    label: Annotated[bool, typer.Option("--label", help="Condition the denoiser on the target.")] = False,
+    label: Annotated[bool, option("Condition the denoiser on the target.", "--label")] = False,
     seed: options.Seed = 0,
 ) -> None:
     """Plot guided images and their gradients at some noise levels, by default 8, and the gradients' norms at all."""
@@ -444,7 +423,7 @@ def gradients(
         raise InputError(f"num must be at least 1 and shown 1 to num, got num {num} and shown {shown}")
     recipes = {
         f"tau2 = {temperature:g}": load_recipe(recipe, [*changes.listed(), f"objective.marginal={temperature}"])
-        for temperature in floats("marginal", marginal)
+        for temperature in options.numbers("marginal", marginal)
     }
     first, terminal = next(iter(recipes.values())), Terminal()
     with terminal.status("loading the networks"):

@@ -4,9 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from steersman.cli import options
+from steersman.cli.options import option
 from steersman.cli.root import Terminal
 
 __all__ = ["bench"]
@@ -16,22 +15,22 @@ MIB = 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class _Execution(options.Execution):
-    batch_size: Annotated[int, typer.Option(help="Number of images in the batch.")] = 16
+    batch_size: Annotated[int, option("Number of images in the batch.")] = 16
 
 
 @options.grouped
 def bench(
     *,
-    target: Annotated[str, typer.Option(help="Class name or index.")] = "0",
+    target: Annotated[str, option("Class name or index.")] = "0",
     models: options.Models,
     recipe: options.Recipe = "default",
     set_: options.Set = None,
     conditioning: options.Conditioning,
     no_guidance: options.NoGuidance = False,
-    steps: Annotated[int, typer.Option(help="Number of sampling steps to time.")] = 8,
-    repeats: Annotated[int, typer.Option(help="Number of timed repeats, each next to the network calls alone.")] = 5,
+    steps: Annotated[int, option("Number of sampling steps to time.")] = 8,
+    repeats: Annotated[int, option("Number of timed repeats, each next to the network calls alone.")] = 5,
     execution: _Execution,
-    out: Annotated[Path | None, typer.Option(help="Output file (JSON).")] = None,
+    out: Annotated[Path | None, option("Output file (JSON).")] = None,
 ) -> None:
     """Time a guided batch, and compare it with the time of its network calls alone.
 

@@ -4,10 +4,9 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from steersman.cli import options
-from steersman.cli.analyze import Inputs, Out, Scope, app, floats, measured, show_curves
+from steersman.cli.analyze import Inputs, Out, Scope, app, measured, show_curves
+from steersman.cli.options import argument, option
 from steersman.cli.root import Terminal
 from steersman.errors import InputError, unknown
 
@@ -32,30 +31,26 @@ def calibration(
     out: Out = Path("outputs/calibration"),
     scope: Scope,
     inputs: Inputs,
-    num: Annotated[int, typer.Option(help="Total number of images, spread over the classes.")] = 256,
+    num: Annotated[int, option("Total number of images, spread over the classes.")] = 256,
     classes: Annotated[
-        list[str] | None,
-        typer.Option("--class", help="Class to draw; repeat for more. By default all classes of the denoiser."),
+        list[str] | None, option("Class to draw; repeat for more. By default all classes of the denoiser.", "--class")
     ] = None,
     softplus: Annotated[
-        str,
-        typer.Option(
-            metavar="B,B,…", help="Sharpness of softplus in place of ReLU; none for the network as it was trained."
-        ),
+        str, option("Sharpness of softplus in place of ReLU; none for the network as it was trained.", metavar="B,B,…")
     ] = "none",
-    temperature: Annotated[str, typer.Option(metavar="T,T,…", help="Factors on the logits.")] = "1",
-    bins: Annotated[int, typer.Option(help="Number of confidence bins.")] = 15,
-    sampler: Annotated[str, typer.Option(help="Sampler, in the forms that a recipe takes.")] = "ddpm",
-    steps: Annotated[int, typer.Option(help="Sampling steps.")] = 50,
+    temperature: Annotated[str, option("Factors on the logits.", metavar="T,T,…")] = "1",
+    bins: Annotated[int, option("Number of confidence bins.")] = 15,
+    sampler: Annotated[str, option("Sampler, in the forms that a recipe takes.")] = "ddpm",
+    steps: Annotated[int, option("Sampling steps.")] = 50,
     switch: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="[NAME=]ABOVE,BELOW,AT",
-            help="Also measure two classifiers as one: ABOVE where sigma / alpha > AT, else BELOW (ensemble.at of a "
+        option(
+            "Also measure two classifiers as one: ABOVE where sigma / alpha > AT, else BELOW (ensemble.at of a "
             "recipe); repeat for more.",
+            metavar="[NAME=]ABOVE,BELOW,AT",
         ),
     ] = None,
-    cfg_scale: Annotated[float, typer.Option(help="Classifier-free guidance scale.")] = 1.0,
+    cfg_scale: Annotated[float, option("Classifier-free guidance scale.")] = 1.0,
     seed: options.Seed = 0,
 ) -> None:
     """Measure a classifier's calibration error at each sampling step."""
@@ -69,7 +64,7 @@ def calibration(
 
     terminal, views = Terminal(), inputs.by_name()
     turns = [_turns(text, inputs.specs()) for text in switch or ()]
-    temperatures = floats("temperature", temperature)
+    temperatures = options.numbers("temperature", temperature)
     if num < 1 or bins < 1:
         raise InputError(f"num and bins must be at least 1, got num {num} and bins {bins}")
     walker = build("sampler", parse_yaml(sampler))
@@ -77,7 +72,7 @@ def calibration(
         denoiser = scope.load_denoiser()
         classifiers: dict[Key, Classifier] = {}
         for sharpness in softplus.split(","):
-            beta = None if sharpness == "none" else floats("softplus", sharpness)[0]
+            beta = None if sharpness == "none" else options.numbers("softplus", sharpness)[0]
             smoothing = "as trained" if beta is None else f"β {beta:g}"
             loaded = inputs.load(scope, softplus=beta)
             classifiers |= {(name, smoothing): classifier for name, classifier in loaded.items()}
@@ -197,25 +192,19 @@ def _show(
 
 @app.command()
 def agree(
-    calibration: Annotated[Path, typer.Argument(help="Folder that analyze calibration wrote.")],
-    sweep: Annotated[
-        Path, typer.Argument(help="Folder that sweep wrote, whose cells have the names of the calibration's settings.")
-    ],
-    out: Annotated[Path, typer.Option(help="Output folder.")] = Path("outputs/agree"),
+    calibration: Annotated[Path, argument("Folder that analyze calibration wrote.")],
+    sweep: Annotated[Path, argument("Folder that sweep wrote, whose cells are named as the calibration's settings.")],
+    out: Annotated[Path, option("Output folder.")] = Path("outputs/agree"),
     figure: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Figure to compare: fid, cfid, accuracy/judge or accuracy/guide; repeat for more. By default all."
-        ),
+        option("Figure to compare: fid, cfid, accuracy/judge or accuracy/guide; repeat for more. By default all."),
     ] = None,
     where: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Use only the cells with this value; repeat for more.")
+        list[str] | None, option("Use only the cells with this value; repeat for more.", metavar="KEY=VALUE")
     ] = None,
     best: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="KEY", help="Compare the settings at their best value of KEY, such as scale; repeat for more."
-        ),
+        option("Compare the settings at their best value of KEY, such as scale; repeat for more.", metavar="KEY"),
     ] = None,
 ) -> None:
     """Measure the rank correlation between calibration error and sample quality."""

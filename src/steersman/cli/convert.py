@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
+from steersman.cli.options import argument
 from steersman.cli.root import Terminal
 from steersman.errors import InputError
 
@@ -12,8 +11,8 @@ __all__ = ["convert"]
 
 
 def convert(
-    denoiser: Annotated[str, typer.Argument(help="Diffusion model: adm:FILE, dit:FILE or edm:FILE.")],
-    out: Annotated[Path, typer.Argument(help="Output folder.")],
+    denoiser: Annotated[str, argument("Diffusion model: adm:FILE, dit:FILE or edm:FILE.")],
+    out: Annotated[Path, argument("Output folder.")],
 ) -> None:
     """Write a diffusion model's checkpoint as a folder that diffusers loads.
 

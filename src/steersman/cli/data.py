@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from steersman.cli import options
+from steersman.cli.options import option
 from steersman.cli.root import Terminal
 
 __all__ = ["app"]
@@ -20,13 +21,11 @@ def data() -> None:
 
 @app.command()
 def sportballs(
-    out: Annotated[Path, typer.Option(help="Output folder, with one folder for each class.")],
-    num: Annotated[int, typer.Option(help="Total number of images.")] = 1000,
-    preset: Annotated[
-        str, typer.Option(help="Diameters of the balls: large (0.45 to 0.95 of the canvas) or nrcg (9 to 25 of 64).")
-    ] = "large",
-    resolution: Annotated[int, typer.Option(help="Height and width in pixels.")] = 64,
-    seed: Annotated[int, typer.Option(help="Seed of the data set; image i depends only on the seed and i.")] = 0,
+    out: Annotated[Path, option("Output folder, with one folder for each class.")],
+    num: Annotated[int, option("Total number of images.")] = 1000,
+    preset: Annotated[str, option("Diameters: large (0.45 to 0.95 of the canvas) or nrcg (9 to 25 of 64).")] = "large",
+    resolution: Annotated[int, option("Height and width in pixels.")] = 64,
+    seed: Annotated[int, option("Seed of the data set; image i depends only on the seed and i.")] = 0,
     device: options.Device = "cpu",
 ) -> None:
     """Render balls on a white canvas: baseball, basketball, volleyball, soccer ball."""

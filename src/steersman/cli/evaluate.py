@@ -5,9 +5,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from steersman.cli import options
+from steersman.cli.options import argument, option
 from steersman.cli.root import Terminal, require_lab
 from steersman.errors import InputError, unknown
 
@@ -34,52 +33,31 @@ def evaluate(
     *,
     samples: Annotated[
         str,
-        typer.Argument(
-            help="Images: folder of a run or of images, FILE.npz, cifar10:, mnist:, or sportballs[?num=1000&seed=0]."
-        ),
+        argument("Images: folder of a run or of images, FILE.npz, cifar10:, mnist:, or sportballs[?num=1000&seed=0]."),
     ],
     reference: Annotated[
-        str | None,
-        typer.Option(
-            help="Reference images, in the same forms, or FILE.npz with statistics of steersman or EDM.",
-            show_default=False,
-        ),
+        str | None, option("Reference images, in the same forms, or FILE.npz with statistics of steersman or EDM.")
     ] = None,
-    target: Annotated[
-        str | None,
-        typer.Option(help="Class that the samples should show; by default their labels.", show_default=False),
-    ] = None,
+    target: Annotated[str | None, option("Class that the samples should show; by default their labels.")] = None,
     features: Annotated[
         str,
-        typer.Option(
-            help="Network for the features of FID, KID and the like: inception, a classifier (its last features), "
+        option(
+            "Network for the features of FID, KID and the like: inception, a classifier (its last features), "
             "clip:ID, dinov2 or module:PACKAGE.NAME:FACTORY."
         ),
     ] = JUDGE,
-    guide: Annotated[
-        str | None,
-        typer.Option(help="Classifier that guided, or none; by default that of the run.", show_default=False),
-    ] = None,
-    judge: Annotated[
-        str | None,
-        typer.Option(
-            help="Classifier that only measures, or none; by default that of the run.",
-            show_default=False,
-        ),
-    ] = None,
+    guide: Annotated[str | None, option("Classifier that guided, or none; by default that of the run.")] = None,
+    judge: Annotated[str | None, option("Classifier that only measures, or none; by default that of the run.")] = None,
     figures: options.Figures = None,
     save_statistics: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the samples' features to FILE, for use as a reference.")
+        Path | None, option("Write the samples' features to FILE, for use as a reference.", metavar="FILE")
     ] = None,
     resamples: options.Resamples = 200,
-    seed: Annotated[int, typer.Option(help="Seed of the half-samples.")] = 0,
-    batch_size: Annotated[int, typer.Option(help="Batch size.")] = 64,
+    seed: Annotated[int, option("Seed of the half-samples.")] = 0,
+    batch_size: Annotated[int, option("Batch size.")] = 64,
     device: options.Device = "cpu",
     trust: options.Trust = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Output file; by default evaluation.json beside the samples.", show_default=False),
-    ] = None,
+    out: Annotated[Path | None, option("Output file; by default evaluation.json beside the samples.")] = None,
 ) -> None:
     """Measure samples: accuracy, FID, cFID, KID, precision, recall, density, coverage, CLIP score, with intervals.
 

@@ -1,21 +1,29 @@
 """Options that several commands have, each declared once, and the groups in which they come.
 
 A group is a dataclass with an option for each field. A command that `grouped` decorates takes groups like any other
-parameter, and the command line has their options in their place.
+parameter, and the command line has their options in their place; a group as a default gives the options' defaults.
 """
 
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Annotated, Any, get_type_hints
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
+
+from steersman.errors import InputError
+
+if TYPE_CHECKING:
+    from typer import Context
+else:
+    Context = typer.Context.__mro__[1]  # what a command is really given; typer's own class stands for it in types alone
 
 __all__ = [
     "BatchSize",
     "Changes",
     "Conditioning",
+    "Context",
     "Denoiser",
     "Device",
     "Execution",
@@ -32,52 +40,53 @@ __all__ = [
     "Steps",
     "Targets",
     "Trust",
+    "argument",
     "at_least",
     "grouped",
     "listed",
+    "numbers",
+    "option",
     "run_settings",
 ]
 
-Seed = Annotated[int, typer.Option(help="Seed of the first image.")]
-Denoiser = Annotated[str, typer.Option(help="Model: zoo:, adm:, dit:, edm:, folder or Hub ID.")]
-Judge = Annotated[str, typer.Option(help="Classifier that only measures, or none.")]
-Recipe = Annotated[str, typer.Option(help="Name, name/variant or file.")]
-Steps = Annotated[int | None, typer.Option(help="Sampling steps; by default the recipe's.")]
-Scale = Annotated[float | None, typer.Option(help="Guidance scale; by default the recipe's.")]
+Number = TypeVar("Number", int, float)
+
+
+def option(help: str, *names: str, metavar: str | None = None) -> Any:  # noqa: ANN401
+    """Returns the description of an option; a flag that is named, as ``--gif``, has no opposite ``--no-gif``."""
+    return typer.Option(*names, metavar=metavar, help=help)
+
+
+def argument(help: str) -> Any:  # noqa: ANN401
+    """Returns the description of an argument."""
+    return typer.Argument(help=help)
+
+
+Seed = Annotated[int, option("Seed of the first image.")]
+Denoiser = Annotated[str, option("Model: zoo:, adm:, dit:, edm:, folder or Hub ID.")]
+Judge = Annotated[str, option("Classifier that only measures, or none.")]
+Recipe = Annotated[str, option("Name, name/variant or file.")]
+Steps = Annotated[int | None, option("Sampling steps; by default the recipe's.")]
+Scale = Annotated[float | None, option("Guidance scale; by default the recipe's.")]
 Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="AXIS.OPTION=VALUE", help="Change a setting of the recipe; repeat for more."),
+    list[str] | None, option("Change a setting of the recipe; repeat for more.", "--set", metavar="AXIS.OPTION=VALUE")
 ]
-NoGuidance = Annotated[bool, typer.Option("--no-guidance", help="Draw without guidance; the guide only measures.")]
-BatchSize = Annotated[int | None, typer.Option(help="Batch size; by default 4 on a CPU, else 16.", show_default=False)]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or mps.")]
-Trust = Annotated[
-    list[str] | None,
-    typer.Option(metavar="MODULE:…", help="Code in the file that may run; repeat for more."),
-]
-Features = Annotated[str, typer.Option(help="Network for the features of FID and cFID; see evaluate --help.")]
-Figures = Annotated[
-    str | None,
-    typer.Option(
-        help="Figures to measure, separated by commas: fid,cfid,accuracy/judge,…; by default all.", show_default=False
-    ),
-]
-Resamples = Annotated[int, typer.Option(help="Half-samples drawn for the confidence intervals; 0 for no intervals.")]
+NoGuidance = Annotated[bool, option("Draw without guidance; the guide only measures.", "--no-guidance")]
+BatchSize = Annotated[int | None, option("Batch size; by default 4 on a CPU, else 16.")]
+Device = Annotated[str, option("cpu, cuda, cuda:1 or mps.")]
+Trust = Annotated[list[str] | None, option("Code in the file that may run; repeat for more.", metavar="MODULE:…")]
+Features = Annotated[str, option("Network for the features of FID and cFID; see evaluate --help.")]
+Figures = Annotated[str | None, option("Figures to measure, with commas: fid,cfid,accuracy/judge,…; by default all.")]
+Resamples = Annotated[int, option("Half-samples drawn for the confidence intervals; 0 for no intervals.")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Targets:
     """Which images to draw."""
 
-    targets: Annotated[
-        list[str] | None,
-        typer.Option("--target", help="Class: name, index or text; repeat, or give all."),
-    ] = None
-    blend: Annotated[
-        list[str] | None,
-        typer.Option(metavar="CLASS=WEIGHT", help="Several classes at once; a negative weight repels."),
-    ] = None
-    num: Annotated[int, typer.Option(help="Images per target.")] = 16
+    targets: Annotated[list[str] | None, option("Class: name, index or text; repeat, or give all.", "--target")] = None
+    blend: Annotated[list[str] | None, option("Classes to mix; negative weights repel.", metavar="CLASS=WEIGHT")] = None
+    num: Annotated[int, option("Images per target.")] = 16
     seed: Seed = 0
 
 
@@ -88,10 +97,10 @@ class Models:
     denoiser: Denoiser = "zoo:sportballs"
     classifiers: Annotated[
         list[str] | None,
-        typer.Option(
+        option(
+            "Guide: imagenet:, zoo:, torchvision:, timm:, hf:, clip:, adm-classifier: or module:; repeat for "
+            "more. By default imagenet:efficientnet-lite0.",
             "--classifier",
-            help="Guide: imagenet:, zoo:, torchvision:, timm:, hf:, clip:, adm-classifier: or "
-            "module:; repeat for more. By default imagenet:efficientnet-lite0.",
         ),
     ] = None
 
@@ -100,7 +109,7 @@ class Models:
 class Changes:
     """Changes of a recipe's settings."""
 
-    sampler: Annotated[str | None, typer.Option(help="Sampler, such as ddim; by default the recipe's.")] = None
+    sampler: Annotated[str | None, option("Sampler, such as ddim; by default the recipe's.")] = None
     steps: Steps = None
     scale: Scale = None
     set_: Set = None
@@ -115,10 +124,10 @@ class Changes:
 class Conditioning:
     """What the denoiser is conditioned on."""
 
-    label: Annotated[str | None, typer.Option(help="Label for the denoiser: name, index or target.")] = None
-    prompt: Annotated[str | None, typer.Option(help="Prompt of a text-to-image model.")] = None
-    negative_prompt: Annotated[str | None, typer.Option(help="Negative prompt of a text-to-image model.")] = None
-    cfg_scale: Annotated[float, typer.Option(help="Classifier-free guidance scale.")] = 1.0
+    label: Annotated[str | None, option("Label for the denoiser: name, index or target.")] = None
+    prompt: Annotated[str | None, option("Prompt of a text-to-image model.")] = None
+    negative_prompt: Annotated[str | None, option("Negative prompt of a text-to-image model.")] = None
+    cfg_scale: Annotated[float, option("Classifier-free guidance scale.")] = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,34 +136,32 @@ class Execution:
 
     batch_size: BatchSize = None
     device: Device = "cpu"
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, auto or auto-float32.")] = "float32"
-    checkpoint: Annotated[bool, typer.Option("--checkpoint", help="Recompute in the backward pass to save memory.")] = (
-        False
-    )
-    compile: Annotated[bool, typer.Option("--compile", help="Compile the networks with torch.compile.")] = False
+    dtype: Annotated[str, option("float32, bfloat16, float16, auto or auto-float32.")] = "float32"
+    checkpoint: Annotated[bool, option("Recompute in the backward pass to save memory.", "--checkpoint")] = False
+    compile: Annotated[bool, option("Compile the networks with torch.compile.", "--compile")] = False
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
     """Returns a command for typer, with one option for each field of every parameter that is a group."""
     signature = inspect.signature(command)
-    groups = {name: each.annotation for name, each in signature.parameters.items() if is_dataclass(each.annotation)}
+    annotations = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+    groups: dict[str, Any] = {name: kind for name, kind in annotations.items() if is_dataclass(kind)}
     parameters: list[inspect.Parameter] = []
     for name, parameter in signature.parameters.items():
         if name not in groups:
             parameters.append(parameter)
             continue
         hints = get_type_hints(groups[name], include_extras=True)
-        parameters += [
-            parameter.replace(name=field.name, default=field.default, annotation=hints[field.name])
-            for field in fields(groups[name])
-        ]
+        for field in fields(groups[name]):
+            default = getattr(parameter.default, field.name, field.default)
+            default = inspect.Parameter.empty if default is MISSING else default
+            parameters.append(parameter.replace(name=field.name, default=default, annotation=hints[field.name]))
 
     @functools.wraps(command)
     def run(**given: Any) -> None:  # noqa: ANN401
-        made = {
-            name: kind(**{each.name: given.pop(each.name) for each in fields(kind)}) for name, kind in groups.items()
-        }
-        command(**given, **made)
+        for name, group in groups.items():
+            given[name] = group(**{field.name: given.pop(field.name) for field in fields(group)})
+        command(**given)
 
     run.__signature__ = signature.replace(parameters=parameters)  # pyright: ignore[reportAttributeAccessIssue]
     return run
@@ -175,11 +182,18 @@ def run_settings(*groups: object, **others: object) -> dict[str, Any]:
 
 def at_least(least: int, **given: int | None) -> None:
     """Refuses options whose value is below the least one."""
-    from steersman.errors import InputError
-
     for name, value in given.items():
         if value is not None and value < least:
             raise InputError(f"{name.replace('_', '-')} must be at least {least}, got {value}")
+
+
+def numbers(name: str, text: str, kind: type[Number] = float) -> list[Number]:
+    """Returns the numbers between commas."""
+    try:
+        return [kind(number) for number in text.split(",")]
+    except ValueError:
+        named = "whole numbers" if kind is int else "numbers"
+        raise InputError(f"{name} must be {named} with commas between them, got {text!r}") from None
 
 
 def listed(text: str) -> tuple[str, ...]:

@@ -1,15 +1,11 @@
 """``steersman recipes``: what recipes there are, what one says, and the axes with their options."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from steersman.cli.options import Context, argument
 from steersman.cli.root import Terminal
-
-if TYPE_CHECKING:
-    from typer import Context
-else:
-    Context = typer.Context.__mro__[1]  # what a command is really given; typer's own class stands for it in types alone
 
 __all__ = ["app"]
 
@@ -28,7 +24,7 @@ def recipes(context: Context) -> None:
 
 
 @app.command()
-def show(name: Annotated[str, typer.Argument(help="Recipe: name, name/variant or YAML file.")]) -> None:
+def show(name: Annotated[str, argument("Recipe: name, name/variant or YAML file.")]) -> None:
     """Explain one recipe: its paper, all its settings, and the figures it should reach."""
     import yaml
 

@@ -8,6 +8,7 @@ import typer
 from rich.text import Text
 
 from steersman.cli import options
+from steersman.cli.options import argument, option
 from steersman.cli.root import Terminal, require_lab
 from steersman.errors import InputError
 
@@ -21,36 +22,26 @@ __all__ = ["reproduce"]
 def reproduce(
     *,
     name: Annotated[
-        str | None,
-        typer.Argument(
-            help="Reproduction: name, name/variant or YAML file; without it, all are listed.", show_default=False
-        ),
+        str | None, argument("Name, name/variant or file; without it, all reproductions are listed.")
     ] = None,
-    models: Annotated[Path, typer.Option(help="Folder with the published models.")] = Path("models"),
-    data: Annotated[Path, typer.Option(help="Folder with reference images and statistics.")] = Path("data"),
-    num: Annotated[
-        int | None, typer.Option(help="Total number of images; by default the paper's.", show_default=False)
-    ] = None,
+    models: Annotated[Path, option("Folder with the published models.")] = Path("models"),
+    data: Annotated[Path, option("Folder with reference images and statistics.")] = Path("data"),
+    num: Annotated[int | None, option("Total number of images; by default the paper's.")] = None,
     steps: options.Steps = None,
-    no_guidance: Annotated[bool, typer.Option("--no-guidance", help="Reproduce the paper's unguided images.")] = False,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Batch size; by default 4 on a CPU, else as listed.", show_default=False)
-    ] = None,
+    no_guidance: Annotated[bool, option("Reproduce the paper's unguided images.", "--no-guidance")] = False,
+    batch_size: Annotated[int | None, option("Batch size; by default 4 on a CPU, else as listed.")] = None,
     device: options.Device = "cpu",
     resamples: options.Resamples = 200,
     run: Annotated[
         bool | None,
-        typer.Option(
-            "--run/--no-run",
-            help="--run fails if a file is missing, --no-run only lists what is needed; by default the images are "
+        option(
+            "--run fails if a file is missing, --no-run only lists what is needed; by default the images are "
             "drawn if no file is missing.",
-            show_default=False,
+            "--run/--no-run",
         ),
     ] = None,
     trust: options.Trust = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Output folder, where an interrupted run continues; by default outputs/NAME.")
-    ] = None,
+    out: Annotated[Path | None, option("Output folder, where a run continues; by default outputs/NAME.")] = None,
 ) -> None:
     """Reproduce a paper's images and figures: list the files that it needs and, if all are there, draw and measure.
 

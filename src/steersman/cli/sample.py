@@ -9,18 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from steersman.cli import options
+from steersman.cli.options import option
 from steersman.cli.root import Terminal
 from steersman.errors import InputError, require
 
 if TYPE_CHECKING:
-    from typer import Context
-
     from steersman.lab.generate import Share, Summary, Unfinished
     from steersman.lab.run import Run
     from steersman.lab.stop import Stop
-else:
-    Context = typer.Context.__mro__[1]  # what a command is really given; typer's own class stands for it in types alone
-
 __all__ = ["sample"]
 
 ANIMATED = 4  # images in an animation
@@ -38,10 +34,10 @@ COLUMNS = {
 @options.grouped
 def sample(
     *,
-    context: Context,
+    context: options.Context,
     targets: options.Targets,
-    out: Annotated[Path | None, typer.Option(help="Output folder; by default outputs/TARGET.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the output folder.")] = False,
+    out: Annotated[Path | None, option("Output folder; by default outputs/TARGET.")] = None,
+    overwrite: Annotated[bool, option("Replace the run in the output folder.", "--overwrite")] = False,
     models: options.Models,
     judge: options.Judge = "zoo:sportballs-judge",
     recipe: options.Recipe = "default",
@@ -49,16 +45,13 @@ def sample(
     conditioning: options.Conditioning,
     no_guidance: options.NoGuidance = False,
     execution: options.Execution,
-    format: Annotated[str, typer.Option(help="png, npz or webdataset.")] = "png",
-    gif: Annotated[bool, typer.Option("--gif", help="Also write GIFs of the images and gradients.")] = False,
+    format: Annotated[str, option("png, npz or webdataset.")] = "png",
+    gif: Annotated[bool, option("Also write GIFs of the images and gradients.", "--gif")] = False,
     from_: Annotated[
-        Path | None,
-        typer.Option("--from", metavar="RUN.YAML", help="Continue this run; with --out, repeat it there."),
+        Path | None, option("Continue a run; with --out, repeat it.", "--from", metavar="RUN.YAML")
     ] = None,
     trust: options.Trust = None,
-    status: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Only print the progress of the run in DIR.")
-    ] = None,
+    status: Annotated[Path | None, option("Only print the progress of the run in DIR.", metavar="DIR")] = None,
 ) -> None:
     """Draw images steered by a classifier; the same command again finishes an interrupted run.
 
@@ -91,7 +84,7 @@ def sample(
     _draw(run, out or _default_folder(run, overwrite=overwrite), share=share, gif=gif, overwrite=overwrite)
 
 
-def _alone(context: Context, option: str, why: str, others: tuple[str, ...]) -> None:
+def _alone(context: options.Context, option: str, why: str, others: tuple[str, ...]) -> None:
     """Refuses options that were given beside one that leaves them nothing to say."""
     for parameter in context.command.params:
         source = context.get_parameter_source(parameter.name or "")

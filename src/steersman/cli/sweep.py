@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from steersman.cli import options
+from steersman.cli.options import argument, option
 from steersman.cli.root import Terminal, require_lab
 
 if TYPE_CHECKING:
@@ -19,24 +20,21 @@ def sweep(
     *,
     vary: Annotated[
         list[str],
-        typer.Option(
+        option(
+            "Setting to vary, and its values: a setting of the recipe, recipe, classifier, denoiser, label, "
+            "cfg-scale, guidance, or case for several settings under one name ('case={name: NAME, SETTING: "
+            "VALUE}, …'). Put a value that contains commas in brackets or quotes. Repeat for all combinations.",
             metavar="AXIS.OPTION=A,B,C",
-            help="Setting to vary, and its values: a setting of the recipe, recipe, classifier, denoiser, label, "
-            "cfg-scale, guidance, or case for several settings under one name ('case={name: NAME, SETTING: VALUE}, "
-            "…'). Put a value that contains commas in brackets or quotes. Repeat for all combinations.",
         ),
     ],
-    reference: Annotated[str, typer.Option(help="Reference images, in the forms that evaluate takes.")],
-    out: Annotated[Path, typer.Option(help="Output folder; finished combinations there are kept.")],
-    recipe: Annotated[str, typer.Argument(help="Recipe: name, name/variant or YAML file.")] = "default",
+    reference: Annotated[str, option("Reference images, in the forms that evaluate takes.")],
+    out: Annotated[Path, option("Output folder; finished combinations there are kept.")],
+    recipe: Annotated[str, argument("Recipe: name, name/variant or YAML file.")] = "default",
     targets: options.Targets,
     features: options.Features = "zoo:sportballs-judge",
     figures: options.Figures = None,
     resamples: options.Resamples = 200,
-    pareto: Annotated[
-        bool,
-        typer.Option("--pareto", help="Print and plot the combinations that no other beats in both quality and cost."),
-    ] = False,
+    pareto: Annotated[bool, option("Show the cells that no other beats in both quality and cost.", "--pareto")] = False,
     models: options.Models,
     judge: options.Judge = "zoo:sportballs-judge",
     changes: options.Changes,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from steersman.cli import options
+from steersman.cli.options import argument, option
 from steersman.cli.root import Terminal, require_lab
 from steersman.errors import InputError
 
@@ -21,54 +22,45 @@ BUNDLED = "zoo:sportballs"
 
 @dataclass(frozen=True, kw_only=True)
 class _Targets(options.Targets):
-    seed: Annotated[
-        int, typer.Option(help="Seed of the first image in every trial; do not report results on these seeds.")
-    ] = 1000
+    seed: Annotated[int, option("Seed of the first image in every trial; do not report results on these seeds.")] = 1000
 
 
 @options.grouped
 def tune(
     *,
-    out: Annotated[Path, typer.Option(help="Output folder; finished trials there are kept.")],
+    out: Annotated[Path, option("Output folder; finished trials there are kept.")],
     recipe: Annotated[
         list[str] | None,
-        typer.Argument(
-            help="Recipes to search around, starting from their own settings; by default some that suit most models."
-        ),
+        argument("Recipes to search around, starting from their own settings; by default some that suit most models."),
     ] = None,
     targets: _Targets,
     search: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="AXIS.OPTION=LOW..HIGH",
-            help="Setting to search, instead of settings near the recipes: a range, or values a,b,c as for sweep "
+        option(
+            "Setting to search, instead of settings near the recipes: a range, or values a,b,c as for sweep "
             "--vary. Repeat for more.",
+            metavar="AXIS.OPTION=LOW..HIGH",
         ),
     ] = None,
-    trials: Annotated[int, typer.Option(help="Number of trials, including those already in the folder.")] = 50,
+    trials: Annotated[int, option("Number of trials, including those already in the folder.")] = 50,
     accuracy: Annotated[
         float | None,
-        typer.Option(
-            help="Lower limit on the judge's accuracy; by default the lower end of the most accurate trial's interval."
-        ),
+        option("Lower limit on the judge's accuracy; by default the lower end of the most accurate trial's interval."),
     ] = None,
-    distance: Annotated[float | None, typer.Option(help="Upper limit on cFID.")] = None,
+    distance: Annotated[float | None, option("Upper limit on cFID.")] = None,
     budget: Annotated[
         float | None,
-        typer.Option(
-            help="Upper limit on the cost of an image, in denoiser evaluations; without --distance, the trial within "
+        option(
+            "Upper limit on the cost of an image, in denoiser evaluations; without --distance, the trial within "
             "it that has the lowest cFID is chosen."
         ),
     ] = None,
     reference: Annotated[
         str | None,
-        typer.Option(
-            help="Reference images, in the forms that evaluate takes; by default sportballs, for its own denoiser.",
-            show_default=False,
-        ),
+        option("Reference images, in the forms that evaluate takes; by default sportballs, for its own denoiser."),
     ] = None,
     features: options.Features = "zoo:sportballs-judge",
-    search_seed: Annotated[int, typer.Option(help="Seed of the search algorithm.")] = 0,
+    search_seed: Annotated[int, option("Seed of the search algorithm.")] = 0,
     models: options.Models,
     judge: options.Judge = "zoo:sportballs-judge",
     set_: options.Set = None,

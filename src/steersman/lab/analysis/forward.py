@@ -17,6 +17,7 @@ import struct
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any, TypeVar
 
 import numpy as np
@@ -265,7 +266,7 @@ def seen(
         ):
             found[name, shown].append(correct(logits, target, multilabel=multilabel))
         on_step()
-    return stacked(found)
+    return stacked({key: found[key] for key in product(classifiers, views)})  # in the order of the curves
 
 
 @ieee()
