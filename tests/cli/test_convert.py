@@ -7,7 +7,7 @@ from diffusers import DDPMPipeline, DiTPipeline, UNet2DModel
 from denoisers.adm_reference import Reference, apart
 from steersman.errors import InputError
 from steersman.models.denoisers import DiffusersDenoiser, EDMDenoiser, load_denoiser
-from steersman.models.denoisers.save import save_folder
+from steersman.models.denoisers.folder import save_folder
 from steersman.schedule import VP, Flow
 
 CLOSE = 1e-5  # the same numbers, but for float32's rounding where tensors lie otherwise in memory

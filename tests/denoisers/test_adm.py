@@ -13,7 +13,7 @@ from steersman.denoise import eps_from_x0
 from steersman.errors import InputError, Notice
 from steersman.models.denoisers import load_denoiser
 from steersman.models.denoisers.adm import DENOISERS, IMPROVED, read_layout
-from steersman.models.denoisers.save import save_folder
+from steersman.models.denoisers.folder import save_folder
 from steersman.schedule import VP
 
 CLOSE = 1e-5  # float32's rounding through some ten layers, measured 3e-6

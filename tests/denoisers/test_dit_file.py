@@ -10,7 +10,7 @@ from torch.nn import functional as F  # noqa: N812
 from steersman.denoise import eps_from_x0
 from steersman.errors import InputError, Notice
 from steersman.models.denoisers import DiffusersDenoiser, load_denoiser
-from steersman.models.denoisers.save import save_folder
+from steersman.models.denoisers.folder import save_folder
 from steersman.schedule import VP
 
 WIDTH, HEADS, PATCH, GRID, DEPTH, LABELS = 24, 3, 2, 4, 2, 5

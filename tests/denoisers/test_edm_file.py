@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from steersman.errors import InputError
 from steersman.models.denoisers import EDMDenoiser, load_denoiser
-from steersman.models.denoisers.save import save_folder
+from steersman.models.denoisers.folder import save_folder
 from steersman.sampling import DDIM, sample
 from steersman.schedule import EDM
 

@@ -11,7 +11,7 @@ from steersman.errors import InputError
 from steersman.guidance import Constant, Denoised, Guide, Rms
 from steersman.lab.train.denoiser import unet
 from steersman.models.denoisers import load_denoiser
-from steersman.models.denoisers.save import save_folder
+from steersman.models.denoisers.folder import save_folder
 from steersman.sampling import DDIM, DiffusersSampler, sample
 
 F64 = torch.float64

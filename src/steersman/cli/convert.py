@@ -19,8 +19,8 @@ def convert(
     Example: steersman convert adm:256x256_diffusion_uncond.pt adm-256
     """
     from steersman.models.denoisers import load_denoiser
+    from steersman.models.denoisers.folder import save_folder
     from steersman.models.denoisers.load import is_pipeline
-    from steersman.models.denoisers.save import save_folder
 
     if is_pipeline(denoiser):
         raise InputError(

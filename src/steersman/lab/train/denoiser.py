@@ -43,7 +43,7 @@ from steersman.lab.report import grid
 from steersman.lab.train.loop import Batch, Training, fit, flipped
 from steersman.models.denoisers import DiffusersDenoiser, EDMDenoiser, load_denoiser
 from steersman.models.denoisers.architectures import ADMUNet
-from steersman.models.denoisers.save import scheduler_of
+from steersman.models.denoisers.folder import scheduler_of
 from steersman.sampling import DDIM, Heun, sample
 from steersman.schedule import EDM, VP, Level, noised
 from steersman.typed import finite

@@ -1,4 +1,4 @@
-"""Denoisers from folders as diffusers saves a pipeline: a folder for each part, and ``model_index.json``.
+"""Denoisers read from and written to folders as diffusers saves a pipeline: one for each part, ``model_index.json``.
 
 The parts are scheduler and unet, with vae or vqvae for latents, or scheduler, transformer and vae. Of a network alone,
 the files of the parts may lie in the folder itself, as in some of the hub. ``card.json`` may give ``classes``, the
@@ -7,34 +7,39 @@ the files of the parts may lie in the folder itself, as in some of the hub. ``ca
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
+from diffusers import __version__
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.vq_model import VQModel
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_edm_euler import EDMEulerScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from diffusers.utils import logging
 
 from steersman import latent
 from steersman.errors import InputError, about, unknown
-from steersman.files import class_names, read_json, regular_below
+from steersman.files import class_names, read_json, regular_below, replacing_in, write_json, writing_to
 from steersman.models.checkpoint import check_finite, no_larger_than, weights_size
-from steersman.models.denoisers.architectures import ADMUNet, DiT
+from steersman.models.denoisers.architectures import CHANGES, ADMUNet, DiT
 from steersman.models.denoisers.network import DiffusersDenoiser, EDMDenoiser, labels_of, shape_of
 from steersman.models.hub import check_whole, hushed
 from steersman.sampling.scheduler import FAMILIES
-from steersman.schedule import EDM, Flow, from_diffusers
+from steersman.schedule import EDM, VP, Flow, from_diffusers
 
-__all__ = ["PIPELINES", "load_folder", "read_index", "read_model"]
+__all__ = ["PIPELINES", "load_folder", "read_index", "read_model", "save_folder", "scheduler_of"]
 
-NETWORKS: Mapping[str, tuple[type[ModelMixin], ...]] = {
+MODELS: Mapping[str, tuple[type[ModelMixin], ...]] = {
     "unet": (UNet2DModel, ADMUNet),
     "transformer": (DiTTransformer2DModel, DiT),
+    "vae": (AutoencoderKL,),
+    "vqvae": (VQModel, AutoencoderKL),
 }
-DECODERS: Mapping[str, tuple[type[ModelMixin], ...]] = {"vae": (AutoencoderKL,), "vqvae": (VQModel, AutoencoderKL)}
-ALONE = {"UNet2DModel": "unet", "DiTTransformer2DModel": "transformer"}
+"""The classes that a part may have, networks before decoders; the first is that of a configuration without one."""
 WHOLE = (
     {"scheduler", "unet"},
     {"scheduler", "unet", "vae"},
@@ -60,10 +65,10 @@ WANTED = (
 )
 LARGEST = 4096  # pixels across
 
-Model = TypeVar("Model", bound=ModelMixin)
+Saved = DiffusersDenoiser | EDMDenoiser
 
 
-def load_folder(path: Path) -> DiffusersDenoiser | EDMDenoiser:
+def load_folder(path: Path) -> Saved:
     """Returns the denoiser of a folder, with EDM's preconditioning where its scheduler is an EDM one."""
     with about("denoiser", path):
         card: Mapping[str, Any] = read_json(path / "card.json") if (path / "card.json").is_file() else {}
@@ -83,8 +88,7 @@ def load_folder(path: Path) -> DiffusersDenoiser | EDMDenoiser:
         if edm and parts.keys() != {"scheduler", "unet"}:
             raise InputError(f"an EDM scheduler must come with a unet alone, got {', '.join(sorted(parts))}")
         schedule = None if edm else from_diffusers(scheduler)
-        part = "unet" if "unet" in parts else "transformer"
-        network: Any = read_model(part, parts[part], *NETWORKS[part])
+        network, *decoders = (read_model(part, parts[part], *kinds) for part, kinds in MODELS.items() if part in parts)
         if schedule is None:
             return _edm(network, scheduler, classes, trained=card.get("unconditional") is not False)
         if scheduler.get("variance_type") == "learned":
@@ -92,7 +96,6 @@ def load_folder(path: Path) -> DiffusersDenoiser | EDMDenoiser:
                 "variance_type must be learned_range, as ADM and DiT learn it, or a fixed one, got learned: the "
                 "variance itself, which no sampler here reads"
             )
-        vae: Any = next((read_model(key, parts[key], *DECODERS[key]) for key in DECODERS if key in parts), None)
         default = "flow_prediction" if isinstance(schedule, Flow) else "epsilon"
         return DiffusersDenoiser(
             network,
@@ -100,16 +103,17 @@ def load_folder(path: Path) -> DiffusersDenoiser | EDMDenoiser:
             parameterization=scheduler.get("prediction_type", default),
             classes=classes,
             time_scale=float(card.get("time_scale", 1.0)),
-            vae=vae,
+            vae=decoders[0] if decoders else None,
         )
 
 
 def _parts(path: Path) -> dict[str, Path]:
     """Returns the folder of each part that there is."""
-    parts = {part: path / part for part in ("scheduler", *NETWORKS, *DECODERS) if (path / part).is_dir()}
+    parts = {part: path / part for part in ("scheduler", *MODELS) if (path / part).is_dir()}
     alone = read_json(path / "config.json").get("_class_name") if (path / "config.json").is_file() else None
-    if isinstance(alone, str) and alone in ALONE:
-        parts.setdefault(ALONE[alone], path)
+    for part in ("unet", "transformer"):
+        if alone == MODELS[part][0].__name__:
+            parts.setdefault(part, path)
     if (path / "scheduler_config.json").is_file():
         parts.setdefault("scheduler", path)
     return parts
@@ -152,7 +156,7 @@ def read_index(path: Path) -> Mapping[str, Any]:
     return index
 
 
-def read_model(part: str, folder: Path, *kinds: type[Model]) -> Model:
+def read_model(part: str, folder: Path, *kinds: type[ModelMixin]) -> Any:  # noqa: ANN401
     """Returns a diffusers model of one of these classes with its weights; the first where its configuration says none.
 
     Its configuration is checked against its weights before it gets memory, and all of it is loaded or nothing.
@@ -202,3 +206,89 @@ def _try(network: Any) -> None:  # noqa: ANN401
             f"size, got {(outputs, *others)} for {(channels, *sides)}; a network that gets another image beside its "
             "own, as for super-resolution or inpainting, is not supported"
         )
+
+
+def save_folder(denoiser: object, out: str | Path) -> tuple[str, ...]:
+    """Writes a denoiser's parts, ``model_index.json`` and ``card.json``, as plain diffusers loads them.
+
+    Returns the settings that diffusers' configuration cannot say, with which only steersman loads the folder rightly.
+    """
+    if not (isinstance(denoiser, Saved) and isinstance(denoiser.network, UNet2DModel | DiTTransformer2DModel)):
+        raise InputError(
+            f"denoiser must be one whose network diffusers has, a U-Net or a DiT, got one by {type(denoiser).__name__}"
+        )
+    out = Path(out)
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise InputError(f"out must be a new folder, got {str(out)!r}, which is there")
+    network: Any = denoiser.network
+    transformer, vae = isinstance(network, DiTTransformer2DModel), denoiser.vae
+    parts: dict[str, Any] = {"transformer" if transformer else "unet": network, "scheduler": scheduler_of(denoiser)}
+    if vae is not None:
+        parts["vqvae" if isinstance(vae, VQModel) else "vae"] = vae
+    names = {str(number): name for number, name in enumerate(denoiser.classes)}
+    card: dict[str, Any] = {}
+    if names and not transformer:  # the names of a DiT's labels have a place in its index
+        card["classes"] = list(names.values())
+        if isinstance(denoiser, EDMDenoiser) and not denoiser.unconditional:
+            card["unconditional"] = False
+    if denoiser.time_scale != 1:
+        card["time_scale"] = denoiser.time_scale
+    with writing_to(out, "a new folder"), replacing_in(out) as beside:
+        for name, part in parts.items():
+            part.save_pretrained(beside / name)
+        if pipeline := _pipeline(denoiser):
+            index = {"_class_name": pipeline, "_diffusers_version": __version__}
+            # ADMUNet and DiT stand there as what diffusers has of them.
+            plain = {
+                name: next(kind for kind in type(part).__mro__ if kind.__module__.startswith("diffusers."))
+                for name, part in parts.items()
+            }
+            index |= {name: ["diffusers", kind.__name__] for name, kind in plain.items()}
+            write_json(beside / "model_index.json", index | ({"id2label": names} if transformer else {}))
+        if card:
+            write_json(beside / "card.json", card)
+    unsaid = {key: network.config.get(key) for key in (*CHANGES, "time_shift")}
+    unsaid["time_scale"] = card.get("time_scale")
+    return tuple(f"{key}={value}" for key, value in unsaid.items() if value is not None)
+
+
+def _pipeline(denoiser: Saved) -> str | None:
+    """Returns diffusers' pipeline of a denoiser's parts; it has none of a U-Net with a VAE alone."""
+    if isinstance(denoiser.network, DiTTransformer2DModel):
+        return "DiTPipeline"
+    if isinstance(denoiser, EDMDenoiser):
+        return "ConsistencyModelPipeline"  # it scales the network's input, and gives it a label, as EDM's have to be
+    if denoiser.vae is None:
+        return "DDPMPipeline"
+    return "LDMPipeline" if isinstance(denoiser.vae, VQModel) else None
+
+
+def scheduler_of(denoiser: Saved) -> DDPMScheduler | EDMEulerScheduler | FlowMatchEulerDiscreteScheduler:
+    """Returns a scheduler from which the schedule can be read again; DDPM's steps are at ADM's rounded levels."""
+    schedule, prediction = denoiser.schedule, denoiser.parameterization
+    if isinstance(denoiser, EDMDenoiser):
+        if not isinstance(schedule, EDM):
+            raise InputError(f"schedule must be EDM, got {type(schedule).__name__}")
+        return EDMEulerScheduler(
+            sigma_min=schedule.ratio_min, sigma_max=schedule.ratio_max, sigma_data=denoiser.sigma_data
+        )
+    if isinstance(schedule, Flow) and prediction == "flow_prediction":
+        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=schedule.count, shift=schedule.shift)
+    if not isinstance(schedule, VP) or prediction == "flow_prediction":
+        given = type(schedule).__name__
+        raise InputError(f"schedule must be VP, or Flow for flow_prediction, got {given} for {prediction}")
+    network: Any = denoiser.network
+    count, learned = len(schedule.alpha_bar), network.config["out_channels"] == 2 * network.config["in_channels"]
+    betas: dict[str, Any] = {}
+    if torch.equal(schedule.alpha_bar, VP.cosine(count).alpha_bar):
+        betas["beta_schedule"] = "squaredcos_cap_v2"
+    elif not torch.equal(schedule.alpha_bar, VP.linear(count).alpha_bar):
+        betas["trained_betas"] = schedule.betas.tolist()
+    return DDPMScheduler(
+        num_train_timesteps=count,
+        prediction_type=prediction,
+        variance_type="learned_range" if learned else "fixed_small",
+        clip_sample=not denoiser.latent,
+        timestep_spacing="linspace",
+        **betas,
+    )
