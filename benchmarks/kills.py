@@ -100,7 +100,7 @@ def whole(store: Store) -> dict[int, str]:
 
 def pixels(store: Store) -> list[np.ndarray]:
     """Returns all images of a run that is finished."""
-    return [store.pixels(place).astype(int) for place in range(len(store))]
+    return [pixels.astype(int) for pixels in store.pixels(range(len(store))).values()]
 
 
 def kill(room: Path, *, kills: int, num: int, seed: int = 0) -> Counter:

@@ -6,7 +6,6 @@ import torch
 import steersman.lab.run
 from steersman.batching import is_out_of_memory
 from steersman.errors import InputError, Notice
-from steersman.lab.generate.opening import _rehearse
 from steersman.lab.run import Run
 from steersman.lab.session import load_session
 
@@ -45,8 +44,8 @@ def test_a_rehearsal_that_does_not_fit_halves_the_batch_or_ends_in_a_line(monkey
     session.denoiser.network.register_forward_pre_hook(full)
     if most:
         with pytest.warns(Notice, match="does not hold 16 images at a time: 4 are taken from now on"):
-            _rehearse(session)
+            session.rehearse()
         assert session.batches.size == 4
     else:
         with pytest.raises(InputError, match="does not hold one image"):
-            _rehearse(session)
+            session.rehearse()

@@ -66,7 +66,7 @@ def windows(monkeypatch):
     monkeypatch.setitem(sys.modules, "fcntl", None)
     for name in [name for name in sys.modules if name.partition(".")[0] == "filelock"]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setattr("steersman.lab.generate.processes.FileLock", importlib.import_module("filelock").FileLock)
+    monkeypatch.setattr("steersman.lab.generate.store.FileLock", importlib.import_module("filelock").FileLock)
     for name in CALLS["os"] - {"waitpid", "sysconf", "uname"}:  # which Python's own modules call
         monkeypatch.delattr(os, name, raising=False)
 

@@ -14,7 +14,7 @@ import torch
 
 from steersman.errors import InputError, Notice
 from steersman.lab.generate import Share, Store, Unfinished, generate, status
-from steersman.lab.generate.processes import locked
+from steersman.lab.generate.store import locked
 from steersman.lab.metrics.images import read_images
 from steersman.lab.run import read_run
 
@@ -49,7 +49,7 @@ def kept(folder):
 def shown(folder):
     """Returns the pixels of all images, in the order of the run."""
     store = Store.read(folder)
-    return np.stack([store.pixels(place) for place in range(len(store))])
+    return np.stack([*store.pixels(range(len(store))).values()])
 
 
 def same(first, second):

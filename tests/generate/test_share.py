@@ -8,7 +8,7 @@ import pytest
 
 from steersman.errors import InputError
 from steersman.lab.generate import Share
-from steersman.lab.generate.processes import locked, running
+from steersman.lab.generate.store import locked, running
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])

@@ -1,6 +1,8 @@
 """A run with its networks loaded and its targets resolved, ready to draw."""
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import CancelledError
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import chain
@@ -14,6 +16,7 @@ from steersman.batching import Batches, metered
 from steersman.denoise import Denoiser
 from steersman.errors import InputError
 from steersman.guidance import Guide
+from steersman.guidance.step import Step
 from steersman.guidance.weight import needs_unconditional
 from steersman.lab.evaluation import Evaluation, evaluate_images, noise_error
 from steersman.lab.run import DTYPES, LAYOUTS, TARGET, Run
@@ -21,7 +24,8 @@ from steersman.models.classifiers import Classifier, load_classifier
 from steersman.models.denoisers import load_denoiser
 from steersman.names import elsewhere, resolve
 from steersman.precision import ieee
-from steersman.sampling import Callback, sample
+from steersman.sampling import Callback, Report, levels_of, sample
+from steersman.schedule import CLEAN
 
 __all__ = ["Networks", "Session", "Target", "load_session", "set_layout"]
 
@@ -36,6 +40,10 @@ class Target:
     guide: int
     others: tuple[int, ...] = ()
     judge: int | None  # None where the judge has no such class
+
+
+Jobs = Sequence[tuple[Target, int]]
+"""The target and the seed of each image of a batch."""
 
 
 class Networks:
@@ -93,6 +101,7 @@ class Session:
             refusal=f"device: the memory of {self.run.device} does not hold one image; use a device with more memory, "
             "another dtype, or a recipe whose wrt is x0_hat",
         )
+        self.fit(self.run.at_once)
 
     @property
     def guide(self) -> Classifier:
@@ -111,6 +120,14 @@ class Session:
         networks = [self.denoiser.network, *(classifier.network for classifier in self.classifiers)]
         return networks if vae is None else [*networks, vae.decoder]
 
+    def fit(self, batch_size: int) -> None:
+        """Has the networks see blocks that suit batches of a size."""
+        for part, networks in (("denoiser", [self.denoiser]), ("classifier", self.classifiers)):
+            block = self.run.placement(part).block
+            for network in networks:
+                # A block is filled up to its size, so that a smaller batch in a larger block would save nothing
+                network.block = block if batch_size == self.run.at_once else min(block, batch_size)
+
     def conditioning(self, targets: Sequence[Target]) -> dict[str, Any]:
         """Returns the conditioning of images of these targets."""
         condition = dict(self.condition)
@@ -120,13 +137,13 @@ class Session:
         return condition
 
     @ieee()
-    def draw(self, jobs: Sequence[tuple[Target, int]], callbacks: Sequence[Callback] = ()) -> Float[Tensor, "B C H W"]:
+    def draw(self, jobs: Jobs, callbacks: Sequence[Callback] = ()) -> Float[Tensor, "B C H W"]:
         """Returns the images of a batch of targets and seeds, not clipped."""
         return self.denoiser.decode(self.samples(jobs, callbacks))
 
     def samples(
         self,
-        jobs: Sequence[tuple[Target, int]],
+        jobs: Jobs,
         callbacks: Sequence[Callback] = (),
         *,
         guided: bool = True,
@@ -166,7 +183,7 @@ class Session:
             ]
         return evaluations
 
-    def noise_errors(self, samples: Float[Tensor, "B C H W"], jobs: Sequence[tuple[Target, int]]) -> list[float]:
+    def noise_errors(self, samples: Float[Tensor, "B C H W"], jobs: Jobs) -> list[float]:
         """Returns the error of the denoiser's noise prediction on finished samples (`steersman.lab.evaluation`)."""
         finished = samples if getattr(self.denoiser, "latent", False) else samples.clamp(-1, 1)
         condition = self.conditioning([target for target, _ in jobs])
@@ -176,19 +193,48 @@ class Session:
         """Returns these errors for a few samples that are drawn without guidance."""
         steps = min(UNGUIDED_STEPS, self.run.recipe.sampling()["steps"])
 
-        def errors(jobs: Sequence[tuple[Target, int]]) -> list[float]:
+        def errors(jobs: Jobs) -> list[float]:
             return self.noise_errors(self.samples(jobs, guided=False, steps=steps, recurrence=None), jobs)
 
         jobs = [(self.targets[0], self.run.seed + index) for index in range(UNGUIDED)]
         return list(chain.from_iterable(self.batches.map(errors, jobs)))
 
-    def fit(self, batch_size: int) -> None:
-        """Has the networks see blocks that suit batches of a size."""
-        for part, networks in (("denoiser", [self.denoiser]), ("classifier", self.classifiers)):
-            block = self.run.placement(part).block
-            for network in networks:
-                # A block is filled up to its size, so that a smaller batch in a larger block would save nothing
-                network.block = block if batch_size == self.run.at_once else min(block, batch_size)
+    @torch.no_grad()
+    @ieee()
+    def rehearse(self) -> None:
+        """Asks all parts about a blank image, and takes the first step of a sample: what fails, fails here."""
+
+        def rehearsed(jobs: Jobs) -> None:
+            self._ask_all(jobs[0][0])
+            with suppress(CancelledError):
+                self.draw(jobs, [_leave_in_second_step])
+
+        list(self.batches.map(rehearsed, [(self.targets[0], self.run.seed)]))
+
+    def _ask_all(self, target: Target) -> None:
+        """Asks denoiser, guides and judge, also the guides that are at rest in the first step."""
+        run, denoiser = self.run, self.denoiser
+        settings = {key: run.recipe.sampling()[key] for key in ("steps", "spacing", "ratio_min", "ratio_max")}
+        levels = levels_of(run.recipe.sampler(), denoiser.schedule, **settings)
+        blank = torch.zeros(1, *denoiser.shape, device=run.device)
+        image = denoiser.decode(blank)
+        if image.ndim != 4 or image.shape[1] not in (1, 3):
+            raise InputError(
+                f"the denoiser's images must have 1 or 3 channels, got images of shape {tuple(image.shape[1:])}; "
+                "one of latents needs its vae/ beside unet/ and scheduler/"
+            )
+        self.evaluate(image, [target])
+        prediction = denoiser(blank, levels[0], **self.conditioning([target]))
+        step = Step.at(levels, 0)
+        for guide in self.guides:
+            guide.objective(image, torch.tensor([target.guide], device=run.device), CLEAN)
+            if guide.scale:
+                guide.weight(step, blank, prediction, blank)
+
+
+def _leave_in_second_step(report: Report) -> None:
+    if report.step.index or report.step.repeat:
+        raise CancelledError
 
 
 def load_session(run: Run, networks: Networks | None = None) -> Session:
@@ -200,7 +246,9 @@ def load_session(run: Run, networks: Networks | None = None) -> Session:
     judge = networks.classifier(run.judge, device=run.device) if run.judge else None
     targets = _resolve_targets(run, denoiser, classifiers, judge)
     guides = _guides(run, classifiers, targets) if run.guided else []
-    condition = _conditioning(run, denoiser, classifiers[0], targets, guides)
+    condition = (_prompts if getattr(denoiser, "prompted", False) else _labels)(run, denoiser, classifiers[0], targets)
+    if "prompt" in condition and any(needs_unconditional(guide.weight) for guide in guides):
+        condition["unconditional"] = True
     session = Session(
         run=run,
         denoiser=denoiser,
@@ -210,7 +258,6 @@ def load_session(run: Run, networks: Networks | None = None) -> Session:
         guides=guides,
         condition=condition,
     )
-    session.fit(run.at_once)
     metered(session.counted["denoiser"] | session.counted["classifier"])
     return session
 
@@ -236,16 +283,12 @@ def _resolve_targets(
                 f"the guide knows none of {', '.join(known)}" if known else "neither denoiser nor guide has classes"
             )
             raise InputError(f"target cannot be all, as {reason}; name a class or give its index")
-    indices = dict.fromkeys(guide.resolve(name) for name in names)
-    return tuple(
-        Target(
-            name=guide.title(index),
-            guide=index,
-            others=_in_others(classifiers, index),
-            judge=None if judge is None else judge.find(guide.title(index)),
-        )
-        for index in indices
-    )
+    targets = []
+    for index in dict.fromkeys(map(guide.resolve, names)):
+        title = guide.title(index)
+        found = None if judge is None else judge.find(title)
+        targets.append(Target(name=title, guide=index, others=_in_others(classifiers, index), judge=found))
+    return tuple(targets)
 
 
 def _in_others(classifiers: Sequence[Classifier], index: int) -> tuple[int, ...]:
@@ -257,38 +300,33 @@ def _in_others(classifiers: Sequence[Classifier], index: int) -> tuple[int, ...]
 def _guides(run: Run, classifiers: Sequence[Classifier], targets: Sequence[Target]) -> list[Guide]:
     """Returns the guides of a run, each target and blended class translated to the classes of every classifier."""
     guide, *others = classifiers
-    blend = []
-    for name, weight in run.blend.items():
-        index = guide.resolve(name)
-        blend.append((weight, (index, *_in_others(classifiers, index))))
+    signed = [(weight, guide.resolve(name)) for name, weight in run.blend.items()]
+    blend = [(weight, (index, *_in_others(classifiers, index))) for weight, index in signed]
     translated = [
         (other, {target.guide: target.others[position] for target in targets}) for position, other in enumerate(others)
     ]
     return run.recipe.bind_prepared(guide, *translated, blend=blend)
 
 
-def _conditioning(
-    run: Run, denoiser: Denoiser, guide: Classifier, targets: Sequence[Target], guides: Sequence[Guide]
-) -> dict[str, Any]:
-    """Returns the conditioning of the denoiser: prompts, or the label of each target by the guide's index."""
-    prompts = {"prompt": run.prompt, "negative_prompt": run.negative_prompt}
-    prompts = {key: text for key, text in prompts.items() if text is not None}
-    if getattr(denoiser, "prompted", False):
-        if run.prompt is None:
-            raise InputError("prompt must be given, as the denoiser draws images of a text")
-        if run.label is not None:
-            raise InputError(
-                f"label must not be given, as the denoiser has no labels, got {run.label!r}; give a prompt"
-            )
-        if run.cfg_scale == 1 and run.negative_prompt is not None:
-            raise InputError(
-                "cfg-scale must not be 1 with a negative-prompt, as 1 uses the prompt alone; give another cfg-scale"
-            )
-        unconditional = {"unconditional": True} if any(needs_unconditional(guide.weight) for guide in guides) else {}
-        return prompts | {"cfg_scale": run.cfg_scale} | unconditional
-    if prompts:
-        option = next(iter(prompts)).replace("_", "-")
-        raise InputError(f"{option} must not be given, as the denoiser takes no text")
+def _prompts(run: Run, *_: object) -> dict[str, Any]:
+    """Returns the conditioning of a denoiser that draws images of a text."""
+    if run.prompt is None:
+        raise InputError("prompt must be given, as the denoiser draws images of a text")
+    if run.label is not None:
+        raise InputError(f"label must not be given, as the denoiser has no labels, got {run.label!r}; give a prompt")
+    if run.cfg_scale == 1 and run.negative_prompt is not None:
+        raise InputError(
+            "cfg-scale must not be 1 with a negative-prompt, as 1 uses the prompt alone; give another cfg-scale"
+        )
+    negative = {} if run.negative_prompt is None else {"negative_prompt": run.negative_prompt}
+    return {"prompt": run.prompt, **negative, "cfg_scale": run.cfg_scale}
+
+
+def _labels(run: Run, denoiser: Denoiser, guide: Classifier, targets: Sequence[Target]) -> dict[str, Any]:
+    """Returns the conditioning of any other denoiser: the label of each target by the guide's index, if asked for."""
+    for option, text in (("prompt", run.prompt), ("negative-prompt", run.negative_prompt)):
+        if text is not None:
+            raise InputError(f"{option} must not be given, as the denoiser takes no text")
     if run.label is None:
         if run.cfg_scale != 1:
             raise InputError(f"cfg-scale must be 1 without a label, got {run.cfg_scale}; give a label too")

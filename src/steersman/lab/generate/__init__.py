@@ -1,6 +1,4 @@
-from steersman.lab.generate.drawing import Unfinished, generate, generate_until_stopped
-from steersman.lab.generate.opening import open_session
-from steersman.lab.generate.processes import Share
+from steersman.lab.generate.drawing import Share, Unfinished, generate, generate_until_stopped, open_session
 from steersman.lab.generate.store import Status, Store, status
 from steersman.lab.generate.summary import Summary
 

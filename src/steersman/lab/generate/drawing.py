@@ -1,12 +1,16 @@
 """The drawing of a run: each process draws those of its images that are not complete.
 
-    its share   indices dealt out in turn, a batch at a time     (`steersman.lab.generate.processes`)
+    its share   indices dealt out in turn, a batch at a time
     to draw     those of them without a complete file            (`steersman.lab.generate.store`)
     at the end  the first process waits for the others; the one that finds all images complete writes grid and metrics
 
-So a run that was killed is continued by starting it again, with any number of processes.
+So a run that was killed is continued by starting it again, with any number of processes. They need no connection to
+each other: a launcher (torchrun, ``accelerate launch``, mpirun, srun) tells each process its rank and how many there
+are, and a lock in the folder says who still draws. `accelerate.PartialState` is not used: it knows no srun, and joins
+the processes in a group, which a dead one blocks.
 """
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,24 +30,91 @@ from steersman.batching import counting, evaluations
 from steersman.errors import InputError
 from steersman.files import in_8_bits, writing_to
 from steersman.lab.generate.formats import ImageRecord
-from steersman.lab.generate.processes import Share, locked, running
-from steersman.lab.generate.store import Store
+from steersman.lab.generate.store import Store, locked, running
 from steersman.lab.generate.summary import Summary, summarize
-from steersman.lab.placement import SIDE_BY_SIDE
-from steersman.lab.session import Session
+from steersman.lab.placement import SIDE_BY_SIDE, choose_placement
+from steersman.lab.run import Run
+from steersman.lab.session import Networks, Session, load_session
 from steersman.lab.stop import Stop, Stopped
 from steersman.precision import ieee
 from steersman.sampling import Callback, Report
 from steersman.sampling.loop import Watch
 
-__all__ = ["Unfinished", "generate", "generate_until_stopped"]
+__all__ = ["Share", "Unfinished", "generate", "generate_until_stopped", "open_session"]
 
 Drawn = tuple[int, UInt8[np.ndarray, "H W C"] | None, ImageRecord]
 """An image's index, its pixels unless it is lost, and its record."""
 
-ALONE = Share()
+LAUNCHERS = (
+    ("RANK", "WORLD_SIZE", ("LOCAL_RANK",)),  # torchrun, accelerate
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", ("OMPI_COMM_WORLD_LOCAL_RANK",)),  # Open MPI
+    ("PMI_RANK", "PMI_SIZE", ("MPI_LOCALRANKID", "SLURM_LOCALID")),  # MPICH, Intel MPI; srun with --mpi=pmi2
+    # A batch script has SLURM_PROCID and SLURM_NTASKS too, although it is one process: only srun counts a step's tasks.
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", ("SLURM_LOCALID",)),
+)
+"""The variables of rank, count and rank on the machine. The first launcher that states a count is the one that started
+this process: inside a SLURM job, mpirun and torchrun are themselves started by srun."""
+
 ATTEMPTS = 3  # at an image whose file goes away while others are drawn
 POLL = 0.1  # seconds between two looks at what other processes have drawn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """The part of one process in a run: its rank among all, their count, and its rank on the machine."""
+
+    rank: int = 0
+    count: int = 1
+    local: int = 0
+
+    @classmethod
+    def from_environment(cls) -> "Share":
+        """Returns what the launcher says; without one, the share of the only process."""
+        for rank_key, count_key, local_keys in LAUNCHERS:
+            rank, count = _integer(rank_key), _integer(count_key)
+            if count is None:
+                continue
+            if rank is None or rank >= count:
+                value = "nothing" if rank is None else rank
+                raise InputError(f"{rank_key} must be below {count_key}, which is {count}, got {value}")
+            local = next((value for value in map(_integer, local_keys) if value is not None), rank)
+            return cls(rank=rank, count=count, local=local)
+        return cls()
+
+    @property
+    def first(self) -> bool:
+        """Whether this process reports to the user and writes what concerns all images."""
+        return self.rank == 0
+
+    def of(self, total: int, size: int) -> Iterator[int]:
+        """Yields the indices of this process among ``total``, which are dealt out ``size`` at a time."""
+        for begin in range(self.rank * size, total, self.count * size):
+            yield from range(begin, min(begin + size, total))
+
+    def device(self, device: str) -> str:
+        """Returns the device of this process: of the GPUs that it sees, the one with its rank on the machine.
+
+        Ranks beyond the last GPU begin with the first again: a scheduler that shows each process one GPU numbers it 0.
+        """
+        if self.count == 1 or not device.startswith("cuda"):
+            return device
+        if device != "cuda":
+            raise InputError(
+                f"device must be cuda for {self.count} processes, of which each takes its own, got {device!r}"
+            )
+        visible = torch.cuda.device_count()
+        return f"cuda:{self.local % visible if visible else self.local}"
+
+
+ALONE = Share()
+
+
+def _integer(key: str) -> int | None:
+    """Returns a variable of the environment, which must be a whole number if it is there."""
+    value = os.environ.get(key)
+    if value is not None and not value.isdecimal():
+        raise InputError(f"{key} must be a whole number, 0 or more, got {value!r}")
+    return None if value is None else int(value)
 
 
 class Unfinished(Stopped):
@@ -53,6 +124,22 @@ class Unfinished(Stopped):
         reason = ", others went away while they were drawn; the same command goes on" if gone else ""
         super().__init__(f"{done} of {total} images are complete{reason}", 1)
         self.done, self.total, self.gone = done, total, gone
+
+
+def open_session(run: Run, networks: Networks | None = None, *, rehearse: bool = True) -> Session:
+    """Returns a run that is ready to draw: placed, loaded and rehearsed, before the first file is written.
+
+    Example:
+        >>> from steersman.lab.generate import open_session
+        >>> from steersman.lab.run import Run
+        >>> session = open_session(Run(targets=("baseball",), classifiers=("zoo:sportballs-mobilenet",)))
+        >>> [target.name for target in session.targets]
+        ['baseball']
+    """
+    session = load_session(choose_placement(run), networks)
+    if rehearse:
+        session.rehearse()
+    return session
 
 
 def generate_until_stopped(
@@ -104,8 +191,7 @@ def generate(
                 if running(out) == {0}:
                     store.sweep()
                 store.claim(session.run)
-            drawing = _Drawing(session, store, share, stop, on_images, callbacks)
-            return drawing.complete()
+            return _Drawing(session, store, share, stop, on_images, callbacks).complete()
 
 
 @contextmanager
@@ -151,7 +237,7 @@ class _Drawing:
         if (there := len(store.present())) < len(store) or (not share.first and 0 in running(store.out)):
             raise Unfinished(there, len(store), gone)
         records = store.records(range(len(store)))
-        if len(records) < len(store):
+        if len(records) < len(store):  # a file is there, but damaged
             raise Unfinished(len(records), len(store), sum(index not in records for index in own))
         if not (store.out / "run.yaml").exists():  # it went away meanwhile
             store.claim(self.session.run)
@@ -191,8 +277,7 @@ class _Drawing:
                 raise CancelledError
 
         callbacks = [leave, halt, *(self.callbacks if indices[0] == 0 else ())]
-        on_step = partial(self._progress, len(indices) / self.session.run.recipe.sampling()["steps"])
-        draw = partial(_draw_batch, self.session, self.store, on_step, callbacks)
+        draw = partial(_draw_batch, self.session, self.store, self._progress, callbacks)
         try:
             return list(chain.from_iterable(self.session.batches.map(draw, indices)))
         except CancelledError:
@@ -203,11 +288,15 @@ class _Drawing:
 
 @ieee()
 def _draw_batch(
-    session: Session, store: Store, on_step: Callable[[], object], callbacks: Sequence[Callback], indices: Sequence[int]
+    session: Session,
+    store: Store,
+    on_images: Callable[[float], object],
+    callbacks: Sequence[Callback],
+    indices: Sequence[int],
 ) -> list[Drawn]:
     """Returns the images with some indices and their records, which state no seconds yet."""
     jobs = [(session.targets[target], seed) for target, seed in map(store.job, indices)]
-    watch = Watch(on_step)
+    watch = Watch(partial(on_images, len(jobs) / session.run.recipe.sampling()["steps"]))
     with counting() as counts:
         samples = session.samples(jobs, [watch, *callbacks])
         images = session.denoiser.decode(samples)

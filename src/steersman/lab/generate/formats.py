@@ -15,7 +15,6 @@ import tarfile
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from functools import cache
 from itertools import chain
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from pydantic import ConfigDict, TypeAdapter
 from steersman.files import in_rgb, open_image, read_array_header, read_member, regular, replacing
 from steersman.lab.evaluation import Evaluation
 
-__all__ = ["ImageRecord", "Shard", "open_shard", "read_image_record", "write_image", "write_shard"]
+__all__ = ["ImageRecord", "Shard", "open_shard", "read_image_record", "read_pixels", "write_image", "write_shard"]
 
 KEY = "steersman"  # of the text in a PNG
 END = b"\0\0\0\0IEND\xaeB`\x82"  # of a PNG, which Pillow does not check
@@ -70,12 +69,10 @@ class ImageRecord:
     @classmethod
     def from_text(cls, text: str | bytes) -> "ImageRecord":
         """Returns the record in a text; raises a `ValueError` if there is none."""
-        return _validator()(text)
+        return _RECORD.validate_json(text)
 
 
-@cache
-def _validator() -> Callable[[str | bytes], ImageRecord]:
-    return TypeAdapter(ImageRecord).validate_json
+_RECORD = TypeAdapter(ImageRecord)
 
 
 def write_image(path: Path, pixels: UInt8[np.ndarray, "H W C"], record: ImageRecord) -> None:
@@ -99,8 +96,9 @@ def read_image_record(content: bytes) -> ImageRecord | None:
     return record
 
 
-def _decode(content: bytes) -> Pixels:
-    with open_image(content) as image:
+def read_pixels(file: Path | bytes) -> Pixels:
+    """Returns the pixels of a PNG, given its path or content."""
+    with open_image(file) as image:
         return np.array(in_rgb(image))
 
 
@@ -110,31 +108,27 @@ class _Npz:
     def __init__(self, path: Path) -> None:
         self.path = path
         with zipfile.ZipFile(regular(path)) as archive:
-            members = archive.infolist()
-            if sorted(member.filename for member in members) != MEMBERS:
-                raise ValueError(f"it holds other arrays than {', '.join(MEMBERS)}")
-            if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-                raise ValueError("its arrays are compressed")
-            if any(member.compress_size != member.file_size for member in members):
-                raise ValueError("it claims other sizes than it has")
-            if damaged := archive.testzip():
-                raise ValueError(f"{damaged} is damaged")
-            member = archive.getinfo("arr_0.npy")
-            with archive.open(member) as file:
+            members = {member.filename: member for member in archive.infolist()}
+            stored = all(member.compress_type == zipfile.ZIP_STORED for member in members.values())
+            sized = all(member.compress_size == member.file_size for member in members.values())
+            if sorted(archive.namelist()) != MEMBERS or not stored or not sized or archive.testzip():
+                raise ValueError(f"it must hold {', '.join(MEMBERS)}, uncompressed and undamaged")
+            images, records = members["arr_0.npy"], members["records.npy"]
+            with archive.open(images) as file:
                 (count, *self.shape), fortran, dtype = read_array_header(file)
                 begin = file.tell()
             self.size = int(np.prod(self.shape, dtype=object))
-            fits = dtype == np.uint8 and not fortran and count * self.size == member.file_size - begin
-            if not fits or len(self.shape) != 3 or archive.getinfo("records.npy").file_size > LARGEST_RECORDS:
+            fits = dtype == np.uint8 and not fortran and count * self.size == images.file_size - begin
+            if not fits or len(self.shape) != 3 or records.file_size > LARGEST_RECORDS:
                 raise ValueError("it holds no images")
-            texts = read_member(archive, archive.getinfo("records.npy")).tolist()
+            texts = read_member(archive, records).tolist()
         self.records = [ImageRecord.from_text(text if isinstance(text, bytes) else str(text)) for text in texts]
         if count != sum(not record.lost for record in self.records):
             raise ValueError("images are missing")
-        with path.open("rb") as file:
-            file.seek(member.header_offset + LOCAL_HEADER - 4)
+        with path.open("rb") as file:  # the local header, whose extra field is not that of the archive's directory
+            file.seek(images.header_offset + LOCAL_HEADER - 4)
             lengths = int.from_bytes(file.read(2), "little") + int.from_bytes(file.read(2), "little")
-        self.begin = member.header_offset + LOCAL_HEADER + lengths + begin
+        self.begin = images.header_offset + LOCAL_HEADER + lengths + begin
 
     def pixels(self, index: int) -> Pixels:
         with self.path.open("rb") as file:
@@ -158,7 +152,7 @@ class _Tar:
         self.records = [record for record in drawn if record] + lost
 
     def pixels(self, index: int) -> Pixels:
-        return _decode(self.images[index])
+        return read_pixels(self.images[index])
 
 
 def _is_plain(member: tarfile.TarInfo) -> bool:
@@ -179,40 +173,32 @@ def open_shard(path: Path) -> Shard:
 
 def write_shard(path: Path, records: Mapping[int, ImageRecord], read: Callable[[int], bytes]) -> None:
     """Writes a shard by the suffix of its file: images by their index, each read as PNG when it is written."""
-    drawn = {index: record for index, record in records.items() if not record.lost}
-    lost = {index: record for index, record in records.items() if record.lost}
+    ordered = dict(sorted(records.items(), key=lambda item: item[1].lost))  # those of lost images last
     with replacing(path) as beside:
-        (_write_npz if path.suffix == ".npz" else _write_tar)(beside, drawn, lost, read)
+        (_write_npz if path.suffix == ".npz" else _write_tar)(beside, ordered, read)
 
 
-def _write_tar(
-    path: Path, drawn: Mapping[int, ImageRecord], lost: Mapping[int, ImageRecord], read: Callable[[int], bytes]
-) -> None:
+def _write_tar(path: Path, records: Mapping[int, ImageRecord], read: Callable[[int], bytes]) -> None:
     with tarfile.open(path, "w:", format=tarfile.USTAR_FORMAT) as archive:
-
-        def add(name: str, content: bytes) -> None:
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-
-        for index, record in {**drawn, **lost}.items():
-            if not record.lost:
-                add(f"{index:08d}.png", read(index))
-            add(f"{index:08d}.json", record.text().encode())
+        for index, record in records.items():
+            contents = {} if record.lost else {"png": read(index)}
+            for suffix, content in (contents | {"json": record.text().encode()}).items():
+                member = tarfile.TarInfo(f"{index:08d}.{suffix}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
 
 
-def _write_npz(
-    path: Path, drawn: Mapping[int, ImageRecord], lost: Mapping[int, ImageRecord], read: Callable[[int], bytes]
-) -> None:
-    images = (_decode(read(index)) for index in drawn)
+def _write_npz(path: Path, records: Mapping[int, ImageRecord], read: Callable[[int], bytes]) -> None:
+    drawn = {index: record for index, record in records.items() if not record.lost}
+    images = (read_pixels(read(index)) for index in drawn)
     first = next(images, np.empty((0, 0, 3), np.uint8))
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(drawn), *first.shape)}
     labels = np.array([record.label for record in drawn.values()], np.int64)
-    texts = np.array([record.text().encode() for record in (*drawn.values(), *lost.values())], "S")
+    texts = np.array([record.text().encode() for record in records.values()], "S")
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         with archive.open("arr_0.npy", "w", force_zip64=True) as file:
             np.lib.format.write_array_header_1_0(file, header)
-            for image in chain([first], images):
+            for image in chain([first], images):  # one at a time: all together may not fit into memory
                 file.write(image.tobytes())
         for name, array in (("arr_1", labels), ("records", texts)):
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from statistics import mean, median
 from typing import Any
 
@@ -101,14 +102,14 @@ def _write_grid(store: Store, records: Mapping[int, ImageRecord]) -> None:
     for index, record in sorted(records.items()):
         if not record.lost and len(chosen[record.target]) < most:
             chosen[record.target].append(index)
-    rows = {name: _images(store, indices) for name, indices in chosen.items() if indices}
+    pixels = store.pixels(chain.from_iterable(chosen.values()))
+    rows = {
+        name: torch.stack([torch.from_numpy(pixels[index]) for index in indices]).permute(0, 3, 1, 2) / 127.5 - 1
+        for name, indices in chosen.items()
+        if indices
+    }
     if rows:
         grid(rows, store.out / "grid.png")
-
-
-def _images(store: Store, indices: Sequence[int]) -> torch.Tensor:
-    """Returns images in [-1, 1]."""
-    return torch.stack([torch.from_numpy(store.pixels(index)) for index in indices]).permute(0, 3, 1, 2) / 127.5 - 1
 
 
 def advice(metrics: Mapping[str, Any], moved: Sequence[float], run: Run) -> list[str]:
@@ -119,29 +120,28 @@ def advice(metrics: Mapping[str, Any], moved: Sequence[float], run: Run) -> list
     if change is not None and change < UNMOVED:
         scales = _scaled(run, min(MOST, VISIBLE / max(change, VISIBLE / MOST)))
         tries = [f"{option} (now {_scale(run):g})" for option in scales] + _settings(run, {"weight": "constant"})
-        warnings.append(
-            f"The guidance hardly changed the images: by {change:.2g} where they span 2. Try {' or '.join(tries)}."
-        )
+        warnings.append(_trying(f"The guidance hardly changed the images: by {change:.2g} where they span 2.", tries))
     if run.judge is not None and judge is None and guide is not None:
         warnings.append(
             f"The judge {run.judge} does not know the target, so only the guide says whether it is there. Name another "
             "--judge that does, and look at the pictures."
         )
-    if moved and guide is not None and judge is not None and guide - judge > DISAGREE:
-        tries = _scaled(run, 1 / 3) + _settings(run, STEADIER)
-        warnings.append(
-            f"The guide sees its target in {guide:.0%} of the images, the judge in {judge:.0%}: the guide may be "
-            f"fooled by its own gradient. Try {' or '.join(tries)}."
-        )
-    if guide is not None and judge is not None and judge - guide > DISAGREE:
-        warnings.append(
-            f"The judge sees the target in {judge:.0%} of the images, the guide in {guide:.0%}: look at the pictures "
-            "before you trust either."
-        )
+    if guide is not None and judge is not None:
+        if moved and guide - judge > DISAGREE:
+            said = (
+                f"The guide sees its target in {guide:.0%} of the images, the judge in {judge:.0%}: the guide may be "
+                "fooled by its own gradient."
+            )
+            warnings.append(_trying(said, _scaled(run, 1 / 3) + _settings(run, STEADIER)))
+        if judge - guide > DISAGREE:
+            warnings.append(
+                f"The judge sees the target in {judge:.0%} of the images, the guide in {guide:.0%}: look at the "
+                "pictures before you trust either."
+            )
     if moved and judge is not None and judge < 0.5 and not warnings:
-        tries = _scaled(run, 3.0) + [f"--steps {2 * run.recipe.sampling()['steps']}"]
         seen = "Neither guide nor judge sees" if guide is not None and guide < 0.5 else "The judge does not see"
-        warnings.append(f"{seen} the target in more than half of the images. Try {' or '.join(tries)}.")
+        tries = _scaled(run, 3.0) + [f"--steps {2 * run.recipe.sampling()['steps']}"]
+        warnings.append(_trying(f"{seen} the target in more than half of the images.", tries))
     return warnings
 
 
@@ -155,7 +155,11 @@ def _broken_images(metrics: Mapping[str, Any], run: Run) -> list[str]:
     if not run.guided or (errors["unguided"] or 0) > USELESS:
         return [f"{broken}: {measured}, without guidance too. The denoiser needs more --steps, or more training."]
     tries = _scaled(run, 0.1 if errors["median"] > USELESS else 1 / 3)
-    return [f"{broken}: {measured}, on unguided ones {errors['unguided']:.2g}. Try {' or '.join(tries)}."]
+    return [_trying(f"{broken}: {measured}, on unguided ones {errors['unguided']:.2g}.", tries)]
+
+
+def _trying(text: str, options: Sequence[str]) -> str:
+    return f"{text} Try {' or '.join(options)}."
 
 
 def _scale(run: Run) -> float:
@@ -169,7 +173,9 @@ def _scaled(run: Run, factor: float) -> list[str]:
 
 def _settings(run: Run, choices: Mapping[str, str]) -> list[str]:
     """Returns the options for those choices on the axes of a recipe that it has not made."""
-    resolved = run.recipe.resolved()
-    sections = {axis: resolved[axis] if isinstance(resolved[axis], list) else [resolved[axis]] for axis in choices}
-    kinds = {axis: [section["kind"] for section in sections[axis]] for axis in choices}
-    return [f"--set {axis}={kind}" for axis, kind in choices.items() if kinds[axis] != [kind]]
+    resolved, options = run.recipe.resolved(), []
+    for axis, kind in choices.items():
+        sections = resolved[axis] if isinstance(resolved[axis], list) else [resolved[axis]]
+        if [section["kind"] for section in sections] != [kind]:
+            options.append(f"--set {axis}={kind}")
+    return options

@@ -23,7 +23,7 @@ import yaml
 from steersman.errors import InputError, about
 from steersman.files import replacing, writing_to
 from steersman.lab.generate import generate_until_stopped, open_session
-from steersman.lab.generate.processes import locked
+from steersman.lab.generate.store import locked
 from steersman.lab.metrics.features import DEFAULT
 from steersman.lab.metrics.intervals import RESAMPLES, share
 from steersman.lab.placement import shared_placement
