@@ -138,26 +138,17 @@ def _inception(name: str, device: torch.device | str) -> tuple[str, Embed]:
 
 
 def _dinov2(name: str, device: torch.device | str) -> tuple[str, Embed]:
-    from steersman.models.classifiers.transformers import read_processor
-    from steersman.models.hub import check_whole, load_pretrained, quiet
+    from steersman.models.classifiers.transformers import read_pretrained, read_processor
 
     model_id = name or DINOV2
     spec = f"dinov2:{model_id}"
 
-    def read(model_id: str, **where: bool) -> tuple[Any, Any]:
-        kind = transformers.AutoConfig.from_pretrained(model_id, **where).model_type
-        if not kind.startswith("dinov2"):
-            raise InputError(f"features: {spec!r} must be a model of the type dinov2, got {kind}")
-        processor = transformers.AutoImageProcessor.from_pretrained(model_id, **where)
-        model, info = transformers.AutoModel.from_pretrained(
-            model_id, use_safetensors=True, output_loading_info=True, **where
-        )
-        check_whole(f"features: {spec!r}", info)
-        return model.float().eval(), processor
+    def check(config: Any) -> None:  # noqa: ANN401
+        if not config.model_type.startswith("dinov2"):
+            raise InputError(f"features: {spec!r} must be a model of the type dinov2, got {config.model_type}")
 
-    with quiet("dinov2") as transformers:
-        model, processor = load_pretrained(spec, model_id, read, kind="features")
-        preprocess = read_processor(spec, processor)
+    model, processor = read_pretrained(spec, model_id, check, "AutoModel", "AutoImageProcessor", kind="features")
+    preprocess = read_processor(spec, processor)
     model.to(device)
     return spec, lambda images: model(pixel_values=preprocess(images)).pooler_output
 

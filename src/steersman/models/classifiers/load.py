@@ -101,13 +101,27 @@ def prepared(
         raise unknown("preprocess", preprocess, ("own", "raw"))
     if size is not None and size < 1:
         raise InputError(f"size must be at least 1 pixel, got {size}")
-    given, classifier, name = classifier, copy(classifier), name or type(classifier.network).__name__
+    name = name or type(classifier.network).__name__
+    shown = classifier.preprocess
     if preprocess == "raw":
-        _feed_raw(classifier, name, adapt=adapt)
-    if size is not None:
-        _resize(classifier, name, size, adapt=adapt, is_stated=size_is_stated)
-    if classifier.preprocess == given.preprocess:
-        classifier = given
+        shown = replace(RAW, channels=shown.channels)
+        own = classifier.preprocess.size
+        if adapt and own and not any(classifier.takes_size(side) for side in (own // 2, 2 * own)):
+            notice(f"the classifier {name!r} takes squares of {own} pixels alone: images are resized to them")
+            shown = shown.resized(own)
+    # Of a recipe, a size that the user stated goes first, and no image is enlarged beyond the network's.
+    kept = adapt and (size_is_stated or (size is not None and shown.size is not None and size > shown.size))
+    if size not in (None, shown.size) and not kept:
+        takes = "the image's own size" if shown.size is None else f"squares of {shown.size} pixels"
+        if classifier.takes_size(size):
+            shown = shown.resized(size)
+        elif adapt:
+            notice(f"the classifier {name!r} does not take images of {size} pixels: it is shown {takes}")
+        else:
+            raise InputError(f"size: the classifier {name!r} must be shown {takes}, got size {size}")
+    if shown != classifier.preprocess:
+        classifier = copy(classifier)
+        classifier.preprocess = shown
     if softplus is None or softplus == classifier.softplus:
         return classifier
     if classifier.softplus is not None:
@@ -122,29 +136,6 @@ def prepared(
             raise
         notice(f"{error}; it guides without smoothing")
     return classifier
-
-
-def _feed_raw(classifier: Classifier, name: str, *, adapt: bool) -> None:
-    """Feeds a network the sample as it is; for a recipe, one that takes only its own size is fed at that size."""
-    own = classifier.preprocess
-    classifier.preprocess = replace(RAW, channels=own.channels)
-    if adapt and own.size and not any(classifier.takes_size(side) for side in (own.size // 2, 2 * own.size)):
-        notice(f"the classifier {name!r} takes squares of {own.size} pixels alone: images are resized to them")
-        classifier.preprocess = classifier.preprocess.resized(own.size)
-
-
-def _resize(classifier: Classifier, name: str, size: int, *, adapt: bool, is_stated: bool) -> None:
-    """Resizes images to a size; where that is a recipe's, not against what is known of the network."""
-    own = classifier.preprocess.size
-    if size == own or (adapt and (is_stated or (own is not None and size > own))):
-        return
-    if classifier.takes_size(size):
-        classifier.preprocess = classifier.preprocess.resized(size)
-        return
-    takes = "the image's own size" if own is None else f"squares of {own} pixels"
-    if not adapt:
-        raise InputError(f"size: the classifier {name!r} must be shown {takes}, got size {size}")
-    notice(f"the classifier {name!r} does not take images of {size} pixels: it is shown {takes}")
 
 
 def _load_folder(spec: Spec) -> Classifier:
@@ -182,10 +173,6 @@ def _load_adm(spec: Spec) -> Classifier:
     return load_adm_classifier(spec)
 
 
-def _load_module(spec: Spec) -> Classifier:
-    return as_classifier(spec.name, call_function(spec.name, "classifier"))
-
-
 def as_classifier(name: str, made: object) -> Classifier:
     """Returns what the function ``PACKAGE.NAME:FUNCTION`` returned as a classifier.
 
@@ -219,7 +206,7 @@ SOURCES = {
     "clip": Source(load_clip),
     "hf": Source(load_transformers),
     "imagenet": Source(load_imagenet),
-    "module": Source(_load_module),
+    "module": Source(lambda spec: as_classifier(spec.name, call_function(spec.name, "classifier"))),
     "timm": Source(load_timm, own=("checkpoint",)),
     "torchvision": Source(load_torchvision, own=("checkpoint",)),
     "zoo": Source(_load_zoo),

@@ -17,8 +17,8 @@ and refuses images: no preprocessing is assumed.
 import math
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -38,29 +38,29 @@ IMAGENET = Preprocess(
 )
 """The preprocessing of most networks trained on ImageNet."""
 
-KEYS = ("preprocess", "size", "mean", "std", "interpolation", "crop", "channels", "names", "head", "weights")
-_CHOICES = {
-    "preprocess": ("imagenet", "raw"),
-    "interpolation": get_args(Interpolation),
-    "channels": get_args(Channels),
-    "head": ("softmax", "binary", "multilabel"),
-}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Unstated(Preprocess):
-    """A preprocessing that is stated nowhere: it refuses images, and says what to add to the spec."""
+    """A preprocessing that is stated nowhere: it refuses images, and says what to add to the spec.
+
+    Its settings are those of the published weights of the same network, but for the size, which is the network's.
+    """
 
     spec: str
-    published: Preprocess = IMAGENET
+    published_size: int | None
 
     def __call__(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B c h w"]:
         """Refuses."""
         raise self.refusal()
 
+    def published(self) -> Preprocess:
+        """Returns the preprocessing of the published weights."""
+        settings = {each.name: getattr(self, each.name) for each in fields(Preprocess)}
+        return Preprocess(**settings | {"size": self.size or self.published_size})
+
     def refusal(self) -> InputError:
         """Returns the error that says what to add."""
-        known = self.published
+        known = self.published()
         mean, std = (",".join(f"{value:g}" for value in values) for values in (known.mean, known.std))
         join = "&" if "?" in self.spec else "?"
         return InputError(
@@ -68,14 +68,6 @@ class Unstated(Preprocess):
             f"{join}size=64&mean=0.5,0.5,0.5&std=0.5,0.5,0.5, or {join}preprocess=imagenet if it is that of the "
             f"published weights (size {known.size}, mean {mean}, std {std})"
         )
-
-    def resized(self, size: int | None) -> "Unstated":
-        """Returns the same for a network of another input size."""
-        return replace(self, size=size, published=self.published.resized(size))
-
-    def grey(self) -> "Unstated":
-        """Returns the same for a network of one channel."""
-        return replace(self, channels="grey", published=self.published.grey())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +98,9 @@ class Spec:
         """
         if card:
             preprocess, names = Preprocess(size=card.get("resolution")), card.get("classes") or names
-        preprocess = preprocess or Unstated(spec=self.text, published=published)
+        if preprocess is None:
+            known = asdict(published) | {"size": None, "spec": self.text, "published_size": published.size}
+            preprocess = Unstated(**known)
         preprocess = preprocess if size is None else preprocess.resized(size)
         classes = max(count, 2)
         return Classifier(
@@ -126,7 +120,8 @@ class Spec:
             return classifier
         count = 1 if classifier.binary else len(classifier.names)
         if (head := self.options.get("head")) is not None:
-            if (head == "binary") != (count == 1) and not (head == "multilabel" and count == 1):
+            # One logit with a sigmoid is a binary head, whatever it is called.
+            if head not in (("binary", "multilabel") if count == 1 else ("softmax", "multilabel")):
                 fit = "binary" if count == 1 else "softmax or multilabel"
                 raise InputError(f"classifier: head must be {fit} for {self.text!r}, of {count} logits, got {head}")
             classifier.multilabel = head == "multilabel" and count > 1
@@ -137,25 +132,23 @@ class Spec:
 
     def _preprocess(self, read: Preprocess) -> Preprocess:
         """Returns the preprocessing as stated, and for the rest as read."""
+        stated = {each.name: self.options[each.name] for each in fields(Preprocess) if each.name in self.options}
         word = self.options.get("preprocess")
         if word == "raw":
             read = replace(RAW, channels=read.channels)
-        elif word == "imagenet" and isinstance(read, Unstated):
-            read = read.published
-        elif word == "imagenet":
+        elif word == "imagenet" and not isinstance(read, Unstated):
             published = IMAGENET.grey() if read.channels == "grey" else IMAGENET
             read = replace(read, mean=published.mean, std=published.std)
-        settings = ("size", "mean", "std", "interpolation", "crop", "channels")
-        stated = {key: self.options[key] for key in settings if key in self.options}
-        given = stated.keys() & {"mean", "std"}
-        if isinstance(read, Unstated) and given:
+        elif word == "imagenet":
+            read = read.published()
+        elif isinstance(read, Unstated) and (given := stated.keys() & {"mean", "std"}):
             if len(given) == 1:
                 raise InputError(f"classifier: {given.pop()} is stated alone in {self.text!r}; state both mean and std")
             read = Preprocess(size=read.size, channels=read.channels)
         mean, std = (stated.get(key, getattr(read, key)) for key in ("mean", "std"))
         if len(mean) != len(std) and 1 in (len(mean), len(std)):
             stated |= {"mean": mean * max(1, len(std) // len(mean)), "std": std * max(1, len(mean) // len(std))}
-        return replace(read, **stated) if stated else read
+        return replace(read, **stated)
 
     def _names(self, count: int) -> tuple[str, ...]:
         """Returns the names in the file that the spec states; a network with one logit may have one or two."""
@@ -178,24 +171,30 @@ def read_spec(text: str, given: str, own: Collection[str] | None = ()) -> Spec:
         keys = [key for part in given.partition("?")[2].split("&") if (key := part.partition("=")[0]).isidentifier()]
     is_path = "?" in given and os.path.exists(given)  # of a path that is too long, Path would raise
     name, options = (given, {}) if is_path else split_options(given, (*keys, *KEYS))
-    parsed = {
-        key: value if own is None and key not in KEYS else _parsed(text, key, value) for key, value in options.items()
-    }
-    return Spec(text=text, name=name, options=parsed)
+    for key, value in options.items():
+        # Of a source that takes any, an empty value is its own to judge.
+        if not value and (own is not None or key in KEYS):
+            raise InputError(f"classifier: {key} needs a value, as in {key}=VALUE, got none in {text!r}")
+    return Spec(text=text, name=name, options={key: KEYS.get(key, _text)(key, options[key]) for key in options})
 
 
-def _parsed(spec: str, key: str, value: str) -> Any:  # noqa: ANN401
-    if not value:
-        raise InputError(f"classifier: {key} needs a value, as in {key}=VALUE, got none in {spec!r}")
-    if key in _CHOICES and value not in _CHOICES[key]:
-        raise unknown(key, value, _CHOICES[key])
-    if key == "size":
-        if not re.fullmatch("[1-9][0-9]{0,8}", value):
-            raise InputError(f"classifier: size must be a number of pixels, at least 1, got {value!r}")
-        return int(value)
-    if key == "crop":
-        return None if value == "none" else _numbers(key, value)[0]
-    return _numbers(key, value) if key in ("mean", "std") else value
+def _text(_key: str, text: str) -> str:
+    return text
+
+
+def _choice(*known: str) -> Callable[[str, str], str]:
+    def chosen(key: str, text: str) -> str:
+        if text not in known:
+            raise unknown(key, text, known)
+        return text
+
+    return chosen
+
+
+def _pixels(key: str, text: str) -> int:
+    if not re.fullmatch("[1-9][0-9]{0,8}", text):
+        raise InputError(f"classifier: {key} must be a number of pixels, at least 1, got {text!r}")
+    return int(text)
 
 
 def _numbers(key: str, text: str) -> tuple[float, ...]:
@@ -206,3 +205,22 @@ def _numbers(key: str, text: str) -> tuple[float, ...]:
     if not all(map(math.isfinite, numbers)):
         raise InputError(f"classifier: {key} must be numbers separated by commas, got {text!r}")
     return numbers
+
+
+def _share(key: str, text: str) -> float | None:
+    return None if text == "none" else _numbers(key, text)[0]
+
+
+KEYS: dict[str, Callable[[str, str], Any]] = {
+    "preprocess": _choice("imagenet", "raw"),
+    "size": _pixels,
+    "mean": _numbers,
+    "std": _numbers,
+    "interpolation": _choice(*get_args(Interpolation)),
+    "crop": _share,
+    "channels": _choice(*get_args(Channels)),
+    "names": _text,
+    "head": _choice("softmax", "binary", "multilabel"),
+    "weights": _text,
+}
+"""The options of every classifier, and what reads their text."""

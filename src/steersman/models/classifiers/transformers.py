@@ -14,7 +14,7 @@ A CLIP (Radford et al. 2021) is a `TextClassifier`. Its text tower stays on the 
 
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from steersman.models.classifiers.preprocess import Interpolation, Preprocess
 from steersman.models.classifiers.spec import Spec
 from steersman.models.hub import check_whole, load_pretrained, quiet
 
-__all__ = ["load_clip", "load_transformers", "read_processor"]
+__all__ = ["load_clip", "load_transformers", "read_pretrained", "read_processor"]
 
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")  # files of an image processor's settings
 _INTERPOLATIONS: dict[int, Interpolation] = {2: "bilinear", 3: "bicubic"}  # by Pillow's numbers
@@ -43,24 +43,51 @@ _CLOSE = 0.02
 where a crop has no middle; another crop, order of channels or mean differs by more."""
 
 
+def read_pretrained(
+    spec: str,
+    name: str,
+    check: Callable[[Any], None],
+    model: str,
+    processor: str | None,
+    *,
+    kind: str = "classifier",
+) -> tuple[Any, Any]:
+    """Returns a model with all its weights, in float32, and its processor, both by the names of their classes.
+
+    The name is a folder or an id of the hub; ``check`` refuses the configuration of another kind of model.
+    """
+
+    def read(name: str, **where: bool) -> tuple[Any, Any]:
+        where |= {"trust_remote_code": False}
+        config = transformers.AutoConfig.from_pretrained(name, **where)
+        check(config)
+        made = getattr(transformers, processor).from_pretrained(name, **where) if processor else None
+        network, info = getattr(transformers, model).from_pretrained(
+            name, config=config, use_safetensors=True, output_loading_info=True, **where
+        )
+        check_whole(f"{kind}: {spec!r}", info)
+        return network.float().eval().requires_grad_(False), made
+
+    with quiet(spec.partition(":")[0], kind=kind) as transformers, _no_larger_than_weights(name):
+        network, made = load_pretrained(spec, name, read, kind=kind)
+        check_finite(network.state_dict())
+        return network, made
+
+
 def load_transformers(spec: Spec) -> Classifier:
     """Returns an image classifier, in float32 on the CPU; the name is a folder or an id of the hub."""
 
-    def read(name: str, **where: bool) -> tuple[Any, Any]:
-        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False, **where)
+    def check(config: Any) -> None:  # noqa: ANN401
         if config.problem_type == "regression":
             raise InputError(f"classifier: {spec.text!r} was trained for regression, and must be an image classifier")
-        processor = None
-        if not Path(name).is_dir() or any((Path(name) / file).is_file() for file in _PROCESSORS):
-            processor = transformers.AutoImageProcessor.from_pretrained(name, trust_remote_code=False, **where)
-        model, info = transformers.AutoModelForImageClassification.from_pretrained(
-            name, config=config, trust_remote_code=False, use_safetensors=True, output_loading_info=True, **where
-        )
-        check_whole(f"classifier: {spec.text!r}", info)
-        return model.float(), processor
 
-    with about("classifier", spec.text), quiet("hf") as transformers, _no_larger_than_weights(spec.name):
-        model, processor = load_pretrained(spec.text, spec.name, read)
+    folder = Path(spec.name)
+    unprocessed = folder.is_dir() and not any((folder / file).is_file() for file in _PROCESSORS)
+    with about("classifier", spec.text):
+        processor_class = None if unprocessed else "AutoImageProcessor"
+        model, processor = read_pretrained(
+            spec.text, spec.name, check, "AutoModelForImageClassification", processor_class
+        )
         config, preprocess = model.config, None
         grey, size = getattr(config, "num_channels", 3) == 1, getattr(config, "image_size", None)
         try:
@@ -68,17 +95,14 @@ def load_transformers(spec: Spec) -> Classifier:
         except InputError:
             if not ("preprocess" in spec.options or {"mean", "std"} <= spec.options.keys()):
                 raise
-    with about("classifier", spec.text):
-        check_finite(model.state_dict())
-        count = config.num_labels
         return spec.classifier(
             _Logits(model),
-            count,
+            config.num_labels,
             preprocess=preprocess,
             size=size if preprocess is None and isinstance(size, int) and size > 0 else None,
             grey=grey and preprocess is None,
             names=[str(config.id2label[index]) for index in sorted(config.id2label)],
-            multilabel=count > 1 and config.problem_type == "multi_label_classification",
+            multilabel=config.num_labels > 1 and config.problem_type == "multi_label_classification",
         )
 
 
@@ -98,16 +122,9 @@ class _Logits(nn.Module):
 def load_clip(spec: Spec) -> TextClassifier:
     """Returns a CLIP; the name is a folder, with the files of tokenizer and image processor, or an id of the hub."""
 
-    def read(name: str, **where: bool) -> tuple[Any, Any]:
-        kind = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False, **where).model_type
-        if kind != "clip":
-            raise InputError(f"classifier: {spec.text!r} must be of the type clip, got {kind}")
-        processor = transformers.CLIPProcessor.from_pretrained(name, **where)
-        model, info = transformers.CLIPModel.from_pretrained(
-            name, use_safetensors=True, output_loading_info=True, **where
-        )
-        check_whole(f"classifier: {spec.text!r}", info)
-        return model.float().eval().requires_grad_(False), processor
+    def check(config: Any) -> None:  # noqa: ANN401
+        if config.model_type != "clip":
+            raise InputError(f"classifier: {spec.text!r} must be of the type clip, got {config.model_type}")
 
     def encode(text: str) -> Float[Tensor, " D"]:
         tokens = processor.tokenizer(text, return_tensors="pt", verbose=False)
@@ -117,10 +134,9 @@ def load_clip(spec: Spec) -> TextClassifier:
         output = text_tower(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
         return text_projection(output.pooler_output)[0]
 
-    with about("classifier", spec.text), quiet("clip") as transformers, _no_larger_than_weights(spec.name):
-        model, processor = load_pretrained(spec.text, spec.name, read)
+    with about("classifier", spec.text):
+        model, processor = read_pretrained(spec.text, spec.name, check, "CLIPModel", "CLIPProcessor")
         preprocess = read_processor(spec.text, processor.image_processor)
-        check_finite(model.state_dict())
         known = model.config.text_config.vocab_size
         largest = max(processor.tokenizer.get_vocab().values(), default=-1)
         if not 0 <= largest < known:
@@ -166,37 +182,37 @@ def _no_larger_than_weights(name: str) -> Iterator[None]:
 
 def read_processor(spec: str, processor: Any, *, grey: bool = False) -> Preprocess:  # noqa: ANN401
     """Returns the preprocessing of an image processor of transformers, for images of one channel if ``grey``."""
+
+    def otherwise(why: str) -> InputError:
+        return InputError(
+            f"classifier: {spec!r} prepares images otherwise than by resize, crop, rescale and normalise ({why})"
+        )
+
     with about("classifier", spec):
         try:
-            preprocess = _processor_settings(spec, processor, grey)
-        except AttributeError as error:
-            raise _otherwise(spec, one_line(error)) from error
-        if (preprocess.size or 0) > _LARGEST:
-            raise InputError(f"size must be at most {_LARGEST}, got {preprocess.size}")
-        difference = _difference(spec, processor, preprocess)
-    if not difference <= _CLOSE:
-        raise _otherwise(spec, f"{type(processor).__name__} differs by {difference:.2g} of the range")
-    return preprocess
+            preprocess = _processor_settings(processor, grey=grey)
+            if (preprocess.size or 0) > _LARGEST:
+                raise InputError(f"size must be at most {_LARGEST}, got {preprocess.size}")
+            difference = _difference(processor, preprocess)
+        except InputError:
+            raise
+        except Exception as error:  # another processor may have other settings, and fail in any way
+            raise otherwise(one_line(error)) from error
+        if not difference <= _CLOSE:
+            raise otherwise(f"{type(processor).__name__} differs by {difference:.2g} of the range")
+        return preprocess
 
 
-def _otherwise(spec: str, why: str) -> InputError:
-    return InputError(
-        f"classifier: {spec!r} prepares images otherwise than by resize, crop, rescale and normalise ({why})"
-    )
-
-
-def _processor_settings(spec: str, processor: Any, grey: bool) -> Preprocess:  # noqa: ANN401
+def _processor_settings(processor: Any, *, grey: bool) -> Preprocess:  # noqa: ANN401
     edge = _side(processor.size) if processor.do_resize else None
     kept = _side(processor.crop_size) if getattr(processor, "do_center_crop", None) else None
-    if processor.do_resize and edge is None:
-        raise _otherwise(spec, f"size {processor.size}")
+    if (processor.do_resize or kept) and not edge:
+        raise ValueError(f"it resizes to {processor.size}" if processor.do_resize else "it crops without a resize")
     share = getattr(processor, "crop_pct", None)
     if edge and share and (kept or edge < 384):  # ConvNeXT crops only below 384
         kept, edge = kept or edge, int(edge / share)
     if processor.resample not in _INTERPOLATIONS or (kept or 0) > (edge or math.inf):
-        raise InputError(f"classifier: {spec!r} resizes neither bicubically nor bilinearly, or pads its images")
-    if kept and not edge:
-        raise _otherwise(spec, "it crops without a resize")
+        raise InputError("it resizes neither bicubically nor bilinearly, or pads its images")
     factor = 255 * processor.rescale_factor if processor.do_rescale else 255.0
     factor = 1.0 if math.isclose(factor, 1) else factor
     mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
@@ -218,7 +234,7 @@ def _side(size: Any) -> int | None:  # noqa: ANN401
     return given.get("shortest_edge") or (height if height == width else None)
 
 
-def _difference(spec: str, processor: Any, preprocess: Preprocess) -> float:  # noqa: ANN401
+def _difference(processor: Any, preprocess: Preprocess) -> float:  # noqa: ANN401
     """Returns the largest difference from the processor, of a range of 1, on a smooth picture of another size."""
     x = torch.linspace(0, math.pi, 5 * (preprocess.size or 64) // 4)
     y = x[:, None]
@@ -227,10 +243,7 @@ def _difference(spec: str, processor: Any, preprocess: Preprocess) -> float:  # 
     picture = Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
     if preprocess.channels == "grey":
         picture = picture.convert("L")
-    try:
-        theirs = processor(images=picture, return_tensors="pt")["pixel_values"].double()
-    except Exception as error:
-        raise _otherwise(spec, one_line(error)) from error
+    theirs = processor(images=picture, return_tensors="pt")["pixel_values"].double()
     ours = preprocess(pixels[None].double() / 127.5 - 1)
     if ours.shape != theirs.shape:
         return math.inf
