@@ -36,7 +36,7 @@ def test_the_page_on_extending_runs(tmp_path):
     own = load_recipe(str(tmp_path / "own.yaml"))
     changed = load_recipe(str(tmp_path / "several.yaml"), ["extra_guides.0.scale=0.2"])
     assert changed.resolved()["extra_guides"][0]["scale"] == {"value": 0.2}
-    assert own.changed(own.variants["early"]).check().resolved()["weight"][1]["low"] == 1
+    assert own.changed(own.variants["early"]).check().resolved()["weight"][1]["ratio_min"] == 1
 
 
 def test_the_commands_in_the_readme_are_known():

@@ -128,7 +128,7 @@ BAD = [
     ),
     (["--target", " "], "target must not be an empty text"),
     (["--target", " ".join(30 * "a")], "target must have at most 16 tokens, with start and end, got 32"),
-    (["--target", "all"], "target cannot be all, as neither denoiser nor guide lists classes"),
+    (["--target", "all"], "target cannot be all, as neither denoiser nor guide has classes"),
 ]
 
 

@@ -39,7 +39,7 @@ class Family:
     @property
     def begins(self):
         """Whether it begins from images."""
-        return "weight" in self.call()
+        return "strength" in self.call()
 
 
 def seeded(build):
@@ -638,7 +638,7 @@ FAMILIES = {
     ),
     "SDXL inpaint": Family(
         lambda: beside(stable_diffusion_xl, "StableDiffusionXLInpaintPipeline", "DDIMScheduler"),
-        masked(of_xl, weight=1.0),
+        masked(of_xl, strength=1.0),
         ("DDIM",),
     ),
     "SD3": Family(stable_diffusion_3, of_3, ("FlowMatchEuler", "FlowMatchHeun"), flow=True),

@@ -78,7 +78,7 @@ def test_what_is_refused_is_proposed_less(tmp_path):
 
 @pytest.mark.long
 def test_the_exact_scale_of_the_mixture_is_found(mixture, posterior, tmp_path):
-    """With the exact classifier of noisy images, at scale 1, the walk is that of the model of the class alone."""
+    """With the exact classifier of noisy images, at scale 1, the samples are those of the model of the class alone."""
     recipe = load_recipe(
         "flow", ["input=noisy", "weight=constant", "sampling={steps: 6, spacing: logsnr, clip: false}"]
     )
@@ -90,7 +90,7 @@ def test_the_exact_scale_of_the_mixture_is_found(mixture, posterior, tmp_path):
     )
 
     def drawn(denoiser, guides):
-        walk = recipe.sampling() | {"low": 0.02, "high": 50.0}
+        walk = recipe.sampling() | {"ratio_min": 0.02, "ratio_max": 50.0}
         return sample(
             denoiser, recipe.sampler(), guides=guides, target=target, seeds=range(8), dtype=torch.float64, **walk
         )
