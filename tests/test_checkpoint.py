@@ -137,6 +137,12 @@ def test_anything_but_plain_tensors_is_refused(content, message, tmp_path):
     refused(tmp_path / "a.pt", message)
 
 
+def test_such_tensors_beside_the_weights_do_not_matter(tmp_path):
+    other = {"sparse": torch.eye(3).to_sparse(), "expanded": torch.ones(1).expand(10**6, 10**6)}
+    torch.save({"model": weights(), "other": other}, tmp_path / "a.pt")
+    same(open_checkpoint(tmp_path / "a.pt").state(NAMES), weights())
+
+
 def test_what_grows_when_it_is_unpacked_is_refused(tensors, tmp_path):
     torch.save(tensors, tmp_path / "a.pt")
     with zipfile.ZipFile(tmp_path / "a.pt") as plain, zipfile.ZipFile(tmp_path / "b.pt", "w", 8) as packed:

@@ -53,7 +53,6 @@ __all__ = [
     "regular_below",
     "replacing",
     "replacing_in",
-    "system_errors",
     "upright_size",
     "write_image",
     "write_json",
@@ -106,7 +105,7 @@ def writing_to(out: Path, wanted: str = "a folder that can be written to") -> It
 
 
 @contextmanager
-def system_errors(path: Path) -> Iterator[None]:
+def _system_errors(path: Path) -> Iterator[None]:
     """Turns the system's refusal, which torch and safetensors raise in classes of their own, into an `OSError`."""
     try:
         yield
@@ -133,7 +132,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yields a path beside the given one to write to; on success the file replaces it, else it is removed."""
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        with system_errors(path):
+        with _system_errors(path):
             yield beside
             os.replace(beside, path)
     finally:
@@ -145,7 +144,7 @@ def replacing_in(folder: Path) -> Iterator[Path]:
     """Yields an empty folder to write to; on success each of its files moves to the same place in the given one."""
     beside = folder / f".{secrets.token_hex(4)}.part"
     try:
-        with system_errors(folder):
+        with _system_errors(folder):
             beside.mkdir(parents=True)
             yield beside
             for path in sorted(path for path in beside.rglob("*") if path.is_file()):
@@ -250,10 +249,9 @@ def regular(path: Path) -> Path:
 
 def regular_below(folder: Path) -> Path:
     """Returns a folder of which every file is regular, for a library that opens them by itself."""
-    for parent, _, names in os.walk(folder):
-        for path in (Path(parent, name) for name in names):
-            if path.exists():  # a link may lead to nothing
-                regular(path)
+    for path in folder.rglob("*"):
+        if path.exists():  # a link may lead to nothing
+            regular(path)
     return folder
 
 

@@ -33,7 +33,7 @@ from torch.nn.modules.module import (
 
 from steersman.errors import InputError, notice, one_line
 from steersman.files import regular
-from steersman.models.pickles import Record, read_checkpoint
+from steersman.models.pickles import Record, excerpt, read_checkpoint
 
 __all__ = [
     "Checkpoint",
@@ -64,7 +64,7 @@ ASIDE = re.compile(
 )
 """Tensors beside a network's weights: of losses, metrics, counters."""
 
-SHOWN, LONGEST = 3, 80  # names in a message, and characters of each
+SHOWN = 3  # names in a message
 MOST = 20_000_000  # characters of all names in a file, which may nest without end
 
 
@@ -140,7 +140,7 @@ class Checkpoint:
         if only and len(chosen) > 1:
             raise InputError(
                 f"{str(self.path)!r} holds several copies of the weights: {_listed(copies)}; say which, as in "
-                f"weights={_said(copies[0])}"
+                f"weights={excerpt(copies[0])}"
             )
         if len(chosen) < len(copies):
             other = next(copy for copy in copies if copy not in chosen)
@@ -157,7 +157,7 @@ class Checkpoint:
         try:
             for name, tensor in tensors.items():
                 if tensor.nbytes > tensor.untyped_storage().nbytes():
-                    raise InputError(f"{_said(name)} is not a plain tensor with all its values")
+                    raise InputError(f"{excerpt(name)} is not a plain tensor with all its values")
             check_finite(tensors)
         except InputError as error:
             raise _refused(self.path, str(error)) from error
@@ -168,13 +168,8 @@ def _averaged(part: str) -> bool:
     return AVERAGED.search(part) is not None
 
 
-def _said(name: str) -> str:
-    """Returns a file's own text, fit for a message."""
-    return ascii(name)[1:-1][:LONGEST]
-
-
 def _listed(names: Collection[str]) -> str:
-    return ", ".join(map(_said, list(names)[:SHOWN])) + (f", … ({len(names)} in all)" if len(names) > SHOWN else "")
+    return ", ".join(map(excerpt, list(names)[:SHOWN])) + (f", … ({len(names)} in all)" if len(names) > SHOWN else "")
 
 
 def _copies(tensors: Mapping[str, Tensor], wanted: list[str]) -> dict[str, list[str]]:
@@ -215,8 +210,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
             facts[name] = value
     if not parts:
         if asked and asked[0][1].name.startswith("torch._utils._rebuild_"):  # sparse, quantized, on another device
-            raise _refused(path, f"{_said(asked[0][0])} is not a plain tensor")
-        more = f", and asks for {_said(asked[0][1].name)}" if asked else ""
+            raise _refused(path, f"{excerpt(asked[0][0])} is not a plain tensor")
+        more = f", and asks for {excerpt(asked[0][1].name)}" if asked else ""
         raise _refused(path, f"it holds no tensors by their names{more}")
     return Checkpoint(path=path, parts=parts, facts=facts)
 
@@ -231,7 +226,7 @@ def check_finite(tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         narrow = tensor.is_floating_point() and tensor.itemsize == 1  # torch asks no float8 whether it is finite
         if not torch.isfinite(tensor.float() if narrow else tensor).all():
-            raise InputError(f"{_said(name)} is not finite")
+            raise InputError(f"{excerpt(name)} is not finite")
 
 
 def _leaves(content: object, path: Path) -> Iterator[tuple[str, str, object]]:

@@ -33,7 +33,7 @@ from torch import Tensor
 from steersman.errors import InputError, one_line
 from steersman.files import regular
 
-__all__ = ["Record", "read_checkpoint", "read_pickle"]
+__all__ = ["Record", "excerpt", "read_checkpoint", "read_pickle"]
 
 MOST = 500_000  # opcodes; EDM's network of ImageNet has some 60,000, a checkpoint 100 for a tensor with its moments
 LONGEST = 80  # characters of a file's own text in a message
@@ -95,7 +95,7 @@ def _about(path: str | Path) -> Iterator[None]:
     except InputError as error:
         raise InputError(f"{str(path)!r} cannot be read ({error})") from error
     except Exception as error:  # a damaged file may fail anywhere
-        reason = _short(one_line(error))
+        reason = excerpt(one_line(error))
         raise InputError(f"{str(path)!r} cannot be read (no pickle, or a damaged one: {reason})") from error
 
 
@@ -219,7 +219,7 @@ class _Reader:
         text = " ".join(parts).replace(" ", ".", 1)
         if self._names is not None and text not in self._names:
             raise InputError(
-                f"it asks for {_short(text)}; only tensors, plain containers and records of networks are read"
+                f"it asks for {excerpt(text)}; only tensors, plain containers and records of networks are read"
             )
         return _Name(text)
 
@@ -229,7 +229,7 @@ class _Reader:
         if name in MAKERS:
             return MAKERS[name](self, *_of(tuple, args))
         if self._names is not None and name not in RECORDS:
-            raise InputError(f"it calls {_short(name or type(function).__name__)}")
+            raise InputError(f"it calls {excerpt(name or type(function).__name__)}")
         return Record(name=name, args=args if type(args) is tuple else ())
 
     def persistent_id(self, told: Any) -> Tensor:  # noqa: ANN401
@@ -412,6 +412,6 @@ OPCODES: dict[str, Callable[..., Any]] = {
 """What opcodes make of their argument, where they have one, and of the operands that they take from the stack."""
 
 
-def _short(text: str) -> str:
+def excerpt(text: str) -> str:
     """Returns a file's own text, fit for a message."""
     return ascii(text)[1:-1][:LONGEST]

@@ -31,13 +31,7 @@ from steersman.models.classifiers.spec import IMAGENET, Spec
 from steersman.models.hub import check_digest, fetched, hub_file
 from steersman.names import imagenet_names
 
-__all__ = [
-    "load_imagenet",
-    "load_timm",
-    "load_torchvision",
-    "misfit",
-    "read_efficientnet_lite0",
-]
+__all__ = ["load_imagenet", "load_timm", "load_torchvision", "misfit", "read_efficientnet_lite0"]
 
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"  # of efficientnet-lite0's weights
 _LARGEST = 4096  # pixels across
@@ -321,8 +315,7 @@ def _fixed_size(build: Callable[[int], nn.Module], state: Mapping[str, Tensor], 
     """
     own = build(side).state_dict()
     differing = (name for name, value in own.items() if name in state and value.shape != state[name].shape)
-    name = next(differing, None)
-    if name is None:
+    if (name := next(differing, None)) is None:
         return side
     lengths = [(was, now) for was, now in zip(own[name].shape, state[name].shape, strict=False) if was != now]
     for other in dict.fromkeys(other for was, now in lengths for other in _sides(side, was, now)):
@@ -330,7 +323,7 @@ def _fixed_size(build: Callable[[int], nn.Module], state: Mapping[str, Tensor], 
             shapes = {name: value.shape for name, value in build(other).state_dict().items()}
         except Exception:  # no side of that network, which it may say in any way
             continue
-        if all(value.shape == shapes[name] for name, value in state.items() if name in shapes):
+        if all(value.shape == shapes.get(name, value.shape) for name, value in state.items()):
             return other
     return side
 

@@ -98,26 +98,19 @@ class Preprocess:
         if len(self.mean) not in (1, image.shape[1]):
             raise InputError(f"the classifier takes images of {len(self.mean)} channels, got {image.shape[1]}")
         height, width = image.shape[-2:]
-        if self.size is not None and (height, width) != (sides := self._resized_sides(height, width)):
-            rows = _resize_matrix(height, sides[0], self.interpolation, image.dtype, image.device)
-            columns = _resize_matrix(width, sides[1], self.interpolation, image.dtype, image.device)
-            image = rows @ image @ columns.mT
+        shorter = min(height, width)
+        if self.size is not None:
+            edge = self.size if self.crop is None else round(self.size / self.crop)
+            sides = (edge, edge) if self.crop is None else (edge * height // shorter, edge * width // shorter)
+            image = _resize(image, sides, self.interpolation)
         if self.crop is not None:
-            image = _centre_square(image, self.size or max(1, round(self.crop * min(height, width))))
+            image = _centre_square(image, self.size or max(1, round(self.crop * shorter)))
         slope = tuple(0.5 / std for std in self.std)
         offset = tuple((0.5 - mean) / std for mean, std in zip(self.mean, self.std, strict=True))
         if all(value == 1 for value in slope) and not any(offset):
             return image
         slopes, offsets = (_per_channel(values, image.dtype, image.device) for values in (slope, offset))
         return image * slopes + offsets
-
-    def _resized_sides(self, height: int, width: int) -> tuple[int, int]:
-        """Returns height and width after the resize; with a crop, the shorter one is size / crop."""
-        assert self.size is not None
-        if self.crop is None:
-            return self.size, self.size
-        edge, shorter = round(self.size / self.crop), min(height, width)
-        return edge * height // shorter, edge * width // shorter
 
     def resized(self, size: int | None) -> "Preprocess":
         """Returns the same preprocessing with another input size; None for the size of the image."""
@@ -144,6 +137,16 @@ def convert_channels(image: Float[Tensor, "B C H W"], count: int | None) -> Floa
         return (image * _per_channel(_LUMA, image.dtype, image.device)).sum(1, keepdim=True)
     allowed = "1 or 3" if count in (1, 3) else count
     raise InputError(f"classifier: images must have {allowed} channels, got {given}")
+
+
+def _resize(
+    image: Float[Tensor, "B C H W"], sides: tuple[int, int], interpolation: Interpolation
+) -> Float[Tensor, "B C h w"]:
+    if tuple(image.shape[-2:]) == sides:
+        return image
+    rows = _resize_matrix(image.shape[-2], sides[0], interpolation, image.dtype, image.device)
+    columns = _resize_matrix(image.shape[-1], sides[1], interpolation, image.dtype, image.device)
+    return rows @ image @ columns.mT
 
 
 def _centre_square(image: Float[Tensor, "B C H W"], side: int) -> Float[Tensor, "B C h h"]:

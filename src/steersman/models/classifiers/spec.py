@@ -175,11 +175,8 @@ def read_spec(text: str, given: str, own: Collection[str] | None = ()) -> Spec:
         # Of a source that takes any, an empty value is its own to judge.
         if not value and (own is not None or key in KEYS):
             raise InputError(f"classifier: {key} needs a value, as in {key}=VALUE, got none in {text!r}")
-    return Spec(text=text, name=name, options={key: KEYS.get(key, _text)(key, options[key]) for key in options})
-
-
-def _text(_key: str, text: str) -> str:
-    return text
+    parsed = {key: KEYS[key](key, value) if key in KEYS else value for key, value in options.items()}
+    return Spec(text=text, name=name, options=parsed)
 
 
 def _choice(*known: str) -> Callable[[str, str], str]:
@@ -219,8 +216,8 @@ KEYS: dict[str, Callable[[str, str], Any]] = {
     "interpolation": _choice(*get_args(Interpolation)),
     "crop": _share,
     "channels": _choice(*get_args(Channels)),
-    "names": _text,
+    "names": lambda _, text: text,
     "head": _choice("softmax", "binary", "multilabel"),
-    "weights": _text,
+    "weights": lambda _, text: text,
 }
 """The options of every classifier, and what reads their text."""

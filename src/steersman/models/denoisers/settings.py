@@ -28,7 +28,7 @@ from steersman.names import split_options
 from steersman.schedule import MOST, VP
 from steersman.typed import typed
 
-__all__ = ["Settings", "Stated", "read_settings", "written"]
+__all__ = ["Settings", "Spec", "read_spec", "written"]
 
 COUNTS = ("heads", "head_channels", "heads_upsample")
 TRAINING = ("diffusion_steps", "schedule", "predict_xstart", "rescale_timesteps")
@@ -147,9 +147,7 @@ class Settings:
         """Returns the network on the meta device."""
         channels = self.channels
         for width in (*(channels[level] for level in self.attended), channels[-1]):  # the middle has an attention too
-            for up in (False, True):
-                self.heads_of(width, up=up)  # refuses what does not divide it
-        other_above = self.head_channels is None and self.heads_upsample != self.heads
+            heads, up_heads = (self.heads_of(width, up=up) for up in (False, True))
         return empty_unet(
             self.size,
             channels,
@@ -157,7 +155,7 @@ class Settings:
             residual=self.resblock_updown,
             heads=self.heads,
             head_channels=self.head_channels,
-            up_heads=self.heads_upsample if other_above else None,
+            up_heads=up_heads if up_heads != heads else None,
             time_channels=self.num_channels,
             in_channels=self.in_channels,
             out_channels=self.in_channels * (2 if self.learn_sigma else 1),
@@ -207,7 +205,7 @@ class Settings:
         return next((key for key, value in found.items() if getattr(self, key) != value), None)
 
 
-class Stated(dict[str, Any]):
+class Spec(dict[str, Any]):
     """The settings that ``SOURCE:FILE?KEY=VALUE&KEY=VALUE`` states, by their short names."""
 
     def __init__(self, source: str, file: str, values: Mapping[str, Any]) -> None:
@@ -239,7 +237,7 @@ class Stated(dict[str, Any]):
         return settings
 
 
-def read_settings(source: str, text: str) -> Stated:
+def read_spec(source: str, text: str) -> Spec:
     """Returns the settings of ``FILE?KEY=VALUE&KEY=VALUE``, in their types."""
     known = (*ALLOWED[source], *IGNORED)
     names = [*known, *(name for name, short in SHORT.items() if short in known)]
@@ -256,7 +254,7 @@ def read_settings(source: str, text: str) -> Stated:
             values[key] = "new" if typed(name, value, bool) else "legacy"
         else:
             values[key] = typed(name, value.split(",") if hints[key] == Numbers else value, hints[key])
-    return Stated(source, file, values)
+    return Spec(source, file, values)
 
 
 def written(value: object) -> str:
