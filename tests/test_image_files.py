@@ -13,7 +13,7 @@ from PIL import Image, ImageCms
 
 from steersman.errors import InputError
 from steersman.files import open_image, read_image
-from steersman.lab.metrics.images import read_images
+from steersman.lab.data.images import read_images
 
 GREY = np.arange(0, 256, 16, dtype=np.uint8).reshape(4, 4)
 COLOURS = np.random.default_rng(0).integers(0, 256, (6, 4, 3), np.uint8)

@@ -49,7 +49,7 @@ def test_names_have_the_same_parts_in_any_order(calibration, tmp_path):
         Pair(name="b, noisy", x=Figure(0.2), y=Figure(0.0, -1.0, 1.0)),
         Pair(name="b, denoised", x=Figure(0.3), y=Figure(1.0, 0.0, 2.0)),
     ]
-    assert set(cells[0].figures) == {"accuracy/guide", "fid"}
+    assert set(cells["noisy, b"]) == {"accuracy/guide", "fid"}
 
 
 def test_what_is_varied_is_fixed_or_each_settings_best(tmp_path):
@@ -64,7 +64,7 @@ def test_what_is_varied_is_fixed_or_each_settings_best(tmp_path):
 
     def found(**choice):
         cells = read_cells(folder, larger=FRONTS, **choice)
-        return {each.name: (each.figures["fid"].value, each.figures["accuracy/guide"].value) for each in cells}
+        return {name: (each["fid"].value, each["accuracy/guide"].value) for name, each in cells.items()}
 
     assert found(where={"scale": "1"}) == {"noisy": (5.0, 0.25), "denoised": (3.0, 0.75)}
     assert found(best=["scale"]) == {"noisy": (4.0, 0.25), "denoised": (3.0, 1.0), "lookahead": (None, 0.5)}

@@ -122,7 +122,7 @@ def test_curves_and_bins_tell_the_diagrams(found):
     assert sum(count for _, _, count, _, _ in filled) == COUNT
     assert all(low < sure <= high for low, high, _, sure, _ in filled)
     error = sum(count / COUNT * abs(right - sure) for _, _, count, sure, right in filled)
-    assert error == pytest.approx(first.error) == pytest.approx(curves[0].y[3])
+    assert error == pytest.approx(float(first.error)) == pytest.approx(curves[0].y[3])
 
 
 @pytest.mark.long

@@ -10,7 +10,7 @@ from steersman.denoise import Prediction
 from steersman.errors import InputError
 from steersman.guidance import Denoised, Identity, Noisy, TargetLogit
 from steersman.lab.analysis.forward import Forward, indices_among, seen, sensitivities
-from steersman.lab.metrics.images import read_images
+from steersman.lab.data.images import read_images
 from steersman.models.classifiers.preprocess import RAW
 from steersman.models.denoisers import load_denoiser
 from steersman.schedule import noised

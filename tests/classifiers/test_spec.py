@@ -12,7 +12,7 @@ from torch import nn
 from torchvision import models
 
 from steersman.errors import InputError, Notice
-from steersman.lab.metrics.images import read_images
+from steersman.lab.data.images import read_images
 from steersman.models.classifiers import RAW, Classifier, Preprocess, load_classifier
 from steersman.models.classifiers.spec import IMAGENET
 

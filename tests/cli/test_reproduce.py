@@ -13,7 +13,7 @@ from torchvision import models
 
 from denoisers.adm_reference import Reference
 from metrics.written import write
-from steersman.lab.metrics.images import read_images
+from steersman.lab.data.images import read_images
 
 FEATURES = """
 from torch import nn

@@ -9,7 +9,7 @@ import torch
 from diffusers import DDPMScheduler
 from PIL import Image
 
-from steersman.lab.metrics.images import read_images
+from steersman.lab.data.images import read_images
 from steersman.lab.train.denoiser import unet
 
 GREY_GUIDE = """

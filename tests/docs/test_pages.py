@@ -34,10 +34,9 @@ def short(monkeypatch):
     """Keeps runs, data and trainings small, whatever a command asks for."""
     import steersman.cli.analyze
     import steersman.lab.analysis.parts
-    import steersman.lab.data.load
+    import steersman.lab.data.images
     import steersman.lab.data.sportballs
     import steersman.lab.metrics.evaluate
-    import steersman.lab.metrics.images
     import steersman.lab.run
     import steersman.lab.train.denoiser
     import steersman.lab.train.loop
@@ -49,7 +48,7 @@ def short(monkeypatch):
         steersman.lab.run.Run.__post_init__,
         steersman.lab.data.sportballs.SportBalls.preset,
     )
-    trained, drawn = steersman.lab.train.loop.Training.__post_init__, steersman.lab.metrics.images._rendered
+    trained, drawn = steersman.lab.train.loop.Training.__post_init__, steersman.lab.data.images._rendered
     counted, previewed = steersman.lab.analysis.parts.Parts.__init__, steersman.lab.train.denoiser.sample
     tuned, visited = steersman.lab.tune.tuning.Tuning.work, steersman.cli.analyze.Scope.places
 
@@ -91,7 +90,7 @@ def short(monkeypatch):
         return balls(name, num=num if num in LAZY else min(num, 24), **settings)
 
     monkeypatch.setattr(Recipe, "sampling", walked)
-    monkeypatch.setattr(steersman.lab.metrics.images, "_rendered", rendered)
+    monkeypatch.setattr(steersman.lab.data.images, "_rendered", rendered)
     monkeypatch.setattr(steersman.lab.run.Run, "__post_init__", run)
     monkeypatch.setattr(steersman.lab.analysis.parts.Parts, "__init__", parts)
     monkeypatch.setattr(steersman.cli.analyze.Scope, "places", places)

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from steersman.errors import InputError, Notice
+from steersman.lab.data.images import read_images
 from steersman.lab.generate import Share, Store, Unfinished, generate, status
 from steersman.lab.generate.store import locked
-from steersman.lab.metrics.images import read_images
 from steersman.lab.run import read_run
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from steersman.errors import InputError
+from steersman.lab.data.images import read_images
 from steersman.lab.generate import generate, status
-from steersman.lab.metrics.images import read_images
 
 
 @pytest.fixture(scope="module")

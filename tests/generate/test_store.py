@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import yaml
 
+from steersman.lab.data.images import read_images
 from steersman.lab.evaluation import Evaluation
 from steersman.lab.generate import Store
 from steersman.lab.generate.formats import ImageRecord, read_image_record, write_image
 from steersman.lab.generate.store import SHARD, running
-from steersman.lab.metrics.images import read_images
 from steersman.lab.run import DRAWN
 
 RECORD = ImageRecord(

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from steersman.errors import InputError
-from steersman.lab.metrics.classification import BINS, binned, confidence, correct, errors
+from steersman.lab.metrics.classification import BINS, binned, confidence, correct
 
 
 def reliability(logits, target, bins=BINS):
@@ -49,8 +49,8 @@ def test_the_diagram():
 def test_errors_of_columns_are_those_of_their_diagrams(draw):
     sure, right = draw(40, 7).sigmoid(), draw(40, 7) > 0
     sure[:3, 2] = 0.2  # an edge
-    each = [binned(sure[:, column], right[:, column], 5).error for column in range(7)]
-    assert errors(sure, right, 5).tolist() == pytest.approx(each, abs=1e-12)
+    each = [float(binned(sure[:, column], right[:, column], 5).error) for column in range(7)]
+    assert binned(sure, right, 5).error.tolist() == pytest.approx(each, abs=1e-12)
 
 
 def test_a_bin_holds_its_upper_edge():

@@ -6,12 +6,11 @@ import torch
 
 from metrics.written import write
 from steersman.errors import InputError
+from steersman.lab.data.images import read_images
 from steersman.lab.metrics import frechet_distance, wilson
 from steersman.lab.metrics.evaluate import FIGURES, evaluate
-from steersman.lab.metrics.features import Extractor
-from steersman.lab.metrics.images import read_images
+from steersman.lab.metrics.features import Extractor, measured, read_reference
 from steersman.lab.metrics.intervals import Figure
-from steersman.lab.metrics.statistics import measured, read_reference
 from steersman.models.classifiers import RAW, Classifier, load_classifier
 
 

@@ -9,8 +9,7 @@ from PIL import Image
 from metrics.written import write
 from steersman.errors import InputError
 from steersman.lab.data import SportBalls, load_data
-from steersman.lab.data.folder import write_folder
-from steersman.lab.metrics.images import read_images
+from steersman.lab.data.images import read_images, write_folder
 from steersman.lab.run import Run
 
 

@@ -8,11 +8,10 @@ import torch
 
 from metrics.written import write
 from steersman.errors import InputError
+from steersman.lab.data.images import read_images
 from steersman.lab.metrics.distances import frechet
 from steersman.lab.metrics.evaluate import evaluate
-from steersman.lab.metrics.features import Extractor
-from steersman.lab.metrics.images import read_images
-from steersman.lab.metrics.statistics import measured, read_reference, read_statistics, write_statistics
+from steersman.lab.metrics.features import Extractor, measured, read_reference, write_statistics
 
 
 @pytest.fixture
@@ -54,10 +53,10 @@ def test_edms_file_gives_the_distance(sets, quarters, tmp_path):
 
 def test_2048_features_without_an_extractor_are_inceptions(tmp_path):
     np.savez(tmp_path / "edm.npz", mu=np.zeros(2048), sigma=np.zeros((2048, 2048)))
-    assert read_statistics(tmp_path / "edm.npz").extractor == "inception"
+    assert read_reference(tmp_path / "edm.npz").extractor == "inception"
     np.savez(tmp_path / "other.npz", mu=np.zeros(12), sigma=np.eye(12))
     with pytest.raises(InputError, match="must name its extractor or have the 2048 features of Inception, it has 12"):
-        read_statistics(tmp_path / "other.npz")
+        read_reference(tmp_path / "other.npz")
 
 
 def test_order_and_batch_size_do_not_matter(pixels, quarters, tmp_path):
@@ -112,7 +111,7 @@ def test_distance_of_a_set_from_itself(sets, quarters):
 
 def test_adms_references_give_the_distance_to_the_whole_set(pixels, quarters, monkeypatch, tmp_path):
     """Its batches are some of the set whose moments stand beside them, by Inception's features and no others."""
-    monkeypatch.setattr("steersman.lab.metrics.statistics.WIDTH", 12)
+    monkeypatch.setattr("steersman.lab.metrics.features.WIDTH", 12)
     inception = Extractor(name="inception", embed=quarters.embed)
     samples = read_images(write(tmp_path / "samples", pixels(14, bright=20)))
     whole = measured(read_images(write(tmp_path / "whole", pixels(40, bright=40))), quarters).moments

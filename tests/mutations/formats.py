@@ -21,11 +21,11 @@ from steersman.files import read_image
 from steersman.lab.analysis.calibration import read_cells, read_errors
 from steersman.lab.analysis.parts import Parts
 from steersman.lab.data import pictures
+from steersman.lab.data.images import read_images
 from steersman.lab.generate import status
 from steersman.lab.generate.formats import ImageRecord, write_image, write_shard
-from steersman.lab.metrics.images import read_images
+from steersman.lab.metrics.features import read_reference
 from steersman.lab.metrics.intervals import Figure
-from steersman.lab.metrics.statistics import read_reference
 from steersman.lab.report.folders import page_of
 from steersman.lab.reproduce import load_reproduction
 from steersman.lab.run import Run, read_run

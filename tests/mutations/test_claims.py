@@ -31,8 +31,8 @@ from mutations.formats import (
 )
 from mutations.watched import watched
 from steersman.errors import InputError
-from steersman.lab.metrics.images import read_images
-from steersman.lab.metrics.statistics import read_reference
+from steersman.lab.data.images import read_images
+from steersman.lab.metrics.features import read_reference
 
 
 class Asks:

@@ -10,7 +10,7 @@ from torch import nn
 
 from steersman.errors import InputError
 from steersman.lab.data import SportBalls, load_data
-from steersman.lab.data.folder import write_folder
+from steersman.lab.data.images import write_folder
 from steersman.lab.train.denoiser import Architecture, DenoisingLoss, EDMLoss, train_denoiser, unet
 from steersman.lab.train.loop import Batch, Training
 from steersman.models.denoisers import load_denoiser

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from steersman.errors import InputError, Notice
-from steersman.lab.data.folder import write_folder
+from steersman.lab.data.images import write_folder
 from steersman.lab.data.sportballs import SportBalls
 from steersman.lab.train.classifier import ClassificationLoss, augmentation, noisy, train_classifier
 from steersman.lab.train.loop import Batch, Training

@@ -156,7 +156,7 @@ class _Data:
     def load(self, scope: Scope, inputs: Inputs, target: str | None = None) -> "Forward":
         """Returns the images, which noise is added to, with the networks that see them."""
         from steersman.lab.analysis.forward import Forward
-        from steersman.lab.metrics.images import read_images
+        from steersman.lab.data.images import read_images
 
         networks = scope.load_denoiser(), inputs.load(scope)
         settings = {"seed": self.seed, "num": self.num, "target": target, "labelled": self.label}

@@ -222,7 +222,7 @@ def agree(
         if not equals:
             raise InputError(f"where must be KEY=VALUE, as in scale=5, got {text!r}")
     errors, cells = read_errors(calibration), read_cells(sweep, where=values, best=best or (), larger=FRONTS)
-    known = {name for cell in cells for name, each in cell.figures.items() if each.value is not None}
+    known = {name for cell in cells.values() for name, each in cell.items() if each.value is not None}
     found = {name: pairs(errors, cells, name) for name in figure or FRONTS if figure or name in known}
     if not found:
         raise InputError(f"sweep: {str(sweep)!r} must have one of the figures {', '.join(FRONTS)}, it has none")

@@ -30,7 +30,7 @@ def sportballs(
 ) -> None:
     """Render balls on a white canvas: baseball, basketball, volleyball, soccer ball."""
     from steersman.lab.data import SportBalls
-    from steersman.lab.data.folder import write_folder
+    from steersman.lab.data.images import write_folder
     from steersman.lab.run import check_device
 
     check_device(device)

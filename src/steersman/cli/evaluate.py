@@ -67,11 +67,10 @@ def evaluate(
     from importlib.metadata import version
 
     from steersman.files import write_json, writing_to
+    from steersman.lab.data.images import read_images
     from steersman.lab.metrics.evaluate import DISTANCES, FIGURES
     from steersman.lab.metrics.evaluate import evaluate as figures_of
-    from steersman.lab.metrics.features import load_extractor
-    from steersman.lab.metrics.images import read_images
-    from steersman.lab.metrics.statistics import measured, read_reference, write_statistics
+    from steersman.lab.metrics.features import load_extractor, measured, read_reference, write_statistics
     from steersman.lab.run import check_device, read_run
     from steersman.models.classifiers import load_classifier
 

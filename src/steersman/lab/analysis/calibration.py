@@ -41,7 +41,7 @@ from steersman.guidance.input import ClassifierInput
 from steersman.guidance.objective import Logits
 from steersman.lab.analysis.forward import answers
 from steersman.lab.analysis.parts import Key, apart, names, stacked
-from steersman.lab.metrics.classification import Reliability, binned, confidence, correct, errors
+from steersman.lab.metrics.classification import Reliability, binned, confidence, correct
 from steersman.lab.metrics.intervals import Figure, by_chance, rank_correlation, resampled_together
 from steersman.lab.report.plots import Curve, Pair, write_scatter
 from steersman.lab.report.tables import markdown, with_interval
@@ -56,7 +56,6 @@ __all__ = [
     "ENDS",
     "ERROR",
     "NAME",
-    "Cell",
     "Errors",
     "Turns",
     "diagrams",
@@ -84,17 +83,15 @@ TextTable = tuple[Sequence[str], Sequence[Sequence[str]]]  # a header and rows
 FEWEST = 3  # settings that a correlation needs to say anything
 
 
-class _Overheard:
+class _Overheard(Conditioned):
     """A denoiser whose answers are kept."""
 
     def __init__(self, denoiser: Denoiser) -> None:
-        self.denoiser, self.decode = denoiser, denoiser.decode
-        self.schedule, self.shape, self.classes = denoiser.schedule, denoiser.shape, denoiser.classes
-        self.latent: bool = getattr(denoiser, "latent", False)
+        super().__init__(denoiser, {})
         self.answers: list[tuple[Tensor, Level, Prediction]] = []
 
     def __call__(self, x_t: Float[Tensor, "B C H W"], level: Level, **condition: Any) -> Prediction:  # noqa: ANN401
-        prediction = self.denoiser(x_t, level, **condition)
+        prediction = super().__call__(x_t, level, **condition)
         self.answers.append((x_t, level, prediction))
         return prediction
 
@@ -222,7 +219,7 @@ def found_errors(values: Mapping[Key, np.ndarray], times: Sequence[float], bins:
     for key, sure, right in _predictions(values):
 
         def figures(chosen: Int[Tensor, " m"], sure: Tensor = sure, right: Tensor = right) -> Float[Tensor, " K"]:
-            steps = errors(sure[chosen], right[chosen], bins)
+            steps = binned(sure[chosen], right[chosen], bins).error
             return torch.cat([steps, steps.new_tensor([integral(steps.tolist(), times)])])
 
         *steps, over_time = resampled_together(figures, len(sure), bounds=(0.0, 1.0))
@@ -242,19 +239,6 @@ def error_curves(found: Mapping[Key, Errors], x: Sequence[float]) -> list[Curve]
     return curves
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """A cell of a sweep, or the best ones of several.
-
-    Attributes:
-        name: The values of what is varied.
-        figures: Its figures.
-    """
-
-    name: str
-    figures: Mapping[str, Figure]
-
-
 def read_errors(folder: Path) -> dict[str, Figure]:
     """Returns the integral calibration error of each setting by its name."""
     path = folder / "integral.csv"
@@ -270,8 +254,8 @@ def read_errors(folder: Path) -> dict[str, Figure]:
 
 def read_cells(
     folder: Path, *, where: Mapping[str, str] | None = None, best: Collection[str] = (), larger: Mapping[str, bool]
-) -> list[Cell]:
-    """Returns the cells of a sweep.
+) -> dict[str, dict[str, Figure]]:
+    """Returns the figures of a sweep's cells, by the values of what is varied.
 
     Args:
         folder: The sweep's.
@@ -295,21 +279,22 @@ def read_cells(
         listed = ", ".join(f"{key}={value}" for key, value in where.items())
         raise InputError(f"where must be values of the sweep's cells, got {listed}, which no cell has")
     with about("sweep", folder / "sweep.csv"):
-        return [
-            Cell(name=name, figures={each: _best(group, each, larger[each]) for each in given if each in larger})
+        return {
+            name: {figure: _best(group, figure, larger[figure]) for figure in given if figure in larger}
             for name, group in groups.items()
-        ]
+        }
 
 
-def pairs(errors: Mapping[str, Figure], cells: Sequence[Cell], figure: str) -> list[Pair]:
+def pairs(errors: Mapping[str, Figure], cells: Mapping[str, Mapping[str, Figure]], figure: str) -> list[Pair]:
     """Returns error and figure of the settings that are on both sides, in the errors' order."""
-    known = {_parts(cell.name): y for cell in cells if (y := cell.figures.get(figure, Figure())).value is not None}
+    known = {
+        _parts(name): y for name, figures in cells.items() if (y := figures.get(figure, Figure())).value is not None
+    }
     found = [Pair(name=name, x=error, y=known[_parts(name)]) for name, error in errors.items() if _parts(name) in known]
     if len(found) < FEWEST:
         raise InputError(
             f"agree needs at least {FEWEST} settings with the same name that have {figure} and a calibration error, "
-            f"got {len(found)}; the calibration has {' | '.join(errors)}, the sweep "
-            f"{' | '.join(cell.name for cell in cells)}"
+            f"got {len(found)}; the calibration has {' | '.join(errors)}, the sweep {' | '.join(cells)}"
         )
     return found
 

@@ -34,8 +34,8 @@ from steersman.guidance.objective import Logits, Objective
 from steersman.guidance.stabilizer import Stabilizer
 from steersman.guidance.step import Step, reverse_variance
 from steersman.lab.analysis.parts import Key, stacked
+from steersman.lab.data.images import ImageSet
 from steersman.lab.metrics import correct
-from steersman.lab.metrics.images import ImageSet
 from steersman.models.classifiers import Classifier
 from steersman.precision import ieee
 from steersman.schedule import EDM, VP, Level, Schedule, noised

@@ -16,7 +16,7 @@ import gzip
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,15 +25,13 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
-from torch.utils.data import Dataset
-from torchvision.transforms import v2
+from torchvision.datasets import CIFAR10, MNIST, utils
 
 from steersman.errors import InputError, about, one_line, require, unknown
 from steersman.files import open_image, read_text, regular
 from steersman.models.pickles import Record, read_pickle
-from steersman.names import split_options
 
-__all__ = ["SOURCES", "Pictures", "read_pictures"]
+__all__ = ["SOURCES", "read_pictures"]
 
 SPLITS = ("train", "test")
 BLOCK = 10_000
@@ -61,35 +59,9 @@ class Source:
     download: Callable[[Path], None]
 
 
-class Pictures(Dataset):
-    """A data set of images (C, H, W) in [-1, 1] and labels, held in memory in 8 bits."""
-
-    def __init__(
-        self,
-        pixels: UInt8[Tensor, "N C H W"],
-        labels: UInt8[Tensor, " N"],
-        classes: tuple[str, ...],
-        split: str = "train",
-        resolution: int | None = None,
-    ) -> None:
-        self.pixels, self.labels, self.classes, self.split = pixels, labels, classes, split
-        own = resolution in (None, pixels.shape[-1])
-        self.resize = None if own else v2.Resize([resolution, resolution], antialias=True)
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Returns an image and its label."""
-        image = self.pixels[index].float() / 127.5 - 1
-        return image if self.resize is None else self.resize(image), int(self.labels[index])
-
-
-def read_pictures(name: str, place: str, resolution: int | None = None) -> Pictures:
-    """Returns CIFAR-10 or MNIST."""
+def read_pictures(name: str, folder: str, split: str = "train") -> tuple[UInt8[Tensor, "N C H W"], UInt8[Tensor, " N"]]:
+    """Returns the images and labels of CIFAR-10 or MNIST."""
     source = SOURCES[name]
-    folder, options = split_options(place, ("split",), f"option of {name}")
-    split = options.get("split", "train")
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
     found = Path(folder) if folder else _downloaded(name, source)
@@ -103,8 +75,7 @@ def read_pictures(name: str, place: str, resolution: int | None = None) -> Pictu
                 f"with its {split} images"
             )
         pixels, labels = _checked(*arrays, source, split)
-    images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-    return Pictures(images, torch.from_numpy(labels), source.classes, split, resolution)
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.from_numpy(labels)
 
 
 def _checked(pixels: np.ndarray, labels: np.ndarray, source: Source, split: str) -> Arrays:
@@ -122,10 +93,7 @@ def _checked(pixels: np.ndarray, labels: np.ndarray, source: Source, split: str)
             f"its {split} images and labels must be the published ones, but {len(wanted) - same} of {len(wanted)} "
             f"blocks of {BLOCK} differ (SHA-256); the files are damaged or of another data set"
         )
-    starts = [parts[digest] for digest in wanted]
-    if starts == sorted(starts):
-        return np.array(pixels, order="C"), np.array(labels)
-    order = np.concatenate([np.arange(first, min(first + BLOCK, len(labels))) for first in starts])
+    order = np.concatenate([np.arange(len(labels))[parts[digest] :][:BLOCK] for digest in wanted])
     return pixels[order], labels[order]
 
 
@@ -149,12 +117,11 @@ def _downloaded(name: str, source: Source) -> Path:
 def _cifar10(folder: Path, split: str) -> Arrays | None:
     batches = [f"data_batch_{number}" for number in range(1, 6)] if split == "train" else ["test_batch"]
     if place := _holding(batches[0], folder, folder / "cifar-10-batches-py"):
-        return _joined(_pickled(place / batch) for batch in batches)
+        pixels, labels = zip(*(_pickled(place / batch) for batch in batches), strict=True)
+        return np.concatenate(pixels), np.concatenate(labels)
     if place := _holding(f"{batches[0]}.png", folder, folder / "package"):
-        strips = np.concatenate([_strip(place / f"{batch}.png") for batch in batches])
-        # The package's own spelling.
-        labels = json.loads(read_text(place / f"{split}_lables.json"))
-        return strips, np.array(labels, np.uint8)
+        labels = json.loads(read_text(place / f"{split}_lables.json"))  # the package's own spelling
+        return np.concatenate([_strip(place / f"{batch}.png") for batch in batches]), np.array(labels, np.uint8)
     return _parquet("cifar10", folder, split)
 
 
@@ -171,11 +138,6 @@ def _mnist(folder: Path, split: str) -> Arrays | None:
 
 def _holding(name: str, *places: Path) -> Path | None:
     return next((place for place in places if (place / name).is_file()), None)
-
-
-def _joined(parts: Iterable[Arrays]) -> Arrays:
-    pixels, labels = zip(*parts, strict=True)
-    return np.concatenate(pixels), np.concatenate(labels)
 
 
 def _pickled(file: Path) -> Arrays:
@@ -249,16 +211,12 @@ def _rows(parquet: Any, file: Path) -> Iterator[dict[str, Any]]:  # noqa: ANN401
 
 
 def _download_cifar10(folder: Path) -> None:
-    from torchvision.datasets import CIFAR10, utils
-
     # The class itself would unpickle what it fetched.
     if not (folder / CIFAR10.base_folder / "test_batch").is_file():
         utils.download_and_extract_archive(CIFAR10.url, str(folder), filename=CIFAR10.filename, md5=CIFAR10.tgz_md5)
 
 
 def _download_mnist(folder: Path) -> None:
-    from torchvision.datasets import MNIST
-
     MNIST(str(folder), download=True)
 
 
@@ -280,18 +238,7 @@ SOURCES: dict[str, Source] = {
         download=_download_cifar10,
     ),
     "mnist": Source(
-        classes=(
-            "0 - zero",
-            "1 - one",
-            "2 - two",
-            "3 - three",
-            "4 - four",
-            "5 - five",
-            "6 - six",
-            "7 - seven",
-            "8 - eight",
-            "9 - nine",
-        ),
+        classes=tuple(MNIST.classes),
         shape=(28, 28, 1),
         digests={
             "train": (

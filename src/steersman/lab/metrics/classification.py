@@ -27,7 +27,6 @@ __all__ = [
     "binned",
     "confidence",
     "correct",
-    "errors",
     "target_probability",
 ]
 
@@ -75,47 +74,32 @@ def _classes(
 class Reliability:
     """The reliability diagram of a classifier, in float64: ``|B_m|``, ``acc(B_m)`` and ``conf(B_m)``, 0 if empty."""
 
-    count: Int[Tensor, "M"]
-    accuracy: Float[Tensor, "M"]
-    confidence: Float[Tensor, "M"]
+    count: Int[Tensor, "M *T"]
+    accuracy: Float[Tensor, "M *T"]
+    confidence: Float[Tensor, "M *T"]
 
     @property
-    def error(self) -> float:
+    def error(self) -> Float[Tensor, "*T"]:
         """The expected calibration error, in [0, 1]."""
-        share = self.count.double() / self.count.sum()
-        return float((share * (self.accuracy - self.confidence).abs()).sum())
+        share = self.count.double() / self.count.sum(0)
+        return (share * (self.accuracy - self.confidence).abs()).sum(0)
 
 
-def binned(confidence: Float[Tensor, "B"], right: Bool[Tensor, "B"], bins: int = BINS) -> Reliability:
-    """Returns the reliability diagram of predictions, given their confidence and whether they are right."""
+def binned(confidence: Float[Tensor, "B *T"], right: Bool[Tensor, "B *T"], bins: int = BINS) -> Reliability:
+    """Returns the reliability diagram of predictions, given their confidence and whether they are right.
+
+    Of predictions at T levels it returns T diagrams. torchmetrics closes the bins below instead of above, so that a
+    confidence of exactly 1, common in float32, gets a bin of its own.
+    """
     if not len(confidence):
         raise InputError("the calibration error needs at least 1 image, got 0")
     if bins < 1:
         raise InputError(f"bins must be at least 1, got {bins}")
     confidence, right = confidence.cpu().double(), right.cpu().double()
-    index = _bins_of(confidence, bins)
+    index = (confidence * bins).ceil().long().sub(1).clamp(0, bins - 1)
     count, sure, true = (
-        torch.zeros(bins, dtype=torch.float64).index_add_(0, index, values)
+        torch.zeros(bins, *confidence.shape[1:], dtype=torch.float64).scatter_add_(0, index, values)
         for values in (torch.ones_like(right), confidence, right)
     )
     nonzero = count.clamp(min=1)
     return Reliability(count=count.long(), accuracy=true / nonzero, confidence=sure / nonzero)
-
-
-def errors(confidence: Float[Tensor, "B T"], right: Bool[Tensor, "B T"], bins: int = BINS) -> Float[Tensor, " T"]:
-    """Returns the expected calibration error of each column.
-
-    As ``|B_m|`` cancels, it is ``(1/n) sum_m |sum_{k in B_m} (right_k - conf_k)|``.
-    """
-    confidence, right = confidence.cpu().double(), right.cpu().double()
-    sums = torch.zeros(bins, confidence.shape[1], dtype=torch.float64)
-    sums.scatter_add_(0, _bins_of(confidence, bins), right - confidence)
-    return sums.abs().sum(0) / len(confidence)
-
-
-def _bins_of(confidence: Float[Tensor, "*shape"], bins: int) -> Int[Tensor, "*shape"]:
-    """Returns the index of each value's bin, which holds its upper edge.
-
-    torchmetrics closes the bins below, so that a confidence of exactly 1, common in float32, gets a bin of its own.
-    """
-    return (confidence * bins).ceil().long().sub(1).clamp(0, bins - 1)

@@ -14,7 +14,6 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -22,12 +21,11 @@ from torch import Tensor
 
 from steersman.batching import Batches
 from steersman.errors import InputError, unknown
+from steersman.lab.data.images import ImageSet
 from steersman.lab.evaluation import Evaluation, evaluate_images
 from steersman.lab.metrics.distances import COVERED, INSIDE, across, frechet, inside, moments, within, within_reach
-from steersman.lab.metrics.features import Extractor, device_of
-from steersman.lab.metrics.images import ImageSet
+from steersman.lab.metrics.features import Extractor, Statistics, device_of, measured
 from steersman.lab.metrics.intervals import RESAMPLES, Figure, mean_of, resampled, share
-from steersman.lab.metrics.statistics import Statistics, measured
 from steersman.models.classifiers import Classifier, TextClassifier
 from steersman.names import same_class
 from steersman.precision import ieee
@@ -48,10 +46,9 @@ DISTANCES = {
 FIGURES = ("accuracy/guide", "accuracy/judge", *DISTANCES, "clip_score")
 
 SHOWN = 4  # classes that a message names
+UNLABELLED = "the samples have no labels and no target is given"
 
 POSITIVE, SHARE = (0.0, math.inf), (0.0, 1.0)
-
-Images = TypeVar("Images", ImageSet, Statistics)
 
 
 @torch.no_grad()
@@ -75,30 +72,27 @@ def evaluate(
     for name in figures:
         if name not in FIGURES:
             raise unknown("figure", name, FIGURES)
-    targets = _Targets.of(samples, target, guide)
-    if target is not None and len(samples.classes) > 1:
-        samples = targets.part(samples, target)
-        targets = replace(targets, each=(target,) * len(samples))
-    wanted = [name for name in DISTANCES if name in figures and reference is not None]
+    names = _names_of((samples.labels or ()) if target is None else (target,), guide)
+    if target is not None:
+        # From here on the label of a sample is its target.
+        samples = samples.of(_class_of(samples, names[target]) or target) if len(samples.classes) > 1 else samples
+        samples = replace(samples, labels=(target,) * len(samples))
+    wanted = [name for name in DISTANCES if name in figures]
     if reference is not None and wanted:
         _check(samples, reference, wanted)
-        labels = reference.labels
-        if target is not None and "cfid" in wanted and labels is not None and targets.missing_in(labels):
-            raise unknown(f"class of {reference.spec!r}", target, dict.fromkeys(labels))
+        if target is not None and "cfid" in wanted and reference.labels and not _class_of(reference, names[target]):
+            raise unknown(f"class of {reference.spec!r}", target, dict.fromkeys(reference.labels))
     networks = {
-        name: _Network.of(name, network, targets, by_index=network is guide)
-        for name, network in (("guide", guide), ("judge", judge))
+        role: _Network.of(role, network, samples, names) for role, network in (("guide", guide), ("judge", judge))
     }
-    undefined = _undefined(networks, reference, targets, by_label=target is None)
+    undefined = _undefined(networks, samples, reference, names)
     if strict and (refused := [name for name in FIGURES if name in figures and name in undefined]):
         reasons = "; ".join(f"{name} cannot be given: {undefined[name]}" for name in refused)
         raise InputError(f"{reasons}; give what is missing, or ask for other figures")
-    found = {name: Figure(note=undefined.get(name)) for name in FIGURES if name in figures}
     draw = partial(resampled, resamples=resamples, seed=seed)
-    evaluations = {name: network.evaluations(samples, batch_size, on_images) for name, network in networks.items()}
-    found |= {name: figure for name, figure in _network_figures(networks, evaluations, draw).items() if name in found}
-    wanted = [name for name in wanted if name not in undefined]
-    if reference is not None and wanted:
+    found = _network_figures(networks, samples, draw, batch_size, on_images)
+    if wanted := [name for name in wanted if name not in undefined]:
+        assert reference is not None, "else all distances are undefined"
         ours, theirs = (
             images
             if isinstance(images, Statistics)
@@ -110,35 +104,22 @@ def evaluate(
                 f"features must be those of the reference, but the samples' are {ours.extractor!r} "
                 f"({ours.width} columns) and those of {theirs.spec!r} are {theirs.extractor!r} ({theirs.width} columns)"
             )
-        found |= _compared(ours, theirs, targets, wanted, draw)
-    return found
+        found |= _compared(ours, theirs, names, wanted, draw)
+    return {name: found.get(name, Figure(note=undefined.get(name))) for name in FIGURES if name in figures}
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Targets:
-    """The target of each sample; None without any. And all names of each target: as given, the guide's, its index."""
+def _names_of(targets: Iterable[str], guide: Classifier | None) -> dict[str, tuple[str, ...]]:
+    """Returns all names of each target: as given, the guide's, its index."""
+    names = {}
+    for target in dict.fromkeys(targets):
+        index = None if guide is None else guide.find(target)
+        names[target] = (target,) if guide is None or index is None else (target, guide.title(index), str(index))
+    return names
 
-    each: tuple[str, ...] | None
-    names: Mapping[str, tuple[str, ...]]
 
-    @classmethod
-    def of(cls, samples: ImageSet, target: str | None, guide: Classifier | None) -> "_Targets":
-        each = samples.labels if target is None else (target,) * len(samples)
-        names = {}
-        for name in dict.fromkeys(each or ()):
-            index = None if guide is None else guide.find(name)
-            names[name] = (name,) if guide is None or index is None else (name, guide.title(index), str(index))
-        return cls(each=each, names=names)
-
-    def part(self, images: Images, target: str) -> Images:
-        """Returns the images of a target, under any of its names."""
-        labels = same_class(self.names[target], dict.fromkeys(images.labels or ()))
-        return images.of(min(labels, default=target))
-
-    def missing_in(self, labels: Sequence[str]) -> list[str]:
-        """Returns the targets that are not among some labels, under any of their names."""
-        classes = list(dict.fromkeys(labels))
-        return [target for target, names in self.names.items() if not same_class(names, classes)]
+def _class_of(images: ImageSet | Statistics, names: Sequence[str]) -> str | None:
+    """Returns the label of a target among a set's, under any of the target's names."""
+    return min(same_class(names, dict.fromkeys(images.labels or ())), default=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,69 +128,75 @@ class _Network:
 
     Attributes:
         network: The classifier.
-        targets: The target of each sample.
         indices: Its index of each target that it knows.
         note: The targets that it does not know.
         undefined: Why it has no accuracy.
     """
 
     network: Classifier | None = None
-    targets: Sequence[str] = ()
     indices: Mapping[str, int] = field(default_factory=dict)
     note: str | None = None
     undefined: str | None = None
 
     @classmethod
-    def of(cls, name: str, network: Classifier | None, targets: _Targets, *, by_index: bool) -> "_Network":
+    def of(
+        cls, role: str, network: Classifier | None, samples: ImageSet, names: Mapping[str, Sequence[str]]
+    ) -> "_Network":
         if network is None:
-            return cls(undefined=f"there is no {name}")
-        if targets.each is None:
-            return cls(network=network, undefined="the samples have no labels and no target is given")
-        indices, strange = {}, []
-        for target, names in targets.names.items():
-            # A number is an index of the guide; another network is asked for the guide's name of it.
-            index = network.find(names[0] if by_index or len(names) == 1 else names[1])
-            if index is None:
-                strange.append(target)
-            else:
-                indices[target] = index
-        unknown_to = f"the {name} knows no class {_listed(map(repr, strange))}"
-        undefined = unknown_to if not indices else None
-        if undefined is None and len(network.names) < 2:
-            undefined = f"the {name} has but one text, among which there is nothing to choose"
-        count = sum(target in indices for target in targets.each)
-        note = f"of {count} of {len(targets.each)} samples: {unknown_to}" if strange else None
-        return cls(network=network, targets=targets.each, indices=indices, note=note, undefined=undefined)
+            return cls(undefined=f"there is no {role}")
+        if samples.labels is None:
+            return cls(network=network, undefined=UNLABELLED)
+        # A number is an index of the guide; the judge is asked for the guide's name of it.
+        own = {
+            target: network.find(known[1] if role == "judge" and len(known) > 1 else known[0])
+            for target, known in names.items()
+        }
+        indices = {target: index for target, index in own.items() if index is not None}
+        if not indices:
+            undefined, note = f"the {role} knows no class {_listed(map(repr, own))}", None
+        elif len(network.names) < 2:
+            undefined, note = f"the {role} has but one text, among which there is nothing to choose", None
+        elif strange := [repr(target) for target in own if target not in indices]:
+            count = sum(label in indices for label in samples.labels)
+            undefined = None
+            note = f"of {count} of {len(samples)} samples: the {role} knows no class {_listed(strange)}"
+        else:
+            undefined, note = None, None
+        return cls(network=network, indices=indices, note=note, undefined=undefined)
 
     def evaluations(self, samples: ImageSet, batch_size: int, on_images: Callable[[int], object]) -> list[Evaluation]:
         """Returns what the network says of each sample whose target it knows."""
-        network, known = self.network, [i for i, target in enumerate(self.targets) if target in self.indices]
+        network, found = self.network, []
+        known = [i for i, label in enumerate(samples.labels or ()) if label in self.indices]
         if network is None or not known:
-            return []
-        indices = [self.indices[self.targets[i]] for i in known]
-        evaluations, batches, device = [], Batches(batch_size), device_of(network)
+            return found
+        indices = [self.indices[label] for label in samples.labels or () if label in self.indices]
+        batches, device = Batches(batch_size), device_of(network)
         for images in samples.some(known).batches(batch_size):
-            chosen = indices[len(evaluations) : len(evaluations) + len(images)]
-            for some in batches.map(lambda x, y: evaluate_images(network, x.to(device), y), images, chosen):
-                evaluations += some
+            chosen = indices[len(found) : len(found) + len(images)]
+            for evaluations in batches.map(lambda x, y: evaluate_images(network, x.to(device), y), images, chosen):
+                found += evaluations
             on_images(len(images))
-        return evaluations
+        return found
 
 
 def _network_figures(
-    networks: Mapping[str, _Network], evaluations: Mapping[str, Sequence[Evaluation]], draw: Callable[..., Figure]
+    networks: Mapping[str, _Network],
+    samples: ImageSet,
+    draw: Callable[..., Figure],
+    batch_size: int,
+    on_images: Callable[[int], object],
 ) -> dict[str, Figure]:
     """Returns accuracies and CLIP score, those that are defined."""
-    found = {}
-    for name, said in evaluations.items():
-        right = [evaluation.accuracy for evaluation in said if evaluation.accuracy is not None]
+    found, similarities = {}, {}
+    for role, network in networks.items():
+        evaluations = network.evaluations(samples, batch_size, on_images)
+        right = [each.accuracy for each in evaluations if each.accuracy is not None]
         if right:
-            found[f"accuracy/{name}"] = replace(share(round(sum(right)), len(right)), note=networks[name].note)
+            found[f"accuracy/{role}"] = replace(share(round(sum(right)), len(right)), note=network.note)
+        similarities[role] = [each.similarity for each in evaluations if each.similarity is not None]
     # The judge's if both have one, since a gradient can fool the network that it comes from.
-    similarities = (
-        [v.similarity for v in evaluations[name] if v.similarity is not None] for name in ("judge", "guide")
-    )
-    if cosines := next(filter(None, similarities), []):
+    if cosines := similarities["judge"] or similarities["guide"]:
         scores = torch.tensor(sorted(100 * max(cosine, 0.0) for cosine in cosines), dtype=torch.float64)
         found["clip_score"] = draw(lambda i: scores[i].mean().item(), len(scores))
     return found
@@ -217,13 +204,12 @@ def _network_figures(
 
 def _undefined(
     networks: Mapping[str, _Network],
+    samples: ImageSet,
     reference: ImageSet | Statistics | None,
-    targets: _Targets,
-    *,
-    by_label: bool,
+    names: Mapping[str, Sequence[str]],
 ) -> dict[str, str]:
     """Returns why figures are undefined, as far as that is known before a network sees an image."""
-    found = {f"accuracy/{name}": network.undefined for name, network in networks.items() if network.undefined}
+    found = {f"accuracy/{role}": network.undefined for role, network in networks.items() if network.undefined}
     if not any(isinstance(each.network, TextClassifier) and each.indices for each in networks.values()):
         found["clip_score"] = "neither guide nor judge compares images with texts"
     if reference is None:
@@ -231,11 +217,11 @@ def _undefined(
     if isinstance(reference, Statistics) and reference.features is None:
         reason = f"{reference.spec!r} holds no features of single images"
         return found | dict.fromkeys([name for name in DISTANCES if name != "fid"], reason)
-    if targets.each is None:
-        found["cfid"] = "the samples have no labels and no target is given"
+    if samples.labels is None:
+        found["cfid"] = UNLABELLED
     elif reference.labels is None:
         found["cfid"] = f"{reference.spec!r} has no labels"
-    elif by_label and (missing := targets.missing_in(reference.labels)):
+    elif missing := [target for target, known in names.items() if not _class_of(reference, known)]:
         classes = _listed(dict.fromkeys(reference.labels))
         found["cfid"] = f"{reference.spec!r} has no images of {missing[0]!r}, its classes are {classes}"
     return found
@@ -268,18 +254,28 @@ def _enough(figure: str, count: int, least: int, what: str) -> None:
 
 
 def _compared(
-    ours: Statistics, theirs: Statistics, targets: _Targets, wanted: Sequence[str], draw: Callable[..., Figure]
+    ours: Statistics,
+    theirs: Statistics,
+    names: Mapping[str, Sequence[str]],
+    wanted: Sequence[str],
+    draw: Callable[..., Figure],
 ) -> dict[str, Figure]:
     """Returns the figures of samples and reference, by their features."""
-    x: Float[Tensor, "A D"] = ours.rows
     found: dict[str, Figure] = {}
+    x: Float[Tensor, "A D"] = ours.rows
     if "fid" in wanted:
-        found["fid"] = draw(_distance(x, theirs), len(x), least=2, bounds=POSITIVE)
+        found["fid"] = _fid(ours, theirs, draw)
     if theirs.features is None:
         return found
     y: Float[Tensor, "B D"] = theirs.rows
     if "cfid" in wanted:
-        found["cfid"] = mean_of([_conditional(ours, theirs, target, targets, draw) for target in targets.names])
+        each = []
+        for target, known in names.items():
+            some, real = ours.of(target), theirs.of(_class_of(theirs, known) or target)
+            _enough("cfid", len(some.rows), 2, f"samples of {target!r}")
+            _enough("cfid", len(real.rows), 2, f"images of {target!r} in the reference")
+            each.append(_fid(some, real, draw))
+        found["cfid"] = mean_of(each)
     if "kid" in wanted:
         reference, shared = within(y), across(x, y)
         found["kid"] = draw(lambda i: within(x[i]) + reference - 2 * shared[i].mean().item(), len(x), least=2)
@@ -297,16 +293,10 @@ def _compared(
     return found
 
 
-def _distance(x: Float[Tensor, "A D"], reference: Statistics) -> Callable[[Int[Tensor, " m"]], float]:
-    return lambda i: frechet(moments(x[i]), reference.moments)
+def _fid(ours: Statistics, theirs: Statistics, draw: Callable[..., Figure]) -> Figure:
+    x = ours.rows
 
+    def distance(chosen: Int[Tensor, " m"]) -> float:
+        return frechet(moments(x[chosen]), theirs.moments)
 
-def _conditional(
-    ours: Statistics, theirs: Statistics, target: str, targets: _Targets, draw: Callable[..., Figure]
-) -> Figure:
-    """Returns the distance of the samples of a target to the reference's images of it."""
-    x = (targets.part(ours, target) if len(targets.names) > 1 else ours).rows
-    real = targets.part(theirs, target)
-    _enough("cfid", len(x), 2, f"samples of {target!r}")
-    _enough("cfid", len(real.rows), 2, f"images of {target!r} in the reference")
-    return draw(_distance(x, real), len(x), least=2, bounds=POSITIVE)
+    return draw(distance, len(x), least=2, bounds=POSITIVE)

@@ -18,12 +18,11 @@ from torch import Tensor
 
 from steersman.errors import about
 from steersman.files import read_json, write_json
+from steersman.lab.data.images import ImageSet, read_images
 from steersman.lab.generate import generate_until_stopped, open_session
 from steersman.lab.metrics.evaluate import DISTANCES, FIGURES, evaluate
-from steersman.lab.metrics.features import Extractor, load_extractor
-from steersman.lab.metrics.images import ImageSet, read_images
+from steersman.lab.metrics.features import Extractor, Statistics, load_extractor, read_reference
 from steersman.lab.metrics.intervals import RESAMPLES, Figure
-from steersman.lab.metrics.statistics import Statistics, read_reference
 from steersman.lab.reproduce.schema import Reproduction, filled
 from steersman.lab.run import Run, check_folder
 from steersman.lab.session import Networks

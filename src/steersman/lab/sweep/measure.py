@@ -9,11 +9,10 @@ import torch
 
 from steersman.errors import InputError
 from steersman.files import read_json, write_json
+from steersman.lab.data.images import ImageSet, read_images
 from steersman.lab.metrics.evaluate import DISTANCES, evaluate
-from steersman.lab.metrics.features import load_extractor
-from steersman.lab.metrics.images import ImageSet, read_images
+from steersman.lab.metrics.features import Statistics, load_extractor, measured, read_reference
 from steersman.lab.metrics.intervals import Figure
-from steersman.lab.metrics.statistics import Statistics, measured, read_reference
 from steersman.lab.session import Session
 from steersman.lab.sweep.cells import Sweep
 from steersman.typed import typed

@@ -24,12 +24,13 @@ from torchvision.transforms import v2
 
 from steersman.errors import InputError, notice
 from steersman.files import replacing, write_json
-from steersman.lab.data.load import load_data
-from steersman.lab.data.pictures import Pictures
+from steersman.lab.data.images import load_data
+from steersman.lab.data.pictures import SOURCES
 from steersman.lab.data.sportballs import SportBalls
 from steersman.lab.metrics.classification import accuracy
 from steersman.lab.train.loop import Batch, Training, fit, flipped, recalibrate, seconds_spent, shifted
 from steersman.models.zoo import build_network, read_network
+from steersman.names import split_options
 from steersman.schedule import VP, noised
 from steersman.typed import finite
 
@@ -173,10 +174,11 @@ def _split(
     if held_out is not None and held_out < 1:
         raise InputError(f"held_out must be at least 1, got {held_out}")
     images, classes = load_data(spec, resolution=resolution, num=num, seed=seed)
-    if isinstance(images, Pictures):
-        if images.split != "train":
+    if spec.partition(":")[0] in SOURCES:
+        published, options = split_options(spec, ("split",))
+        if options.get("split", "train") != "train":
             raise InputError(f"a classifier is trained on the training images, got {spec!r}; leave out the split")
-        unseen, _ = load_data(f"{spec.partition('?')[0]}?split=test", resolution=resolution)
+        unseen, _ = load_data(f"{published}?split=test", resolution=resolution)
         return images, Subset(unseen, range(min(held_out or len(unseen), len(unseen)))), classes  # pyright: ignore[reportArgumentType]
     held_out = held_out or HELD_OUT
     if isinstance(images, SportBalls):

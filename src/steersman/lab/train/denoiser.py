@@ -57,6 +57,7 @@ LOWEST = 32  # pixels across at the lowest resolution, where attention compares 
 __all__ = ["Architecture", "DenoisingLoss", "EDMLoss", "train_denoiser", "unet"]
 
 Trained = DiffusersDenoiser | EDMDenoiser
+Images = Float[Tensor, "B C H W"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,8 +129,6 @@ def unet(
     """Returns a new U-Net: one width a resolution, attention at the lowest ones, and a null label at the end."""
     widths = Architecture(widths=widths, layers=layers, attention=attention, patch=patch).of(resolution).widths
     assert widths is not None, "of a resolution they are known"
-    if attention > len(widths):
-        raise InputError(f"attention must be 0 to {len(widths)}, the number of widths, got {attention}")
     plain = len(widths) - attention
     config: dict[str, Any] = {
         "sample_size": resolution,
@@ -167,10 +166,10 @@ class _Loss(ABC):
 
     def __call__(self, network: nn.Module, batch: Batch) -> Tensor:
         """Returns the mean squared error, ()."""
-        generator, count, device = batch.generator, len(batch.images), batch.images.device
+        generator = batch.generator
         x0 = flipped(batch.images, generator) if self.flip else batch.images
-        level = self.level(count, generator)
-        dropped = (torch.rand(count, generator=generator) < self.dropout).to(device)
+        level = self.level(len(x0), generator)
+        dropped = (torch.rand(len(x0), generator=generator) < self.dropout).to(x0.device)
         labels = None if self.null is None else torch.where(dropped, self.null, batch.labels)
         eps = torch.randn(x0.shape, generator=generator).to(x0)
         input, target = self.pair(x0, eps, level)
@@ -182,9 +181,7 @@ class _Loss(ABC):
         """Returns the random noise level of each image."""
 
     @abstractmethod
-    def pair(
-        self, x0: Float[Tensor, "B C H W"], eps: Float[Tensor, "B C H W"], level: Level
-    ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B C H W"]]:
+    def pair(self, x0: Images, eps: Images, level: Level) -> tuple[Images, Images]:
         """Returns what the network is shown, and what it is to put out."""
 
 
@@ -214,9 +211,7 @@ class DenoisingLoss(_Loss):
         times = len(self.schedule.alpha_bar) * self.shift * u / (1 + (self.shift - 1) * u)
         return self.schedule.at_time(times.long())
 
-    def pair(
-        self, x0: Float[Tensor, "B C H W"], eps: Float[Tensor, "B C H W"], level: Level
-    ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B C H W"]]:
+    def pair(self, x0: Images, eps: Images, level: Level) -> tuple[Images, Images]:
         """Returns ``x_t`` and what the parameterization makes of image and noise."""
         return noised(x0, eps, level), output_for(self.parameterization, x0, eps, level)
 
@@ -246,9 +241,7 @@ class EDMLoss(_Loss):
         normal = torch.randn(count, generator=generator, dtype=torch.float64)
         return EDM().at_ratio(2 * self.sigma_data * (self.mean + self.deviation * normal).exp())
 
-    def pair(
-        self, x0: Float[Tensor, "B C H W"], eps: Float[Tensor, "B C H W"], level: Level
-    ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B C H W"]]:
+    def pair(self, x0: Images, eps: Images, level: Level) -> tuple[Images, Images]:
         """Returns ``c_in x_t`` and ``(x_0 - c_skip x_t) / c_out``."""
         sigma, s = broadcast(level.sigma, x0), self.sigma_data
         total = (sigma**2 + s**2).sqrt()

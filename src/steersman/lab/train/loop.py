@@ -11,7 +11,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -82,11 +82,9 @@ class Training:
     save_seconds: float = 300.0
 
     def __post_init__(self) -> None:
-        for name in ("images", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.seed < 0:
-            raise InputError(f"seed must be at least 0, got {self.seed}")
+        for name, least in (("images", 1), ("batch_size", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise unknown(name, getattr(self, name), known)
@@ -138,15 +136,14 @@ class _Batches(Sampler[list[int]]):
         return self.training.steps - self.start
 
     def __iter__(self) -> Iterator[list[int]]:
-        batch, epoch, order = self.training.batch_size, -1, torch.empty(0)
+        @lru_cache(maxsize=1)
+        def order(epoch: int) -> Tensor:
+            return torch.randperm(self.size, generator=_generator(self.training.seed, "order", epoch))
+
+        batch = self.training.batch_size
         for step in range(self.start, self.training.steps):
-            indices = []
-            for place in range(step * batch, (step + 1) * batch):
-                if place // self.size != epoch:
-                    epoch = place // self.size
-                    order = torch.randperm(self.size, generator=_generator(self.training.seed, "order", epoch))
-                indices.append(int(order[place % self.size]))
-            yield indices
+            places = range(step * batch, (step + 1) * batch)
+            yield [int(order(place // self.size)[place % self.size]) for place in places]
 
 
 def _generator(seed: int, use: Use, *key: int) -> torch.Generator:

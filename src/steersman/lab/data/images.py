@@ -1,21 +1,23 @@
-"""A set of images, named in one line.
+"""Sets of images, named in one line: to measure, and to train on.
 
     FOLDER                  a run in any format, or a folder of images; with a folder for each class, those are labels
     FILE.npz                a batch in ADM's format: ``arr_0`` (N, H, W, 3) in uint8, ``arr_1`` numbers as labels; in
                             its reference batches ``mu`` and ``sigma`` of the larger set that they were drawn from
     sportballs[:PRESET]     rendered, or ``sportballs:CLASS`` for one kind of ball
-    cifar10:[FOLDER]        published, as is ``mnist:[FOLDER]`` (`lab.data.pictures`); grey images get three channels
+    cifar10:[FOLDER]        published, as is ``mnist:[FOLDER]`` (`.pictures`); grey images get three channels
 
     ?resolution=64          a folder's images: shorter side resized, centre cropped; others: the side
     ?num=1000&seed=0        rendered: number of images, seed of the set; published: how many are drawn with which seed
     ?split=test             published: the test images instead of the training images
 
-Images have 8 bits a channel wherever they come from: a rendered set equals the folder it is written to.
+Images to measure have 8 bits a channel wherever they come from: a rendered set equals the folder it is written to. A
+training takes rendered images as they are, and published ones with their own channels (`load_data`).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
@@ -23,19 +25,32 @@ import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms import v2
 
 from steersman.errors import InputError, about, unknown
-from steersman.files import file_name, in_8_bits, open_image, read_image, read_npz, upright_size
+from steersman.files import (
+    file_name,
+    in_8_bits,
+    open_image,
+    read_image,
+    read_npz,
+    upright_size,
+    write_image,
+    writing_to,
+)
 from steersman.lab.data.pictures import SOURCES, read_pictures
+from steersman.lab.data.sportballs import CLASSES, PRESETS, SportBalls
 from steersman.names import same_class, split_options
 from steersman.typed import typed
 
-__all__ = ["ImageSet", "indices_of", "moments_in", "read_images"]
+__all__ = ["ImageSet", "indices_of", "load_data", "moments_in", "read_images", "write_folder"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 RENDERED = "sportballs"
-NUM = 1000
+NUM, SIDE = 1000, 64  # of a rendered set: images, and their side in pixels
 OPEN = 4  # files of packed images that stay open
+BATCH = 64  # images that are rendered at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,19 +120,18 @@ def read_images(spec: str | Path) -> ImageSet:
     """Returns the set of images that a text names, see above."""
     spec = str(spec)
     if Path(spec).is_dir():
-        return _folder(spec, Path(spec), None)
+        return _folder(spec, Path(spec))
     if Path(spec).is_file():
         return _batch(spec)
     name, options = split_options(spec, ("num", "seed", "resolution", "split"), f"option of {spec!r}")
-    split = options.pop("split", None)
-    numbers = {key: _number(spec, key, value) for key, value in options.items()}
+    settings = {key: value if key == "split" else _number(spec, key, value) for key, value in options.items()}
     source, _, kind = name.partition(":")
     if source in SOURCES:
-        return _published(spec, source, kind if split is None else f"{kind}?split={split}", **numbers)
-    if source == RENDERED and split is None:
-        return _rendered(spec, kind, **numbers)
-    if Path(name).is_dir() and set(numbers) <= {"resolution"} and split is None:
-        return _folder(spec, Path(name), numbers.get("resolution"))
+        return _published(spec, source, kind, **settings)
+    if source == RENDERED and "split" not in settings:
+        return _rendered(spec, kind, **settings)
+    if Path(name).is_dir() and settings.keys() <= {"resolution"}:
+        return _folder(spec, Path(name), **settings)
     raise InputError(
         "images must be a folder (FOLDER?resolution=64), a batch FILE.npz, cifar10:[FOLDER][?split=test], "
         f"mnist:[FOLDER][?split=test] or sportballs[:PRESET or CLASS][?num=1000&seed=0&resolution=64], got {spec!r}"
@@ -132,49 +146,52 @@ def _number(spec: str, key: str, value: str) -> int:
 
 
 def _published(
-    spec: str, source: str, folder: str, num: int | None = None, seed: int = 0, resolution: int | None = None
+    spec: str,
+    source: str,
+    folder: str,
+    *,
+    num: int | None = None,
+    seed: int = 0,
+    resolution: int | None = None,
+    split: str = "train",
+    channels: int | None = 3,
 ) -> ImageSet:
-    pictures = read_pictures(source, folder)
-    if num is not None and num > len(pictures):
-        raise InputError(f"images: num must be at most {len(pictures)}, the number of images of {source}, got {num}")
-    order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(seed))
-    indices = range(len(pictures)) if num is None else order[:num].tolist()
-
-    def read(chosen: Sequence[int]) -> UInt8[Tensor, "B 3 H W"]:
-        pixels = pictures.pixels[list(chosen)]
-        if resolution is not None:
-            from torchvision.transforms import v2
-
-            pixels = v2.functional.resize(pixels, [resolution, resolution], v2.InterpolationMode.BICUBIC)
-        return pixels.expand(-1, 3, -1, -1)
-
-    labels = tuple(pictures.classes[label] for label in pictures.labels[list(indices)].tolist())
-    return ImageSet(spec=spec, indices=indices, read=read, labels=labels)
+    """Returns images of CIFAR-10 or MNIST; with their own channels where these are None."""
+    pixels, labels = read_pictures(source, folder, split)
+    if num is not None and num > len(pixels):
+        raise InputError(f"images: num must be at most {len(pixels)}, the number of images of {source}, got {num}")
+    order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(seed))
+    indices = range(len(pixels)) if num is None else order[:num].tolist()
+    classes = SOURCES[source].classes
+    return ImageSet(
+        spec=spec,
+        indices=indices,
+        read=partial(_read_pixels, pixels.expand(-1, channels or pixels.shape[1], -1, -1), resolution),
+        labels=tuple(classes[label] for label in labels[list(indices)].tolist()),
+    )
 
 
-def _rendered(spec: str, kind: str, num: int = NUM, seed: int = 0, resolution: int = 64) -> ImageSet:
-    from steersman.lab.data.sportballs import CLASSES, PRESETS, SportBalls
+def _read_pixels(
+    pixels: UInt8[Tensor, "N C H W"], resolution: int | None, chosen: Sequence[int]
+) -> UInt8[Tensor, "B C h w"]:
+    images = pixels[list(chosen)]
+    if resolution is None:
+        return images
+    return v2.functional.resize(images, [resolution, resolution], v2.InterpolationMode.BICUBIC)
 
+
+def _rendered(spec: str, kind: str, num: int = NUM, seed: int = 0, resolution: int = SIDE) -> ImageSet:
     if kind and kind not in (*PRESETS, *CLASSES):
         raise unknown("preset or class of sportballs", kind, (*PRESETS, *CLASSES))
     only = kind if kind in CLASSES else None
     # The set has no end, so that there are num images of one class too.
     balls = SportBalls.preset("large" if only else kind or "large", num=2**62, seed=seed, resolution=resolution)
-    indices, labels, index = [], [], 0
-    while len(indices) < num:
-        label = CLASSES[balls.label(index)]
-        if only in (None, label):
-            indices.append(index)
-            labels.append(label)
-        index += 1
-
-    def read(chosen: Sequence[int]) -> UInt8[Tensor, "B 3 H W"]:
-        return in_8_bits(balls.batch(chosen)[0])
-
-    return ImageSet(spec=spec, indices=indices, read=read, labels=tuple(labels))
+    drawn = ((index, CLASSES[balls.label(index)]) for index in count())
+    indices, labels = zip(*islice((each for each in drawn if only in (None, each[1])), num), strict=True)
+    return ImageSet(spec=spec, indices=indices, read=lambda chosen: in_8_bits(balls.batch(chosen)[0]), labels=labels)
 
 
-def _folder(spec: str, folder: Path, resolution: int | None) -> ImageSet:
+def _folder(spec: str, folder: Path, resolution: int | None = None, *, kind: str = "images") -> ImageSet:
     from steersman.lab.generate.store import shard_files
 
     if shards := shard_files(folder):
@@ -183,10 +200,10 @@ def _folder(spec: str, folder: Path, resolution: int | None) -> ImageSet:
     below = {path: files for path in sorted(folder.iterdir()) if path.is_dir() and (files := _files(path))}
     if own and below:
         raise InputError(
-            f"images: {spec!r} must hold either images or a folder of images for each class, but it holds both"
+            f"{kind}: {spec!r} must hold either images or a folder of images for each class, but it holds both"
         )
     if not own and not below:
-        raise InputError(f"images: {spec!r} must hold at least 1 image ({', '.join(SUFFIXES)}), but it holds none")
+        raise InputError(f"{kind}: {spec!r} must hold at least 1 image ({', '.join(SUFFIXES)}), but it holds none")
     titles = _targets(folder)
     labels = tuple(titles.get(path.name, path.name) for path, files in below.items() for _ in files)
     if own and len(titles) == 1:
@@ -197,9 +214,16 @@ def _folder(spec: str, folder: Path, resolution: int | None) -> ImageSet:
     return ImageSet(
         spec=spec,
         indices=range(len(files)),
-        read=lambda chosen: torch.stack([_pixels(read_image(files[i], "images"), resolution) for i in chosen]),
+        # No lambda: where processes are spawned, those that load data get the set as a pickle.
+        read=partial(_read_files, files, resolution, kind),
         labels=labels or None,
     )
+
+
+def _read_files(
+    files: Sequence[Path], resolution: int | None, kind: str, chosen: Sequence[int]
+) -> UInt8[Tensor, "B 3 H W"]:
+    return torch.stack([_pixels(read_image(files[i], kind), resolution) for i in chosen])
 
 
 def _files(folder: Path) -> list[Path]:
@@ -250,12 +274,12 @@ def _packed(spec: str, shards: Sequence[Path], resolution: int | None) -> ImageS
     if not owners:
         raise InputError(f"images: {spec!r} must hold at least 1 image, but it holds none")
 
-    def one(path: Path, index: int) -> UInt8[Tensor, "3 H W"]:
-        with about("images", path):
-            return _pixels(Image.fromarray(opened(path).pixels(index)), resolution)
-
     def read(chosen: Sequence[int]) -> UInt8[Tensor, "B 3 H W"]:
-        return torch.stack([one(*owners[i]) for i in chosen])
+        images = []
+        for path, index in (owners[i] for i in chosen):
+            with about("images", path):
+                images.append(_pixels(Image.fromarray(opened(path).pixels(index)), resolution))
+        return torch.stack(images)
 
     return ImageSet(spec=spec, indices=range(len(owners)), read=read, labels=tuple(labels))
 
@@ -263,8 +287,6 @@ def _packed(spec: str, shards: Sequence[Path], resolution: int | None) -> ImageS
 def _pixels(image: Image.Image, resolution: int | None) -> UInt8[Tensor, "3 H W"]:
     """Returns an image; with a resolution, its shorter side resized and its centre cropped."""
     if resolution is not None:
-        from torchvision.transforms import v2
-
         image = v2.Resize(resolution, v2.InterpolationMode.BICUBIC)(image)
         image = v2.CenterCrop(resolution)(image)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
@@ -304,3 +326,60 @@ def moments_in(arrays: Mapping[str, np.ndarray], spec: str) -> tuple[Float[Tenso
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         raise InputError(f"statistics: mu and sigma in {spec!r} must be finite, but some values are not")
     return torch.from_numpy(mean), torch.from_numpy(covariance)
+
+
+def load_data(
+    spec: str, *, resolution: int | None = None, num: int = 100_000, seed: int = 0
+) -> tuple[Dataset, tuple[str, ...]]:
+    """Returns a map-style data set of images (C, H, W) in [-1, 1] with their labels, and the names of its classes."""
+    source, _, kind = spec.partition(":")
+    if source in SOURCES:
+        folder, options = split_options(kind, ("split",), f"option of {source}")
+        images = _published(spec, source, folder, resolution=resolution, channels=None, **options)
+        data = _Labelled(images, SOURCES[source].classes)
+    elif source == RENDERED:
+        data = SportBalls.preset(kind or "large", num=num, seed=seed, resolution=resolution or SIDE)
+    elif Path(spec).is_dir():
+        images = _folder(spec, Path(spec), resolution or SIDE, kind="data")
+        data = _Labelled(images, images.classes)
+    else:
+        raise InputError(
+            f"data must be sportballs, sportballs:nrcg, {', '.join(f'{source}:' for source in SOURCES)} or a folder "
+            f"with a folder a class, got {spec!r}"
+        )
+    return data, data.classes
+
+
+class _Labelled(Dataset):
+    """A set of images with labels, read when they are asked for."""
+
+    def __init__(self, images: ImageSet, classes: tuple[str, ...]) -> None:
+        if images.labels is None:
+            raise InputError(f"data: {images.spec!r} must hold a folder of images a class, it holds no folder")
+        self.images, self.classes = images, classes
+        self.labels = [classes.index(label) for label in images.labels]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Float[Tensor, "C H W"], int]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Float[Tensor, "C H W"], int]]:
+        """Returns several images at once: what a `DataLoader` asks for."""
+        pixels = self.images.read([self.images.indices[i] for i in indices])
+        return [(image / 127.5 - 1, self.labels[i]) for image, i in zip(pixels, indices, strict=True)]
+
+
+def write_folder(balls: SportBalls, out: Path, *, device: torch.device | str = "cpu") -> Iterator[Path]:
+    """Writes each image as ``OUT/CLASS/000000.png``, numbered by its index, and yields its path."""
+    with writing_to(out):
+        for name in balls.classes:
+            (out / name).mkdir(parents=True, exist_ok=True)
+    for first in range(0, len(balls), BATCH):
+        indices = range(first, min(first + BATCH, len(balls)))
+        images, labels = balls.batch(indices, device)
+        for index, image, label in zip(indices, images, labels.tolist(), strict=True):
+            path = out / balls.classes[label] / f"{index:06d}.png"
+            write_image(path, image)
+            yield path
