@@ -7,7 +7,7 @@ from statistics import NormalDist
 import torch
 
 from steersman.guidance import Denoised, Noisy
-from steersman.lab.analysis.forward import Batch, forward_noise, seen
+from steersman.lab.analysis.forward import Batch, accuracies, forward_noise
 from steersman.schedule import VP
 
 COUNT = 4000
@@ -38,9 +38,9 @@ def test_a_linear_classifier_errs_as_often_as_the_noise_crosses_its_border():
     images = torch.tensor([0.3, -0.1], dtype=torch.float64).reshape(1, 2, 1, 1).expand(COUNT, -1, -1, -1)
     eps = partial(forward_noise, range(COUNT), images, seed=0)
     target = {"side": torch.ones(COUNT, dtype=torch.int64)}
-    views = {"noisy": Noisy(), "denoised": Denoised(clip=False)}
+    inputs = {"noisy": Noisy(), "denoised": Denoised(clip=False)}
     batch = Batch(denoiser=denoiser, images=images, targets=target, eps=lambda level: eps(level=level))
-    found = seen(batch, {"side": side}, levels, views=views)
+    found = accuracies(batch, {"side": side}, levels, inputs=inputs)
     assert denoiser.asked == len(levels)
     for input, border in (("noisy", 0.2), ("denoised", 0.4)):
         for place, level in enumerate(levels):
@@ -56,8 +56,8 @@ def test_the_mixture_is_seen_as_its_exact_posterior_says(mixture, posterior, dra
     targets = {"exact": torch.arange(50) % 3}
     steps = []
     batch = Batch(denoiser=mixture, images=images, targets=targets, eps=lambda level: held[float(level.time)])
-    views = {"noisy": Noisy()}
-    found = seen(batch, {"exact": posterior}, levels, views=views, on_step=lambda: steps.append(0))
+    inputs = {"noisy": Noisy()}
+    found = accuracies(batch, {"exact": posterior}, levels, inputs=inputs, on_step=lambda: steps.append(0))
     for place, level in enumerate(levels):
         x_t = level.alpha * images + level.sigma * noise[place]
         right = mixture.log_posterior(x_t, level).argmax(1) == targets["exact"]
@@ -69,5 +69,5 @@ def test_a_denoiser_that_no_view_needs_is_not_asked():
     denoiser, x = Linear(), torch.zeros(1, 2, 1, 1)
     level = VP.cosine().at_time(5)
     batch = Batch(denoiser=denoiser, images=x, targets={"a": torch.ones(1).long()}, eps=lambda _: x)
-    seen(batch, {"a": side}, [level], views={"noisy": Noisy()})
+    accuracies(batch, {"a": side}, [level], inputs={"noisy": Noisy()})
     assert denoiser.asked == 0

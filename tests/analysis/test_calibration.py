@@ -12,13 +12,13 @@ from steersman.lab.analysis.calibration import (
     CONFIDENCE,
     CORRECT,
     Turns,
+    calibration_errors,
+    confidences,
     diagrams,
     error_curves,
     filled_bins,
-    found_errors,
     in_turn,
     integral,
-    trusted,
 )
 from steersman.lab.analysis.parts import apart, names
 from steersman.sampling import DDPM, Heun
@@ -40,13 +40,13 @@ def exact(mixture):
 @pytest.fixture(scope="module")
 def found(even):
     labels = torch.arange(COUNT) % 3
-    return trusted(
+    return confidences(
         even,
         DDPM(),
         {("exact",): exact(even)},
         {("exact",): labels},
         range(COUNT),
-        views={"noisy": Noisy(), "denoised": Denoised(clip=False)},
+        inputs={"noisy": Noisy(), "denoised": Denoised(clip=False)},
         temperatures=(1.0, 4.0),
         condition={"label": labels},
         steps=STEPS,
@@ -73,13 +73,13 @@ def test_images_are_drawn_for_their_class_and_seen_at_the_steps_own_level(even):
         kept.append((image.clone(), level))
         return even.log_posterior(image, level)
 
-    found = trusted(
+    found = confidences(
         even,
         Heun(),  # asks twice a step: the first time counts
         {("a",): watching},
         {("a",): labels},
         range(4),
-        views={"denoised": Denoised(clip=False)},
+        inputs={"denoised": Denoised(clip=False)},
         at={0, 2},
         condition={"label": labels},
         steps=4,
@@ -100,7 +100,7 @@ def test_a_binary_classifier_is_sure_of_either_class(even):
         return torch.tensor([[-2.0], [2.0]], dtype=torch.float64)
 
     told = {("b",): torch.tensor([0, 0])}
-    found = trusted(even, DDPM(), {("b",): logit}, told, [0, 1], views={"v": Noisy()}, temperatures=[0.5], steps=2)
+    found = confidences(even, DDPM(), {("b",): logit}, told, [0, 1], inputs={"v": Noisy()}, temperatures=[0.5], steps=2)
     sure = torch.full((2, 2), 1.0, dtype=torch.float64).sigmoid()
     torch.testing.assert_close(found[CONFIDENCE, "b", "v", "τ 0.5"], sure)
     assert found[CORRECT, "b", "v", "τ 0.5"].tolist() == [[True, True], [False, False]]
@@ -115,7 +115,7 @@ def test_the_integral_is_the_mean_over_time():
 def test_curves_and_bins_tell_the_diagrams(found):
     rows = diagrams(measured(found), 5)
     assert names(rows)["exact", "noisy", "τ 4"] == "noisy, τ 4"
-    curves = error_curves(found_errors(measured(found), TIMES, 5), TIMES)
+    curves = error_curves(calibration_errors(measured(found), TIMES, 5), TIMES)
     assert [curve.name for curve in curves] == ["noisy, τ 1", "noisy, τ 4", "denoised, τ 1", "denoised, τ 4"]
     first = rows["exact", "noisy", "τ 1"][3]
     filled = filled_bins(first)
@@ -130,7 +130,7 @@ def test_errors_have_the_interval_that_other_images_would_fall_into(found):
     """Twelve sets of 50 images are spread as the interval of one of them says, and so is their mean over time."""
     values = measured(found)
     sets = [
-        found_errors({key: array[first::12] for key, array in values.items()}, TIMES, 5)["exact", "noisy", "τ 4"]
+        calibration_errors({key: array[first::12] for key, array in values.items()}, TIMES, 5)["exact", "noisy", "τ 4"]
         for first in range(12)
     ]
     for pick in (lambda each: each.integral, lambda each: each.steps[3]):
@@ -144,12 +144,12 @@ def test_errors_have_the_interval_that_other_images_would_fall_into(found):
 
 
 def test_the_band_is_the_interval(found):
-    errors = found_errors(measured(found), TIMES, 5)
+    errors = calibration_errors(measured(found), TIMES, 5)
     curve = error_curves(errors, TIMES)[1]
     step = errors["exact", "noisy", "τ 4"].steps[6]
     assert curve.y[6] - curve.spread[6] == pytest.approx(step.low)
     assert curve.y[6] + curve.above[6] == pytest.approx(step.high)
-    one = found_errors({key: array[:1] for key, array in measured(found).items()}, TIMES, 5)
+    one = calibration_errors({key: array[:1] for key, array in measured(found).items()}, TIMES, 5)
     assert error_curves(one, TIMES)[0].spread is None
 
 
@@ -179,4 +179,4 @@ def test_panels_take_as_many_parts_as_it_takes():
 def test_refusals(even, posterior):
     told = {("a",): torch.zeros(1, dtype=torch.int64)}
     with pytest.raises(InputError, match="temperature must be above 0, got 0"):
-        trusted(even, DDPM(), {("a",): posterior}, told, [0], views={"v": Noisy()}, temperatures=[0.0], steps=2)
+        confidences(even, DDPM(), {("a",): posterior}, told, [0], inputs={"v": Noisy()}, temperatures=[0.0], steps=2)

@@ -9,7 +9,7 @@ from analysis.tiny import Tiny, network
 from steersman.denoise import Prediction
 from steersman.errors import InputError
 from steersman.guidance import Denoised, Identity, Noisy, TargetLogit
-from steersman.lab.analysis.forward import Forward, indices_among, seen, sensitivities
+from steersman.lab.analysis.forward import Forward, accuracies, indices_among, sensitivities
 from steersman.lab.data.images import read_images
 from steersman.models.classifiers.preprocess import RAW
 from steersman.models.denoisers import load_denoiser
@@ -86,8 +86,8 @@ def test_a_denoiser_of_latents_is_measured_on_images(dit_folder):
     batch = Forward(denoiser, {"a": classifier}, images).batch(range(3))
     assert batch.images.shape == (3, 4, 8, 8)
     levels = [denoiser.schedule.at_time(900), denoiser.schedule.at_time(10)]
-    views, targets = {"noisy": Noisy(), "denoised": Denoised(clip=False)}, batch.targets
-    found = seen(batch, {"a": classifier}, levels, views=views)
+    inputs, targets = {"noisy": Noisy(), "denoised": Denoised(clip=False)}, batch.targets
+    found = accuracies(batch, {"a": classifier}, levels, inputs=inputs)
     x_t = noised(batch.images, batch.eps(levels[1]), levels[1])
     right = classifier(denoiser.decode(x_t)).argmax(1) == targets["a"]
     assert torch.equal(found["a", "noisy"][:, 1], right) and found["a", "denoised"].shape == (3, 2)
@@ -96,7 +96,7 @@ def test_a_denoiser_of_latents_is_measured_on_images(dit_folder):
         {"a": classifier},
         [(levels[0], denoiser.schedule.at_time(899))],
         objective=lambda each: TargetLogit(classifier=each),
-        views=views,
+        inputs=inputs,
         stabilizers={"none": Identity()},
     )
     assert all(values.isfinite().all() and (values > 0).all() for values in said.values())

@@ -5,7 +5,7 @@ import torch
 
 from steersman.errors import InputError
 from steersman.guidance import ClassProbability, Denoised, Guide
-from steersman.lab.analysis.gradients import GRADIENT, IMAGE, NORM, followed
+from steersman.lab.analysis.gradients import GRADIENT, IMAGE, NORM, guided_gradients
 from steersman.sampling import DDPM, Recurrence
 from steersman.schedule import CLEAN
 
@@ -17,7 +17,7 @@ def guide(mixture, marginal, scale=1.0):
 
 def walk(mixture, guides, at=(0, 4), **settings):
     settings = {"steps": 8, "clip": False, "dtype": torch.float64} | settings
-    return followed(mixture, DDPM(), guides, [1, 2, 1], [0, 1, 2], at=at, **settings)
+    return guided_gradients(mixture, DDPM(), guides, [1, 2, 1], [0, 1, 2], at=at, **settings)
 
 
 def test_norms_are_of_the_gradient_on_the_image_that_is_shown(mixture):

@@ -66,7 +66,7 @@ def measure(draw):
             {"f": classifier},
             PAIRS,
             objective=Quadratic,
-            views={"v": input or Noisy()},
+            inputs={"v": input or Noisy()},
             stabilizers=stabilizers,
             shared=shared,
         )
@@ -101,7 +101,7 @@ def test_the_denoiser_is_asked_at_each_images_own_time_unless_told_otherwise(mea
     found, both = measure(input=Denoised(clip=False), shared=shared)
     for place, ((level, next), (x, y)) in enumerate(zip(PAIRS, both, strict=True)):
         k, own = level.alpha, level.alpha if shared else next.alpha
-        logits = ratio(k * x @ W.T, own * y @ W.T, (x, y))  # over the distance of the noisy images, not of the views
+        logits = ratio(k * x @ W.T, own * y @ W.T, (x, y))  # over the distance of the noisy images, not of the inputs
         gradients = ratio(k**2 * x @ A, own**2 * y @ A, (x, y))  # through the denoiser
         torch.testing.assert_close(found[LOGITS, "f", "v"][:, place], logits)
         torch.testing.assert_close(found[GRADIENTS, "f", "v", "none"][:, place], gradients)

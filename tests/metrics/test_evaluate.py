@@ -9,7 +9,7 @@ from steersman.errors import InputError
 from steersman.lab.data.images import read_images
 from steersman.lab.metrics import frechet_distance, wilson
 from steersman.lab.metrics.evaluate import FIGURES, evaluate
-from steersman.lab.metrics.features import Extractor, measured, read_reference
+from steersman.lab.metrics.features import Extractor, read_reference, statistics_of
 from steersman.lab.metrics.intervals import Figure
 from steersman.models.classifiers import RAW, Classifier, load_classifier
 
@@ -142,7 +142,8 @@ def test_classes_have_one_name_by_wordnet_and_with_underscores(way, pixels, quar
     samples, real = read_images(tmp_path / "samples"), read_images(tmp_path / "real")
     found = evaluate(samples, real, features=quarters, judge=lights(*NAMED), figures=("cfid",), resamples=0)
     each = [
-        frechet_distance(*(measured(held.of(name), quarters).features for held in (samples, real))) for name in NAMED
+        frechet_distance(*(statistics_of(held.of(name), quarters).features for held in (samples, real)))
+        for name in NAMED
     ]
     assert found["cfid"].value == pytest.approx(sum(each) / 2)
     assert only(evaluate(real, None, features=quarters, judge=lights(*NAMED))) == {"accuracy/judge"}
@@ -180,8 +181,8 @@ def test_a_figure_that_is_asked_for_and_cannot_be_given_is_refused_before_any_ne
 
 def test_cfid_is_of_the_target_alone(lit, pixels, quarters):
     samples, reference = read_images(write(lit / "samples", pixels(9, seed=4))), read_images(lit / "lit")
-    rows = {name: measured(each, quarters).features for name, each in (("x", samples), ("y", reference))}
-    dark = measured(reference.of("dark"), quarters).features
+    rows = {name: statistics_of(each, quarters).features for name, each in (("x", samples), ("y", reference))}
+    dark = statistics_of(reference.of("dark"), quarters).features
     found = evaluate(samples, reference, features=quarters, target="dark", resamples=0, figures=("fid", "cfid"))
     assert found["fid"].value == pytest.approx(frechet_distance(rows["x"], rows["y"]))
     assert found["cfid"].value == pytest.approx(frechet_distance(rows["x"], dark))
@@ -267,7 +268,7 @@ def test_too_few_images(samples, reference, figure, message, pixels, quarters, t
 
 def test_what_cannot_be_compared(lit, pixels, quarters):
     samples = read_images(lit / "one")
-    other = measured(samples, Extractor(name="other", embed=quarters.embed))
+    other = statistics_of(samples, Extractor(name="other", embed=quarters.embed))
     with pytest.raises(InputError, match="samples' are 'quarters' .12 columns. and those of .* are 'other'"):
         evaluate(samples, other, features=quarters)
     large = read_images(write(lit / "large", pixels(9, side=16)))

@@ -11,7 +11,7 @@ from steersman.errors import InputError
 from steersman.lab.data.images import read_images
 from steersman.lab.metrics.distances import frechet
 from steersman.lab.metrics.evaluate import evaluate
-from steersman.lab.metrics.features import Extractor, measured, read_reference, write_statistics
+from steersman.lab.metrics.features import Extractor, read_reference, statistics_of, write_statistics
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def sets(pixels, tmp_path):
 
 
 def test_mean_and_covariance(sets, quarters):
-    statistics = measured(sets[0], quarters)
+    statistics = statistics_of(sets[0], quarters)
     rows = quarters.embed(torch.cat(list(sets[0].batches()))).double()
     torch.testing.assert_close(statistics.moments.mean, rows.mean(0))
     root = statistics.moments.root
@@ -32,7 +32,7 @@ def test_mean_and_covariance(sets, quarters):
 
 def test_saved_statistics_give_what_the_images_give(sets, quarters, tmp_path):
     samples, reference = sets
-    write_statistics(tmp_path / "new" / "reference.npz", measured(reference, quarters))
+    write_statistics(tmp_path / "new" / "reference.npz", statistics_of(reference, quarters))
     saved = read_reference(tmp_path / "new" / "reference.npz")
     found = evaluate(samples, saved, features=quarters, target="dark", resamples=10)
     assert found == evaluate(samples, reference, features=quarters, target="dark", resamples=10)
@@ -42,7 +42,7 @@ def test_saved_statistics_give_what_the_images_give(sets, quarters, tmp_path):
 def test_edms_file_gives_the_distance(sets, quarters, tmp_path):
     """Of mean and covariance alone, as EDM's script writes them, and reads ours."""
     samples, reference = sets
-    write_statistics(tmp_path / "ours.npz", measured(reference, quarters))
+    write_statistics(tmp_path / "ours.npz", statistics_of(reference, quarters))
     with np.load(tmp_path / "ours.npz") as held:
         np.savez(tmp_path / "edm.npz", mu=held["mu"], sigma=held["sigma"], extractor=held["extractor"])
     found = evaluate(samples, read_reference(tmp_path / "edm.npz"), features=quarters, resamples=2)
@@ -76,7 +76,7 @@ def test_order_and_batch_size_do_not_matter(pixels, quarters, tmp_path):
 def test_features_that_are_not_finite_are_refused(sets):
     nothing = Extractor(name="nothing", embed=lambda images: images.flatten(1) / 0)
     with pytest.raises(InputError, match="features must be finite, but 'nothing' returned values that are not"):
-        measured(sets[0], nothing)
+        statistics_of(sets[0], nothing)
 
 
 @pytest.mark.parametrize(
@@ -101,11 +101,11 @@ def test_damaged_statistics(content, message, tmp_path):
 def test_a_file_that_cannot_be_written(sets, quarters, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
-        write_statistics(tmp_path / "file" / "x.npz", measured(sets[0], quarters))
+        write_statistics(tmp_path / "file" / "x.npz", statistics_of(sets[0], quarters))
 
 
 def test_distance_of_a_set_from_itself(sets, quarters):
-    statistics = measured(sets[1], quarters)
+    statistics = statistics_of(sets[1], quarters)
     assert frechet(statistics.moments, statistics.moments) == pytest.approx(0, abs=1e-12)
 
 
@@ -114,20 +114,20 @@ def test_adms_references_give_the_distance_to_the_whole_set(pixels, quarters, mo
     monkeypatch.setattr("steersman.lab.metrics.features.WIDTH", 12)
     inception = Extractor(name="inception", embed=quarters.embed)
     samples = read_images(write(tmp_path / "samples", pixels(14, bright=20)))
-    whole = measured(read_images(write(tmp_path / "whole", pixels(40, bright=40))), quarters).moments
+    whole = statistics_of(read_images(write(tmp_path / "whole", pixels(40, bright=40))), quarters).moments
     some = np.stack(pixels(13))
     np.savez(tmp_path / "adm.npz", arr_0=some, mu=whole.mean, sigma=whole.root.T @ whole.root)
     np.savez(tmp_path / "some.npz", arr_0=some)
     for features in (inception, quarters):
         found = evaluate(samples, read_reference(tmp_path / "adm.npz"), features=features, resamples=2)
         expected = evaluate(samples, read_reference(tmp_path / "some.npz"), features=features, resamples=2)
-        held = measured(samples, features).moments
+        held = statistics_of(samples, features).moments
         distance = frechet(held, whole) if features is inception else expected["fid"].value
         assert found["fid"].value == pytest.approx(distance, rel=1e-6)
         assert found["recall"] == expected["recall"]
         assert found["kid"] == expected["kid"]
     assert found["fid"].value != pytest.approx(frechet(held, whole), rel=1e-2)
-    write_statistics(tmp_path / "ours.npz", measured(read_images(tmp_path / "adm.npz"), inception))
+    write_statistics(tmp_path / "ours.npz", statistics_of(read_images(tmp_path / "adm.npz"), inception))
     saved = evaluate(samples, read_reference(tmp_path / "ours.npz"), features=inception, resamples=2)
     assert saved["fid"].value == pytest.approx(frechet(held, whole), rel=1e-6)
     assert saved["recall"] == found["recall"]

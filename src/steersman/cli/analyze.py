@@ -234,17 +234,19 @@ def analyze() -> None:
 @options.grouped
 def accuracy(*, out: Out = Path("outputs/accuracy"), scope: Scope, inputs: Inputs, data: _Data) -> None:
     """Measure a classifier's accuracy at each noise level, on the noisy and on the denoised image."""
-    from steersman.lab.analysis import seen
+    from steersman.lab.analysis import accuracies
     from steersman.lab.analysis.forward import all_levels, axis
     from steersman.lab.analysis.parts import share_curves
 
-    terminal, views = Terminal(), inputs.by_name()
+    terminal, by_name = Terminal(), inputs.by_name()
     with terminal.status("loading the networks"):
         forward = data.load(scope, inputs)
     every_level = all_levels(forward.denoiser.schedule)
     levels = [every_level[place] for place in scope.places(every_level)]
     values = measured(
-        lambda images, on_step: seen(forward.batch(images), forward.classifiers, levels, views=views, on_step=on_step),
+        lambda images, on_step: accuracies(
+            forward.batch(images), forward.classifiers, levels, inputs=by_name, on_step=on_step
+        ),
         *(terminal, out, scope, [forward.denoiser, *forward.classifiers.values()]),
         settings={"analysis": "accuracy"} | scope.settings() | inputs.settings() | vars(data),
         count=len(forward),
@@ -294,7 +296,7 @@ def sensitivity(
 
     if asked not in ASKED:
         raise unknown("time asked at", asked, ASKED)
-    terminal, views = Terminal(), inputs.by_name()
+    terminal, by_name = Terminal(), inputs.by_name()
     steadied = {name: stabilizer(name) for name in stabilizers or STABILIZERS}
     if objective not in AXES["objective"]:
         raise unknown("objective", objective, AXES["objective"])
@@ -312,7 +314,7 @@ def sensitivity(
             forward.classifiers,
             pairs,
             objective=lambda classifier: build("objective", objective, classifier=classifier),
-            views=views,
+            inputs=by_name,
             stabilizers=steadied,
             shared=asked == "shared",
             on_step=on_step,
@@ -409,8 +411,8 @@ def gradients(
     """Plot guided images and their gradients at some noise levels, by default 8, and the gradients' norms at all."""
     import torch
 
-    from steersman.lab.analysis import followed
-    from steersman.lab.analysis.figures import draw_walks
+    from steersman.lab.analysis import guided_gradients
+    from steersman.lab.analysis.figures import draw_trajectories
     from steersman.lab.analysis.forward import axis
     from steersman.lab.analysis.gradients import GRADIENT, IMAGE, NORM
     from steersman.lab.analysis.parts import mean_curves
@@ -443,7 +445,7 @@ def gradients(
     def measure(images: list[int], on_step: Callable[[], None]) -> "dict[Key, Tensor]":
         found: dict[Key, Tensor] = {}
         for name, each in recipes.items():
-            of_recipe = followed(
+            of_recipe = guided_gradients(
                 denoiser,
                 each.sampler(),
                 each.bind_prepared(guide),
@@ -471,5 +473,5 @@ def gradients(
         for name in recipes
     }
     zoom = max(1, round(96 / denoiser.shape[-1]))
-    draw_walks(out / "gradients.png", pictures, [f"{x_axis[0][place]:.3g}" for place in at], zoom=zoom)
+    draw_trajectories(out / "gradients.png", pictures, [f"{x_axis[0][place]:.3g}" for place in at], zoom=zoom)
     terminal.print(f"figures in {out}")

@@ -57,12 +57,12 @@ def calibration(
     import torch
 
     from steersman.files import parse_yaml
-    from steersman.lab.analysis import in_turn, trusted
+    from steersman.lab.analysis import confidences, in_turn
     from steersman.lab.analysis.forward import indices_among
     from steersman.recipes.axes import build
     from steersman.sampling import levels_of
 
-    terminal, views = Terminal(), inputs.by_name()
+    terminal, by_name = Terminal(), inputs.by_name()
     turns = [_turns(text, inputs.specs()) for text in switch or ()]
     temperatures = options.numbers("temperature", temperature)
     if num < 1 or bins < 1:
@@ -91,13 +91,13 @@ def calibration(
         def of_images(indices: list[int]) -> "Tensor":
             return torch.tensor([indices[image % len(drawn)] for image in images], device=scope.device)
 
-        return trusted(
+        return confidences(
             denoiser,
             walker,
             classifiers,
             {key: of_images(indices) for key, indices in targets.items()},
             [seed + image for image in images],
-            views=views,
+            inputs=by_name,
             temperatures=temperatures,
             at=set(at),
             condition={"label": of_images(labels), "cfg_scale": cfg_scale},
@@ -154,10 +154,10 @@ def _show(
     """Writes the figures of what was measured at some noise levels, and prints them."""
     from steersman.lab.analysis.calibration import (
         ERROR,
+        calibration_errors,
         diagrams,
         error_curves,
         filled_bins,
-        found_errors,
         write_integrals,
     )
     from steersman.lab.analysis.figures import draw_reliability
@@ -166,7 +166,8 @@ def _show(
     from steersman.lab.report.tables import with_interval, write_rows
 
     x_axis = x, title, _ = axis(schedule, levels)
-    errors, reliability = found_errors(values, [float(level.time) for level in levels], bins), diagrams(values, bins)
+    errors = calibration_errors(values, [float(level.time) for level in levels], bins)
+    reliability = diagrams(values, bins)
     integrals = {key: each.integral for key, each in errors.items()}
     write_integrals(out, integrals, heading)
     rows = [

@@ -70,7 +70,7 @@ def evaluate(
     from steersman.lab.data.images import read_images
     from steersman.lab.metrics.evaluate import DISTANCES, FIGURES
     from steersman.lab.metrics.evaluate import evaluate as figures_of
-    from steersman.lab.metrics.features import load_extractor, measured, read_reference, write_statistics
+    from steersman.lab.metrics.features import load_extractor, read_reference, statistics_of, write_statistics
     from steersman.lab.run import check_device, read_run
     from steersman.models.classifiers import load_classifier
 
@@ -102,7 +102,7 @@ def evaluate(
         task = progress.add_task("images", total=None)
         settings = {"batch_size": batch_size, "on_images": lambda count: progress.advance(task, count)}
         if save_statistics is not None:
-            write_statistics(save_statistics, measured(images, extractor, **settings))
+            write_statistics(save_statistics, statistics_of(images, extractor, **settings))
         found = figures_of(
             images,
             real,

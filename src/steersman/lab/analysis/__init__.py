@@ -1,5 +1,5 @@
-from steersman.lab.analysis.calibration import in_turn, integral, trusted
-from steersman.lab.analysis.forward import seen, sensitivities
-from steersman.lab.analysis.gradients import fields, followed
+from steersman.lab.analysis.calibration import confidences, in_turn, integral
+from steersman.lab.analysis.forward import accuracies, sensitivities
+from steersman.lab.analysis.gradients import fields, guided_gradients
 
-__all__ = ["fields", "followed", "in_turn", "integral", "seen", "sensitivities", "trusted"]
+__all__ = ["fields", "guided_gradients", "in_turn", "integral", "accuracies", "sensitivities", "confidences"]

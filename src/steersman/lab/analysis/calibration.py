@@ -61,13 +61,13 @@ __all__ = [
     "diagrams",
     "error_curves",
     "filled_bins",
-    "found_errors",
+    "calibration_errors",
     "in_turn",
     "integral",
     "pairs",
     "read_cells",
     "read_errors",
-    "trusted",
+    "confidences",
     "write_agreement",
     "write_integrals",
 ]
@@ -97,14 +97,14 @@ class _Overheard(Conditioned):
 
 
 @ieee()
-def trusted(
+def confidences(
     denoiser: Denoiser,
     sampler: Sampler,
     classifiers: Mapping[Key, Logits],
     targets: Mapping[Key, Int[Tensor, " B"]],
     seeds: Sequence[int],
     *,
-    views: Mapping[str, ClassifierInput],
+    inputs: Mapping[str, ClassifierInput],
     temperatures: Sequence[float] = (1.0,),
     at: Collection[int] | None = None,
     condition: Mapping[str, Any] | None = None,
@@ -126,7 +126,7 @@ def trusted(
         overheard.answers.clear()
         if at is None or report.step.index in at:
             for name, shown, logits, target, multilabel in answers(
-                classifiers, targets, views, x_t, prediction, level, conditioned
+                classifiers, targets, inputs, x_t, prediction, level, conditioned
             ):
                 right = correct(logits, target, multilabel=multilabel)
                 for temperature in temperatures:
@@ -213,7 +213,7 @@ class Errors:
     integral: Figure
 
 
-def found_errors(values: Mapping[Key, np.ndarray], times: Sequence[float], bins: int) -> dict[Key, Errors]:
+def calibration_errors(values: Mapping[Key, np.ndarray], times: Sequence[float], bins: int) -> dict[Key, Errors]:
     """Returns the calibration errors with their intervals, by what names a classifier, its view and its temperature."""
     found = {}
     for key, sure, right in _predictions(values):

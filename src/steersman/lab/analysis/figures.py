@@ -18,7 +18,7 @@ from steersman.lab.report.plots import COLOURS, LINE, MARKS, write_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["draw_fields", "draw_reliability", "draw_walks"]
+__all__ = ["draw_fields", "draw_reliability", "draw_trajectories"]
 
 PANEL = 2.6  # inches: a side
 LARGEST = 120  # square points: the area of the dot of all images
@@ -122,9 +122,9 @@ def _panels(rows: Sequence[str], columns: Sequence[str], *, below: float) -> tup
     return figure, grid
 
 
-def draw_walks(
+def draw_trajectories(
     path: Path,
-    walks: Mapping[str, tuple[Float[Tensor, "B K 3 H W"], Float[Tensor, "B K C h w"]]],
+    trajectories: Mapping[str, tuple[Float[Tensor, "B K 3 H W"], Float[Tensor, "B K C h w"]]],
     times: Sequence[str],
     *,
     zoom: int = 1,
@@ -134,9 +134,9 @@ def draw_walks(
     The heat maps of one row share their scale, so that a gradient which fades is seen to.
     """
     rows = {}
-    count = len(next(iter(walks.values()))[0])
+    count = len(next(iter(trajectories.values()))[0])
     for place in range(count):
-        for name, (images, gradients) in walks.items():
+        for name, (images, gradients) in trajectories.items():
             shown = heat(gradients[place], shared=True)
             if shown.shape[-2:] != images.shape[-2:]:  # of a latent
                 shown = torch.nn.functional.interpolate(shown, images.shape[-2:], mode="nearest")

@@ -51,7 +51,7 @@ __all__ = [
     "choose",
     "forward_noise",
     "indices_among",
-    "seen",
+    "accuracies",
     "sensitivities",
 ]
 
@@ -229,14 +229,14 @@ def _labels(denoiser: Denoiser, names: Sequence[str]) -> list[int]:
 def answers(
     classifiers: Mapping[Name, Logits],
     targets: Mapping[Name, Int[Tensor, " B"]],
-    views: Mapping[str, ClassifierInput],
+    inputs: Mapping[str, ClassifierInput],
     x_t: Float[Tensor, "B C H W"],
     prediction: Prediction | None,
     level: Level,
     denoiser: Denoiser,
 ) -> Iterator[tuple[Name, str, Float[Tensor, "B K"], Int[Tensor, " B"], bool]]:
     """Yields a classifier's name, what it is shown, its logits, the targets, and whether it is multi-label."""
-    for shown, input in views.items():
+    for shown, input in inputs.items():
         image = denoiser.decode(input(x_t, prediction, level, denoiser))
         for name, classifier in classifiers.items():
             yield name, shown, classifier(image, level), targets[name], getattr(classifier, "multilabel", False)
@@ -244,12 +244,12 @@ def answers(
 
 @torch.no_grad()
 @ieee()
-def seen(
+def accuracies(
     batch: Batch,
     classifiers: Mapping[str, Logits],
     levels: Sequence[Level],
     *,
-    views: Mapping[str, ClassifierInput],
+    inputs: Mapping[str, ClassifierInput],
     on_step: Callable[[], None] = lambda: None,
 ) -> dict[Key, Bool[Tensor, "B T"]]:
     """Returns, by classifier and view, at which levels each image is given its class.
@@ -257,16 +257,16 @@ def seen(
     The denoiser is asked once a level, whatever the number of classifiers, and not at all where no view needs it.
     """
     found = defaultdict(list)
-    asked = any(input.needs_denoiser for input in views.values())
+    asked = any(input.needs_denoiser for input in inputs.values())
     for level in levels:
         x_t = noised(batch.images, batch.eps(level), level)
         prediction = batch.denoiser(x_t, level) if asked else None
         for name, shown, logits, target, multilabel in answers(
-            classifiers, batch.targets, views, x_t, prediction, level, batch.denoiser
+            classifiers, batch.targets, inputs, x_t, prediction, level, batch.denoiser
         ):
             found[name, shown].append(correct(logits, target, multilabel=multilabel))
         on_step()
-    return stacked({key: found[key] for key in product(classifiers, views)})  # in the order of the curves
+    return stacked({key: found[key] for key in product(classifiers, inputs)})  # in the order of the curves
 
 
 @ieee()
@@ -276,7 +276,7 @@ def sensitivities(
     pairs: Sequence[tuple[Level, Level]],
     *,
     objective: Callable[[Logits], Objective],
-    views: Mapping[str, ClassifierInput],
+    inputs: Mapping[str, ClassifierInput],
     stabilizers: Mapping[str, Stabilizer],
     shared: bool = False,
     on_step: Callable[[], None] = lambda: None,
@@ -286,7 +286,7 @@ def sensitivities(
     guides = {
         (name, shown): Guide(objective=objective(classifier), input=input, wrt="x_t")
         for name, classifier in heard.items()
-        for shown, input in views.items()
+        for shown, input in inputs.items()
     }
     states = {
         (*key, name): [stabilizer.init(batch.images)] * 2 for key in guides for name, stabilizer in stabilizers.items()

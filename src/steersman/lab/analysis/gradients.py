@@ -35,13 +35,13 @@ from steersman.mixture import Mixture
 from steersman.sampling import Callback, Report, Sampler, sample
 from steersman.schedule import CLEAN, Level
 
-__all__ = ["FIELDS", "GRADIENT", "IMAGE", "NORM", "example", "fields", "followed", "lattice"]
+__all__ = ["FIELDS", "GRADIENT", "IMAGE", "NORM", "example", "fields", "guided_gradients", "lattice"]
 
 IMAGE, GRADIENT, NORM = "image", "gradient", "norm"
 FIELDS = ("joint", "marginal", "conditional", "on x0_hat")
 
 
-def followed(
+def guided_gradients(
     denoiser: Denoiser,
     sampler: Sampler,
     guides: Sequence[Guide],

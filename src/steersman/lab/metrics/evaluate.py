@@ -24,7 +24,7 @@ from steersman.errors import InputError, unknown
 from steersman.lab.data.images import ImageSet
 from steersman.lab.evaluation import Evaluation, evaluate_images
 from steersman.lab.metrics.distances import COVERED, INSIDE, across, frechet, inside, moments, within, within_reach
-from steersman.lab.metrics.features import Extractor, Statistics, device_of, measured
+from steersman.lab.metrics.features import Extractor, Statistics, device_of, statistics_of
 from steersman.lab.metrics.intervals import RESAMPLES, Figure, mean_of, resampled, share
 from steersman.models.classifiers import Classifier, TextClassifier
 from steersman.names import same_class
@@ -96,7 +96,7 @@ def evaluate(
         ours, theirs = (
             images
             if isinstance(images, Statistics)
-            else measured(images, features, batch_size=batch_size, on_images=on_images)
+            else statistics_of(images, features, batch_size=batch_size, on_images=on_images)
             for images in (samples, reference)
         )
         if theirs.extractor != ours.extractor or theirs.width != ours.width:

@@ -48,7 +48,7 @@ __all__ = [
     "classifier_features",
     "device_of",
     "load_extractor",
-    "measured",
+    "statistics_of",
     "read_reference",
     "write_statistics",
 ]
@@ -228,7 +228,7 @@ class Statistics:
 
 
 @ieee()
-def measured(
+def statistics_of(
     images: ImageSet,
     extractor: Extractor,
     *,

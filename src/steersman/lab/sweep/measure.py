@@ -11,7 +11,7 @@ from steersman.errors import InputError
 from steersman.files import read_json, write_json
 from steersman.lab.data.images import ImageSet, read_images
 from steersman.lab.metrics.evaluate import DISTANCES, evaluate
-from steersman.lab.metrics.features import Statistics, load_extractor, measured, read_reference
+from steersman.lab.metrics.features import Statistics, load_extractor, read_reference, statistics_of
 from steersman.lab.metrics.intervals import Figure
 from steersman.lab.session import Session
 from steersman.lab.sweep.cells import Sweep
@@ -36,7 +36,7 @@ class Measure:
     @cached_property
     def reference(self) -> Statistics:
         """The reference's features."""
-        return self.given if isinstance(self.given, Statistics) else measured(self.given, self.extractor)
+        return self.given if isinstance(self.given, Statistics) else statistics_of(self.given, self.extractor)
 
     def rehearse(self, session: Session) -> dict[str, Figure]:
         """Measures a few grey images of a session's size, so that errors come before the first image is drawn."""
