@@ -167,12 +167,12 @@ class _Network:
     def evaluations(self, samples: ImageSet, batch_size: int, on_images: Callable[[int], object]) -> list[Evaluation]:
         """Returns what the network says of each sample whose target it knows."""
         network, found = self.network, []
-        known = [i for i, label in enumerate(samples.labels or ()) if label in self.indices]
+        known = {i: self.indices[label] for i, label in enumerate(samples.labels or ()) if label in self.indices}
         if network is None or not known:
             return found
-        indices = [self.indices[label] for label in samples.labels or () if label in self.indices]
+        indices = list(known.values())
         batches, device = Batches(batch_size), device_of(network)
-        for images in samples.some(known).batches(batch_size):
+        for images in samples.some(list(known)).batches(batch_size):
             chosen = indices[len(found) : len(found) + len(images)]
             for evaluations in batches.map(lambda x, y: evaluate_images(network, x.to(device), y), images, chosen):
                 found += evaluations
