@@ -51,10 +51,10 @@ def _released(size: int, num_channels: int, blocks: int, labels: int = 0, **othe
     )
 
 
-_TRAINED = {"heads": 4, "resblock_updown": False, "attention_resolutions": (16, 8)}
-_LONG = {**_TRAINED, "diffusion_steps": 4000, "schedule": "cosine"}
-_RESCALED = {**_LONG, "rescale_timesteps": True}
-_LSUN = {**_TRAINED, "heads": 1, "attention_resolutions": (16,), "use_scale_shift_norm": False}
+_TRAINED: dict[str, Any] = {"heads": 4, "resblock_updown": False, "attention_resolutions": (16, 8)}
+_LONG: dict[str, Any] = {**_TRAINED, "diffusion_steps": 4000, "schedule": "cosine"}
+_RESCALED: dict[str, Any] = {**_LONG, "rescale_timesteps": True}
+_LSUN: dict[str, Any] = {**_TRAINED, "heads": 1, "attention_resolutions": (16,), "use_scale_shift_norm": False}
 IMPROVED: Mapping[str, Settings] = {
     "cifar10_uncond_50M_500K.pt": _released(32, 128, 3, **_RESCALED),
     "cifar10_uncond_vlb_50M_500K.pt": _released(32, 128, 3, **_RESCALED),

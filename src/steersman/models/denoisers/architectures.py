@@ -141,7 +141,7 @@ def empty_unet(
     """
     attending = [width for width, attends in zip(channels, attended, strict=True) if attends]
     attending += [channels[-1]] if config.get("add_attention", True) else []
-    sizes = {width // heads if heads else head_channels for width in attending}
+    sizes = {width // heads if heads else head_channels or width for width in attending}
     if len(sizes) <= 1 and not any(width % size for width in attending for size in sizes):
         config["attention_head_dim"] = next(iter(sizes), None)  # all heads of one size, as diffusers can say
         heads = head_channels = None
