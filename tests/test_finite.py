@@ -13,8 +13,8 @@ from steersman.lab.run import Run
 from steersman.lab.train.classifier import ClassificationLoss
 from steersman.lab.train.denoiser import DenoisingLoss, EDMLoss
 from steersman.lab.train.loop import Training
-from steersman.lab.tune.space import Range
-from steersman.lab.tune.trials import Bounds
+from steersman.lab.tune import Bounds
+from steersman.lab.tune.search import Range
 from steersman.models.classifiers.preprocess import Preprocess
 from steersman.recipes.axes import AXES, FIXED
 from steersman.sampling import DDIM, DiffusersSampler, Heun, Particles, Recurrence, levels_of, sample

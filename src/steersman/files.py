@@ -56,6 +56,7 @@ __all__ = [
     "upright_size",
     "write_image",
     "write_json",
+    "write_yaml",
     "writing_to",
 ]
 
@@ -159,6 +160,12 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     """Writes a mapping as indented JSON."""
     with replacing(path) as beside:
         beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def write_yaml(path: Path, content: dict[str, Any], **style: Any) -> None:  # noqa: ANN401
+    """Writes a mapping as YAML, with its keys in their order."""
+    with replacing(path) as beside:
+        beside.write_text(yaml.safe_dump(content, sort_keys=False, **style), encoding="utf-8")
 
 
 def in_8_bits(images: Float[Tensor, "*batch C H W"]) -> UInt8[Tensor, "*batch C H W"]:

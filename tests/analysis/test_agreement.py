@@ -7,7 +7,7 @@ from steersman.lab.analysis.calibration import pairs, read_cells, read_errors
 from steersman.lab.metrics.intervals import Figure
 from steersman.lab.report.plots import Pair
 from steersman.lab.report.tables import write_rows
-from steersman.lab.sweep.table import FRONTS, Row, write_table
+from steersman.lab.sweep.sweeping import FRONTS, Row, write_table
 
 HEADER = ("classifier", "input", "name", "integral calibration error")
 HEADER = (*HEADER, "integral calibration error low", "integral calibration error high")

@@ -13,8 +13,8 @@ from steersman.errors import InputError
 from steersman.guidance import Adam, Ema, Identity
 from steersman.lab.analysis.parts import Parts
 from steersman.lab.metrics.intervals import Figure
-from steersman.lab.report.folders import report
-from steersman.lab.sweep.table import Row, write_table
+from steersman.lab.report.page import report
+from steersman.lab.sweep.sweeping import Row, write_table
 
 BALLS = ["--data", "sportballs?num=5&seed=3&resolution=8"]
 TWO = ["--classifier", "one=zoo:0", "--classifier", "two=zoo:1"]

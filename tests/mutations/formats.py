@@ -26,14 +26,12 @@ from steersman.lab.generate import status
 from steersman.lab.generate.formats import ImageRecord, write_image, write_shard
 from steersman.lab.metrics.features import read_reference
 from steersman.lab.metrics.intervals import Figure
-from steersman.lab.report.folders import page_of
+from steersman.lab.report.page import page_of
 from steersman.lab.reproduce import load_reproduction
 from steersman.lab.run import Run, read_run
 from steersman.lab.tune.cost import Prices
 from steersman.lab.tune.search import Search
-from steersman.lab.tune.space import Range
-from steersman.lab.tune.trials import LARGER, Trial
-from steersman.lab.tune.tuning import begun
+from steersman.lab.tune.tuning import LARGER, Trial, resumed
 from steersman.models.classifiers import load_classifier
 from steersman.models.denoisers import load_denoiser
 from steersman.models.zoo import build_network, read_network
@@ -364,8 +362,8 @@ def sweep(folder: Path) -> Format:
 
 def tune(folder: Path) -> Format:
     """What a tune goes on with."""
-    space = {"scale": Range(low=1.0, high=4.0, integer=False)}
-    content = {"space": {"scale": "1.0..4.0"}, "recipes": ["nrcg"], "shared": {"num": 2}}
+    space = {"scale": "1.0..4.0"}
+    content = {"space": space, "recipes": ["nrcg"], "shared": {"num": 2}}
     (folder / "tune.yaml").write_text(yaml.safe_dump(content))
     (folder / "tune.csv").write_text("trial,settings,cost,pareto,refused\n0,scale=1,3,yes,\n1,scale=9,4,,too far\n")
     (folder / "prices.json").write_text(json.dumps({"a": 0.5, "b": 1.5}))
@@ -378,7 +376,7 @@ def tune(folder: Path) -> Format:
         search.tell(trial.objectives, asdict(trial))
 
     def load() -> object:
-        return page_of(folder), Prices(folder / "prices.json"), begun(space, folder / "study.log", [], 0)
+        return page_of(folder), Prices(folder / "prices.json"), resumed(space, folder / "study.log", [], 0)
 
     return Format(files=sorted(path for path in folder.iterdir() if path.suffix != ".lock"), load=load)
 

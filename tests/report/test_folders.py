@@ -10,8 +10,7 @@ import yaml
 from PIL import Image
 
 from steersman.errors import InputError
-from steersman.lab.report.folders import SHOWN, report
-from steersman.lab.report.images import LARGEST, SIDE, WIDEST, embedded, thumbnail
+from steersman.lab.report.page import LARGEST, SHOWN, SIDE, WIDEST, embedded, report, thumbnail
 from steersman.lab.report.plots import Curve, write_curves
 
 VOID = {"meta", "img", "br", "link"}

@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from steersman.errors import InputError
-from steersman.lab.reproduce import Work, load_reproduction, needs, reproduction_names
-from steersman.lab.reproduce.schema import RATE, filled
+from steersman.lab.reproduce import Work, load_reproduction, reproduction_names
+from steersman.lab.reproduce.reproduction import RATE
 from steersman.recipes import recipe_names
 
 ROOMS = {"models": Path("models"), "data": Path("data")}
@@ -16,18 +16,17 @@ ROOMS = {"models": Path("models"), "data": Path("data")}
 
 def needed(name, **settings):
     wanted = load_reproduction(name)
-    return needs(wanted, ROOMS, **{"num": wanted.num, "batch_size": wanted.batch_size} | settings)
+    return Work(**{"wanted": wanted, "rooms": ROOMS, "out": Path("out"), "num": wanted.num} | settings)
 
 
 @pytest.mark.parametrize("name", reproduction_names())
 def test_a_bundled_one_is_whole(name):
     wanted = load_reproduction(name)
     assert wanted.recipe in recipe_names()
-    found = needed(name)
-    assert found.missing == list(found.paths)
+    work = needed(name)
+    assert work.missing == list(work.paths)
     for spec in (wanted.denoiser, *wanted.classifiers, wanted.reference or "", wanted.features):
-        assert "{" not in filled(spec, found.paths)
-    work = Work(wanted=wanted, paths=found.paths, out=Path("out"), num=wanted.num)
+        assert "{" not in work.filled(spec)
     assert sum(run.num for run in work.runs.values()) == wanted.num
     assert work.figures == sorted(wanted.published["guided"], key=work.figures.index)
     if isinstance(wanted.targets, int):
@@ -66,14 +65,14 @@ def test_an_empty_folder_is_missing(tmp_path):
     (tmp_path / "celebahq256").mkdir()
     (tmp_path / "ddpm-celebahq-256").mkdir()
     (tmp_path / "ddpm-celebahq-256" / "config.json").write_text("{}")
-    found = needs(wanted, rooms, num=2, batch_size=1)
+    found = Work(wanted=wanted, rooms=rooms, out=tmp_path / "out", num=2)
     assert found.missing == ["nrcg-celebahq", "inception", "celebahq"]
 
 
 @pytest.mark.parametrize(("num", "classes"), [(7, 3), (3, 7), (6, 3), (2500, 2)])
 def test_image_i_has_seed_i_and_its_share_of_the_classes(num, classes):
     wanted = load_reproduction("elucd-imagenet128").model_copy(update={"targets": classes})
-    work = Work(wanted=wanted, paths=needed("elucd-imagenet128").paths, out=Path("out"), num=num)
+    work = Work(wanted=wanted, rooms=ROOMS, out=Path("out"), num=num)
     drawn = {seed: run.targets for run in work.runs.values() for seed in range(run.seed, run.seed + run.num)}
     assert drawn == {image: (str(image * classes // num),) for image in range(num)}
     assert len(work.runs) == len({run.seed for run in work.runs.values()})
@@ -81,7 +80,7 @@ def test_image_i_has_seed_i_and_its_share_of_the_classes(num, classes):
 
 def test_few_images_have_fewer_figures():
     wanted = load_reproduction("elucd-imagenet128")
-    work = {num: Work(wanted=wanted, paths={}, out=Path("out"), num=num) for num in (2, 4)}
+    work = {num: Work(wanted=wanted, rooms=ROOMS, out=Path("out"), num=num) for num in (2, 4)}
     assert work[2].figures == ["fid"]
     assert work[4].figures == ["fid", "precision", "recall"]
 

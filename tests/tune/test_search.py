@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from steersman.lab.tune.search import Search
-from steersman.lab.tune.space import ANY
+from steersman.lab.tune.search import ANY, Search
 from steersman.mixture import Mixture
 from steersman.recipes import load_recipe
 from steersman.sampling import sample

@@ -4,38 +4,24 @@ import re
 from pathlib import Path
 
 import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FixedTrial
 
 from steersman.errors import InputError
 from steersman.lab.tune import TRIED, Tune
-from steersman.lab.tune.space import ANY, Range, check, chosen, placed, space_of
+from steersman.lab.tune.search import ANY, Range, check, chosen, placed, space_of
 from steersman.recipes import load_recipe
 
 
-class Told:
-    """Takes what it is told, and keeps what it was asked."""
-
-    def __init__(self, **answers):
-        self.answers, self.asked = answers, {}
-
-    def number(self, name, range):
-        self.asked[name] = range
-        return self.answers[name]
-
-    def one_of(self, name, names):
-        self.asked[name] = tuple(names)
-        return self.answers[name]
-
-
 def test_a_range_is_whole_and_by_decades_as_its_ends_are():
-    told = Told(**{"scale": 0.5, "steps": 8, "input.until": 0.25})
+    told = FixedTrial({"scale": 0.5, "steps": 8, "input.until": 0.25})
     space = space_of(["scale=0.01..1", "steps=4..32", "input.until=0.2..0.5"])
     assert chosen(space, told) == {"scale": 0.5, "steps": 8, "input.until": 0.25}
-    assert told.asked == {
-        "scale": Range(low=0.01, high=1, integer=False),
-        "steps": Range(low=4, high=32, integer=True),
-        "input.until": Range(low=0.2, high=0.5, integer=False),
+    assert told.distributions == {
+        "scale": FloatDistribution(low=0.01, high=1, log=True),
+        "steps": IntDistribution(low=4, high=32),
+        "input.until": FloatDistribution(low=0.2, high=0.5),
     }
-    assert [each.by_decades for each in told.asked.values()] == [True, False, False]
     assert Range(low=3, high=30, integer=True).by_decades and not Range(low=0, high=30, integer=True).by_decades
 
 
@@ -49,18 +35,21 @@ def test_what_stands_inside_one_of_several_is_asked_only_there():
     gated = "{name: gated, weight: [variance, {kind: interval, ratio_min: 0.1..2.0}]}"
     given = f"case={{name: plain, wrt: x0_hat}}, {gated}"
     space = space_of([given])
-    plain = Told(case="plain")
+    plain = FixedTrial({"case": "plain"})
     assert chosen(space, plain) == {"wrt": "x0_hat"}
-    assert plain.asked == {"case": ("plain", "gated")}
-    gated = Told(**{"case": "gated", "case=gated.weight.1.ratio_min": 0.5})
+    assert plain.distributions == {"case": CategoricalDistribution(("plain", "gated"))}
+    gated = FixedTrial({"case": "gated", "case=gated.weight.1.ratio_min": 0.5})
     assert chosen(space, gated) == {"weight": ["variance", {"kind": "interval", "ratio_min": 0.5}]}
 
 
 def test_names_of_choices_are_their_values_or_given():
-    told = Told(wrt="x_t", sampler="fast")
+    told = FixedTrial({"wrt": "x_t", "sampler": "fast"})
     space = {"wrt": {ANY: ["x0_hat", "x_t"]}, "sampler": {ANY: {"fast": {"kind": "dpmpp"}, "slow": "ddpm"}}}
     assert chosen(space, told) == {"wrt": "x_t", "sampler": {"kind": "dpmpp"}}
-    assert told.asked == {"wrt": ("x0_hat", "x_t"), "sampler": ("fast", "slow")}
+    assert told.distributions == {
+        "wrt": CategoricalDistribution(("x0_hat", "x_t")),
+        "sampler": CategoricalDistribution(("fast", "slow")),
+    }
 
 
 @pytest.mark.parametrize(
@@ -111,10 +100,10 @@ def test_a_recipe_lies_in_the_space_around_it(name):
         recipes=(name,), changes=("sampling.steps=24",), reference="sportballs", settings={"targets": ("baseball",)}
     )
     (point,) = tune.points()
-    told = Told(**point)
+    told = FixedTrial(point)
     values = chosen(tune.searched, told)
-    assert set(told.asked) == set(point)
-    found, own = tune.sweep.run(values).recipe.resolved(), load_recipe(name, ["sampling.steps=24"]).resolved()
+    assert set(told.distributions) == set(point)
+    found, own = tune.run(values).recipe.resolved(), load_recipe(name, ["sampling.steps=24"]).resolved()
     beyond = {axis for axis in own if found[axis] != own[axis]}
     assert beyond <= {"sampling", "recurrence"}
     assert {**found["sampling"], "ratio_min": 0, "ratio_max": 0} == {**own["sampling"], "ratio_min": 0, "ratio_max": 0}

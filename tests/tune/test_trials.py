@@ -8,6 +8,7 @@ from steersman.errors import InputError
 from steersman.lab.metrics.intervals import Figure
 from steersman.lab.metrics.intervals import share as shared
 from steersman.lab.tune import Bounds, Trial, choose
+from steersman.typed import typed
 
 
 def trial(number, right, distance, cost):
@@ -73,4 +74,4 @@ def test_bounds_that_bind_nothing_or_all_are_refused(bad):
 
 
 def test_a_trial_is_written_down_whole():
-    assert [Trial.of(asdict(each)) for each in TRIALS] == TRIALS
+    assert [typed("", asdict(each), Trial) for each in TRIALS] == TRIALS

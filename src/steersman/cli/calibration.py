@@ -163,7 +163,7 @@ def _show(
     from steersman.lab.analysis.figures import draw_reliability
     from steersman.lab.analysis.forward import axis, choose
     from steersman.lab.analysis.parts import apart, names
-    from steersman.lab.report.tables import with_interval, write_rows
+    from steersman.lab.report.tables import as_text, write_rows
 
     x_axis = x, title, _ = axis(schedule, levels)
     errors = calibration_errors(values, [float(level.time) for level in levels], bins)
@@ -185,7 +185,7 @@ def _show(
         [f"{title.partition(' (')[0]} = {x[place]:.3g}" for place in panels],
         least=max(1, round(count**0.5 / 3)),  # 5 of 256: what one image does not move from 0 to 1
     )
-    means = [with_interval(ERROR, each.value, each.low, each.high) for each in integrals.values()]
+    means = [as_text(ERROR, each) for each in integrals.values()]
     curves = error_curves(errors, x)
     show_curves(terminal, out / "calibration", curves, x_axis, "expected calibration error", ".3f", means=means)
     terminal.print(f"figures in {out}")
@@ -212,7 +212,7 @@ def agree(
     from steersman.files import write_json
     from steersman.lab.analysis.calibration import pairs, read_cells, read_errors, write_agreement
     from steersman.lab.analysis.parts import Parts
-    from steersman.lab.sweep.table import FRONTS
+    from steersman.lab.sweep.sweeping import FRONTS
 
     for name in figure or ():
         if name not in FRONTS:

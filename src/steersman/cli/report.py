@@ -15,6 +15,6 @@ def report(folder: Annotated[Path, argument("Folder of a run, a sweep, a tune or
     Example: steersman report balls
     """
     require_lab("report")
-    from steersman.lab.report.folders import report
+    from steersman.lab.report.page import report
 
     Terminal().print(str(report(folder)))

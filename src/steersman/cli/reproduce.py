@@ -13,7 +13,7 @@ from steersman.cli.root import Terminal, require_lab
 from steersman.errors import InputError
 
 if TYPE_CHECKING:
-    from steersman.lab.reproduce import Needs
+    from steersman.lab.reproduce import Work
 
 __all__ = ["reproduce"]
 
@@ -48,9 +48,8 @@ def reproduce(
     Example: steersman reproduce elucd-imagenet128/resnet101 --models weights --data sets --device cuda
     """
     require_lab("reproduce")
-    from steersman.lab.metrics.intervals import Figure
-    from steersman.lab.report.tables import with_interval
-    from steersman.lab.reproduce import Work, load_reproduction, needs
+    from steersman.lab.report.tables import as_text
+    from steersman.lab.reproduce import Work, load_reproduction
     from steersman.lab.run import check_device
     from steersman.lab.stop import Stop
 
@@ -62,43 +61,38 @@ def reproduce(
     check_device(device)
     wanted = load_reproduction(name, trusted=tuple(trust or ()))
     guided = not no_guidance
-    side = "guided" if guided else "unguided"
-    if side not in wanted.published:
+    if ("guided" if guided else "unguided") not in wanted.published:
         raise InputError(f"no-guidance must not be given for {wanted.name}, which has no unguided images")
-    count, at_once = num or wanted.num, batch_size or wanted.batch_size
-    found = needs(wanted, {"models": models, "data": data}, num=count, batch_size=at_once, steps=steps, guided=guided)
+    work = Work(
+        wanted=wanted,
+        rooms={"models": models, "data": data},
+        out=out or Path("outputs", wanted.name.replace("/", "-") + ("" if guided else "-unguided")),
+        num=num or wanted.num,
+        steps=steps,
+        guided=guided,
+        batch_size=batch_size,
+        device=device,
+        resamples=resamples,
+    )
     terminal = Terminal()
     terminal.print(f"{wanted.name}: {wanted.title} ({wanted.paper}; {wanted.table})", style="bold")
     if wanted.notes:
         terminal.print(wanted.notes.strip())
-    _print_needs(terminal, found, count, at_once)
-    if found.missing and run:
-        missing = ", ".join(str(found.paths[name]) for name in found.missing)
+    _print_needs(terminal, work)
+    if work.missing and run:
+        missing = ", ".join(str(work.paths[name]) for name in work.missing)
         raise InputError(f"reproduce: {wanted.name} lacks {missing}; add what is missing, or leave out --run")
-    if found.missing or run is False:
+    if work.missing or run is False:
         return
-    work = Work(
-        wanted=wanted,
-        paths=found.paths,
-        out=out or Path("outputs", wanted.name.replace("/", "-") + ("" if guided else "-unguided")),
-        num=count,
-        steps=steps,
-        guided=guided,
-        batch_size=batch_size or (None if device == "cpu" else wanted.batch_size),
-        device=device,
-        resamples=resamples,
-    )
     with terminal.progress() as progress:
-        drawing = progress.add_task("images", total=count)
+        drawing = progress.add_task("images", total=work.num)
         lost = work.draw(on_images=lambda count: progress.advance(drawing, count), stop=Stop())
         measuring = progress.add_task("measuring", total=None)
         figures = work.measure(on_images=lambda count: progress.advance(measuring, count))
     rows = []
-    for figure, value in wanted.published[side].items():
-        ours = figures.get(figure, Figure())
-        published = with_interval(figure, value, None, None)
-        rows.append((figure, with_interval(figure, ours.value, ours.low, ours.high), published))
-    terminal.table(("figure", f"ours, {count:,} images", f"{wanted.table}, {wanted.num:,}"), rows)
+    for figure, value in work.published.items():
+        rows.append((figure, as_text(figure, figures.get(figure)), as_text(figure, value)))
+    terminal.table(("figure", f"ours, {work.num:,} images", f"{wanted.table}, {wanted.num:,}"), rows)
     terminal.print(f"images and figures in {work.out}")
     terminal.lost(lost)
     if lost:
@@ -117,26 +111,24 @@ def _print_all() -> None:
     Terminal().table(("reproduction", "what it is", "of", "images", "FID"), rows, texts=3)
 
 
-def _print_needs(terminal: Terminal, found: "Needs", num: int, batch_size: int) -> None:
+def _print_needs(terminal: Terminal, work: "Work") -> None:
     """Prints the files, memory and time that a reproduction needs, and how to get what is missing."""
-    from steersman.lab.reproduce.schema import CARD, RATE
+    from steersman.lab.reproduce.reproduction import CARD, RATE
 
+    files, missing = work.wanted.files(), work.missing
     states = {True: Text("missing", style="red"), False: "there"}
-    rows = [
-        (str(path), states[name in found.missing], f"{found.files[name].gigabytes:g}")
-        for name, path in found.paths.items()
-    ]
+    rows = [(str(path), states[name in missing], f"{files[name].gigabytes:g}") for name, path in work.paths.items()]
     terminal.table(("file", "", "GB"), rows, texts=2)
-    files = sum(file.gigabytes for file in found.files.values())
+    size = sum(file.gigabytes for file in files.values())
     terminal.print(
-        f"GPU memory, counted: {found.memory:.1f} GiB in float32 at batches of {batch_size}\n"
-        f"time, computed: {found.hours:.3g} hours of {CARD} for {num:,} images of {found.steps} steps, "
-        f"{found.tflop:.3g} TFLOP each, at {RATE:.0f} TFLOP a second, an assumption\n"
-        f"disk: {found.disk:.2g} GB of images at most, {files:.2g} GB of files"
+        f"GPU memory, counted: {work.memory:.1f} GiB in float32 at batches of {work.on_a_gpu}\n"
+        f"time, computed: {work.hours:.3g} hours of {CARD} for {work.num:,} images of {work.sampled} steps, "
+        f"{work.tflop:.3g} TFLOP each, at {RATE:.0f} TFLOP a second, an assumption\n"
+        f"disk: {work.disk:.2g} GB of images at most, {size:.2g} GB of files"
     )
-    if found.missing:
+    if missing:
         terminal.print("missing:")
-    for name in found.missing:
-        get, path = found.files[name].get, found.paths[name]
+    for name in missing:
+        get, path = files[name].get, work.paths[name]
         curl = f"curl --create-dirs -Lo {shlex.quote(str(path))} {get}"
         terminal.print(f"  {curl if get.startswith('https://') else get.format(path=path)}")

@@ -49,7 +49,7 @@ def sweep(
     from steersman.lab.metrics.evaluate import FIGURES
     from steersman.lab.stop import Stop
     from steersman.lab.sweep import Sweep, Sweeping, varied
-    from steersman.lab.sweep.table import fronts
+    from steersman.lab.sweep.sweeping import fronts
 
     terminal = Terminal()
     chosen = Sweep(
@@ -89,15 +89,15 @@ def sweep(
 
 
 def _print_rows(terminal: Terminal, rows: "list[Row]") -> None:
-    from steersman.lab.report.tables import with_interval
-    from steersman.lab.sweep.table import FRONTS, points
+    from steersman.lab.report.tables import as_text
+    from steersman.lab.sweep.sweeping import FRONTS, points
 
     figures = [name for name in FRONTS if points(rows, name)]
     varied = list(rows[0].values)
     lines = [
         [
             *row.values.values(),
-            *(with_interval(name, row.figures[name].value, None, None) for name in figures),
+            *(as_text(name, row.figures[name].value) for name in figures),
             f"{row.cost:g}",
             f"{row.seconds:.1f}",
         ]

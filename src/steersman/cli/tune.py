@@ -95,7 +95,7 @@ def carry_out(tune: "Tune", out: Path, *, trials: int, bounds: "Bounds") -> None
     """Does a tune with a progress bar, prints its front, and writes the recipe that is chosen."""
     from steersman.files import writing_to
     from steersman.lab.tune import Tuning, choose
-    from steersman.lab.tune.trials import write_plots, write_recipe, write_table
+    from steersman.lab.tune.tuning import write_plots, write_recipe, write_table
 
     terminal = Terminal()
     with terminal.status("loading the networks"):
@@ -124,7 +124,7 @@ def carry_out(tune: "Tune", out: Path, *, trials: int, bounds: "Bounds") -> None
             except InputError as error:
                 terminal.print(f"no recipe is written: {error}")
                 raise typer.Exit(1) from None
-            write_recipe(out / "recipe.yaml", chosen, tuning.sweep.run(chosen.settings), tune.reference)
+            write_recipe(out / "recipe.yaml", chosen, tuning.tune.run(chosen.settings), tune.reference)
     terminal.print(f"taken: {_line(chosen)}")
     terminal.print(f"steersman sample --recipe {out / 'recipe.yaml'} …")
 
@@ -163,8 +163,8 @@ def _line(trial: "Trial") -> str:
 
 
 def _figures(trial: "Trial") -> tuple[str, str, str]:
-    from steersman.lab.report.tables import with_interval
+    from steersman.lab.report.tables import as_text
 
-    accuracy = with_interval("accuracy/judge", trial.accuracy.value, None, None)
-    distance = with_interval("cfid", trial.distance.value, None, None)
+    accuracy = as_text("accuracy/judge", trial.accuracy.value)
+    distance = as_text("cfid", trial.distance.value)
     return accuracy, distance, f"{trial.cost:g}"

@@ -44,8 +44,7 @@ from steersman.lab.analysis.parts import Key, apart, names, stacked
 from steersman.lab.metrics.classification import Reliability, binned, confidence, correct
 from steersman.lab.metrics.intervals import Figure, by_chance, rank_correlation, resampled_together
 from steersman.lab.report.plots import Curve, Pair, write_scatter
-from steersman.lab.report.tables import markdown, with_interval
-from steersman.lab.sweep.table import write_figures
+from steersman.lab.report.tables import as_text, markdown, write_figures
 from steersman.precision import ieee
 from steersman.sampling import Report, Sampler, sample
 from steersman.schedule import Level
@@ -324,7 +323,7 @@ def write_integrals(out: Path, integrals: Mapping[Key, Figure], heading: str) ->
     called = names(integrals)
     rows = [dict(zip(PARTS, key, strict=True)) | {NAME: called[key], ERROR: each} for key, each in integrals.items()]
     write_figures(out / "integral.csv", rows)
-    shown = [[*key, with_interval(ERROR, each.value, each.low, each.high)] for key, each in integrals.items()]
+    shown = [[*key, as_text(ERROR, each)] for key, each in integrals.items()]
     heading = f"{heading}. In brackets the 95% interval. Smaller is better; only equal counts compare."
     _write_markdown(out / "integral.md", heading, ([*PARTS, ERROR], shown), texts=len(PARTS))
 
@@ -341,10 +340,7 @@ def write_agreement(out: Path, found: Mapping[str, Sequence[Pair]]) -> list[Text
         for setting in sorted(errors, key=lambda setting: errors[setting].value or 0)
     }
     write_figures(out / "agree.csv", [{NAME: setting, **row} for setting, row in ranked.items()])
-    shown = [
-        [setting, *(with_interval(name, each.value, each.low, each.high) for name, each in row.items())]
-        for setting, row in ranked.items()
-    ]
+    shown = [[setting, *(as_text(name, each) for name, each in row.items())] for setting, row in ranked.items()]
     correlations, lines = [], []
     for name, settings in found.items():
         x, y = ([getattr(pair, side).value for pair in settings] for side in ("x", "y"))

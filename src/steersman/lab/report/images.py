@@ -1,7 +1,5 @@
-"""Images for people: contact sheets, animations of the sampling with its gradients, and pictures inside a page."""
+"""Images for people: contact sheets, and animations of the sampling with its gradients."""
 
-import io
-from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from math import ceil
 from pathlib import Path
@@ -14,15 +12,13 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from steersman.errors import InputError, unknown
-from steersman.files import in_8_bits, in_rgb, open_image, read_bytes, replacing
+from steersman.files import in_8_bits, replacing
 from steersman.sampling.loop import Report
 
-__all__ = ["GAP", "Frames", "animation", "embedded", "grid", "heat", "pixels", "sheet", "thumbnail"]
+__all__ = ["GAP", "Frames", "animation", "grid", "heat", "pixels", "sheet"]
 
 GAP = 2  # pixels between images
 SMALL, LARGE = 10, 24  # sizes of the captions, in pixels
-LARGEST = 3_000_000  # bytes of a file that a page holds as it is
-WIDEST, SIDE = 1600, 128  # pixels along the longer side of a larger image in a page, and of a thumbnail
 
 View = Literal["x0", "x"]
 
@@ -158,28 +154,3 @@ def _frame(image: Float[Tensor, "B C H W"], gradient: Float[Tensor, "B C2 H2 W2"
         beside = torch.nn.functional.interpolate(beside, image.shape[-2:], mode="nearest")
     pairs = torch.stack([image.float().cpu().expand(-1, 3, -1, -1), beside], dim=1).flatten(0, 1)
     return sheet({"": pairs}, columns=2, zoom=zoom)
-
-
-def embedded(path: Path) -> str:
-    """Returns an image file as a data URI: as it is, or a large one made smaller, of an animation the first frame."""
-    with open_image(path, still=False) as image:
-        if path.stat().st_size > LARGEST:
-            return _jpeg(image, WIDEST)
-        return _uri(Image.MIME[image.format or ""], read_bytes(path))
-
-
-def thumbnail(path: Path) -> str:
-    """Returns an image file, made small, as a data URI."""
-    with open_image(path) as image:
-        return _jpeg(image, SIDE)
-
-
-def _jpeg(image: Image.Image, side: int) -> str:
-    small, written = in_rgb(image), io.BytesIO()
-    small.thumbnail((side, side))
-    small.save(written, format="JPEG", quality=88, subsampling=0)
-    return _uri("image/jpeg", written.getvalue())
-
-
-def _uri(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{b64encode(content).decode()}"

@@ -2,7 +2,7 @@
 
     curves     y(x) with a band y ± spread, in one plot or one panel each
     dots       named figures with their intervals, one below the other
-    front      quality over cost, with the points that no other one dominates (Pareto) joined and named
+    front      quality over cost, with the pairs that no other one dominates (Pareto) joined and named
     scatter    two figures of named settings against each other
 
 On a logarithmic axis a band is y (1 + spread / y) and y / (1 + spread / y): y ± spread where that is small, and above 0
@@ -30,7 +30,6 @@ __all__ = [
     "MARKS",
     "Curve",
     "Pair",
-    "Point",
     "beside",
     "front",
     "write_curves",
@@ -53,8 +52,6 @@ STYLE = {
     "axes.titlesize": "medium",
     "grid.color": "0.9",
     "grid.linewidth": 0.6,
-    "legend.fontsize": "small",
-    "legend.frameon": False,
 }
 
 TICKS = 10  # values that a logarithmic axis marks in place of powers of ten, at most
@@ -91,6 +88,12 @@ class Curve:
                 f"curve {self.name!r} must have as many values of each of x, y, spread and above, got {listed}"
             )
 
+    @classmethod
+    def of(cls, name: str, x: Sequence[float], figures: Sequence[Measured]) -> "Curve":
+        """Returns the curve of figures, with their intervals as the band."""
+        below, above = zip(*map(_reach, figures), strict=True)
+        return cls(name=name, x=x, y=list(map(_value, figures)), spread=below, above=above)
+
     @property
     def title(self) -> str:
         """Its panel and its name."""
@@ -98,24 +101,8 @@ class Curve:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Point:
-    """A named quality with the ends of its interval, and what it costs."""
-
-    name: str
-    cost: float
-    quality: float
-    low: float | None = None
-    high: float | None = None
-
-    @property
-    def reach(self) -> tuple[float, float]:
-        """How far the interval goes below and above the quality."""
-        return _reach(self.quality, self.low, self.high)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Two figures of a named setting; both have a value."""
+    """Two figures of a named setting, such as its cost and its quality; both have a value."""
 
     name: str
     x: Measured
@@ -140,51 +127,50 @@ def write_curves(
     write_figure(path.with_name(f"{path.name}.png"), _figure(curves, x, y, log_x=log_x, log_y=log_y))
 
 
-def write_dots(path: Path, points: Sequence[Point], *, figure: str) -> None:
-    """Writes the qualities as a table and as a plot, from top to bottom; their cost does not matter."""
-    rows = [(p.name, p.quality, *("" if end is None else end for end in (p.low, p.high))) for p in points]
+def write_dots(path: Path, pairs: Sequence[Pair], *, figure: str) -> None:
+    """Writes the second figure of each pair as a table and as a plot, from top to bottom."""
+    rows = [(pair.name, *("" if end is None else end for end in _ends(pair.y))) for pair in pairs]
     write_rows(path.with_name(f"{path.name}.csv"), ("name", "value", "low", "high"), rows)
-    drawn, axes = _plot(1.0 + 0.3 * len(points), **{"axes.grid.axis": "x"})
-    places = list(range(len(points)))
-    reach = list(zip(*(point.reach for point in points), strict=True))
-    axes.errorbar([point.quality for point in points], places, xerr=reach, fmt="o", color=COLOURS[0])
-    axes.set_yticks(places, [point.name for point in points])
-    axes.set_ylim(len(points) - 0.5, -0.5)
+    drawn, ((axes,),) = _plot(1.0 + 0.3 * len(pairs), **{"axes.grid.axis": "x"})
+    turned = [Pair(name=pair.name, x=pair.y, y=Measured(place)) for place, pair in enumerate(pairs)]
+    _draw_pairs(axes, turned, color=COLOURS[0])
+    axes.set_yticks(range(len(pairs)), [pair.name for pair in pairs])
+    axes.set_ylim(len(pairs) - 0.5, -0.5)
     axes.set_xlabel(figure)
     write_figure(path.with_name(f"{path.name}.png"), drawn)
 
 
-def front(points: Sequence[Point], *, larger: bool) -> list[Point]:
-    """Returns the points that no other dominates, the cheapest first.
+def front(pairs: Sequence[Pair], *, larger: bool) -> list[Pair]:
+    """Returns the pairs that no other dominates, the least x first; ``larger`` says whether a larger y is better.
 
-    A point dominates another if it is no worse in cost and in quality, and better in one of them. Equal points do not
-    dominate each other; one whose cost or quality is not a number is on no front.
+    A pair dominates another if it is no worse in both, and better in one of them; a smaller x is better. Equal pairs do
+    not dominate each other; one with a value that is not a number is on no front.
     """
     sign = -1 if larger else 1
-    known = [point for point in points if not math.isnan(point.cost) and not math.isnan(point.quality)]
-    pairs = {(point.cost, sign * point.quality) for point in known}
+    known = [(_value(pair.x), sign * _value(pair.y), pair) for pair in pairs]
+    known = [(x, loss, pair) for x, loss, pair in known if not math.isnan(x) and not math.isnan(loss)]
 
-    def dominated(point: Point) -> bool:
-        cost, loss = point.cost, sign * point.quality
-        return any(c <= cost and q <= loss and (c, q) != (cost, loss) for c, q in pairs)
+    def dominated(x: float, loss: float) -> bool:
+        return any(c <= x and q <= loss and (c, q) != (x, loss) for c, q, _ in known)
 
-    return sorted((point for point in known if not dominated(point)), key=lambda point: (point.cost, point.name))
+    best = [pair for x, loss, pair in known if not dominated(x, loss)]
+    return sorted(best, key=lambda pair: (_value(pair.x), pair.name))
 
 
-def write_front(path: Path, points: Sequence[Point], *, larger: bool, cost: str, quality: str) -> None:
-    """Plots quality over cost, the front named and joined, the others grey; cost and quality are the axes' labels."""
-    best = front(points, larger=larger)
+def write_front(path: Path, pairs: Sequence[Pair], *, larger: bool, x: str, y: str) -> None:
+    """Plots pairs, the front named and joined, the others grey; x and y are the axes' labels."""
+    best = front(pairs, larger=larger)
     if not best:
         raise InputError("the front needs at least 1 point that has a cost and a quality, got none")
-    others = [point for point in points if point not in best]
-    figure, axes = _plot(HEIGHT + LINE * (len(best) + bool(others)))
-    axes.step([p.cost for p in best], [p.quality for p in best], where="post", color="0.6", linewidth=1, zorder=1)
-    groups = [("others", "0.7", others)] if others else []
-    groups += [(point.name, COLOURS[index % len(COLOURS)], [point]) for index, point in enumerate(best)]
-    for name, colour, group in groups:
-        reach = list(zip(*(point.reach for point in group), strict=True))
-        axes.errorbar([p.cost for p in group], [p.quality for p in group], reach, fmt="o", color=colour, label=name)
-    axes.set(xlabel=cost, ylabel=quality)
+    others = [pair for pair in pairs if pair not in best]
+    figure, ((axes,),) = _plot(HEIGHT + LINE * (len(best) + bool(others)))
+    joined = [_value(pair.x) for pair in best], [_value(pair.y) for pair in best]
+    axes.step(*joined, where="post", color="0.6", linewidth=1, zorder=1)
+    if others:
+        _draw_pairs(axes, others, color="0.7", label="others")
+    for index, pair in enumerate(best):
+        _draw_pairs(axes, [pair], color=COLOURS[index % len(COLOURS)], label=pair.name)
+    axes.set(xlabel=x, ylabel=y)
     figure.legend(loc="outside lower left", ncols=1)
     write_figure(path, figure)
 
@@ -192,16 +178,35 @@ def write_front(path: Path, points: Sequence[Point], *, larger: bool, cost: str,
 def write_scatter(path: Path, pairs: Sequence[Pair], *, x: str, y: str, title: str) -> None:
     """Plots pairs of figures, a mark each with both intervals; x and y are the axes' labels."""
     columns, lines = _legend([pair.name for pair in pairs])
-    drawn, axes = _plot(HEIGHT + 0.3 + LINE * lines)
+    drawn, ((axes,),) = _plot(HEIGHT + 0.3 + LINE * lines)
     for index, pair in enumerate(pairs):
         colour, mark = COLOURS[index % len(COLOURS)], MARKS[index // len(COLOURS) % len(MARKS)]
         style = {"color": colour, "elinewidth": 0.8, "ecolor": f"{colour}80", "markersize": 6}
-        at = ([figure.value or 0.0] for figure in (pair.x, pair.y))
-        reach = ([[end] for end in _reach(each.value or 0.0, each.low, each.high)] for each in (pair.y, pair.x))
-        axes.errorbar(*at, *reach, fmt=mark, label=pair.name, **style)
+        _draw_pairs(axes, [pair], fmt=mark, label=pair.name, **style)
     axes.set(xlabel=x, ylabel=y, title=title)
     drawn.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns)
     write_figure(path, drawn)
+
+
+def _draw_pairs(axes: "Axes", pairs: Sequence[Pair], *, fmt: str = "o", **style: Any) -> None:  # noqa: ANN401
+    """Draws a mark for each pair, with the intervals of both figures that have one."""
+    across, up = ([_reach(each) for each in side] for side in ([p.x for p in pairs], [p.y for p in pairs]))
+    at = [_value(pair.x) for pair in pairs], [_value(pair.y) for pair in pairs]
+    axes.errorbar(*at, xerr=list(zip(*across, strict=True)), yerr=list(zip(*up, strict=True)), fmt=fmt, **style)
+
+
+def _ends(figure: Measured) -> tuple[float | None, float | None, float | None]:
+    return figure.value, figure.low, figure.high
+
+
+def _value(figure: Measured) -> float:
+    return math.nan if figure.value is None else figure.value
+
+
+def _reach(figure: Measured) -> tuple[float, float]:
+    """Returns how far an interval goes below and above its figure, as bars and bands are drawn."""
+    low, high = (_value(figure) if end is None else end for end in (figure.low, figure.high))
+    return max(0.0, _value(figure) - low), max(0.0, high - _value(figure))
 
 
 def write_figure(path: Path, figure: "Figure") -> None:
@@ -215,14 +220,16 @@ def beside(panels: int) -> int:
     return min(panels, 3 if panels % 2 else 2)
 
 
-def _plot(height: float, **style: object) -> tuple["Figure", "Axes"]:
-    """Returns a figure of one plot."""
+def _plot(
+    height: float, *, width: float = WIDTH, down: int = 1, across: int = 1, **style: object
+) -> tuple["Figure", Sequence[Sequence["Axes"]]]:
+    """Returns a figure with rows of plots, which share their axes."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     with rc_context(STYLE | style):
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        return figure, figure.add_subplot()
+        figure = Figure(figsize=(width, height), layout="constrained")
+        return figure, figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).tolist()
 
 
 def _legend(names: Sequence[str], width: float = WIDTH) -> tuple[int, int]:
@@ -232,27 +239,17 @@ def _legend(names: Sequence[str], width: float = WIDTH) -> tuple[int, int]:
     return columns, math.ceil(len(names) / columns)
 
 
-def _reach(value: float, low: float | None, high: float | None) -> tuple[float, float]:
-    low, high = (value if end is None else end for end in (low, high))
-    return max(0.0, value - low), max(0.0, high - value)
-
-
 def _figure(curves: Sequence[Curve], x: str, y: str, *, log_x: bool, log_y: bool) -> "Figure":
     """Returns the plot of curves; those of one name look the same in all panels."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
     names = list(dict.fromkeys(curve.name for curve in curves))
     titles = list(dict.fromkeys(curve.panel for curve in curves))
-    across = beside(len(titles))
-    down = math.ceil(len(titles) / across)
-    width = WIDTH if len(titles) == 1 else PANEL_WIDTH * across
+    count, across = len(titles), beside(len(titles))
+    down = math.ceil(count / across)
+    width, height = (WIDTH, HEIGHT) if count == 1 else (PANEL_WIDTH * across, PANEL_HEIGHT * down + 0.3)
     columns, lines = _legend(names, width)
-    height = (HEIGHT if len(titles) == 1 else PANEL_HEIGHT * down + 0.3) + LINE * lines
-    with rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
-    for axes, title in zip(panels.flat, titles, strict=False):
+    figure, rows = _plot(height + LINE * lines, width=width, down=down, across=across)
+    panels = [axes for row in rows for axes in row]
+    for axes, title in zip(panels, titles, strict=False):
         own = [curve for curve in curves if curve.panel == title]
         for curve in own:
             index = names.index(curve.name)
@@ -266,18 +263,18 @@ def _figure(curves: Sequence[Curve], x: str, y: str, *, log_x: bool, log_y: bool
         if log_y:
             axes.set_yscale("log")
             _cut(axes, [value for curve in curves for value in curve.y])
-    for index in range(len(titles), down * across):  # the panel above an empty place shows the axis that this one would
-        panels.flat[index - across].tick_params(labelbottom=True)
-        panels.flat[index].set_visible(False)
-    if len(titles) == 1:
-        panels[0, 0].set(xlabel=x, ylabel=y)
+    for index in range(count, len(panels)):  # the panel above an empty place shows the axis that this one would
+        panels[index - across].tick_params(labelbottom=True)
+        panels[index].set_visible(False)
+    for axes in panels[max(0, count - across) : count]:
+        axes.set_xlabel(x)
+    if count == 1:
+        panels[0].set_ylabel(y)
     else:
-        for axes in list(panels.flat)[max(0, len(titles) - across) : len(titles)]:
-            axes.set_xlabel(x)
         figure.supylabel(y, fontsize="medium")
-    shown: dict[Any, Any] = {line.get_label(): line for axes in panels.flat for line in axes.lines}
-    with rc_context(STYLE):
-        figure.legend([shown[name] for name in names], names, loc="outside lower center", ncols=columns)
+    shown: dict[Any, Any] = {line.get_label(): line for axes in panels for line in axes.lines}
+    handles = [shown[name] for name in names]
+    figure.legend(handles, names, loc="outside lower center", ncols=columns, fontsize="small", frameon=False)
     return figure
 
 

@@ -1,17 +1,24 @@
-"""Figures and settings as text: in a cell, as Markdown, as CSV."""
+"""Tables of figures and settings: as text in a cell, as Markdown, as CSV.
+
+A row is a mapping from columns to cells. A cell is a text, a number, None where it is empty, or a `Figure`, which takes
+three columns of a CSV file: ``NAME``, ``NAME low`` and ``NAME high``.
+"""
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
 
-from steersman.files import replacing
+from steersman.files import read_csv, replacing
+from steersman.lab.metrics.intervals import Figure
 
-__all__ = ["in_a_line", "markdown", "with_interval", "write_rows"]
+__all__ = ["as_text", "in_a_line", "markdown", "read_figures", "write_figures", "write_rows"]
 
 SHARES = ("accuracy", "precision", "recall", "coverage")  # figures in [0, 1], shown in per cent
+ENDS = ("", " low", " high")
+"""What the columns of a figure are called after its name."""
 
 
 def in_a_line(value: object) -> str:
@@ -21,21 +28,18 @@ def in_a_line(value: object) -> str:
     return yaml.safe_dump(value, default_flow_style=True, width=10**6, sort_keys=False).removesuffix("...\n").strip()
 
 
-def with_interval(name: str, value: float | None, low: float | None, high: float | None) -> str:
-    """Returns a figure as ``value [low, high]``: a share in per cent, else with three digits; a dash for none."""
-    if value is None:
+def as_text(column: str, cell: Figure | float | str | None) -> str:
+    """Returns a cell as text: a share in per cent, any other number with three digits; a dash for nothing."""
+    if isinstance(cell, Figure):
+        value, low, high = (as_text(column, end) for end in (cell.value, cell.low, cell.high))
+        return value if cell.low is None or cell.high is None else f"{value} [{low}, {high}]"
+    if isinstance(cell, str):
+        return cell or "–"
+    if cell is None or math.isnan(cell):
         return "–"
-    if low is None or high is None:
-        return _rounded(name, value)
-    return f"{_rounded(name, value)} [{_rounded(name, low)}, {_rounded(name, high)}]"
-
-
-def _rounded(name: str, number: float) -> str:
-    if math.isnan(number):
-        return "–"
-    if name.startswith(SHARES):
-        return f"{number:.1%}"
-    return f"{number:.3g}" if abs(number) < 100 else f"{number:.1f}"
+    if column.startswith(SHARES):
+        return f"{cell:.1%}"
+    return f"{cell:.3g}" if abs(cell) < 100 else f"{cell:.1f}"
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int) -> str:
@@ -50,3 +54,31 @@ def write_rows(path: Path, header: Sequence[str], rows: Sequence[Sequence[object
         table = csv.writer(file, lineterminator="\n")
         table.writerow(header)
         table.writerows(rows)
+
+
+def write_figures(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Writes rows of the same columns as CSV, each figure in three of them."""
+    header, lines = [], []
+    for name, cell in rows[0].items():
+        header += [f"{name}{end}" for end in ENDS] if isinstance(cell, Figure) else [name]
+    for row in rows:
+        spread = [(c.value, c.low, c.high) if isinstance(c, Figure) else (c,) for c in row.values()]
+        lines.append(["" if cell is None else cell for cells in spread for cell in cells])
+    write_rows(path, header, lines)
+
+
+def read_figures(path: Path, kind: str) -> list[dict[str, str | Figure]]:
+    """Returns the rows that `write_figures` wrote, with numbers as texts; ``kind`` names the file in messages."""
+    header, *lines = read_csv(path, kind)
+    names = [name for name in header if not name.endswith(ENDS[1:])]
+    rows = []
+    for line in lines:
+        cells = dict(zip(header, line, strict=True))
+        row: dict[str, str | Figure] = {}
+        for name in names:
+            if f"{name}{ENDS[1]}" in cells:
+                row[name] = Figure(*(float(cells[name + end]) if cells[name + end] else None for end in ENDS))
+            else:
+                row[name] = cells[name]
+        rows.append(row)
+    return rows

@@ -1,4 +1,3 @@
-from steersman.lab.reproduce.schema import Needs, Reproduction, load_reproduction, needs, reproduction_names
-from steersman.lab.reproduce.work import Work
+from steersman.lab.reproduce.reproduction import Reproduction, Work, load_reproduction, reproduction_names
 
-__all__ = ["Needs", "Reproduction", "Work", "load_reproduction", "needs", "reproduction_names"]
+__all__ = ["Reproduction", "Work", "load_reproduction", "reproduction_names"]

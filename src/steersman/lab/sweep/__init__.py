@@ -1,5 +1,4 @@
-from steersman.lab.sweep.cells import Cell, Sweep, varied
-from steersman.lab.sweep.sweeping import Sweeping
-from steersman.lab.sweep.table import Row
+from steersman.lab.sweep.cells import Cell, Study, Sweep, varied
+from steersman.lab.sweep.sweeping import Row, Sweeping
 
-__all__ = ["Cell", "Row", "Sweep", "Sweeping", "varied"]
+__all__ = ["Cell", "Row", "Study", "Sweep", "Sweeping", "varied"]

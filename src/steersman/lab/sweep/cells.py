@@ -9,9 +9,10 @@ a list or mapping in brackets, or a text in quotes.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator, StrictBool
 
@@ -20,6 +21,7 @@ from steersman.files import file_name, parse_yaml
 from steersman.lab.metrics.evaluate import FIGURES
 from steersman.lab.metrics.features import DEFAULT
 from steersman.lab.metrics.intervals import RESAMPLES
+from steersman.lab.placement import shared_placement
 from steersman.lab.report.tables import in_a_line
 from steersman.lab.run import LAX, Run
 from steersman.recipes import load_recipe
@@ -27,7 +29,9 @@ from steersman.recipes.axes import AXES
 from steersman.recipes.schema import EXTRA
 from steersman.typed import finite, typed
 
-__all__ = ["CASE", "NAME", "RECIPE", "Cell", "Sweep", "flattened", "settings_line", "varied"]
+__all__ = ["CASE", "NAME", "RECIPE", "Cell", "Study", "Sweep", "flattened", "settings_line", "varied"]
+
+Own = TypeVar("Own", bound="Study")
 
 CASE, NAME, RECIPE = "case", "name", "recipe"
 SHORT = {"steps": "sampling.steps"}
@@ -53,6 +57,48 @@ OTHERS: dict[str, tuple[str, Any, str]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class Study:
+    """What the runs of a sweep or of a tune share, and what they are measured against.
+
+    Attributes:
+        changes: Changes of a recipe's settings, each ``axis.option=value``.
+        settings: Other settings of the runs, fields of `Run`.
+        reference: Reference images, as `steersman evaluate` takes them.
+        features: Network whose features are compared.
+        figures: Some of `steersman.lab.metrics.evaluate.FIGURES`.
+        resamples: Random halves for each interval.
+    """
+
+    changes: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    reference: str
+    features: str = DEFAULT
+    figures: tuple[str, ...] = FIGURES
+    resamples: int = RESAMPLES
+
+    def placed(self: Own, run: Run, file: Path) -> Own:
+        """Returns the study with all runs placed as its file says, else as is fastest for this one; see ``dtype``."""
+        placed = shared_placement(run, file)
+        return replace(self, settings={**self.settings, "placed": placed}) if placed else self
+
+    def _run(self, recipe: str, chosen: Mapping[str, Any]) -> Run:
+        """Returns the run of a recipe with some settings chosen, which may name another recipe."""
+        changes, fields = {}, dict(self.settings)
+        for key, value in chosen.items():
+            if key == RECIPE:
+                recipe = str(value)
+            elif key in OTHERS:
+                name, hint, form = OTHERS[key]
+                try:
+                    fields[name] = typed(key, value, hint, LAX)
+                except InputError:
+                    raise InputError(f"{key} must be {form}, got {in_a_line(value)}") from None
+            else:
+                changes[SHORT.get(key, key)] = value
+        return Run(**fields, recipe=load_recipe(recipe, self.changes).changed(changes).check())
+
+
+@dataclass(frozen=True, kw_only=True)
 class Cell:
     """One combination of the varied values, as texts, and its run."""
 
@@ -72,28 +118,16 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 @finite
-class Sweep:
-    """Runs that differ in the varied settings, and what they are measured against.
+class Sweep(Study):
+    """Runs that differ in the varied settings.
 
     Attributes:
         recipe: The recipe of all cells, if none is varied.
-        changes: Changes of its settings, each ``axis.option=value``.
-        settings: Other settings of the runs, fields of `Run`; varied settings replace them.
         varied: The values of each varied setting.
-        reference: Reference images, as `steersman evaluate` takes them.
-        features: Network whose features are compared.
-        figures: Some of `steersman.lab.metrics.evaluate.FIGURES`.
-        resamples: Random halves for each interval.
     """
 
     recipe: str = "default"
-    changes: tuple[str, ...] = ()
-    settings: Mapping[str, Any] = field(default_factory=dict)
     varied: Mapping[str, Sequence[Any]]
-    reference: str
-    features: str = DEFAULT
-    figures: tuple[str, ...] = FIGURES
-    resamples: int = RESAMPLES
 
     def cells(self) -> list[Cell]:
         """Returns all cells, the last varied setting first, checked as far as possible without networks."""
@@ -102,7 +136,7 @@ class Sweep:
             values = dict(zip(self.varied, combination, strict=True))
             titles = {key: _title(value) if key == CASE else in_a_line(value) for key, value in values.items()}
             try:
-                cells.append(Cell(values=titles, run=self.run(flattened(values))))
+                cells.append(Cell(values=titles, run=self._run(self.recipe, flattened(values))))
             except InputError as error:
                 raise InputError(f"cell {settings_line(titles)}: {error}") from error
         names: dict[str, str] = {}
@@ -115,22 +149,6 @@ class Sweep:
                 f"vary: each value may be given only once, but a value of {', '.join(self.varied)} is given twice"
             )
         return cells
-
-    def run(self, chosen: Mapping[str, Any]) -> Run:
-        """Returns the run with some settings changed, which need not be varied ones."""
-        changes, fields, recipe = {}, dict(self.settings), self.recipe
-        for key, value in chosen.items():
-            if key == RECIPE:
-                recipe = str(value)
-            elif key in OTHERS:
-                name, hint, form = OTHERS[key]
-                try:
-                    fields[name] = typed(key, value, hint, LAX)
-                except InputError:
-                    raise InputError(f"{key} must be {form}, got {in_a_line(value)}") from None
-            else:
-                changes[SHORT.get(key, key)] = value
-        return Run(**fields, recipe=load_recipe(recipe, self.changes).changed(changes).check())
 
 
 def varied(given: Iterable[str]) -> dict[str, list[Any]]:

@@ -1,70 +1,186 @@
 """A sweep: the missing cells are drawn, each is measured, and tables and plots are written.
 
-    OUT/sweep.yaml                        the varied settings, and those that all cells share
-    OUT/cells/NAME/                       a run each, with its evaluation.json
-    OUT/sweep.csv, sweep.md, …            tables and plots (`.table`)
-    OUT/grid.png                          the first images of each cell; a column shares its seed
+    OUT/sweep.yaml          the varied settings, and those that all cells share
+    OUT/cells/NAME/         a run each, with its evaluation.json
+    OUT/sweep.csv           a row for each cell: varied values, figures with the ends of their intervals, network
+                            evaluations of an image, seconds
+    OUT/sweep.md            the same, rounded, without figures that no cell has
+    OUT/fid.csv, .png, …    each figure over the first varied setting whose values are numbers, a curve for each
+                            combination of the others; a dot for each cell if there is no such setting
+    OUT/pareto-….png        quality over cost
+    OUT/grid.png            the first images of each cell; a column shares its seed
 
 A cell is finished when its ``metrics.json`` is there, which a run writes last. A sweep that was stopped continues with
-the other cells.
+the other cells. Cost is the number of evaluations of the denoiser and of the guide that an image needed.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
-from pydantic import BaseModel
 
 from steersman.errors import InputError, about
-from steersman.files import parse_yaml, read_json, replacing, writing_to
+from steersman.files import parse_yaml, read_json, replacing, write_json, write_yaml, writing_to
+from steersman.lab.data.images import ImageSet, read_images
 from steersman.lab.generate import generate_until_stopped, open_session
-from steersman.lab.placement import shared_placement
+from steersman.lab.metrics.evaluate import DISTANCES, evaluate
+from steersman.lab.metrics.features import Statistics, load_extractor, read_reference, statistics_of
+from steersman.lab.metrics.intervals import Figure
 from steersman.lab.report.images import grid
+from steersman.lab.report.plots import Curve, Pair, front, write_curves, write_dots, write_front
+from steersman.lab.report.tables import as_text, markdown, write_figures
 from steersman.lab.run import check_folder, other_settings
 from steersman.lab.session import Networks, Session
 from steersman.lab.stop import Stop
-from steersman.lab.sweep.cells import Cell, Sweep
-from steersman.lab.sweep.measure import Measure
-from steersman.lab.sweep.table import Row, fronts, write_fronts, write_plots, write_table
+from steersman.lab.sweep.cells import Cell, Study, Sweep
 from steersman.typed import typed
 
-__all__ = ["Sweeping"]
+__all__ = ["FRONTS", "Measure", "Row", "Sweeping", "fronts", "points", "write_table"]
 
 SHOWN = 8  # images of each cell in the grid
+FEW = max(samples for samples, _ in DISTANCES.values())  # images that every figure can be measured on
+
+FRONTS = {"accuracy/judge": True, "accuracy/guide": True, "fid": False, "cfid": False}
+"""The figures of quality that are compared with the cost, and whether a larger one is better."""
+
+COST = ("denoiser", "classifier")
 
 
-class _NoiseError(BaseModel):
-    broken: list[str]
+class Measure:
+    """Measures the runs of a study against its reference, whose features are taken once.
+
+    A figure that needs more images than there are stays undefined, as do all of a run without images.
+    """
+
+    def __init__(self, study: Study, *, num: int, device: str) -> None:
+        self.study, self.num = study, num
+        self.given = read_reference(study.reference)
+        self.extractor = load_extractor(study.features, device=device)
+        # The settings as `steersman evaluate` records them; None stands for those of the run.
+        self.asked: dict[str, Any] = {"reference": study.reference, "features": self.extractor.name}
+        self.asked |= {"target": None, "guide": None, "judge": None, "resamples": study.resamples, "seed": 0}
+
+    @cached_property
+    def reference(self) -> Statistics:
+        """The reference's features."""
+        return self.given if isinstance(self.given, Statistics) else statistics_of(self.given, self.extractor)
+
+    def rehearse(self, session: Session) -> dict[str, Figure]:
+        """Measures a few grey images of a session's size, so that errors come before the first image is drawn."""
+        with torch.no_grad():
+            blank = torch.zeros(1, *session.denoiser.shape, device=session.run.device)
+            size = (3, *session.denoiser.decode(blank).shape[2:])
+        names = tuple(target.name for target in session.targets for _ in range(min(self.num, FEW)))
+        grey = ImageSet(
+            spec="samples",
+            indices=range(len(names)),
+            read=lambda chosen: torch.full((len(chosen), *size), 128, dtype=torch.uint8),
+            labels=names,
+        )
+        return self._figures(session, grey, resamples=0)
+
+    def __call__(self, session: Session, folder: Path) -> dict[str, Figure]:
+        """Returns the figures of the images in a run's folder, and writes them there."""
+        images = images_of(folder)
+        if images is None:
+            return dict.fromkeys(self.study.figures, Figure())
+        figures = self._figures(session, images, resamples=self.study.resamples)
+        content = {
+            "figures": {name: asdict(figure) for name, figure in figures.items()},
+            "samples": {"from": str(folder), "count": len(images)},
+            **self.asked,
+        }
+        write_json(folder / "evaluation.json", content)
+        return figures
+
+    def known(self, folder: Path) -> dict[str, Figure] | None:
+        """Returns the figures in a run's folder; None if there are none, or they are of another evaluation."""
+        try:
+            content = read_json(folder / "evaluation.json")
+            if any(content[key] != value for key, value in self.asked.items()):
+                return None
+            return {name: typed(name, content["figures"][name], Figure) for name in self.study.figures}
+        except (InputError, TypeError, KeyError):
+            return None
+
+    def _figures(self, session: Session, images: ImageSet, *, resamples: int) -> dict[str, Figure]:
+        ours = min(images.labels.count(each) for each in images.classes) if images.labels else len(images)
+        theirs = math.inf if self.reference.features is None else len(self.reference.features)
+        least = {name: DISTANCES.get(name, (1, 1)) for name in self.study.figures}
+        found = evaluate(
+            images,
+            self.reference,
+            features=self.extractor,
+            target=session.targets[0].name if len(session.targets) == 1 else None,
+            guide=session.guide,
+            judge=session.judge,
+            figures=[name for name, (samples, real) in least.items() if ours >= samples and theirs >= real],
+            resamples=resamples,
+        )
+        return dict.fromkeys(self.study.figures, Figure()) | found
 
 
-class _Metrics(BaseModel):
-    """The part of a run's ``metrics.json`` that a sweep shows."""
+def images_of(folder: Path) -> ImageSet | None:
+    """Returns the images of a run; None if all were lost."""
+    try:
+        return read_images(folder)
+    except InputError:
+        return None
 
-    network_evaluations: dict[str, float]
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """The results of a cell.
+
+    Attributes:
+        name: The cell's name.
+        values: The varied values.
+        figures: The figures.
+        evaluations: Network evaluations of an image, of ``denoiser`` and ``classifier``.
+        seconds: Time that drawing took.
+        lost: Images that became non-finite and were not written.
+        broken: Images that are burnt or noise (`steersman.lab.evaluation`).
+    """
+
+    name: str
+    values: Mapping[str, str]
+    figures: Mapping[str, Figure]
+    evaluations: Mapping[str, float]
     seconds: float
-    lost: list[str]
-    noise_error: _NoiseError | None
+    lost: Sequence[str]
+    broken: Sequence[str] = ()
+
+    @property
+    def cost(self) -> float:
+        """Network evaluations of an image."""
+        return sum(self.evaluations[name] for name in COST)
 
 
 class Sweeping:
     """A sweep with checked settings and loaded networks; nothing is written before `draw`."""
 
     def __init__(self, sweep: Sweep, out: Path) -> None:
-        self.sweep, self.out, self.cells = sweep, out, sweep.cells()
-        if placed := shared_placement(self.cells[0].run, out / "sweep.yaml"):
-            self.sweep = sweep = replace(sweep, settings={**sweep.settings, "placed": placed})
-            self.cells = sweep.cells()
-        self.record = _record(sweep, self.cells)
-        self._check_folder()
-        run = self.cells[0].run
-        self.measure = Measure(sweep, num=run.num, device=run.device)
-        self.known = {cell.name: self.measure.known(self.folder(cell)) for cell in self.cells}
-        missing, networks, rehearsed = self.missing(), Networks(), set()
-        self.sessions: dict[str, Session] = {}
+        self.out, self.file = out, out / "sweep.yaml"
+        self.sweep = sweep.placed(sweep.cells()[0].run, self.file)
+        self.cells = self.sweep.cells()
+        self.record = _record(self.sweep, self.cells)
+        if other_settings(self.file, self.record, "sweep"):
+            raise InputError(
+                f"out: {str(out)!r} holds a sweep with other settings; use another folder, or its settings"
+            )
         for cell in self.cells:
-            if cell not in missing and self.known[cell.name]:
+            check_folder(self.folder(cell), cell.run)
+        run = self.cells[0].run
+        self.measure = Measure(self.sweep, num=run.num, device=run.device)
+        self.sessions: dict[str, Session] = {}
+        missing, networks, rehearsed = self.missing(), Networks(), set()
+        for cell in self.cells:
+            if cell not in missing and self.measure.known(self.folder(cell)):
                 continue
             try:
                 self.sessions[cell.name] = session = open_session(cell.run, networks)
@@ -73,14 +189,6 @@ class Sweeping:
                     rehearsed.add(parts)
             except InputError as error:
                 raise InputError(f"cell {cell.name}: {error}") from error
-
-    def _check_folder(self) -> None:
-        if other_settings(self.out / "sweep.yaml", self.record, "sweep"):
-            raise InputError(
-                f"out: {str(self.out)!r} holds a sweep with other settings; use another folder, or its settings"
-            )
-        for cell in self.cells:
-            check_folder(self.folder(cell), cell.run)
 
     def folder(self, cell: Cell) -> Path:
         """Returns a cell's folder."""
@@ -103,13 +211,12 @@ class Sweeping:
         """Draws the missing cells; ``on_images`` is called with fractions of new images, ``on_cell`` before a cell."""
         with writing_to(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
-            with replacing(self.out / "sweep.yaml") as path:
-                path.write_text(yaml.safe_dump(self.record, sort_keys=False), encoding="utf-8")
+            write_yaml(self.file, self.record)
         for cell in self.missing():
             on_cell(cell)
-            self.known[cell.name] = None
-            session, folder = self.sessions[cell.name], self.folder(cell)
-            generate_until_stopped(session, folder, on_images=on_images, stop=stop)
+            folder = self.folder(cell)
+            (folder / "evaluation.json").unlink(missing_ok=True)  # of images that are not there any more
+            generate_until_stopped(self.sessions[cell.name], folder, on_images=on_images, stop=stop)
 
     def compare(self, *, pareto: bool = False, on_cell: Callable[[Cell], None] = lambda cell: None) -> list[Row]:
         """Measures all cells, writes tables and plots, and returns a row for each cell.
@@ -121,25 +228,20 @@ class Sweeping:
             on_cell(cell)
             rows.append(self._row(cell))
         write_table(self.out, rows, about=self._about(), pareto=fronts(rows) if pareto else None)
-        write_plots(self.out, rows)
+        _write_plots(self.out, rows)
         if pareto:
-            write_fronts(self.out, rows)
+            _write_fronts(self.out, rows)
         self._write_grid()
         return rows
 
     def _row(self, cell: Cell) -> Row:
         folder = self.folder(cell)
+        figures = self.measure.known(folder) or self.measure(self.sessions[cell.name], folder)
         with about("sweep", folder / "metrics.json"):
-            metrics = typed("", read_json(folder / "metrics.json", "sweep"), _Metrics)
-        return Row(
-            name=cell.name,
-            values=cell.values,
-            figures=self.known[cell.name] or self.measure(self.sessions[cell.name], folder),
-            evaluations=metrics.network_evaluations,
-            seconds=metrics.seconds,
-            lost=metrics.lost,
-            broken=metrics.noise_error.broken if metrics.noise_error else [],
-        )
+            metrics = read_json(folder / "metrics.json", "sweep")
+            results = {"evaluations": metrics["network_evaluations"], "seconds": metrics["seconds"]}
+            results |= {"lost": metrics["lost"], "broken": (metrics["noise_error"] or {"broken": []})["broken"]}
+            return typed("", {"name": cell.name, "values": cell.values, "figures": figures, **results}, Row)
 
     def _about(self) -> str:
         run = self.cells[0].run
@@ -152,7 +254,7 @@ class Sweeping:
     def _write_grid(self) -> None:
         rows = {}
         for cell in self.cells:
-            if images := self.measure.images(self.folder(cell)):
+            if images := images_of(self.folder(cell)):
                 rows[cell.name] = next(images.batches(SHOWN))
         if len({first.shape[1:] for first in rows.values()}) == 1:  # denoisers of different sizes have no grid
             grid(rows, self.out / "grid.png", columns=SHOWN)
@@ -170,7 +272,7 @@ def _record(sweep: Sweep, cells: Sequence[Cell]) -> dict[str, Any]:
         "versions": shared.pop("versions"),
         "shared": shared,
     }
-    return parse_yaml(yaml.safe_dump(record, sort_keys=False))
+    return parse_yaml(yaml.safe_dump(record, sort_keys=False))  # in the types in which it is read again
 
 
 def _shared(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -184,3 +286,81 @@ def _shared(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         elif len(sections) == len(values) and (section := _shared(sections)):
             shared[key] = section
     return shared
+
+
+def points(rows: Sequence[Row], figure: str) -> list[Pair]:
+    """Returns cost and figure of the cells that have the figure."""
+    qualities = [(row, row.figures.get(figure, Figure())) for row in rows]
+    return [Pair(name=row.name, x=Figure(row.cost), y=y) for row, y in qualities if y.value is not None]
+
+
+def fronts(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """Returns the names of the cells that no other dominates, for each figure of quality."""
+    found = {name: front(points(rows, name), larger=larger) for name, larger in FRONTS.items()}
+    return {name: [point.name for point in best] for name, best in found.items() if best}
+
+
+def write_table(out: Path, rows: Sequence[Row], *, about: str, pareto: Mapping[str, Sequence[str]] | None) -> None:
+    """Writes ``sweep.csv``, and ``sweep.md`` to read, without figures that no cell has."""
+    present = [name for name in rows[0].figures if any(row.figures[name].value is not None for row in rows)]
+    broken = any(row.broken for row in rows)
+    exact, read = [], []
+    for row in rows:
+        evaluations = {f"{name} evaluations": row.evaluations[name] for name in COST}
+        counts = {"lost": len(row.lost), "broken": len(row.broken)}
+        exact.append({**row.values, **row.figures, **counts, **evaluations, "seconds": row.seconds})
+        shown = {**row.values, **{name: as_text(name, row.figures[name]) for name in present}}
+        shown |= {name: f"{count:g}" for name, count in evaluations.items()} | {"seconds": f"{row.seconds:.1f}"}
+        read.append(shown | ({"burnt or noise": str(len(row.broken))} if broken else {}))
+        if pareto is not None:
+            best = [name for name, names in pareto.items() if row.name in names]
+            exact[-1]["pareto"], read[-1]["best for its cost by"] = " ".join(best), ", ".join(best)
+    write_figures(out / "sweep.csv", exact)
+    text = markdown(list(read[0]), [list(shown.values()) for shown in read], texts=len(rows[0].values))
+    with replacing(out / "sweep.md") as beside:
+        beside.write_text(f"{about}\n\n{text}", encoding="utf-8")
+
+
+def _write_plots(out: Path, rows: Sequence[Row]) -> None:
+    """Writes accuracy, FID and cFID over the varied values, each as CSV and PNG, if any cell has them."""
+    horizontal = next((key for key in rows[0].values if all(_is_number(row.values[key]) for row in rows)), None)
+    for figure in FRONTS:
+        path, found = out / figure.replace("/", "-"), points(rows, figure)
+        if not found:
+            continue
+        if horizontal is None:
+            write_dots(path, found, figure=figure)
+        else:
+            curves = _curves(rows, horizontal, figure)
+            logarithmic = horizontal.partition(".")[0] == "scale" and min(min(curve.x) for curve in curves) > 0
+            write_curves(path, curves, x=horizontal, y=figure, log_x=logarithmic)
+
+
+def _write_fronts(out: Path, rows: Sequence[Row]) -> None:
+    """Plots each figure of quality over the cost, and names the non-dominated cells."""
+    cost = "network evaluations an image, denoiser and guide"
+    for name in fronts(rows):
+        path = out / f"pareto-{name.replace('/', '-')}.png"
+        write_front(path, points(rows, name), larger=FRONTS[name], x=cost, y=name)
+
+
+def _curves(rows: Sequence[Row], horizontal: str, figure: str) -> list[Curve]:
+    """Returns a figure's curve for each combination of the other varied values."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        others = ", ".join(f"{key}={value}" for key, value in row.values.items() if key != horizontal)
+        groups.setdefault(others or figure, []).append(row)
+    curves = []
+    for name, group in groups.items():
+        found = [row for row in group if row.figures[figure].value is not None]
+        if found:
+            x = [float(row.values[horizontal]) for row in found]
+            curves.append(Curve.of(name, x, [row.figures[figure] for row in found]))
+    return curves
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False

@@ -1,5 +1,4 @@
-from steersman.lab.tune.space import TRIED, space_of
-from steersman.lab.tune.trials import Bounds, Trial, choose
-from steersman.lab.tune.tuning import Tune, Tuning
+from steersman.lab.tune.search import TRIED, space_of
+from steersman.lab.tune.tuning import Bounds, Trial, Tune, Tuning, choose
 
 __all__ = ["TRIED", "Bounds", "Trial", "Tune", "Tuning", "choose", "space_of"]

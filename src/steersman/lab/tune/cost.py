@@ -8,13 +8,15 @@ not depend on what else the machine does.
 """
 
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from steersman.batching import counting, metered
 from steersman.errors import about
 from steersman.files import read_json, write_json
 from steersman.lab.bench import Call, Calls
@@ -23,10 +25,10 @@ from steersman.lab.report.tables import in_a_line
 from steersman.lab.session import Session
 from steersman.typed import typed
 
-__all__ = ["Cost", "Prices"]
+__all__ = ["COUNTED", "Cost", "Prices"]
 
-DENOISER, DECODER, CLASSIFIER = "denoiser", "decoder", "classifier"
-BACK = ", and back"
+COUNTED = DENOISER, DECODER, CLASSIFIER = "denoiser", "decoder", "classifier"
+BACK = ", and back"  # what the price of an evaluation with a backward pass is called after its network
 ROUNDS = 7
 
 
@@ -57,12 +59,15 @@ class Prices:
 
     def of(self, session: Session) -> Cost:
         """Returns the cost of an image of a session, of which one is drawn."""
-        named = _named(session)
-        names = {id(network): name for name, network in named.items()}
-        evaluations, passes, samples = dict.fromkeys(named, 0), dict.fromkeys(named, 0), {}
-        for call, back in _calls(session).events:
-            name = names[id(call.network)]
-            (passes if back else evaluations)[name] += _images(call)
+        settings = in_a_line(session.run.recipe.classifier_settings())
+        named = (DENOISER, *(f"{spec} {settings}" for spec in session.run.classifiers), DECODER)
+        names = dict(zip(session.networks, named, strict=False))  # most have no decoder
+        calls, counts = _one_image(session)
+        evaluations, passes = {name: counts[network] for network, name in names.items()}, Counter[str]()
+        samples: dict[str, Calls] = {}
+        for call, back in calls.events:
+            name = names[call.network]
+            passes[name] += _images(call) if back else 0
             if (key := f"{name}{BACK}" if back else name) not in samples:
                 batch = _repeated(call, session.run.at_once)
                 samples[key] = Calls(events=[(batch, False), (batch, True)] if back else [(batch, False)])
@@ -71,7 +76,8 @@ class Prices:
         for name, count in passes.items():
             if count:
                 value += count * max(0.0, self.known[f"{name}{BACK}"] - self.known[name])
-        return Cost(value=round(value, 2), evaluations=_summed(evaluations), passes=_summed(passes))
+        kinds = {name: name if name in COUNTED else CLASSIFIER for name in names.values()}
+        return Cost(value=round(value, 2), evaluations=_by(kinds, evaluations), passes=_by(kinds, passes))
 
     def _measure(self, samples: Mapping[str, Calls], device: str) -> None:
         """Times the calls that have no price yet, in turn with the denoiser's."""
@@ -85,27 +91,20 @@ class Prices:
         write_json(self.file, self.known)
 
 
-def _named(session: Session) -> dict[str, nn.Module]:
-    """Returns the networks that draw, by the names of their prices."""
-    settings = in_a_line(session.run.recipe.classifier_settings())
-    names = (DENOISER, *(f"{spec} {settings}" for spec in session.run.classifiers), DECODER)
-    return dict(zip(names, session.networks, strict=False))  # most have no decoder
-
-
-def _calls(session: Session) -> Calls:
-    """Returns the calls that one image takes, in batches that are not padded."""
-    parts = (session.denoiser, *session.classifiers)
+def _one_image(session: Session) -> tuple[Calls, Mapping[nn.Module, int]]:
+    """Returns the calls that one image takes, and how many evaluations of each network it needs."""
+    parts, calls = (session.denoiser, *session.classifiers), Calls()
+    metered(session.networks)
     blocks = [part.block for part in parts]
-    calls = Calls()
     try:
         for part in parts:
-            part.block = None
-        with calls.recording(session.networks):
+            part.block = None  # else an image is repeated to fill a block, and passes through the copies count
+        with calls.recording(session.networks), counting() as counts:
             session.draw([(session.targets[0], session.run.seed)])
     finally:
         for part, block in zip(parts, blocks, strict=True):
             part.block = block
-    return calls
+    return calls, counts
 
 
 def _repeated(call: Call, images: int) -> Call:
@@ -118,15 +117,22 @@ def _repeated(call: Call, images: int) -> Call:
         return value.detach().repeat(times, *[1] * (value.ndim - 1))
 
     args, kwargs = tuple(map(repeated, call.args)), {name: repeated(value) for name, value in call.kwargs.items()}
-    next(each for each in (*args, *kwargs.values()) if isinstance(each, Tensor) and each.ndim).requires_grad_()
+    _batch((*args, *kwargs.values())).requires_grad_()
     return replace(call, args=args, kwargs=kwargs, graph=True)
 
 
 def _images(call: Call) -> int:
-    return next(len(each) for each in (*call.args, *call.kwargs.values()) if isinstance(each, Tensor) and each.ndim)
+    return len(_batch((*call.args, *call.kwargs.values())))
 
 
-def _summed(counts: Mapping[str, int]) -> dict[str, int]:
-    """Returns the counts with those of all classifiers together."""
-    found = {name: count for name, count in counts.items() if name in (DENOISER, DECODER)}
-    return found | {CLASSIFIER: sum(count for name, count in counts.items() if name not in found)}
+def _batch(inputs: Iterable[object]) -> Tensor:
+    """Returns the first input of a network that is a batch."""
+    return next(each for each in inputs if isinstance(each, Tensor) and each.ndim)
+
+
+def _by(kinds: Mapping[str, str], counts: Mapping[str, int]) -> dict[str, int]:
+    """Returns the counts of each kind of network, of all classifiers together."""
+    found = dict.fromkeys(kinds.values(), 0)
+    for name, kind in kinds.items():
+        found[kind] += counts[name]
+    return found

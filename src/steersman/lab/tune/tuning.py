@@ -12,65 +12,70 @@ A tune that was stopped continues; neither finished trials nor settings of an ea
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from steersman.errors import InputError, about
-from steersman.files import replacing, writing_to
+from steersman.files import write_yaml, writing_to
 from steersman.lab.generate import generate_until_stopped, open_session
 from steersman.lab.generate.store import locked
-from steersman.lab.metrics.features import DEFAULT
-from steersman.lab.metrics.intervals import RESAMPLES, share
-from steersman.lab.placement import shared_placement
+from steersman.lab.metrics.intervals import Figure, share
+from steersman.lab.report.plots import Pair, write_front
+from steersman.lab.report.tables import as_text, write_figures
 from steersman.lab.run import Run, other_settings
 from steersman.lab.session import Networks, Session
 from steersman.lab.stop import Stop
-from steersman.lab.sweep import Sweep
-from steersman.lab.sweep.cells import CASE, RECIPE
-from steersman.lab.sweep.measure import Measure
-from steersman.lab.tune.cost import Prices
-from steersman.lab.tune.search import Proposal, Search
-from steersman.lab.tune.space import TRIED, Space, around, check, options, placed
-from steersman.lab.tune.trials import LARGER, Bounds, Trial
+from steersman.lab.sweep import Study
+from steersman.lab.sweep.cells import CASE, RECIPE, settings_line
+from steersman.lab.sweep.sweeping import Measure
+from steersman.lab.tune.cost import COUNTED, Prices
+from steersman.lab.tune.search import TRIED, Proposal, Search, Space, around, check, options, placed
 from steersman.recipes import load_recipe
-from steersman.typed import finite
+from steersman.typed import finite, typed
 
-__all__ = ["Tune", "Tuning", "begun"]
+__all__ = [
+    "LARGER",
+    "Bounds",
+    "Trial",
+    "Tune",
+    "Tuning",
+    "choose",
+    "resumed",
+    "write_plots",
+    "write_recipe",
+    "write_table",
+]
 
 ACCURACY, DISTANCE = "accuracy/judge", "cfid"
+LARGER = (True, False, False)
+"""Whether a larger accuracy, distance and cost is better."""
+
 REFUSED = 100  # proposals in a row that cannot be drawn, after which the search is given up
 
 
 @dataclass(frozen=True, kw_only=True)
 @finite
-class Tune:
+class Tune(Study):
     """What is searched, for which networks and targets.
 
     Attributes:
         recipes: The recipes whose settings are tried first; the space is around them, or all trials start from the
             first.
-        changes: Changes of their settings, each ``axis.option=value``.
-        settings: Other settings of the runs, fields of `steersman.lab.run.Run`.
         space: The space; None for the space around the recipes.
-        reference: Reference images, as `steersman evaluate` takes them.
-        features: Network whose features are compared.
-        resamples: Random halves for the interval of a distance.
         seed: Seed of the search.
     """
 
     recipes: tuple[str, ...] = TRIED
-    changes: tuple[str, ...] = ()
-    settings: Mapping[str, Any] = field(default_factory=dict)
     space: Space | None = None
-    reference: str
-    features: str = DEFAULT
-    resamples: int = RESAMPLES
     seed: int = 0
+    figures: tuple[str, ...] = (ACCURACY, DISTANCE)
+
+    def run(self, chosen: Mapping[str, Any]) -> Run:
+        """Returns the run of some of the searched settings."""
+        return self._run(self.recipes[0], chosen)
 
     @property
     def searched(self) -> Space:
@@ -81,20 +86,6 @@ class Tune:
             raise InputError("search: denoiser cannot be searched, as costs are measured in its evaluations")
         check(self.space)
         return self.space
-
-    @property
-    def sweep(self) -> Sweep:
-        """The settings that all trials share, as a sweep that varies nothing."""
-        return Sweep(
-            recipe=self.recipes[0],
-            changes=self.changes,
-            settings=self.settings,
-            varied={},
-            reference=self.reference,
-            features=self.features,
-            figures=(ACCURACY, DISTANCE),
-            resamples=self.resamples,
-        )
 
     def points(self) -> list[dict[str, Any]]:
         """Returns the first proposals: the settings of each recipe, as far as they are in the space."""
@@ -108,6 +99,74 @@ class Tune:
         return found
 
 
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A finished trial.
+
+    Attributes:
+        number: Its number.
+        settings: The values of the searched settings.
+        accuracy: Share of its images in which the judge sees the target; a lost image counts as one in which it does
+            not.
+        distance: cFID of its images.
+        cost: Cost of an image, in evaluations of the denoiser.
+        evaluations: Evaluations for an image of ``denoiser``, ``classifier`` and a latent model's ``decoder``.
+        passes: Backward passes through them.
+        same: Number of the earlier trial with the same settings, whose images it has.
+        reason: Why it was not drawn; None if it was.
+    """
+
+    number: int
+    settings: Mapping[str, Any]
+    accuracy: Figure = field(default_factory=Figure)
+    distance: Figure = field(default_factory=Figure)
+    cost: float | None = None
+    evaluations: Mapping[str, int] = field(default_factory=dict)
+    passes: Mapping[str, int] = field(default_factory=dict)
+    same: int | None = None
+    reason: str | None = None
+
+    @property
+    def line(self) -> str:
+        """The settings in one line."""
+        return settings_line(self.settings)
+
+    @property
+    def drawn(self) -> bool:
+        """Whether it was drawn and has all three figures."""
+        return self.reason is None
+
+    @property
+    def objectives(self) -> tuple[float, float, float]:
+        """Accuracy, distance and cost of a trial that was drawn."""
+        values = self.accuracy.value, self.distance.value, self.cost
+        accuracy, distance, cost = (value for value in values if value is not None)
+        return accuracy, distance, cost
+
+
+@dataclass(frozen=True, kw_only=True)
+@finite
+class Bounds:
+    """The bounds of the chosen trial, None for no bound.
+
+    Attributes:
+        accuracy: Lower limit on the accuracy.
+        distance: Upper limit on the distance.
+        budget: Upper limit on the cost; a trial above it is not drawn.
+    """
+
+    accuracy: float | None = None
+    distance: float | None = None
+    budget: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.accuracy is not None and not 0 < self.accuracy <= 1:
+            raise InputError(f"accuracy must be above 0 and at most 1, got {self.accuracy}")
+        for name, value in (("distance", self.distance), ("budget", self.budget)):
+            if value is not None and not value > 0:
+                raise InputError(f"{name} must be above 0, got {value}")
+
+
 class Tuning:
     """A tune with checked settings and loaded networks; nothing is written before it is `begun`.
 
@@ -115,28 +174,17 @@ class Tuning:
     """
 
     def __init__(self, tune: Tune, out: Path, bounds: Bounds | None = None) -> None:
-        if placed := shared_placement(tune.sweep.run({}), out / "tune.yaml"):
-            tune = replace(tune, settings={**tune.settings, "placed": placed})
-        self.tune, self.out, self.bounds = tune, out, bounds or Bounds()
-        self.space, self.sweep, self.points = tune.searched, tune.sweep, tune.points()
-        run = self.sweep.run({})
-        self.record = self._record(run)
-        if other := other_settings(out / "tune.yaml", self.record, "tune"):
+        self.out, self.file, self.bounds = out, out / "tune.yaml", bounds or Bounds()
+        self.tune = tune = tune.placed(tune.run({}), self.file)
+        run = tune.run({})
+        self.space, self.points, self.record = tune.searched, tune.points(), _record(tune, run)
+        if other := other_settings(self.file, self.record, "tune"):
             raise InputError(
                 f"out: {str(out)!r} holds a tune with other settings ({', '.join(other)}); use another folder, "
                 "or its settings"
             )
-        self.networks, self.measure = Networks(), Measure(self.sweep, num=run.num, device=run.device)
+        self.networks, self.measure = Networks(), Measure(tune, num=run.num, device=run.device)
         self._check(open_session(run, self.networks))
-
-    def _record(self, run: Run) -> dict[str, Any]:
-        """Returns the content of ``tune.yaml``."""
-        tune, shared = self.tune, run.record()
-        record = {key: getattr(tune, key) for key in ("recipes", "changes")} | {"space": dict(self.space)}
-        record |= {key: getattr(tune, key) for key in ("reference", "features", "resamples", "seed")}
-        record |= {"versions": shared.pop("versions")}
-        record |= {"shared": {key: value for key, value in shared.items() if key != "recipe"}}
-        return json.loads(json.dumps(record))
 
     def _check(self, session: Session) -> None:
         """Refuses targets that cannot be judged or compared."""
@@ -159,20 +207,15 @@ class Tuning:
             self.out.mkdir(parents=True, exist_ok=True)
         with locked(self.out, 0):
             with writing_to(self.out):
-                with replacing(self.out / "tune.yaml") as path:
-                    path.write_text(yaml.safe_dump(self.record, sort_keys=False), encoding="utf-8")
+                write_yaml(self.file, self.record)
                 self.prices = Prices(self.out / "prices.json")
-                self.search, self.trials = begun(self.space, self.out / "study.log", self.points, self.tune.seed)
+                self.search, self.trials = resumed(self.space, self.out / "study.log", self.points, self.tune.seed)
             yield self.trials
 
     @property
     def drawn(self) -> list[Trial]:
         """The trials that were drawn."""
         return [trial for trial in self.trials if trial.drawn]
-
-    def folder(self, number: int) -> Path:
-        """Returns a trial's folder."""
-        return self.out / "trials" / f"{number:04d}"
 
     def work(
         self,
@@ -210,30 +253,39 @@ class Tuning:
         """Returns the trial of a proposal."""
         trial = Trial(number=proposal.number, settings=proposal.values)
         try:
-            run = self.sweep.run(proposal.values)
-            if (earlier := self._same(run)) is not None:
+            run = self.tune.run(proposal.values)
+            if earlier := self._same(run):
                 return replace(earlier, number=trial.number, settings=trial.settings, same=earlier.number)
             session = open_session(run, self.networks)
             cost = self.prices.of(session)
         except InputError as error:
             return replace(trial, reason=str(error))
         trial = replace(trial, cost=cost.value, evaluations=cost.evaluations, passes=cost.passes)
-        if self.bounds.budget is not None and cost.value > self.bounds.budget:
-            limit = self.bounds.budget
-            return replace(trial, reason=f"an image must cost at most budget, {limit:g}, got {cost.value:g}")
-        count, folder = run.num * len(session.targets), self.folder(trial.number)
+        if (budget := self.bounds.budget) is not None and cost.value > budget:
+            return replace(trial, reason=f"an image must cost at most budget, {budget:g}, got {cost.value:g}")
+        count, folder = run.num * len(session.targets), self.out / "trials" / f"{trial.number:04d}"
         on_run(proposal, count)
-        generate_until_stopped(session, folder, on_images=on_images, stop=stop)
-        figures, images = self.measure(session, folder), self.measure.images(folder)
+        summary = generate_until_stopped(session, folder, on_images=on_images, stop=stop)
+        figures = self.measure(session, folder)
         accuracy, distance = figures[ACCURACY].value, figures[DISTANCE]
-        if accuracy is None or distance.value is None or images is None:
+        if accuracy is None or distance.value is None:
             return replace(trial, reason="fewer than two images of a target are finite")
-        return replace(trial, accuracy=share(round(accuracy * len(images)), count), distance=distance)
+        right = round(accuracy * (count - len(summary.lost)))
+        return replace(trial, accuracy=share(right, count), distance=distance)
 
     def _same(self, run: Run) -> Trial | None:
         """Returns the trial that was drawn with the settings of a run."""
         settings = _settings(run)
-        return next((trial for trial in self.drawn if _settings(self.sweep.run(trial.settings)) == settings), None)
+        return next((trial for trial in self.drawn if _settings(self.tune.run(trial.settings)) == settings), None)
+
+
+def _record(tune: Tune, run: Run) -> dict[str, Any]:
+    """Returns the content of ``tune.yaml``."""
+    shared = run.record()
+    versions, _ = shared.pop("versions"), shared.pop("recipe")
+    record = {"recipes": tune.recipes, "changes": tune.changes, "space": tune.searched, "reference": tune.reference}
+    record |= {"features": tune.features, "resamples": tune.resamples, "seed": tune.seed}
+    return json.loads(json.dumps(record | {"versions": versions, "shared": shared}))  # in the types that are read again
 
 
 def _settings(run: Run) -> str:
@@ -242,8 +294,86 @@ def _settings(run: Run) -> str:
     return repr(record | {"recipe": record["recipe"]["settings"]})
 
 
-def begun(space: Space, journal: Path, points: Sequence[Mapping[str, Any]], seed: int) -> tuple[Search, list[Trial]]:
+def resumed(space: Space, journal: Path, points: Sequence[Mapping[str, Any]], seed: int) -> tuple[Search, list[Trial]]:
     """Returns the search in a journal with its finished trials; a new one if there is no journal."""
     with about("tune", journal):
         search = Search(space, file=journal, larger=LARGER, points=points, seed=seed)
-        return search, [Trial.of(row) for row in search.rows()]
+        return search, [typed("", row, Trial) for row in search.rows()]
+
+
+def choose(trials: Iterable[Trial], bounds: Bounds) -> Trial:
+    """Returns the trial whose settings become the recipe.
+
+    Within all bounds, that is the cheapest; with a budget and no bound on the distance, the one with the least
+    distance. Without any bound, a trial must reach the lower end of the most accurate trial's interval.
+    """
+    kept = [trial for trial in trials if trial.drawn]
+    if not kept:
+        raise InputError("none of the trials could be drawn; search a space in which some can")
+    least = bounds.accuracy
+    if bounds == Bounds():
+        surest = max(kept, key=lambda trial: (trial.objectives[0], -trial.objectives[2]))
+        least = surest.accuracy.low
+    limits = {"accuracy": least, "distance": bounds.distance, "budget": bounds.budget}
+    for index, (name, limit) in enumerate(limits.items()):
+        if limit is None:
+            continue
+        sign = -1 if LARGER[index] else 1
+        beyond = {trial.number: sign * (trial.objectives[index] - limit) for trial in kept}
+        within = [trial for trial in kept if beyond[trial.number] <= 0]
+        if not within:
+            nearest = min(kept, key=lambda trial: beyond[trial.number])
+            accuracy, distance, cost = nearest.objectives
+            raise InputError(
+                f"no trial keeps to {name} {limit:g} and the other bounds; the nearest is trial {nearest.number}, "
+                f"accuracy {accuracy:.1%}, distance {distance:.3g}, cost {cost:g}"
+            )
+        kept = within
+    by_distance = bounds.budget is not None and bounds.distance is None
+    return min(kept, key=lambda trial: trial.objectives[1:] if by_distance else trial.objectives[:0:-1])
+
+
+def write_table(path: Path, trials: Sequence[Trial], front: Collection[int]) -> None:
+    """Writes a row for each trial as CSV, also for those that were not drawn."""
+    rows = []
+    for trial in trials:
+        row: dict[str, object] = {"trial": trial.number, "settings": trial.line}
+        row |= {"accuracy": trial.accuracy, "distance": trial.distance, "cost": trial.cost}
+        for name in COUNTED:
+            row |= {f"{name} evaluations": trial.evaluations.get(name), f"{name} passes back": trial.passes.get(name)}
+        row |= {"same as": trial.same, "pareto": "yes" if trial.number in front else "", "refused": trial.reason}
+        rows.append(row)
+    write_figures(path, rows)
+
+
+def write_plots(out: Path, trials: Sequence[Trial]) -> None:
+    """Plots accuracy and distance over cost, and names the trials that no other beats in the two."""
+    cost = "cost of an image, in evaluations of the denoiser"
+    for name, larger in (("accuracy", True), ("distance", False)):
+        pairs = [Pair(name=_name(t), x=Figure(t.cost), y=getattr(t, name)) for t in trials if t.drawn]
+        write_front(out / f"pareto-{name}.png", pairs, larger=larger, x=cost, y=name)
+
+
+def _name(trial: Trial) -> str:
+    settings = {key: trial.settings[key] for key in ("recipe", "sampling.steps", "scale") if key in trial.settings}
+    return f"trial {trial.number}" + (f" ({settings_line(settings)})" if settings else "")
+
+
+def write_recipe(path: Path, trial: Trial, run: Run, reference: str) -> None:
+    """Writes a trial's settings as a recipe, with its figures and what they were measured on."""
+    accuracy, distance = as_text(ACCURACY, trial.accuracy), as_text(DISTANCE, trial.distance)
+    targets = ", ".join(run.targets or run.blend)
+    notes = (
+        f"For the denoiser {run.denoiser} and the guide {', '.join(run.classifiers)}; judged by {run.judge} on "
+        f"{run.num} images of each target ({targets}), seeds {run.seed} to {run.seed + run.num - 1}, and compared with "
+        f"{reference}. The best of many on the same images is flattered: measure it on other seeds."
+    )
+    content = {
+        "title": f"Found by steersman tune, from {run.recipe.name}",
+        "notes": notes,
+        "expected": [
+            f"accuracy by the judge {accuracy}, distance {distance}, cost {trial.cost:g} evaluations of the denoiser"
+        ],
+        "settings": run.recipe.resolved(),
+    }
+    write_yaml(path, content, allow_unicode=True, width=120)
