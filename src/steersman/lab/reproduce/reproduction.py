@@ -323,7 +323,7 @@ class Work:
         missing = {folder: run for folder, run in self.runs.items() if not (folder / "metrics.json").is_file()}
         networks = Networks()
         for i, (folder, run) in enumerate(missing.items()):
-            session = open_session(run, networks, rehearse=i == 0)
+            session = open_session(run, networks, rehearse=i == 0)  # the others differ in target and seeds alone
             generate_until_stopped(session, folder, on_images=on_images, stop=stop)
         lost: list[str] = []
         for path in (folder / "metrics.json" for folder in self.runs):

@@ -139,7 +139,7 @@ class Sweep(Study):
                 cells.append(Cell(values=titles, run=self._run(self.recipe, flattened(values))))
             except InputError as error:
                 raise InputError(f"cell {settings_line(titles)}: {error}") from error
-        names: dict[str, str] = {}
+        names: dict[str, str] = {}  # of the first cell with these settings
         for cell in cells:
             same = names.setdefault(repr(cell.run.record()), cell.name)
             if same != cell.name:
@@ -158,7 +158,7 @@ def varied(given: Iterable[str]) -> dict[str, list[Any]]:
         key, equals, inside = text.partition("=")
         key = key.strip()
         try:
-            values = parse_yaml(f"[{inside}\n]") if equals else None
+            values = parse_yaml(f"[{inside}\n]") if equals else None  # a comment ends with its line, before the bracket
         except InputError as error:
             raise InputError(f"vary: the values must be a YAML list without brackets, got {text!r}") from error
         if not key or not isinstance(values, list) or not values:

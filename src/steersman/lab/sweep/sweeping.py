@@ -184,6 +184,7 @@ class Sweeping:
                 continue
             try:
                 self.sessions[cell.name] = session = open_session(cell.run, networks)
+                # What a measurement may refuse depends on the networks, not on the settings of the recipe.
                 if (parts := (cell.run.denoiser, cell.run.classifiers)) not in rehearsed:
                     self.measure.rehearse(session)
                     rehearsed.add(parts)

@@ -205,7 +205,7 @@ class Tuning:
         """Locks the folder, and yields its finished trials."""
         with writing_to(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
-        with locked(self.out, 0):
+        with locked(self.out, 0):  # a second tune would propose and draw the same trials
             with writing_to(self.out):
                 write_yaml(self.file, self.record)
                 self.prices = Prices(self.out / "prices.json")
@@ -329,8 +329,12 @@ def choose(trials: Iterable[Trial], bounds: Bounds) -> Trial:
                 f"accuracy {accuracy:.1%}, distance {distance:.3g}, cost {cost:g}"
             )
         kept = within
-    by_distance = bounds.budget is not None and bounds.distance is None
-    return min(kept, key=lambda trial: trial.objectives[1:] if by_distance else trial.objectives[:0:-1])
+
+    def order(trial: Trial) -> tuple[float, float]:
+        _, distance, cost = trial.objectives
+        return (distance, cost) if bounds.budget is not None and bounds.distance is None else (cost, distance)
+
+    return min(kept, key=order)
 
 
 def write_table(path: Path, trials: Sequence[Trial], front: Collection[int]) -> None:
