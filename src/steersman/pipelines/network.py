@@ -31,7 +31,11 @@ from steersman.errors import InputError
 
 __all__ = ["PACKED", "Conditioning", "Layout", "by_name", "layout_of", "record"]
 
-STEPS = 2  # the first of two has a time above 0
+PACKED = ("img_ids", "img_shapes", "num_frames")
+"""Arguments of networks that say where packed tokens belong."""
+_BY_FRAME = ("CogVideoXTransformer3DModel", "ConsisIDTransformer3DModel")
+_DIT_NULL = 1000  # DiTPipeline's own constant
+_STEPS = 2  # of the recorded call: the first of two has a time above 0
 
 
 class Conditioning(NamedTuple):
@@ -92,7 +96,7 @@ def record(pipe: Any, part: str, **call: Any) -> Conditioning:  # noqa: ANN401
     vars(twin).update({part: network, "scheduler": scheduler})
     twin.set_progress_bar_config(disable=True)
     try:
-        twin(num_inference_steps=STEPS, generator=torch.Generator().manual_seed(0), **call)
+        twin(num_inference_steps=_STEPS, generator=torch.Generator().manual_seed(0), **call)
     except _Left:
         pass
     first = next(iter(calls[0]))
@@ -110,13 +114,18 @@ def record(pipe: Any, part: str, **call: Any) -> Conditioning:  # noqa: ANN401
     )
     if len(calls) == 1:
         return conditioning
-    if _fit(*calls):
+    try:
         return conditioning._replace(values=_stacked(*calls), unconditional=1)
-    return conditioning._replace(separate=conditioning._replace(values=calls[1]))
+    except _Unequal:
+        return conditioning._replace(separate=conditioning._replace(values=calls[1]))
 
 
 class _Left(Exception):
     """Raised where the pipeline is left."""
+
+
+class _Unequal(Exception):
+    """Raised where the values of two calls do not make a batch of two rows."""
 
 
 def _recorder(network: Any) -> tuple[Any, list[dict[str, Any]]]:  # noqa: ANN401
@@ -139,26 +148,15 @@ def _leads(value: Any, rows: int) -> bool:  # noqa: ANN401
     return isinstance(value, Tensor) and value.ndim > 0 and len(value) == rows
 
 
-def _fit(one: Any, other: Any) -> bool:  # noqa: ANN401
-    """Whether the values of two calls of one row each make a batch of two."""
-    if isinstance(one, Mapping):
-        return one.keys() == other.keys() and all(_fit(value, other[key]) for key, value in one.items())
-    if isinstance(one, Tensor):
-        return isinstance(other, Tensor) and one.shape == other.shape
-    return one is other or one == other
-
-
 def _stacked(one: Any, other: Any) -> Any:  # noqa: ANN401
     """Returns the values of two calls of one row each as those of two rows."""
-    if isinstance(one, Mapping):
+    if isinstance(one, Mapping) and one.keys() == other.keys():
         return {key: _stacked(value, other[key]) for key, value in one.items()}
-    return torch.cat([one, other]) if _leads(one, 1) else one
-
-
-PACKED = ("img_ids", "img_shapes", "num_frames")
-"""Arguments of networks that say where packed tokens belong."""
-_BY_FRAME = ("CogVideoXTransformer3DModel", "ConsisIDTransformer3DModel")
-_DIT_NULL = 1000  # DiTPipeline's own constant
+    if isinstance(one, Tensor) and isinstance(other, Tensor) and one.shape == other.shape:
+        return torch.cat([one, other]) if _leads(one, 1) else one
+    if one is other or (not isinstance(one, Mapping | Tensor) and one == other):
+        return one
+    raise _Unequal
 
 
 class Layout(NamedTuple):

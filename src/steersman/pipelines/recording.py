@@ -60,10 +60,8 @@ class Recording(TorchFunctionMode):
     def __init__(self, networks: Sequence[nn.Module], modules: Sequence[nn.Module], due: Callable[[], bool]) -> None:
         super().__init__()
         self.networks, self.modules, self.due = networks, modules, due
-        self.entered = False
-        self.depth = 0
-        self.is_paused = False
-        self.grad_was: bool | None = None
+        self.entered = self.is_paused = False
+        self.depth = 0  # of the modules that are being called
         self.leaves: dict[int, Tensor] = {}
         self.forget()
 
@@ -124,10 +122,9 @@ class Recording(TorchFunctionMode):
         if self.is_paused:
             return None
         self.depth += 1
-        if self.depth > 1:
+        if self.depth > 1:  # a part of a module is not recorded by itself
             return None
-        self.was_entered = self.entered
-        self.original = args, kwargs
+        self.around = args, kwargs, self.entered, torch.is_grad_enabled()
         if self.entered:
             self.__exit__(None, None, None)
         return self._ask(module, args, kwargs) if module in self.networks else None
@@ -137,7 +134,6 @@ class Recording(TorchFunctionMode):
         self.given = by_name(forward, args, kwargs)
         if not self.due():
             return None
-        self.grad_was = torch.is_grad_enabled()
         torch.set_grad_enabled(True)
         first = next(iter(inspect.signature(forward).parameters))
         self.leaves = {
@@ -154,13 +150,12 @@ class Recording(TorchFunctionMode):
         self.depth -= 1
         if self.depth:
             return
-        if self.grad_was is not None:
-            torch.set_grad_enabled(self.grad_was)
-            self.grad_was = None
-        original, self.original = self.original, ((), {})
-        if self.was_entered:
+        args, kwargs, entered, with_grad = self.around
+        del self.around
+        torch.set_grad_enabled(with_grad)
+        if entered:
             self.__enter__()
-            self.add(module, *original, outcome)
+            self.add(module, args, kwargs, outcome)
 
 
 class Turn:
