@@ -50,9 +50,9 @@ from steersman.sampling import (
     Particles,
     Recurrence,
     SeededNoise,
-    diffusers,
     sample,
 )
+from steersman.sampling.scheduler import Adapter
 from steersman.schedule import EDM, VP, Flow, Level, from_diffusers
 
 F64 = torch.float64
@@ -257,12 +257,12 @@ def test_a_wrong_prediction_type_is_noticed(make, config, on, monkeypatch):
 def test_an_unscaled_sample_is_noticed(make, on, monkeypatch):
     scheduler = make()
     theirs = Loop(scheduler, on(scheduler), monkeypatch)(STEPS, noise_of())
-    positions_of = diffusers.positions_of
+    positions = Adapter.positions
 
-    def unscaled(scheduler):
-        return tuple(each._replace(scale=1.0, next_scale=1.0) for each in positions_of(scheduler))
+    def unscaled(self):
+        return tuple(each._replace(scale=1.0, next_scale=1.0) for each in positions(self))
 
-    monkeypatch.setattr(diffusers, "positions_of", unscaled)
+    monkeypatch.setattr(Adapter, "positions", unscaled)
     assert distance(ours(on(scheduler), DiffusersSampler(scheduler)), theirs) > 1e-2
 
 
@@ -271,14 +271,14 @@ def test_a_level_between_that_is_not_the_schedulers_is_noticed(back, on, monkeyp
     """KDPM2's second call is at a level of its own; its neighbours are not it."""
     scheduler = KDPM2DiscreteScheduler()
     theirs = Loop(scheduler, on(scheduler), monkeypatch)(STEPS, noise_of())
-    positions_of = diffusers.positions_of
+    positions_of = Adapter.positions
 
-    def moved(scheduler):
-        positions = list(positions_of(scheduler))
+    def moved(self):
+        positions = list(positions_of(self))
         positions[3] = positions[3]._replace(level=positions[2 + back].level)
         return tuple(positions)
 
-    monkeypatch.setattr(diffusers, "positions_of", moved)
+    monkeypatch.setattr(Adapter, "positions", moved)
     assert distance(ours(on(scheduler), DiffusersSampler(scheduler)), theirs) > 1e-3
 
 
@@ -458,7 +458,7 @@ def test_a_corrector_does_not_undo_a_push(on, guide, monkeypatch):
 
     kept, wanted = shift(corrected), shift(plain)
     assert float((kept - wanted).norm() / wanted.norm()) < 0.15
-    monkeypatch.setattr(diffusers, "move_kept_sample", lambda *_: None)
+    monkeypatch.setattr(Adapter, "move_kept_sample", lambda *_: None)
     assert float((shift(corrected) - wanted).norm() / wanted.norm()) > 0.5
 
 

@@ -25,7 +25,7 @@ from steersman.pipelines.recording import Recording, Turn, original
 from steersman.pipelines.trajectory import PipelineTrajectory, Plan
 from steersman.sampling.loop import Recurrence
 from steersman.sampling.particles import Particles
-from steersman.sampling.scheduler import FAMILIES, SCHEDULERS, Scheduler, host, name_of, prediction_type
+from steersman.sampling.scheduler import FAMILIES, SCHEDULERS, Adapter, Scheduler, host
 from steersman.schedule import VP, Flow, Level, Schedule
 
 __all__ = ["MEMORYLESS", "SteeredPipeline"]
@@ -59,7 +59,8 @@ class SteeredPipeline:
         frames: Sequence[int] | None,
     ) -> None:
         modules = _modules(pipe)
-        self.pipe, self.scheduler, self.name = pipe, pipe.scheduler, name_of(pipe.scheduler)
+        self.pipe, self.scheduler, self.adapter = pipe, pipe.scheduler, Adapter(pipe.scheduler)
+        self.name = self.adapter.name
         self.networks = tuple(modules[key] for key in sorted(modules) if key.startswith(_NETWORKS))
         self.network = type(original(self.networks[0])).__name__
         self.vae: Any = next((modules[key] for key in _VAES if key in modules), None)
@@ -76,7 +77,7 @@ class SteeredPipeline:
         self._check_repeats(recurrence, particles)
         weights = self.networks[0].parameters()
         self.plan = Plan(
-            scheduler=self.scheduler,
+            adapter=self.adapter,
             network=self.network,
             computes=next((weight.dtype for weight in weights if weight.is_floating_point()), torch.float32),
             vae=self.vae,
@@ -97,7 +98,7 @@ class SteeredPipeline:
 
     def _check_scheduler(self) -> None:
         """Refuses schedulers and injections that the guides cannot work with."""
-        config, kind, family = self.scheduler.config, prediction_type(self.scheduler), FAMILIES[self.name]
+        config, kind, family = self.scheduler.config, self.adapter.kind, self.adapter.known.family
         if family == "edm":
             raise unknown("scheduler", self.name, [name for name, known in FAMILIES.items() if known != "edm"])
         noisy = self.name in ("DDPMScheduler", "DDIMScheduler")
@@ -311,7 +312,7 @@ def _recomputed(vae: Any) -> Iterator[None]:  # noqa: ANN401
     try:
         if supported:
             vae.enable_gradient_checkpointing()
-    except ValueError:
+    except ValueError:  # of a VAE without a block that can, which refuses to disable it as well
         supported = False
     try:
         yield

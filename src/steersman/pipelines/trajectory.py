@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from steersman.batching import broadcast, send
-from steersman.denoise import Parameterization, Prediction, output_for, to_x0
+from steersman.denoise import Prediction, output_for, to_x0
 from steersman.errors import InputError
 from steersman.guidance.guide import Guide
 from steersman.guidance.injection import Estimate
@@ -35,20 +35,7 @@ from steersman.pipelines.recording import Turn
 from steersman.precision import loss_scaled
 from steersman.sampling.loop import GuidedDenoiser, Recurrence, renoised
 from steersman.sampling.particles import ParticleFilter, Particles
-from steersman.sampling.scheduler import (
-    FAMILIES,
-    Position,
-    Scheduler,
-    SchedulerNumbers,
-    fixed_variance,
-    host,
-    move_kept_sample,
-    name_of,
-    positions_of,
-    prediction_type,
-    start_of,
-    visited,
-)
+from steersman.sampling.scheduler import Adapter, Position, SchedulerNumbers, host, visited
 from steersman.schedule import CLEAN, Level, Schedule
 
 __all__ = ["PipelineTrajectory", "Plan"]
@@ -67,7 +54,7 @@ class Plan:
         targets: One target, or one for each image.
     """
 
-    scheduler: Scheduler
+    adapter: Adapter
     network: str
     computes: torch.dtype
     vae: Any
@@ -99,12 +86,11 @@ class PipelineTrajectory:
         self, plan: Plan, given: Mapping[str, Any], conditioning: Mapping[str, Any], generator: object
     ) -> None:
         sample = given["sample"]
-        self.plan, self.schedule, self.scheduler = plan, plan.schedule, plan.scheduler
-        self.name = name_of(plan.scheduler)
-        self.kind: Parameterization = prediction_type(plan.scheduler)
-        self.start = start_of(plan.scheduler, given["timestep"])
-        self.positions = positions_of(plan.scheduler, self.start)
-        self.times, self.levels = host(plan.scheduler.timesteps)[self.start :], visited(self.positions)
+        self.plan, self.schedule, self.adapter = plan, plan.schedule, plan.adapter
+        self.scheduler = plan.adapter.scheduler
+        self.start = self.adapter.start(given["timestep"])
+        self.positions = self.adapter.positions(self.start)
+        self.times, self.levels = host(self.scheduler.timesteps)[self.start :], visited(self.positions)
         self.layout = layout_of(
             plan.network, sample, conditioning, None if plan.vae is None else channels(plan.vae.config)
         )
@@ -122,7 +108,7 @@ class PipelineTrajectory:
             plan.guides,
             send(plan.targets, sample.device).expand(self.rows),
             self.particles.rows,
-            fixed=fixed_variance(plan.scheduler),
+            fixed=self.adapter.fixed,
             dtype=self.dtype,
         )
         self.steering = self.denoiser.steering
@@ -189,12 +175,12 @@ class PipelineTrajectory:
         self.returned, self.others = z[0], z[1:]
         del self.turn  # and the graphs that it holds
         # LCM's last sample is the denoised image as well, which it returns beside it.
-        return _with_sample(outcomes[0], self.returned, denoised=self.ended and self.name == "LCMScheduler")
+        return _with_sample(outcomes[0], self.returned, denoised=self.ended and self.adapter.name == "LCMScheduler")
 
     def __call__(self, x_t: Float[Tensor, "N *shape"], level: Level, **_: Any) -> Prediction:  # noqa: ANN401
         """Returns what the network predicts with the conditioning that the pipeline gave it in this step."""
         here, linked = level is self.position.level, torch.is_grad_enabled()
-        ratio = FAMILIES[self.name] == "ratio"
+        ratio = self.adapter.known.family == "ratio"
         scale = self.position.scale if here else float(level.alpha) if ratio else 1.0
         self.shown = scale
         time = None if here else self.turn.time_of(float(level.time))
@@ -215,7 +201,7 @@ class PipelineTrajectory:
         if raw.shape[1] == 2 * x_t.shape[1]:
             raw, learned = raw.chunk(2, dim=1)
             fraction = (learned + 1) / 2 if self.scheduler.config.get("variance_type") == "learned_range" else None
-        return Prediction(to_x0(self.kind, x_t, raw, level), fraction)
+        return Prediction(to_x0(self.adapter.kind, x_t, raw, level), fraction)
 
     def decode(self, x0: Float[Tensor, "B *shape"]) -> Float[Tensor, "N C H W"]:
         """Returns the images, or all frames of the first video, then of the second and so on."""
@@ -273,9 +259,8 @@ class PipelineTrajectory:
         self.guided |= any(update is not None for update in self.steering.updates)
         if z is not began or self.late is not None:
             change = z[0] - began[0]
-            move_kept_sample(
-                self.scheduler, self.positions, position, change if self.late is None else change + self.late
-            )
+            change = change if self.late is None else change + self.late
+            self.adapter.move_kept_sample(self.positions, position, change)
         self.late = None
         return z, outputs
 
@@ -288,9 +273,9 @@ class PipelineTrajectory:
         """Returns samples and outputs moved by what guides changed in the estimate."""
         x0, eps, level = after.x0 - before.x0, after.eps - before.eps, self.position.level
         alpha, sigma = (broadcast(value, x0) for value in (level.alpha, level.sigma))
-        if self.name in ("DDPMScheduler", "CogVideoXDDIMScheduler", "CogVideoXDPMScheduler"):
+        if self.adapter.name in ("DDPMScheduler", "CogVideoXDDIMScheduler", "CogVideoXDPMScheduler"):
             eps = -alpha / sigma * x0  # their step is made from x_t and x0 alone
-        more = output_for(self.kind, x0, eps, level)
+        more = output_for(self.adapter.kind, x0, eps, level)
         if outputs.ndim == 5 and (rest := outputs.shape[2] - more.shape[1]):  # a learned variance stays
             more = torch.cat([more, more.new_zeros(len(more), rest, *more.shape[2:])], dim=1)
         moved = self._held(alpha * x0 + sigma * eps, self.position.scale, z.dtype)
@@ -303,7 +288,7 @@ class PipelineTrajectory:
             return z
         x_s = self._images(z, position.next_scale)
         deviation = variance = None
-        share = 1.0 if self.name == "DDPMScheduler" else calls[0].arguments.get("eta", 0.0)
+        share = 1.0 if self.adapter.name == "DDPMScheduler" else calls[0].arguments.get("eta", 0.0)
         if self._active("deviation") and position.next.sigma > 0 and share:
             with SchedulerNumbers(lambda: torch.zeros_like(z[0])):
                 still = [_replaced(call, generator=None, variance_noise=None) for call in calls]

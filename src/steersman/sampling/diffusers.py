@@ -11,14 +11,13 @@ import copy
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor
 
-from steersman.batching import broadcast, each_tensor, tensors
-from steersman.denoise import Parameterization, output_for
+from steersman.batching import broadcast, each_tensor
+from steersman.denoise import output_for
 from steersman.errors import InputError, unknown
 from steersman.guidance.injection import Estimate
 from steersman.guidance.step import Batch, FixedVariance, Step
@@ -26,14 +25,11 @@ from steersman.sampling.samplers import Draw, Move, Predict, Sampler
 from steersman.sampling.scheduler import (
     FAMILIES,
     SCHEDULERS,
+    Adapter,
     Family,
     Position,
     Scheduler,
     SchedulerNumbers,
-    fixed_variance,
-    move_kept_sample,
-    positions_of,
-    prediction_type,
     visited,
 )
 from steersman.schedule import EDM, VP, Flow, Level, Schedule, Spacing
@@ -41,7 +37,6 @@ from steersman.typed import check_finite, typed
 
 __all__ = ["SAMPLERS", "DiffusersSampler", "NamedScheduler"]
 
-_END = "Scheduler"
 SAMPLERS = tuple(name for name, known in SCHEDULERS.items() if known.types)
 """The schedulers that can be samplers."""
 
@@ -52,7 +47,7 @@ _LEAST_ALPHA = 2.0**-12  # what diffusers' schedulers take for no signal where t
 class _Run:
     """A scheduler between two steps, which is copied before a step changes it, and all of its calls."""
 
-    scheduler: Scheduler
+    adapter: Adapter
     positions: tuple[Position, ...]
 
 
@@ -72,16 +67,16 @@ class DiffusersSampler(Sampler):
             if setting not in known.settings:
                 raise unknown(f"setting of {name}", setting, known.settings or ("none",))
             check_finite(setting, value, inspect.signature(scheduler.step).parameters[setting].default)
-        self.kind: Parameterization = prediction_type(scheduler)
+        self.adapter, self.settings = Adapter(copy.deepcopy(scheduler)), settings
+        self.kind = self.adapter.kind
         if self.kind not in known.types:
             raise unknown(f"prediction_type of {name}", self.kind, known.types)
         _check_config(scheduler.config)
-        self.scheduler, self.settings = copy.deepcopy(scheduler), settings
 
     @property
     def fixed(self) -> FixedVariance:
         """``large`` where the scheduler's variance is, else ``small``."""
-        return fixed_variance(self.scheduler)
+        return self.adapter.fixed
 
     def levels(
         self, schedule: Schedule, steps: int, spacing: Spacing, ratio_min: float, ratio_max: float
@@ -100,28 +95,28 @@ class DiffusersSampler(Sampler):
     def step(self, x_t: Batch, step: Step, predict: Predict, draw: Draw, state: tuple) -> tuple[Move, tuple]:
         """Returns the scheduler's step, and its state: the scheduler, its history, and the sample that it returned."""
         run, history, returned = state if state and not step.repeat else (self._run(step.count, step), {}, None)
-        scheduler, x_s, move = _copied(run.scheduler, history), x_t, Move(x_t)
+        adapter, x_s, move = run.adapter.copied(history), x_t, Move(x_t)
         for position in (each for each in run.positions if each.step == step.index):
             level = position.level if position.stage else step.level
             estimate = predict(x_s, level, position.stage)
             if position.stage == 0 and returned is not None:
-                guidance = _sample(estimate, level, position) - returned
-                move_kept_sample(scheduler, run.positions, position, guidance)
-            before = _copied(scheduler)
-            x_s, noise = self._call(scheduler, position, estimate, level, draw)
+                adapter.move_kept_sample(run.positions, position, _sample(estimate, level, position) - returned)
+            before = adapter.copied()
+            x_s, noise = self._call(adapter.scheduler, position, estimate, level, draw)
             move = Move(x_s)
             if noise is not None and position.last and (b := self._noise_scale(before, position, estimate, level)):
                 move = Move(x_s - b * noise, b * noise, torch.tensor(b**2, dtype=torch.float64))
-        return move, (_Run(scheduler, run.positions), _history(scheduler), x_s)
+        return move, (_Run(adapter, run.positions), adapter.history, x_s)
 
     def _run(self, steps: int, step: Step | None = None) -> _Run:
         """Returns the scheduler before the first of its steps, or before a later one and without a history."""
-        if step is not None and (step.index or step.repeat) and not SCHEDULERS[self.name].restarts:
+        if step is not None and (step.index or step.repeat) and not self.adapter.known.restarts:
             raise InputError(
                 f"recurrence must be off with {self.name}, which cannot repeat a step without its history; set "
                 "recurrence.times=1"
             )
-        scheduler = _copied(self.scheduler)
+        adapter = self.adapter.copied()
+        scheduler = adapter.scheduler
         most = len(scheduler.alphas_cumprod) if hasattr(scheduler, "alphas_cumprod") else None
         if steps < 1 or (most and steps > most):
             raise InputError(f"steps must be {f'between 1 and {most}' if most else 'at least 1'}, got {steps}")
@@ -133,7 +128,7 @@ class DiffusersSampler(Sampler):
             ) from error
         if hasattr(scheduler, "is_scale_input_called"):
             scheduler.is_scale_input_called = True  # the loop has scaled it
-        positions = positions_of(scheduler)
+        positions = adapter.positions()
         if positions[-1].step + 1 != steps or not positions[-1].last:
             raise InputError(
                 f"steps must be a number that the configuration of {self.name} can do, got {steps}, for which it has "
@@ -141,7 +136,7 @@ class DiffusersSampler(Sampler):
             )
         if step is not None and hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(next(each.index for each in positions if each.step == step.index))
-        return _Run(scheduler, positions)
+        return _Run(adapter, positions)
 
     def _call(
         self, scheduler: Scheduler, position: Position, estimate: Estimate, level: Level, draw: Draw
@@ -157,20 +152,20 @@ class DiffusersSampler(Sampler):
     def _output(self, scheduler: Scheduler, position: Position, estimate: Estimate, level: Level) -> Batch:
         """Returns what a network of the scheduler's prediction type would have put out."""
         x0, eps, _ = estimate
-        if FAMILIES[self.name] != "edm":
+        if self.adapter.known.family != "edm":
             return output_for(self.kind, x0, eps, level)
         zero, one = (torch.tensor(value, dtype=torch.float64) for value in (0.0, 1.0))  # x0 = skip z + out F
         sigma = scheduler.sigmas[position.index]
         skip, out = scheduler.precondition_outputs(one, zero, sigma), scheduler.precondition_outputs(zero, one, sigma)
         return (x0 - skip.to(x0.dtype) * _sample(estimate, level, position)) / out.to(x0.dtype)
 
-    def _noise_scale(self, scheduler: Scheduler, position: Position, estimate: Estimate, level: Level) -> float:
+    def _noise_scale(self, adapter: Adapter, position: Position, estimate: Estimate, level: Level) -> float:
         """Returns ``b`` of a call that leads to ``mean + b noise``: where a noise of one leads to from nothing.
 
         It follows from the scheduler's own numbers on the host, so that no device is asked whether there is any noise.
         """
         nothing = torch.zeros([1] * estimate.x0.ndim, dtype=estimate.x0.dtype)
-        scheduler = _copied(scheduler, each_tensor(_history(scheduler), lambda _: nothing))
+        scheduler = adapter.copied(each_tensor(adapter.history, lambda _: nothing)).scheduler
         alone = Estimate(nothing, nothing, estimate.variance)
         return float(self._call(scheduler, position, alone, level, lambda: torch.ones_like(nothing))[0])
 
@@ -198,19 +193,6 @@ def _sample(estimate: Estimate, level: Level, position: Position) -> Batch:
     """Returns the sample that an estimate describes, as the scheduler holds it."""
     x0, eps, _ = estimate
     return (broadcast(level.alpha, x0) * x0 + broadcast(level.sigma, eps) * eps) / position.scale
-
-
-def _history(scheduler: Scheduler) -> dict[str, Any]:
-    """Returns what a scheduler keeps of the samples that it has seen, by name; its own numbers are vectors."""
-    return {key: value for key, value in vars(scheduler).items() if any(x.ndim > 1 for x in tensors(value))}
-
-
-def _copied(scheduler: Scheduler, history: Mapping[str, Any] = MappingProxyType({})) -> Scheduler:
-    """Returns a copy, with another history; steps write into its lists, and replace everything else."""
-    copied = copy.copy(scheduler)
-    for key, value in {**vars(scheduler), **history}.items():
-        vars(copied)[key] = list(value) if isinstance(value, list) else value
-    return copied
 
 
 def _check_config(config: Mapping[str, Any]) -> None:
@@ -275,14 +257,15 @@ class NamedScheduler(Sampler):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "settings", _checked(_class_of(self.scheduler), self.settings))
-        self.on(next(schedule for schedule in (VP.linear(), EDM(), Flow()) if self._serves(schedule)))
+        name = _class_of(self.scheduler).__name__
+        self.on(next(schedule for schedule in (VP.linear(), EDM(), Flow()) if name in _serving(schedule)))
 
     @staticmethod
     def filled(scheduler: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the name and all settings, with the scheduler's defaults where none are given."""
         kind = _class_of(scheduler)
         defaults = {key: parameter.default for key, parameter in _parameters(kind).items()}
-        return {"scheduler": kind.__name__.removesuffix(_END), "settings": defaults | _checked(kind, settings)}
+        return {"scheduler": _short(kind.__name__), "settings": defaults | _checked(kind, settings)}
 
     @property
     def fixed(self) -> FixedVariance:
@@ -293,11 +276,10 @@ class NamedScheduler(Sampler):
         """Returns the sampler for a denoiser's schedule."""
         kind = _class_of(self.scheduler)
         name, accepted = kind.__name__, _constructor(kind)
-        if not self._serves(schedule):
-            suited = [each.removesuffix(_END) for each in SAMPLERS if FAMILIES[each] in _SERVED.get(type(schedule), ())]
+        if name not in (serving := _serving(schedule)):
             raise InputError(
                 f"sampler.scheduler must be for the denoiser's schedule, {type(schedule).__name__}, got {name}; use "
-                f"{', '.join(suited) or 'another sampler'}"
+                f"{', '.join(map(_short, serving)) or 'another sampler'}"
             )
         of_step = {key: value for key, value in self.settings.items() if key in SCHEDULERS[name].settings}
         given = {key: value for key, value in self.settings.items() if key not in of_step}
@@ -307,8 +289,7 @@ class NamedScheduler(Sampler):
             able = [each for each in SAMPLERS if "rescale_betas_zero_snr" in _constructor(_class_of(each))]
             raise InputError(
                 f"sampler.scheduler must be one that can begin without signal, as the denoiser's schedule does (zero "
-                f"terminal SNR), got {name}; choose one of "
-                f"{', '.join(each.removesuffix(_END) for each in able)}"
+                f"terminal SNR), got {name}; choose one of {', '.join(map(_short, able))}"
             )
         try:
             scheduler = kind(**given, **unclipped, **decided)
@@ -316,9 +297,6 @@ class NamedScheduler(Sampler):
             reason = " ".join(str(error).split())
             raise InputError(f"sampler.settings: {given} given, which {name} refuses ({reason})") from error
         return DiffusersSampler(scheduler, **of_step)
-
-    def _serves(self, schedule: Schedule) -> bool:
-        return FAMILIES[_class_of(self.scheduler).__name__] in _SERVED.get(type(schedule), ())
 
     def levels(
         self, schedule: Schedule, steps: int, spacing: Spacing, ratio_min: float, ratio_max: float
@@ -351,13 +329,22 @@ def _decided(schedule: Schedule, family: Family) -> dict[str, Any]:
     raise AssertionError("a schedule that is not served was refused before")
 
 
+def _serving(schedule: Schedule) -> list[str]:
+    """Returns the names of the schedulers that can be made for a denoiser's schedule."""
+    return [name for name in SAMPLERS if FAMILIES[name] in _SERVED.get(type(schedule), ())]
+
+
+def _short(name: str) -> str:
+    return name.removesuffix("Scheduler")
+
+
 def _class_of(name: str) -> type:
     """Returns the class of a scheduler, whose name has "Scheduler" at the end or has not."""
     import diffusers
 
-    full = name.removesuffix(_END) + _END
+    full = _short(name) + "Scheduler"
     if full not in SAMPLERS:
-        raise unknown("scheduler", name, [each.removesuffix(_END) for each in SAMPLERS], most=len(SAMPLERS))
+        raise unknown("scheduler", name, list(map(_short, SAMPLERS)), most=len(SAMPLERS))
     kind = getattr(diffusers, full)
     if missing := [package for package in getattr(kind, "_backends", ()) if package != "torch"]:
         raise InputError(f"sampler.scheduler: {full} needs {' and '.join(missing)}; install it, or take another")
