@@ -186,6 +186,7 @@ def sample(
             several = population.count > 1
             variance = reverse_variance(level, next, fixed=sampler.fixed, levels=levels)
             guided.step = step = Step(index, steps, repeat, 0, level, next, variance, guided.peak, levels)
+            # A step without noise has no density that could correct the weights for its updates.
             steering.paused = several and particles.corrected and not next.sigma > 0
             x = guided.before(x) if guided.enters_sample else x
             if several and population.weighs(level, index):
@@ -194,7 +195,7 @@ def sample(
             move, state = sampler.step(x, step, guided, partial(draws, "step", population.count), state)
             x_s, deviation = steering.mean(move.mean), steering.deviation(move.deviation, move.variance, step)
             if particles.corrected and population.count > 1 and next.sigma > 0:
-                still = partial(torch.zeros_like, x)
+                still = partial(torch.zeros_like, x)  # the mean alone is asked for
                 without, unguided_state = sampler.step(x, step, _Unguided(guided), still, unguided_state)
                 population.correct(x_s - without.mean, move.deviation, move.variance)
             x = x_s if deviation is None else x_s + deviation

@@ -168,6 +168,7 @@ class ParticleFilter:
         else:
             indices = torch.arange(self.count, device=self.device)
             resampled = 1 / total(share.square())[:, None] <= self.particles.fraction * self.count
+            # Systematic resampling: one draw an image, and marks at equal distances from it.
             index = torch.where(resampled, _drawn(share, (uniform[:, None] + indices) / self.count), indices)
             self.weights = torch.where(resampled, 0, self.weights)
         self.past = self.past.gather(1, index)
