@@ -109,7 +109,6 @@ def bench(
     run = choose_placement(run)
     session = load_session(run)
     jobs = [(target, seed) for target in session.targets for seed in range(run.seed, run.seed + run.num)][: run.at_once]
-    sampled = int(run.recipe.sampling()["steps"])
 
     def recorded(jobs: Sequence[tuple[Target, int]]) -> tuple[Calls, Mapping[str, float], int]:
         calls = Calls()
@@ -128,7 +127,7 @@ def bench(
     ratios, cpu_ratios = ([second[clock] / first[clock] for first, second in pairs] for clock in (0, 1))
     seconds = median(wall for _, (wall, _) in pairs)
     figures = {
-        "steps": sampled,
+        "steps": run.steps,
         "images": size,  # fewer than a batch where the memory does not hold it
         "calls": calls.count(),
         "evaluations": needed,  # of each network, that an image needed
@@ -138,7 +137,7 @@ def bench(
         "least": min(ratios),
         "most": max(ratios),
         "ratio_cpu": median(cpu_ratios),
-        "images_per_second": size / seconds * sampled / (steps or sampled),
+        "images_per_second": size / seconds * run.steps / (steps or run.steps),
         "peak": peak_memory(ours, run.device),  # bytes
         "peak_floor": peak_memory(floor, run.device),
         "device": torch.cuda.get_device_name(run.device) if run.device.startswith("cuda") else run.device,

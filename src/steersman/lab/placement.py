@@ -271,7 +271,7 @@ class _Outputs:
     def states(self, jobs: Sequence[tuple[Target, int]]) -> list[_State]:
         """Returns the states of a batch after each step but the last, with what guides give there."""
         reports, targets = list[Report](), [target for target, _ in jobs]
-        steps = max(2, min(STEPS, self.session.run.recipe.sampling()["steps"]))
+        steps = max(2, min(STEPS, self.session.run.steps))
         self.session.samples(jobs, [reports.append], guided=False, steps=steps, recurrence=None)
         states = [
             _State(targets=targets, x_t=before.x, step=at.step, x0_hat=self.x0_hat(targets, before.x, at.step))

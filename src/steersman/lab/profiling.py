@@ -20,11 +20,12 @@ def timed(call: Callable[[], object], device: str) -> tuple[float, float]:
     """Returns the seconds of a call, with all that the device does for it, and its processor seconds."""
     import torch
 
-    synchronize = torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda _: None
-    synchronize(device)
+    waits = {"cuda": lambda: torch.cuda.synchronize(device), "mps": torch.mps.synchronize}
+    synchronize = waits.get(torch.device(device).type, lambda: None)
+    synchronize()
     wall, processor = time.perf_counter(), time.process_time()
     call()
-    synchronize(device)
+    synchronize()
     return time.perf_counter() - wall, time.process_time() - processor
 
 

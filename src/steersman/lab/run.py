@@ -172,6 +172,11 @@ class Run:
         return self.dtype in AUTO
 
     @property
+    def steps(self) -> int:
+        """The number of steps of a sample."""
+        return self.recipe.sampling()["steps"]
+
+    @property
     def at_once(self) -> int:
         """The batch size, or its default."""
         if self.batch_size is not None:
@@ -240,10 +245,10 @@ def differences(out: Path, run: Run, *, grows: bool = False) -> str:
     return "; ".join([*changes, *([f"and {len(keys) - SHOWN} more"] if len(keys) > SHOWN else [])])
 
 
-def check_folder(out: Path, run: Run) -> None:
-    """Refuses a folder that holds a run with other settings, and says which."""
-    if other := differences(out, run):
-        raise InputError(f"out: {str(out)!r} holds a run with other settings ({other}); use another folder")
+def check_folder(out: Path, run: Run, *, grows: bool = False, instead: str = "use another folder") -> None:
+    """Refuses a folder that holds a run with other settings, and says which, and what to do instead."""
+    if other := differences(out, run, grows=grows):
+        raise InputError(f"out: {str(out)!r} holds a run with other settings ({other}); {instead}")
 
 
 def other_settings(path: Path, record: Mapping[str, Any], kind: str) -> list[str]:

@@ -191,7 +191,7 @@ class Session:
 
     def unguided_errors(self) -> list[float]:
         """Returns these errors for a few samples that are drawn without guidance."""
-        steps = min(UNGUIDED_STEPS, self.run.recipe.sampling()["steps"])
+        steps = min(UNGUIDED_STEPS, self.run.steps)
 
         def errors(jobs: Jobs) -> list[float]:
             return self.noise_errors(self.samples(jobs, guided=False, steps=steps, recurrence=None), jobs)

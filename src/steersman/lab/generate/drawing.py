@@ -189,7 +189,7 @@ def generate(
         with _writing(store):
             if share.first:
                 if running(out) == {0}:
-                    store.sweep()
+                    store.tidy()
                 store.claim(session.run)
             return _Drawing(session, store, share, stop, on_images, callbacks).complete()
 
@@ -296,7 +296,7 @@ def _draw_batch(
 ) -> list[Drawn]:
     """Returns the images with some indices and their records, which state no seconds yet."""
     jobs = [(session.targets[target], seed) for target, seed in map(store.job, indices)]
-    watch = Watch(partial(on_images, len(jobs) / session.run.recipe.sampling()["steps"]))
+    watch = Watch(partial(on_images, len(jobs) / session.run.steps))
     with counting() as counts:
         samples = session.samples(jobs, [watch, *callbacks])
         images = session.denoiser.decode(samples)

@@ -40,7 +40,7 @@ from steersman.lab.generate.formats import (
     write_image,
     write_shard,
 )
-from steersman.lab.run import DRAWN, FORMATS, MOST, Run, differences, read_record
+from steersman.lab.run import DRAWN, FORMATS, MOST, Run, check_folder, read_record
 from steersman.typed import typed
 
 __all__ = ["SHARD", "Status", "Store", "locked", "running", "shard_files", "status"]
@@ -93,11 +93,7 @@ class Store:
     @classmethod
     def of(cls, out: Path, run: Run, targets: Iterable[str]) -> "Store":
         """Returns the store of a run, which may have more images than the folder's run of the same settings."""
-        if other := differences(out, run, grows=True):
-            raise InputError(
-                f"out: {str(out)!r} holds a run with other settings ({other}); give another --out, or --overwrite to "
-                "draw it anew"
-            )
+        check_folder(out, run, grows=True, instead="give another --out, or --overwrite to draw it anew")
         if (out / "run.yaml").exists():  # with the digest of its images, even if this version has more settings
             return replace(cls.read(out), num=run.num)
         # Without num, since the first images of a run are those of a run with fewer
@@ -143,7 +139,7 @@ class Store:
         for path in [*self._shards.values(), *(self.out / name for name in (*DERIVED, "run.yaml"))]:
             path.unlink(missing_ok=True)
 
-    def sweep(self) -> None:
+    def tidy(self) -> None:
         """Removes the half-written files of processes that died; no process may be writing."""
         for folder in {self.out, *self._folders}:
             for name in filter(PART.fullmatch, _names(folder)):

@@ -140,7 +140,7 @@ def advice(metrics: Mapping[str, Any], moved: Sequence[float], run: Run) -> list
             )
     if moved and judge is not None and judge < 0.5 and not warnings:
         seen = "Neither guide nor judge sees" if guide is not None and guide < 0.5 else "The judge does not see"
-        tries = _scaled(run, 3.0) + [f"--steps {2 * run.recipe.sampling()['steps']}"]
+        tries = _scaled(run, 3.0) + [f"--steps {2 * run.steps}"]
         warnings.append(_trying(f"{seen} the target in more than half of the images.", tries))
     return warnings
 
