@@ -79,7 +79,7 @@ def load_classifier(
     settings = {"softplus": softplus, "preprocess": preprocess, "size": size, "adapt": adapt}
     classifier = parsed.apply(load(parsed))
     classifier.spec = spec
-    return prepared(classifier, name=spec, size_is_stated="size" in parsed.options, **settings).to(device, dtype)
+    return prepared(classifier, size_is_stated="size" in parsed.options, **settings).to(device, dtype)
 
 
 def prepared(
@@ -89,19 +89,17 @@ def prepared(
     preprocess: Literal["own", "raw"] = "own",
     size: int | None = None,
     adapt: bool = False,
-    name: str | None = None,
     size_is_stated: bool = False,
 ) -> Classifier:
     """Returns a classifier with other preprocessing and smoothing and the same weights; the one given is unchanged.
 
-    The settings are those of `load_classifier`. ``name`` is what messages call the classifier; if its size is stated,
-    a recipe leaves it.
+    The settings are those of `load_classifier`. A recipe leaves a size that is stated.
     """
     if preprocess not in ("own", "raw"):
         raise unknown("preprocess", preprocess, ("own", "raw"))
     if size is not None and size < 1:
         raise InputError(f"size must be at least 1 pixel, got {size}")
-    name = name or type(classifier.network).__name__
+    name = classifier.spec or type(classifier.network).__name__
     shown = classifier.preprocess
     if preprocess == "raw":
         shown = replace(RAW, channels=shown.channels)
