@@ -190,9 +190,13 @@ def write_scatter(path: Path, pairs: Sequence[Pair], *, x: str, y: str, title: s
 
 def _draw_pairs(axes: "Axes", pairs: Sequence[Pair], *, fmt: str = "o", **style: Any) -> None:  # noqa: ANN401
     """Draws a mark for each pair, with the intervals of both figures that have one."""
-    across, up = ([_reach(each) for each in side] for side in ([p.x for p in pairs], [p.y for p in pairs]))
-    at = [_value(pair.x) for pair in pairs], [_value(pair.y) for pair in pairs]
-    axes.errorbar(*at, xerr=list(zip(*across, strict=True)), yerr=list(zip(*up, strict=True)), fmt=fmt, **style)
+    for side in ("x", "y"):
+        figures = [getattr(pair, side) for pair in pairs]
+        style[side] = list(map(_value, figures))
+        below, above = zip(*map(_reach, figures), strict=True)
+        if any(below) or any(above):  # else the legend shows a bar that no pair has
+            style[f"{side}err"] = below, above
+    axes.errorbar(fmt=fmt, **style)
 
 
 def _ends(figure: Measured) -> tuple[float | None, float | None, float | None]:
