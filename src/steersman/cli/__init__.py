@@ -15,8 +15,14 @@ from steersman.cli import (
 from steersman.cli.root import app, main
 
 for command in (
-    *(sample.sample, convert.convert, sweep.sweep, tune.tune, bench.bench),
-    *(report.report, reproduce.reproduce, evaluate.evaluate),
+    sample.sample,
+    convert.convert,
+    sweep.sweep,
+    tune.tune,
+    bench.bench,
+    report.report,
+    reproduce.reproduce,
+    evaluate.evaluate,
 ):
     app.command()(command)
 for name, group in (("analyze", calibration), ("data", data), ("recipes", recipes), ("train", train)):

@@ -243,15 +243,14 @@ def accuracy(*, out: Out = Path("outputs/accuracy"), scope: Scope, inputs: Input
         forward = data.load(scope, inputs)
     every_level = all_levels(forward.denoiser.schedule)
     levels = [every_level[place] for place in scope.places(every_level)]
-    values = measured(
-        lambda images, on_step: accuracies(
-            forward.batch(images), forward.classifiers, levels, inputs=by_name, on_step=on_step
-        ),
-        *(terminal, out, scope, [forward.denoiser, *forward.classifiers.values()]),
-        settings={"analysis": "accuracy"} | scope.settings() | inputs.settings() | vars(data),
-        count=len(forward),
-        steps=len(levels),
-    )
+
+    def measure(images: list[int], on_step: Callable[[], None]) -> "dict[Key, Tensor]":
+        return accuracies(forward.batch(images), forward.classifiers, levels, inputs=by_name, on_step=on_step)
+
+    settings = {"analysis": "accuracy"} | scope.settings() | inputs.settings() | vars(data)
+    networks = [forward.denoiser, *forward.classifiers.values()]
+    counts = {"count": len(forward), "steps": len(levels)}
+    values = measured(measure, terminal, out, scope, networks, settings=settings, **counts)
     x_axis = axis(forward.denoiser.schedule, levels)
     show_curves(terminal, out / "accuracy", share_curves(values, x_axis[0]), x_axis, "accuracy", ".1%")
     terminal.print(f"figures in {out}")

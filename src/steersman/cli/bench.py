@@ -42,13 +42,8 @@ def bench(
     from steersman.recipes import load_recipe
 
     options.at_least(1, steps=steps, repeats=repeats)
-    settings = options.run_settings(
-        *(models, conditioning, execution),
-        targets=(target,),
-        judge="none",
-        num=execution.batch_size,
-        guided=not no_guidance,
-    )
+    settings = options.run_settings(models, conditioning, execution, targets=[target], judge="none")
+    settings |= {"num": execution.batch_size, "guided": not no_guidance}
     whole = load_recipe(recipe, set_ or ())
     run = Run(**settings, recipe=load_recipe(recipe, options.Changes(set_=set_, steps=steps).listed()))
     terminal = Terminal()

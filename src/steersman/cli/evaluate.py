@@ -1,6 +1,7 @@
 """``steersman evaluate``: the figures of a set of samples, as a table and as ``evaluation.json``."""
 
 import platform
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -144,7 +145,7 @@ def evaluate(
 
 
 def _specs(
-    run: "Run | None", record: Path, given: dict[str, str | None], trusted: "list[str] | tuple[()]"
+    run: "Run | None", record: Path, given: dict[str, str | None], trusted: Collection[str]
 ) -> dict[str, str | None]:
     """Returns how guide and judge load: those named, else those of the samples' run, else the bundled judge."""
     from steersman.trust import refuse_code
@@ -167,8 +168,8 @@ def _print_figures(terminal: Terminal, found: "dict[str, Figure]") -> None:
         terminal.print(note)
     if (precision := found.get("precision")) and precision.value is not None and precision.value < FEW_REAL:
         terminal.print(
-            f"Only {precision.value:.0%} of the samples lie among the reference: they may be burnt or noise. Look at "
-            "the pictures.",
+            f"Only {precision.value:.0%} of the samples are like the reference (precision): they may be burnt or "
+            "noise. Look at the pictures.",
             style="yellow",
         )
 

@@ -36,7 +36,7 @@ def show(name: Annotated[str, argument("Recipe: name, name/variant or YAML file.
         if text:
             terminal.print(f"{title}: {text.strip()}")
     for figure in recipe.expected:
-        terminal.print(f"aims at: {figure}")
+        terminal.print(f"expected: {figure}")
     terminal.print(yaml.safe_dump(recipe.resolved(), sort_keys=False, default_flow_style=None), end="")
 
 

@@ -121,10 +121,10 @@ def _print_needs(terminal: Terminal, work: "Work") -> None:
     terminal.table(("file", "", "GB"), rows, texts=2)
     size = sum(file.gigabytes for file in files.values())
     terminal.print(
-        f"GPU memory, counted: {work.memory:.1f} GiB in float32 at batches of {work.on_a_gpu}\n"
-        f"time, computed: {work.hours:.3g} hours of {CARD} for {work.num:,} images of {work.sampled} steps, "
-        f"{work.tflop:.3g} TFLOP each, at {RATE:.0f} TFLOP a second, an assumption\n"
-        f"disk: {work.disk:.2g} GB of images at most, {size:.2g} GB of files"
+        f"GPU memory, estimated: {work.memory:.1f} GiB in float32 for batches of {work.on_a_gpu}\n"
+        f"time, estimated: {work.hours:.3g} hours on {CARD} at {RATE:.0f} TFLOP a second, for {work.num:,} images of "
+        f"{work.sampled} steps with {work.tflop:.3g} TFLOP each\n"
+        f"disk: at most {work.disk:.2g} GB for the images, {size:.2g} GB for the files"
     )
     if missing:
         terminal.print("missing:")

@@ -1,4 +1,7 @@
-"""The command ``steersman``: how it prints, and how it fails: in one line on standard error, with exit code 2."""
+"""The command ``steersman``: how it prints, and how it fails: in one line on standard error, with exit code 2.
+
+A command imports what it runs when it runs, so that no help text waits for torch.
+"""
 
 import os
 import sys
@@ -63,7 +66,7 @@ class Terminal(Console):
     def lost(self, names: Sequence[str]) -> None:
         """Names the images that became non-finite, if there are any."""
         if names:
-            self.print(f"not finite and not written: {', '.join(names)}", style="red")
+            self.print(f"non-finite images, not written: {', '.join(names)}", style="red")
 
 
 def main() -> None:

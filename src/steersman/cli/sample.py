@@ -77,7 +77,7 @@ def sample(
                 "an option is trusted"
             )
         settings = options.run_settings(
-            *(targets, models, conditioning, execution), judge=judge, guided=not no_guidance, format=format
+            targets, models, conditioning, execution, judge=judge, guided=not no_guidance, format=format
         )
         settings["device"] = share.device(execution.device)
         run = Run(**settings, recipe=load_recipe(recipe, changes.listed(), trusted=trust or ()))
@@ -128,6 +128,7 @@ def _draw(run: "Run", out: Path, *, share: "Share", gif: bool, overwrite: bool) 
         session = open_session(run if overwrite else recorded_placement(run, out, wait=not share.first))
     for part in session.run.placed:
         terminal.print(f"{part}: {session.run.placement(part)}")
+    # Of several processes, the first draws the first images.
     frames = Frames(count=ANIMATED, decode=session.denoiser.decode) if gif and share.first else None
     with terminal.progress() as progress, Stop(launched=share.count > 1, quiet=not share.first) as stop:
         task = progress.add_task("images", total=run.num * len(session.targets))

@@ -77,9 +77,9 @@ def sweep(
     _print_rows(terminal, rows)
     if pareto:
         for figure, names in fronts(rows).items():
-            terminal.print(f"by {figure}, no other is as good for less: {'; '.join(names)}")
+            terminal.print(f"best for their cost by {figure}: {'; '.join(names)}")
     if broken := [f"{row.name}: {len(row.broken)}" for row in rows if row.broken]:
-        terminal.print(f"burnt images or noise: {'; '.join(broken)}", style="yellow")
+        terminal.print(f"images that are burnt or noise: {'; '.join(broken)}", style="yellow")
     lost = [f"{row.name}: {name}" for row in rows for name in row.lost]
     terminal.lost(lost)
     drawn = f"{len(missing)} of {len(rows)} cells drawn, " if len(missing) < len(rows) else ""
