@@ -23,7 +23,7 @@ ALLOWED = {
     "files.py": {"Image.open", "zipfile.ZipFile", ".read_text", ".read_bytes", ".open"},  # the guards themselves
     "models/pickles.py": {"mmap", "ZipFile", "torch.from_file", ".open"},  # which builds tensors and plain values alone
     "models/checkpoint.py": {"load_file", "safe_open", "zipfile.ZipFile"},  # of archives looked at before
-    "models/denoisers/pipeline_folder.py": {"safe_open"},  # likewise
+    "models/denoisers/pipeline.py": {"safe_open"},  # likewise
     "lab/generate/formats.py": {"zipfile.ZipFile", "tarfile.open", ".open"},  # of one run, claims held against sizes
     "lab/data/pictures.py": {"gzip.open", "parquet.ParquetFile", ".open"},  # bounded, digests compared
     "models/hub.py": {".open"},  # of a file whose digest is compared

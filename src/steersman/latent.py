@@ -35,30 +35,25 @@ def decoded(vae: Any, x0: Float[Tensor, "B C *T H W"]) -> Float[Tensor, "B C2 *T
     """
     if x0.shape[1] != (wanted := channels(vae.config) or x0.shape[1]):
         raise InputError(f"latents must have {wanted} channels, as the VAE decodes, got {x0.shape[1]}")
-    if x0.ndim == 5 and not _of_videos(vae):
+    videos = any(isinstance(module, nn.Conv3d) for module in vae.modules())
+    if x0.ndim == 5 and not videos:
         frames = decoded(vae, x0.transpose(1, 2).flatten(0, 1))
         return frames.unflatten(0, (len(x0), -1)).transpose(1, 2)
-    decode = loss_scaled(partial(_decoded, vae), vae.dtype)
-    return torch.cat([decode(z) for z in _unscaled(vae, x0).split(1)])
-
-
-def _decoded(vae: Any, z: Tensor) -> Tensor:  # noqa: ANN401
-    """Returns what a VAE makes of latents of its own scale, as its pipelines ask it, whatever it computes in."""
-    if z.ndim == 4 and _of_videos(vae):
-        return _decoded(vae, z[:, :, None])[:, :, 0]
-    return _decode(vae, z.to(vae.dtype)).to(z.dtype)
+    z = _unscaled(vae, x0)
+    z = z[:, :, None] if x0.ndim == 4 and videos else z
+    decode = loss_scaled(partial(_decode, vae), vae.dtype)
+    images = torch.cat([decode(image) for image in z.split(1)])
+    return images if z.ndim == x0.ndim else images[:, :, 0]
 
 
 def _decode(vae: Any, z: Tensor) -> Tensor:  # noqa: ANN401
+    """Returns what a VAE makes of latents of its own scale, as its pipelines ask it, whatever it computes in."""
+    options: dict[str, Any] = {}
     if _is_movq(vae.config):
-        return vae.decode(z, force_not_quantize=True).sample
-    if vae.config.get("timestep_conditioning"):  # LTX's VAE ends with a step of denoising, by default at time 0
-        return vae.decode(z, z.new_zeros(len(z))).sample
-    return vae.decode(z).sample
-
-
-def _of_videos(vae: Any) -> bool:  # noqa: ANN401
-    return any(isinstance(module, nn.Conv3d) for module in vae.modules())
+        options["force_not_quantize"] = True
+    elif vae.config.get("timestep_conditioning"):  # LTX's VAE ends with a step of denoising, by default at time 0
+        options["temb"] = z.new_zeros(len(z), dtype=vae.dtype)
+    return vae.decode(z.to(vae.dtype), **options).sample.to(z.dtype)
 
 
 def _is_movq(config: Mapping[str, Any]) -> bool:
@@ -86,20 +81,30 @@ def channels(config: Mapping[str, Any]) -> int | None:
 
 def scaled(config: Mapping[str, Any], z: Float[Tensor, "B C *shape"]) -> Float[Tensor, "B C *shape"]:
     """Returns latents ``x_0`` of the encoder's ``z``; `unscaled` is its inverse."""
-    mean, deviation = (config.get(key) for key in ("latents_mean", "latents_std"))
-    z = z - (config.get("shift_factor") or 0.0)
-    if mean is not None and deviation is not None:
-        z = (z - _channels(mean, z)) / _channels(deviation, z)
-    return z * config.get("scaling_factor", 1.0)
+    deviation, offset = _affine(config, z)
+    return (z - offset) / deviation * config.get("scaling_factor", 1.0)
 
 
 def unscaled(config: Mapping[str, Any], x0: Float[Tensor, "B C *shape"]) -> Float[Tensor, "B C *shape"]:
     """Returns ``z`` of latents ``x_0``, by a VAE's configuration."""
-    z = x0 / config.get("scaling_factor", 1.0)
+    deviation, offset = _affine(config, x0)
+    return x0 / config.get("scaling_factor", 1.0) * deviation + offset
+
+
+def _affine(config: Mapping[str, Any], like: Tensor) -> tuple[Tensor | float, Tensor | float]:
+    """Returns ``d`` and ``m + b``, where a configuration has them for each channel, else 1 and b."""
+    shift = config.get("shift_factor") or 0.0
     mean, deviation = (config.get(key) for key in ("latents_mean", "latents_std"))
-    if mean is not None and deviation is not None:
-        z = z * _channels(deviation, z) + _channels(mean, z)
-    return z + (config.get("shift_factor") or 0.0)
+    if mean is None or deviation is None:
+        return 1.0, shift
+    return _channels(deviation, like), _channels(mean, like) + shift
+
+
+def _channels(values: Sequence[float] | Tensor, like: Tensor) -> Tensor:
+    """Returns a number for each channel, in the shape of latents."""
+    if not isinstance(values, Tensor):
+        values = send(torch.tensor(values, dtype=like.dtype), like.device)
+    return values.to(like).reshape(1, -1, *[1] * (like.ndim - 2))
 
 
 def _unscaled(vae: Any, x0: Tensor) -> Tensor:  # noqa: ANN401
@@ -109,13 +114,11 @@ def _unscaled(vae: Any, x0: Tensor) -> Tensor:  # noqa: ANN401
         return x0
     if isinstance(getattr(vae, "bn", None), nn.BatchNorm2d):  # FLUX.2: statistics of the patches' values
         side = config["patch_size"][0]
-        mean, variance = (values[None, :, None, None].to(x0) for values in (vae.bn.running_mean, vae.bn.running_var))
-        patches = F.pixel_unshuffle(x0, side) * (variance + config["batch_norm_eps"]).sqrt() + mean
-        return F.pixel_shuffle(patches, side)
-    if isinstance(mean := getattr(vae, "latents_mean", None), Tensor):  # LTX: buffers
-        shape = (1, -1, *[1] * (x0.ndim - 2))
-        mean, deviation = (values.to(x0).reshape(shape) for values in (mean, vae.latents_std))
-        return x0 * deviation / config.get("scaling_factor", 1.0) + mean
+        patches = F.pixel_unshuffle(x0, side)
+        mean, variance = (_channels(values, patches) for values in (vae.bn.running_mean, vae.bn.running_var))
+        return F.pixel_shuffle(patches * (variance + config["batch_norm_eps"]).sqrt() + mean, side)
+    if isinstance(getattr(vae, "latents_mean", None), Tensor):  # LTX: buffers
+        config = {**config, "latents_mean": vae.latents_mean, "latents_std": vae.latents_std}
     return unscaled(config, x0)
 
 
@@ -131,7 +134,3 @@ def cast(vae: Any, device: str | torch.device | None, dtype: torch.dtype | None)
     """Moves a VAE; one that overflows in float16 stays in float32."""
     exact = dtype == torch.float16 and vae.config.get("force_upcast")
     nn.Module.to(vae, device=device, dtype=torch.float32 if exact else dtype)
-
-
-def _channels(values: Sequence[float], like: Tensor) -> Tensor:
-    return send(torch.tensor(values, dtype=like.dtype), like.device).reshape(1, -1, *[1] * (like.ndim - 2))

@@ -17,7 +17,7 @@ from steersman.errors import InputError, about
 from steersman.models.checkpoint import read_tensors
 from steersman.models.denoisers.architectures import GROUPS, fill
 from steersman.models.denoisers.network import DiffusersDenoiser
-from steersman.models.denoisers.settings import Settings, Spec, read_spec, written
+from steersman.models.denoisers.settings import Settings, Stated, read_settings, written
 from steersman.names import imagenet_names
 
 __all__ = ["CLASSIFIERS", "DENOISERS", "IMPROVED", "load_adm", "read_checkpoint", "read_layout"]
@@ -104,44 +104,44 @@ def load_adm(name: str) -> DiffusersDenoiser:
 
 def read_checkpoint(source: str, name: str, released: Mapping[str, Settings]) -> Checkpoint:
     """Returns the checkpoint of ``FILE?KEY=VALUE&KEY=VALUE``; source is ``adm`` or ``adm-classifier``."""
-    spec = read_spec(source, name)
-    path = Path(spec.file)
+    stated = read_settings(source, name)
+    path = Path(stated.file)
     known = released.get(path.name)
     if not path.is_file():
         page = "march-2021" if path.name in IMPROVED else "jul-2021"
         fetch = f"fetch {URL}/{page}/{path.name} and put it there" if known else f"known at {URL}/: "
-        raise InputError(f"{source}: there is no file {spec.file!r}; {fetch}{'' if known else ', '.join(released)}")
-    if known is None:
-        _check_heads(spec)
-    tensors = read_tensors(path, weights=spec.get("weights"))
+        raise InputError(f"{source}: there is no file {stated.file!r}; {fetch}{'' if known else ', '.join(released)}")
+    _check_heads(stated, known)
+    tensors = read_tensors(path, weights=stated.get("weights"))
     with about(source, path):
-        found = read_layout(tensors, spec.get("blocks"))
+        found = read_layout(tensors, stated.get("blocks"))
         denoiser = "learn_sigma" in found
         if denoiser != (source == "adm"):
             wanted, given = ("classifier", "denoiser") if denoiser else ("denoiser", "classifier")
             raise InputError(f"it must be a {wanted}, got a {given}")
         if known and (key := known.other_than(found)):
-            if not spec:
+            if not stated:
                 raise InputError(
                     f"it is not what is released by that name: {key} must be {written(getattr(known, key))}, got "
                     f"{written(found[key])}; give a network of your own its settings, "
                     f"{source}:{path}?heads=4&attention=legacy&size=64"
                 )
             known = None
-            _check_heads(spec)
+            _check_heads(stated, known)
         found |= {} if denoiser else _head(tensors)
-        found["size"] = _size(tensors, len(found["channel_mult"]), spec, known)
-        spec.check(found | _resolutions(found, spec))
-        return Checkpoint(path, tensors, spec.settings(known, found), known is not None)
+        found["size"] = _size(tensors, len(found["channel_mult"]), stated, known)
+        stated.check(found | _resolutions(found, stated))
+        return Checkpoint(path, tensors, stated.settings(known, found), known is not None)
 
 
-def _check_heads(spec: Spec) -> None:
-    """Refuses another file than a released one without what no shape tells: a count of heads, and the order of rows."""
-    if len(spec.keys() & {"heads", "head_channels"}) != 1 or "attention" not in spec:
-        known = f"{spec.source}:{spec.file}"
+def _check_heads(stated: Stated, known: Settings | None) -> None:
+    """Refuses two counts of heads, and another file than a released one without one and the order of rows."""
+    counts = stated.keys() & {"heads", "head_channels"}
+    if len(counts) == 2 or (known is None and not (counts and "attention" in stated)):
+        spec = f"{stated.source}:{stated.file}"
         raise InputError(
-            f"{spec.source}: {spec.file!r} is not a released file, whose heads are known; state them: "
-            f"{known}?heads=4&attention=legacy&size=64, or head_channels=64, and attention=legacy or new"
+            f"{stated.source}: {stated.file!r} is not a released file, whose heads are known; state them: "
+            f"{spec}?heads=4&attention=legacy&size=64, or head_channels=64, and attention=legacy or new"
         )
 
 
@@ -217,7 +217,7 @@ def _head(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     raise InputError("its head must be an attention pool, or the mean over all positions, got another")
 
 
-def _size(tensors: Mapping[str, Tensor], levels: int, spec: Spec, known: Settings | None) -> int:
+def _size(tensors: Mapping[str, Tensor], levels: int, stated: Stated, known: Settings | None) -> int:
     """Returns the side of the images: as stated or known, or as an attention pool tells by its number of positions."""
     halved, pooled = 2 ** (levels - 1), 0
     if (embedding := tensors.get("out.2.positional_embedding")) is not None:
@@ -226,7 +226,7 @@ def _size(tensors: Mapping[str, Tensor], levels: int, spec: Spec, known: Setting
         if side**2 != positions:
             raise InputError(f"its attention pool must have the positions of a square, got {positions}")
         pooled = side * halved
-    size = spec.get("size") or (known.size if known else pooled)
+    size = stated.get("size") or (known.size if known else pooled)
     if pooled and size != pooled:
         raise InputError(f"size must be {pooled}, by the number of its attention pool's positions, got {size}")
     if not size or size % halved:
@@ -234,9 +234,9 @@ def _size(tensors: Mapping[str, Tensor], levels: int, spec: Spec, known: Setting
     return size
 
 
-def _resolutions(found: Mapping[str, Any], spec: Spec) -> dict[str, Any]:
+def _resolutions(found: Mapping[str, Any], stated: Stated) -> dict[str, Any]:
     """Returns the sizes with attentions where others are stated; scripts may state more, and in any order."""
     sides = [found["size"] >> level for level in range(len(found["channel_mult"]))]
     attended = tuple(sides[level] for level in found["attended"])
-    stated = spec.get("attention_resolutions", attended)
-    return {"attention_resolutions": attended} if {side for side in stated if side in sides} != set(attended) else {}
+    given = stated.get("attention_resolutions", attended)
+    return {"attention_resolutions": attended} if {side for side in given if side in sides} != set(attended) else {}

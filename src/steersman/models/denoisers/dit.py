@@ -22,7 +22,7 @@ from steersman.models.checkpoint import read_tensors
 from steersman.models.denoisers.architectures import DiT, convert, fill, within
 from steersman.models.denoisers.folder import read_model
 from steersman.models.denoisers.network import DiffusersDenoiser
-from steersman.models.denoisers.settings import Settings, Spec, read_spec
+from steersman.models.denoisers.settings import Settings, Stated, read_settings
 from steersman.names import imagenet_names
 
 __all__ = ["load_dit"]
@@ -50,20 +50,20 @@ OUTSIDE = {
 
 def load_dit(name: str) -> DiffusersDenoiser:
     """Returns the denoiser of ``FILE?vae=FOLDER&KEY=VALUE``, in float32 on the CPU; the null label is the last one."""
-    spec = read_spec("dit", name)
-    file, path = spec.file, Path(spec.file)
+    stated = read_settings("dit", name)
+    file, path = stated.file, Path(stated.file)
     if not path.is_file():
         released = path.name if path.name in RELEASED else RELEASED[0]
         raise InputError(f"dit: no file {file!r}; fetch {URL}/{released} to there")
-    if not spec.get("vae"):
+    if not stated.get("vae"):
         raise InputError(
             f"dit: {file!r} must be given with its VAE, dit:{file}?vae=FOLDER, where diffusers saved an "
             "AutoencoderKL, such as stabilityai/sd-vae-ft-ema"
         )
-    tensors = read_tensors(path, weights=spec.get("weights"))
+    tensors = read_tensors(path, weights=stated.get("weights"))
     with about("dit", path):
         try:
-            network = _network(tensors, spec)
+            network = _network(tensors, stated)
         except InputError:
             raise
         except (LookupError, ValueError, RuntimeError) as error:
@@ -72,21 +72,21 @@ def load_dit(name: str) -> DiffusersDenoiser:
         shape = (config["num_layers"], config["num_attention_heads"], config["num_embeds_ada_norm"])
         released = path.name in RELEASED and shape == (28, 16, 1000)  # DiT-XL/2 of ImageNet
         labels = config["num_embeds_ada_norm"] + 1
-        count = spec.get("num_classes", labels - 1)
+        count = stated.get("num_classes", labels - 1)
         if count not in (labels, labels - 1):
             raise InputError(
                 f"num_classes must be {labels - 1}, or {labels} without a null label, as its embedding has {labels} "
                 f"rows, got {count}"
             )
-        with about("vae", spec["vae"]):
-            vae = read_model("vae", Path(spec["vae"]), AutoencoderKL)
+        with about("vae", stated["vae"]):
+            vae = read_model("vae", Path(stated["vae"]), AutoencoderKL)
         size = config["sample_size"] * 2 ** (len(vae.config["block_out_channels"]) - 1)
-        spec.check({"learn_sigma": config["out_channels"] == 2 * config["in_channels"], "size": size})
-        settings = spec.settings(Settings() if released else None, {})
+        stated.check({"learn_sigma": config["out_channels"] == 2 * config["in_channels"], "size": size})
+        settings = stated.settings(Settings() if released else None, {})
     return settings.denoiser(network, imagenet_names() if released else tuple(map(str, range(count))), vae)
 
 
-def _network(tensors: dict[str, Tensor], spec: Spec) -> DiT:
+def _network(tensors: dict[str, Tensor], stated: Stated) -> DiT:
     """Returns the network of a file's tensors."""
     width, channels, patch, across = tensors["x_embedder.proj.weight"].shape
     positions = tensors.pop("pos_embed").float()
@@ -94,7 +94,7 @@ def _network(tensors: dict[str, Tensor], spec: Spec) -> DiT:
     grid, depth = math.isqrt(tokens), sum(name.endswith(".attn.qkv.weight") for name in tensors)
     rows, _ = tensors["y_embedder.embedding_table.weight"].shape
     outputs = len(tensors["final_layer.linear.bias"]) // patch**2
-    heads = spec.get("heads") or HEADS.get(width)
+    heads = stated.get("heads") or HEADS.get(width)
     if heads is None:
         published = ", ".join(map(str, HEADS))
         raise InputError(f"a width of {width} does not tell its heads, as {published} do; state them: heads=4")

@@ -20,8 +20,7 @@ from steersman.models.denoisers.dit import load_dit
 from steersman.models.denoisers.edm import load_edm
 from steersman.models.denoisers.folder import PIPELINES, load_folder, read_index
 from steersman.models.denoisers.network import NetworkDenoiser
-from steersman.models.denoisers.pipeline import PipelineDenoiser
-from steersman.models.denoisers.pipeline_folder import fetch, load_pipeline
+from steersman.models.denoisers.pipeline import PipelineDenoiser, fetch, load_pipeline
 from steersman.names import split_options
 from steersman.schedule import Schedule
 from steersman.trust import call_function

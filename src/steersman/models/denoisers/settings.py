@@ -28,7 +28,7 @@ from steersman.names import split_options
 from steersman.schedule import MOST, VP
 from steersman.typed import typed
 
-__all__ = ["Settings", "Spec", "read_spec", "written"]
+__all__ = ["Settings", "Stated", "read_settings", "written"]
 
 COUNTS = ("heads", "head_channels", "heads_upsample")
 TRAINING = ("diffusion_steps", "schedule", "predict_xstart", "rescale_timesteps")
@@ -147,7 +147,9 @@ class Settings:
         """Returns the network on the meta device."""
         channels = self.channels
         for width in (*(channels[level] for level in self.attended), channels[-1]):  # the middle has an attention too
-            heads, up_heads = (self.heads_of(width, up=up) for up in (False, True))
+            for up in (False, True):
+                self.heads_of(width, up=up)  # refuses what does not divide it
+        other_above = self.head_channels is None and self.heads_upsample != self.heads
         return empty_unet(
             self.size,
             channels,
@@ -155,7 +157,7 @@ class Settings:
             residual=self.resblock_updown,
             heads=self.heads,
             head_channels=self.head_channels,
-            up_heads=up_heads if up_heads != heads else None,
+            up_heads=self.heads_upsample if other_above else None,
             time_channels=self.num_channels,
             in_channels=self.in_channels,
             out_channels=self.in_channels * (2 if self.learn_sigma else 1),
@@ -205,7 +207,7 @@ class Settings:
         return next((key for key, value in found.items() if getattr(self, key) != value), None)
 
 
-class Spec(dict[str, Any]):
+class Stated(dict[str, Any]):
     """The settings that ``SOURCE:FILE?KEY=VALUE&KEY=VALUE`` states, by their short names."""
 
     def __init__(self, source: str, file: str, values: Mapping[str, Any]) -> None:
@@ -237,7 +239,7 @@ class Spec(dict[str, Any]):
         return settings
 
 
-def read_spec(source: str, text: str) -> Spec:
+def read_settings(source: str, text: str) -> Stated:
     """Returns the settings of ``FILE?KEY=VALUE&KEY=VALUE``, in their types."""
     known = (*ALLOWED[source], *IGNORED)
     names = [*known, *(name for name, short in SHORT.items() if short in known)]
@@ -254,7 +256,7 @@ def read_spec(source: str, text: str) -> Spec:
             values[key] = "new" if typed(name, value, bool) else "legacy"
         else:
             values[key] = typed(name, value.split(",") if hints[key] == Numbers else value, hints[key])
-    return Spec(source, file, values)
+    return Stated(source, file, values)
 
 
 def written(value: object) -> str:
