@@ -19,7 +19,7 @@ from steersman.denoise import Denoiser
 from steersman.errors import InputError, notice
 from steersman.files import in_8_bits
 from steersman.guidance.guide import Guide
-from steersman.guidance.objective import Target, resolve_targets
+from steersman.guidance.target import Target, each_target, encode
 from steersman.models.classifiers import Classifier
 from steersman.models.denoisers import load_denoiser
 from steersman.pipelines.steered import SteeredPipeline
@@ -92,8 +92,10 @@ def sample(
     Args:
         denoiser: The diffusion model: what `steersman.load_denoiser` takes, or a `Denoiser`.
         classifier: The classifier: what `steersman.load_classifier` takes, or a `Classifier`; several steer together.
-            None samples without guidance.
-        target: The target class, by name or index: one for all images, or one for each.
+            None samples without guidance, unless the recipe's objective needs no classifier.
+        target: The target, one for all images or a list of one for each: a class, by name or index; a set of classes,
+            as a Python set, as ``"tabby|tiger cat"``, or as a name of WordNet such as ``"dog"``; or what else the
+            recipe's objective takes, such as a reference image.
         recipe: The method: what `steersman.load_recipe` takes, or the guides of a recipe that is already bound.
         scale: The guidance scale, in place of the recipe's.
         steps: The number of steps, in place of the recipe's.
@@ -138,7 +140,8 @@ def sample(
             raise InputError(f"scale needs a classifier whose gradient it scales, got scale {scale} and no classifier")
         sampler, settings, guides, targets = guides.sampler(), {**guides.sampling(), "particles": None}, (), None
     else:
-        sampler, settings, targets = guides.sampler, guides.sampling, resolve_targets(guides, target).tolist()
+        sampler, settings, targets = guides.sampler, guides.sampling, each_target(guides, target)
+        encode([guide.objective for guide in guides], targets)  # refuses what it cannot be, before anything is drawn
         if len(targets) not in (1, len(seeds)):
             raise InputError(f"target must be one, or one for each of the {len(seeds)} images, got {len(targets)}")
     conditions = labelled(condition or {}, len(seeds), denoiser.classes, device)
@@ -151,7 +154,7 @@ def sample(
             denoiser,
             sampler,
             guides=guides,
-            target=None if targets is None else targets[0] if len(targets) == 1 else targets[rows],
+            target=targets if targets is None or len(targets) == 1 else targets[rows],
             seeds=seeds[rows],
             condition={key: each[rows] if isinstance(each, Tensor) else each for key, each in conditions.items()},
             device=device,
@@ -194,14 +197,14 @@ def _guides(
     scale: float | None,
     device: torch.device,
 ) -> Guides | Recipe:
-    """Returns the bound recipe; without a classifier, the recipe as it is."""
+    """Returns the bound recipe; without a classifier that it needs, the recipe as it is."""
     if isinstance(recipe, Guides):
         if classifier is not None or changes or scale is not None:
             raise InputError("recipe is bound to its classifier already: classifier, scale and steps must be left out")
         return recipe
     recipe = load_recipe(recipe, changes, scale=scale)
     if classifier is None:
-        return recipe
+        return recipe if recipe.needs_classifier else recipe.bind()
     given = [classifier] if isinstance(classifier, str | Path | Classifier) else classifier
     return recipe.bind(*given, device=str(device))
 
@@ -245,8 +248,8 @@ def steer(
         pipe: The pipeline; its scheduler is chosen before.
         guide: The guide, or several; what `Recipe.bind` returns includes the recipe's recurrence and particles. Without
             a guide, the recipe is bound to the classifier.
-        target: The target class, as index or as a name that the guide's classifier knows: one for all images, or one
-            for each, in the order in which the pipeline returns them.
+        target: The target, as `sample` takes it: one for all images, or a list of one for each, in the order in which
+            the pipeline returns them.
         classifier: The classifier, if no guide is given: what `steersman.load_classifier` takes, or a `Classifier`.
         recipe: The method, if no guide is given: what `steersman.load_recipe` takes.
         scale: The guidance scale, in place of the recipe's.
@@ -284,9 +287,11 @@ def steer(
             "steer takes recipe and scale with a classifier alone, got them with a guide, which has its own"
         )
     if guide is None:
-        if classifier is None:
+        recipe = load_recipe(recipe, scale=scale)
+        if classifier is None and recipe.needs_classifier:
             raise InputError("steer needs a guide or a classifier, got neither")
-        guide = load_recipe(recipe, scale=scale).bind(classifier, device=str(getattr(pipe, "_execution_device", "cpu")))
+        given = () if classifier is None else (classifier,)
+        guide = recipe.bind(*given, device=str(getattr(pipe, "_execution_device", "cpu")))
     steered = SteeredPipeline(
         pipe,
         (guide,) if isinstance(guide, Guide) else tuple(guide),

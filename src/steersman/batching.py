@@ -29,6 +29,7 @@ __all__ = [
     "counting",
     "each_tensor",
     "evaluations",
+    "expand",
     "in_blocks",
     "is_out_of_memory",
     "logsumexp",
@@ -37,6 +38,7 @@ __all__ = [
     "norm",
     "repeat",
     "rms",
+    "row_count",
     "send",
     "take",
     "tensors",
@@ -72,6 +74,18 @@ def broadcast(value: Float[Tensor, "*batch"], like: Tensor) -> Tensor:
 def take(content: Any, rows: Int[Tensor, " N"]) -> Any:  # noqa: ANN401
     """Returns nested content with these rows of every tensor in it; scalars and other values stay as they are."""
     return each_tensor(content, lambda x: x[rows] if x.ndim else x)
+
+
+def row_count(content: Any) -> int:  # noqa: ANN401
+    """Returns the number of rows of nested content, that of the first tensor in it."""
+    if isinstance(content, Tensor):
+        return len(content)
+    return row_count(next(iter(content.values() if isinstance(content, dict) else content)))
+
+
+def expand(content: Any, count: int, device: torch.device | str) -> Any:  # noqa: ANN401
+    """Returns nested content on a device, of one row for all so many copies, without waiting for the device."""
+    return each_tensor(content, lambda x: send(x, device).expand(count, *x.shape[1:]))
 
 
 def each_tensor(content: Any, change: Callable[[Tensor], Tensor]) -> Any:  # noqa: ANN401

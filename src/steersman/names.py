@@ -2,23 +2,29 @@
 
 Names of classes are compared without case and with underscores as spaces: ``Soccer_ball`` is ``soccer ball``. A class
 of ImageNet has further names, the id (``n02799071``) and the synonyms of its WordNet synset; they count where no class
-has the given name itself.
+has the given name itself. A name of WordNet above some classes of ImageNet, such as ``dog``, means all of these, as the
+table in ``wordnet/`` says; so does ``NAME|NAME`` mean both.
 """
 
 import operator
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache, lru_cache
+from pathlib import Path
 from typing import Any
 
-from steersman.errors import InputError, unknown
+from steersman.errors import InputError, notice, unknown
 
-__all__ = ["each_class", "elsewhere", "imagenet_names", "resolve", "same_class", "split_options"]
+__all__ = ["OR", "classes_of", "each_class", "elsewhere", "imagenet_names", "index_ranges", "resolve", "same_class"]
+__all__ += ["split_options"]
+
+OR = "|"  # between the names of classes of which any is meant
 
 ALIKE = 0.9  # the smallest share of names on which two lists of the same classes agree
 SYNSET = re.compile(r"n\d{8}")
 DIGITS = 18  # of an index; int() refuses text of thousands
+SHOWN = 3  # classes that a notice names
 
 
 def split_options(text: str, allowed: Iterable[str], kind: str = "option") -> tuple[str, dict[str, str]]:
@@ -79,6 +85,35 @@ def resolve(target: str | int, names: Sequence[str], kind: str = "class") -> int
     return target
 
 
+def classes_of(
+    target: str | int, names: Sequence[str], kind: str = "class", tell: Callable[[str], object] = notice
+) -> tuple[int, ...]:
+    """Returns the indices of the classes that a target means, in ascending order.
+
+    A class's own name, synonym or index means this class alone. Any other name is one of several joined by ``|``, or
+    one of WordNet's above some of the classes, which is told.
+    """
+    if isinstance(target, str) and not _indices(target, names) and not _is_number(_fold(target)):
+        if OR in target:
+            return tuple(sorted({index for part in target.split(OR) for index in classes_of(part, names, kind, tell)}))
+        ids = _below(target, kind)
+        indices = tuple(index for index, synset in enumerate(_synset_of_each(tuple(names))) if synset in ids)
+        if indices:
+            titles = ", ".join(names[index].split(",")[0] for index in indices[:SHOWN])
+            whose = "ImageNet" if _is_imagenet(tuple(names)) else "the classifier"
+            more = ", …" if len(indices) > SHOWN else ""
+            tell(f"target {target!r} is {len(indices)} classes of {whose} (WordNet): {titles}{more}")
+            return indices
+    return (resolve(target, names, kind),)
+
+
+def index_ranges(indices: Sequence[int]) -> str:
+    """Returns indices in ascending order as a short text, such as ``2-4 7``."""
+    starts = [index for index in indices if index - 1 not in indices]
+    ends = [index for index in indices if index + 1 not in indices]
+    return " ".join(f"{start}-{end}" if end > start else f"{start}" for start, end in zip(starts, ends, strict=True))
+
+
 def elsewhere(index: int, names: Sequence[str], others: Sequence[str], kind: str = "class") -> int:
     """Returns the index of a class among the names of another model.
 
@@ -91,18 +126,50 @@ def elsewhere(index: int, names: Sequence[str], others: Sequence[str], kind: str
 
 
 def same_class(names: Iterable[str], labels: Iterable[str]) -> set[str]:
-    """Returns the labels that are one of a class's names, or else one of WordNet's further names for it."""
+    """Returns the labels that are one of a class's names, else one of WordNet's further names for it.
+
+    Of a set of classes these are all labels that mean one of them.
+    """
     folded = {label: _fold(label) for label in labels}
     wanted = set(map(_fold, names))
     if direct := {label for label, name in folded.items() if name in wanted}:
         return direct
     further = {other for name in wanted for other in _further_names(name)}
-    return {label for label, name in folded.items() if name in further}
+    if alike := {label for label, name in folded.items() if name in further}:
+        return alike
+    if parts := [name.split(OR) for name in wanted if OR in name]:
+        return {label for name in parts[0] for label in same_class([name], labels)}
+    ids = {synset for name in wanted for synset in _below(name)}
+    return {label for label, synset in zip(folded, _synset_of_each(tuple(folded)), strict=True) if synset in ids}
 
 
 def imagenet_names() -> tuple[str, ...]:
     """Returns the names of ImageNet's 1000 classes in their usual order, synonyms separated by commas."""
     return tuple(_imagenet("imagenet-1k").values())
+
+
+def _below(name: str, kind: str = "class") -> set[str]:
+    """Returns the ids of ImageNet's classes below a name of WordNet; none for any other name."""
+    meanings = _sets().get(_fold(name), {})
+    if len(meanings) > 1:
+        listed = " or ".join(map(repr, meanings))
+        raise InputError(f"{kind} {name!r} is ambiguous, as WordNet has {len(meanings)} meanings of it; give {listed}")
+    ids = list(_imagenet("imagenet-1k")) if meanings else []
+    return {ids[index] for indices in meanings.values() for index in indices}
+
+
+@cache
+def _sets() -> dict[str, dict[str, list[int]]]:
+    """Returns the classes below each of WordNet's names, of each meaning by another of its names."""
+    found: dict[str, dict[str, list[int]]] = defaultdict(dict)
+    for line in (Path(__file__).parent / "wordnet" / "sets.txt").read_text(encoding="utf-8").splitlines():
+        names, _, ranges = line.rpartition(": ")
+        bounds = [tuple(map(int, part.split("-"))) for part in ranges.split()]
+        indices = [index for bound in bounds for index in range(bound[0], bound[-1] + 1)]
+        synonyms = names.split(", ")
+        for name in synonyms:
+            found[_fold(name)][next((other for other in synonyms if other != name), name)] = indices
+    return dict(found)
 
 
 def _fold(name: str) -> str:
@@ -162,6 +229,15 @@ def _further_names(name: str) -> tuple[str, ...]:
     synset = name if SYNSET.fullmatch(name) else _synsets().get(name, "")
     lemmas = (_imagenet("imagenet-1k").get(synset) or _imagenet("imagenet-22k").get(synset)) if synset else None
     return () if lemmas is None else (synset, *map(_fold, lemmas.split(",")))
+
+
+@lru_cache(maxsize=16)
+def _synset_of_each(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns the id of each class's synset, empty where its names say none or several."""
+    if _is_imagenet(names):
+        return tuple(_imagenet("imagenet-1k"))
+    ids = [{further[0] for name in synonyms if (further := _further_names(name))} for synonyms in _synonyms(names)]
+    return tuple(each.pop() if len(each) == 1 else "" for each in ids)
 
 
 @cache

@@ -47,7 +47,7 @@ def test_one_target_for_all_and_labels_for_the_denoiser():
 
 def test_a_class_is_found_by_the_first_of_its_synonyms():
     classifier = network()
-    assert indices_among(classifier, ["soccer ball, football", "baseball"]) == [3, 0]
+    assert indices_among(classifier, ["soccer ball, football", "baseball"]) == [(3,), (0,)]
     with pytest.raises(InputError, match="cube"):
         indices_among(classifier, ["cube"])
 

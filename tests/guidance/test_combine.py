@@ -15,7 +15,7 @@ from steersman.guidance import (
     Toward,
     Translated,
 )
-from steersman.guidance.objective import check_targets
+from steersman.guidance.target import check_targets
 from steersman.mixture import Mixture
 from steersman.sampling import DDIM, DDPM, sample
 from steersman.schedule import VP

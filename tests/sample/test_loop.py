@@ -236,8 +236,8 @@ def test_a_walk_is_the_same_on_every_device(device):
     ("changes", "message"),
     [
         ({"target": None}, "target must be a class for all images, or one for each, as there are guides; got none"),
-        ({"target": [0, 1]}, "target must be one, or one for each of 5 seeds, got 2"),
-        ({"target": [0] * 6}, "for each of 5 seeds, got 6"),
+        ({"target": [0, 1]}, "target must be one, or one for each of 5 images, got 2"),
+        ({"target": [0] * 6}, "for each of 5 images, got 6"),
         ({"steps": 0}, "steps must be between 1 and 1000, .*, got 0"),
         ({"steps": 1001}, "steps must be between 1 and 1000, .*, got 1001"),
         ({"seeds": [0, 1, 2, 3, -4]}, "seed must be between 0 and .*, got -4"),

@@ -430,7 +430,7 @@ def gradients(
     with terminal.status("loading the networks"):
         denoiser = scope.load_denoiser()
         guide = scope.load_classifier(classifier, **first.classifier_settings())
-    index, condition = guide.resolve(target), {}
+    classes, condition = guide.members(target), {}
     if label:
         if target not in denoiser.classes:
             raise unknown("class of the denoiser", target, denoiser.classes)
@@ -448,7 +448,7 @@ def gradients(
                 denoiser,
                 each.sampler(),
                 each.bind_prepared(guide),
-                [index] * len(images),
+                [classes] * len(images),
                 [seed + image for image in images],
                 at=set(at),
                 condition={key: value.expand(len(images)) for key, value in condition.items()},

@@ -1,6 +1,6 @@
 """``steersman analyze calibration`` and ``agree``: is a classifier as often right as it is sure, and does it matter."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -54,9 +54,8 @@ def calibration(
     seed: options.Seed = 0,
 ) -> None:
     """Measure a classifier's calibration error at each sampling step."""
-    import torch
-
     from steersman.files import parse_yaml
+    from steersman.guidance.target import class_rows
     from steersman.lab.analysis import confidences, in_turn
     from steersman.lab.analysis.forward import indices_among
     from steersman.recipes.axes import build
@@ -88,8 +87,8 @@ def calibration(
     at = scope.places(levels)
 
     def measure(images: list[int], on_step: Callable[[], None]) -> "dict[Key, Tensor]":
-        def of_images(indices: list[int]) -> "Tensor":
-            return torch.tensor([indices[image % len(drawn)] for image in images], device=scope.device)
+        def of_images(classes: "Sequence[int | Sequence[int]]") -> "Tensor":
+            return class_rows([classes[image % len(drawn)] for image in images]).to(scope.device)
 
         return confidences(
             denoiser,

@@ -84,7 +84,7 @@ Resamples = Annotated[int, option("Half-samples drawn for the confidence interva
 class Targets:
     """Which images to draw."""
 
-    targets: Annotated[list[str] | None, option("Class: name, index or text; repeat, or give all.", "--target")] = None
+    targets: Annotated[list[str] | None, option("Class: name, index, text or A|B; repeat, or all.", "--target")] = None
     blend: Annotated[list[str] | None, option("Classes to mix; negative weights repel.", metavar="CLASS=WEIGHT")] = None
     num: Annotated[int, option("Images per target.")] = 16
     seed: Seed = 0

@@ -9,6 +9,10 @@ classifier says that its head is a sigmoid, with the target's log-odds ``o = f``
 logit and ``o = f_y`` for one of several labels, a target and its absence are two classes with the logits ``o / 2`` and
 ``-o / 2``: class is ``log sigmoid(tau2 o) + (tau1 - tau2) o / 2``, logit ``o``, binary ``log sigmoid(o)``.
 
+A set S of classes is their union. Of a softmax it has ``log sum_{y in S} exp(tau1 f_y)`` in place of ``tau1 f_y``; with
+tau1 = tau2 = 1, class is ``log sum_{y in S} p(y|x)``. Labels are independent of one another, so that the odds of having
+any in S are ``exp(o) = prod_{y in S} (1 + exp(f_y)) - 1``.
+
 Averages over several versions of an image, whose draws follow from the level's time alone and are shared by the batch:
 
     augment     (1 / n) sum_k log p(y | T_k x)           T_k a random turn, zoom and shift        (Shen et al. 2024)
@@ -21,31 +25,25 @@ Losses, ``sign(l) F(|l|)``, whose gradient grows as the target nears:
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
-import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample, logsigmoid
 
-from steersman.batching import broadcast, logsumexp, send, total
+from steersman.batching import broadcast, expand, logsumexp, send, total
 from steersman.errors import InputError
-from steersman.guidance.step import Batch, PerImage, Targets
+from steersman.guidance.step import Batch, Classes, PerImage, Targets
+from steersman.guidance.target import Target, class_rows, encode
 from steersman.names import each_class
 from steersman.schedule import Level
 from steersman.typed import finite
 
-if TYPE_CHECKING:
-    from steersman.guidance.guide import Guide
-
 __all__ = ["Augmented", "BinaryProbability", "ClassProbability", "Log", "Logits", "MonteCarlo", "Objective", "Root"]
-__all__ += ["Sum", "Switch", "Target", "TargetLogit", "Toward", "Translated", "check_targets", "resolve_targets"]
-
-Target = int | str | np.integer | np.ndarray | Tensor
-"""A class: its index, as a number of Python, NumPy or torch, or its name; an array holds one class an image."""
+__all__ += ["Sum", "Switch", "TargetLogit", "Toward", "Translated", "target_logit"]
 
 
 @runtime_checkable
@@ -59,7 +57,11 @@ class Logits(Protocol):
 
 @runtime_checkable
 class Objective(Protocol):
-    """What guidance maximises."""
+    """What guidance maximises.
+
+    Targets are classes, unless there is a method ``encode_target(target)``, which returns the tensor, or tuple or
+    dictionary of tensors, that a target is for it.
+    """
 
     def __call__(self, image: Batch, target: Targets, level: Level) -> PerImage:
         """Returns the log-likelihood of each image's target, up to a constant; images are in [-1, 1]."""
@@ -73,20 +75,30 @@ def _head(classifier: Logits) -> Literal["binary", "labels", "softmax"]:
     return "labels" if getattr(classifier, "multilabel", False) else "softmax"
 
 
-def _target_logit(head: str, logits: Float[Tensor, "B K"], target: Targets) -> PerImage:
-    """Returns each target's logit; with a sigmoid, its log-odds."""
+def target_logit(head: str, logits: Float[Tensor, "B K"], target: Classes) -> PerImage:
+    """Returns each target's logit; of a set that of its union; with a sigmoid, log-odds."""
     if head == "binary":
+        if target.ndim > 1:
+            raise InputError("target must be one of two classes to a binary classifier, got a set of classes")
         return logits[:, 0] * (2 * target - 1)
     if target.device.type == "cpu" and bool((target >= logits.shape[1]).any()):  # an accelerator would be awaited
         last, given = logits.shape[1] - 1, int(target.max())
         raise InputError(f"target must be 0 to {last}, a class of the classifier, got {given}")
-    return logits.gather(1, target[:, None])[:, 0]
+    if target.ndim == 1:
+        return logits.gather(1, target[:, None])[:, 0]
+    members = torch.where(target < 0, -math.inf, logits.gather(1, target.clamp(min=0)))
+    if head == "softmax":
+        return logsumexp(members)
+    odds, *others = members.unbind(1)
+    for other in others:  # (1 + a) (1 + b) - 1 = a + b + a b
+        odds = torch.logaddexp(torch.logaddexp(odds, other), odds + other)
+    return odds
 
 
 @dataclass(frozen=True, kw_only=True)
 @finite
 class ClassProbability:
-    """``tau1 f_y - log sum_i exp(tau2 f_i)`` (EluCD eq. 4).
+    """``tau1 f_y - log sum_i exp(tau2 f_i)`` (EluCD eq. 4); of a set of classes, the log-probability of its union.
 
     Attributes:
         classifier: The classifier with the logits ``f``.
@@ -106,15 +118,15 @@ class ClassProbability:
     joint: float = 1.0
     marginal: float = 1.0
 
-    def __call__(self, image: Batch, target: Targets, level: Level) -> PerImage:
+    def __call__(self, image: Batch, target: Classes, level: Level) -> PerImage:
         logits, head = self.classifier(image, level), _head(self.classifier)
         if head == "softmax" and logits.shape[1] == 1 and self.joint == self.marginal:
             raise InputError(
                 "objective class needs two classes or more, got one, whose probability is always 1; use objective logit"
             )
-        value = _target_logit(head, logits, target)
         if head == "softmax":
-            return self.joint * value - logsumexp(self.marginal * logits)
+            return target_logit(head, self.joint * logits, target) - logsumexp(self.marginal * logits)
+        value = target_logit(head, logits, target)
         return logsigmoid(self.marginal * value) + (self.joint - self.marginal) / 2 * value
 
 
@@ -135,8 +147,8 @@ class TargetLogit:
 
     classifier: Logits
 
-    def __call__(self, image: Batch, target: Targets, level: Level) -> PerImage:
-        return _target_logit(_head(self.classifier), self.classifier(image, level), target)
+    def __call__(self, image: Batch, target: Classes, level: Level) -> PerImage:
+        return target_logit(_head(self.classifier), self.classifier(image, level), target)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +169,7 @@ class BinaryProbability:
 
     classifier: Logits
 
-    def __call__(self, image: Batch, target: Targets, level: Level) -> PerImage:
+    def __call__(self, image: Batch, target: Classes, level: Level) -> PerImage:
         logits, head = self.classifier(image, level), _head(self.classifier)
         if head == "softmax" and logits.shape[1] == 1 and not hasattr(self.classifier, "binary"):
             head = "binary"  # a plain function cannot say what its one logit means
@@ -166,7 +178,7 @@ class BinaryProbability:
                 "objective binary needs a classifier with one logit for two classes, or with several labels, got a "
                 f"softmax over {logits.shape[1]}; use objective class or logit"
             )
-        return logsigmoid(_target_logit(head, logits, target))
+        return logsigmoid(target_logit(head, logits, target))
 
 
 def _generator(level: Level) -> torch.Generator:
@@ -332,22 +344,29 @@ class Switch:
 @dataclass(frozen=True, kw_only=True)
 @finite
 class Toward:
-    """An objective with a class of its own, whatever the images' targets are.
+    """An objective with a target of its own, whatever the images' targets are.
 
     Attributes:
         objective: The objective.
-        target: The class's index in the vocabulary of that objective.
+        target: The target: the index of a class in the vocabulary of that objective, a set, or what else it takes.
     """
 
     objective: Objective
-    target: int
+    target: Target
+    _rows: dict[torch.device, Targets] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.target < 0:
+        if isinstance(self.target, int) and self.target < 0:
             raise InputError(f"objective.target must be at least 0, got {self.target}")
 
     def __call__(self, image: Batch, target: Targets, level: Level) -> PerImage:
-        return self.objective(image, torch.full_like(target, self.target), level)
+        if image.device not in self._rows:
+            self._rows[image.device] = expand(encode([self.objective], self.own_targets()), 1, image.device)
+        return self.objective(image, expand(self._rows[image.device], len(image), image.device), level)
+
+    def own_targets(self, targets: Sequence[Target] = ()) -> list[Target]:
+        """Returns the target in place of those of the images."""
+        return [self.target]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -356,87 +375,37 @@ class Translated:
 
     Attributes:
         objective: The objective.
-        classes: The index there of each target that it knows.
+        classes: The index there of each target that it knows, or the indices of a set of classes.
     """
 
     objective: Objective
-    classes: Mapping[int, int]
-    _tables: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+    classes: Mapping[int, int | Sequence[int]]
+    _tables: dict[torch.device, Classes] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def __call__(self, image: Batch, target: Targets, level: Level) -> PerImage:
+    def __call__(self, image: Batch, target: Classes, level: Level) -> PerImage:
         if target.device.type == "cpu":  # targets on an accelerator are not read; `check_targets` has seen them
-            self.check(target.tolist())
+            self.own_targets([[y for y in row if y >= 0] for row in target.reshape(len(target), -1).tolist()])
         if target.device not in self._tables:
-            indices = [self.classes.get(y, 0) for y in range(max(self.classes, default=0) + 1)]
-            self._tables[target.device] = send(torch.tensor(indices), target.device)
-        return self.objective(image, self._tables[target.device][target], level)
+            indices = [self.classes.get(y, -1) for y in range(max(self.classes, default=0) + 1)]
+            self._tables[target.device] = send(class_rows(indices), target.device)
+        table = self._tables[target.device]
+        found = table[target.clamp(0, len(table) - 1)]
+        if target.ndim > 1 or table.ndim > 1:
+            known = ((target >= 0) & (target < len(table))).reshape(*target.shape, *[1] * (table.ndim - 1))
+            found = torch.where(known, found, -1).flatten(1).sort(1, descending=True).values
+            twice = found[:, 1:] == found[:, :-1]  # two classes may be the same one here
+            found = torch.cat([found[:, :1], torch.where(twice, -1, found[:, 1:])], 1)
+        return self.objective(image, found, level)
 
-    def check(self, targets: Iterable[int]) -> None:
-        """Refuses targets that the objective has no class for."""
-        for y in targets:
-            if y not in self.classes:
-                raise InputError(
-                    f"target must be one of {sorted(self.classes)}, as the objective has no other, got {y}"
-                )
+    def own_targets(self, targets: Sequence[Target]) -> list[tuple[int, ...]]:
+        """Returns the classes of targets there; refuses targets of which the objective has none."""
+        return [self._own(each_class(target)) for target in targets]
 
-
-def resolve_targets(guides: "Sequence[Guide]", target: Target | Iterable[Target] | None) -> Int[Tensor, " N"]:
-    """Returns the indices of a target, or of one an image, as the guides' classifiers know them."""
-    if target is None:
-        if guides:
-            raise InputError("target must be a class for all images, or one for each, as there are guides; got none")
-        return torch.zeros(1, dtype=torch.int64)
-    indices = [_index(guides, given) for given in each_class(target, "target")]
-    if not indices:
-        raise InputError("target must be a class for all images, or one for each, got an empty list")
-    for guide in guides:
-        check_targets(guide.objective, indices)
-    return torch.tensor(indices)
-
-
-def _index(guides: "Sequence[Guide]", target: int | str) -> int:
-    indices = {classifier.resolve(target) for guide in guides for classifier in _vocabularies(guide.objective)}
-    if len(indices) > 1:
-        raise InputError(
-            f"target must be the same class for all classifiers, got {target!r}, which is class "
-            f"{' and '.join(map(str, sorted(indices)))} of them; use objectives that are Translated"
-        )
-    if indices:
-        return indices.pop()
-    if isinstance(target, str) or target < 0:
-        raise InputError(
-            f"target must be an index of at least 0, as no classifier of the guides has names, got {target!r}"
-        )
-    return target
-
-
-def check_targets(part: object, targets: Sequence[int]) -> None:
-    """Refuses targets that a part of an objective has no class for, before any of them is on an accelerator."""
-    if callable(resolve := getattr(part, "resolve", None)):
-        for y in targets:
-            resolve(y)
-        return
-    if isinstance(part, Translated):
-        part.check(targets)
-        targets = [part.classes[y] for y in targets]
-    elif isinstance(part, Toward):
-        targets = [part.target]
-    for inner in _parts(part):
-        check_targets(inner, targets)
-
-
-def _vocabularies(part: object) -> Iterator[Any]:
-    """Yields the classifiers in an objective whose classes are the targets themselves."""
-    if callable(getattr(part, "resolve", None)):
-        yield part
-    elif not isinstance(part, Toward | Translated):
-        for inner in _parts(part):
-            yield from _vocabularies(inner)
-
-
-def _parts(part: object) -> Iterator[object]:
-    """Yields the parts of an objective: of a dataclass its fields, of a list its items."""
-    if isinstance(part, tuple | list):
-        yield from part
-    elif is_dataclass(part) and not isinstance(part, type):
-        yield from (getattr(part, each.name) for each in fields(part))
+    def _own(self, indices: Sequence[int | str]) -> tuple[int, ...]:
+        own = sorted({there for y in indices if y in self.classes for there in each_class(self.classes[y])})
+        if not own:
+            raise InputError(
+                f"target must be one of {sorted(self.classes)}, as the objective has no other, got "
+                f"{', '.join(map(str, indices))}"
+            )
+        return tuple(own)

@@ -13,7 +13,7 @@ is zero, and so is ``Sigma``.
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Float64, Int
@@ -22,11 +22,16 @@ from torch import Tensor
 from steersman.batching import broadcast
 from steersman.schedule import Level
 
-__all__ = ["Batch", "FixedVariance", "PerImage", "Step", "Targets", "posterior_mean", "reverse_variance", "transition"]
+__all__ = ["Batch", "Classes", "FixedVariance", "PerImage", "Step", "Targets"]
+__all__ += ["posterior_mean", "reverse_variance", "transition"]
 
 Batch = Float[Tensor, "B *shape"]
 PerImage = Float[Tensor, " B"]
-Targets = Int[Tensor, " B"]
+Targets = Any
+"""What each image is steered to (`steersman.guidance.target`): a tensor, or nested tuples or dictionaries of tensors,
+with a row for each image."""
+Classes = Int[Tensor, " B"] | Int[Tensor, "B S"]
+"""Targets that are classes: the index of one, or those of a set, filled up with -1."""
 
 FixedVariance = Literal["small", "large", "clipped"]
 

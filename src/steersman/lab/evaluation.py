@@ -21,7 +21,8 @@ from torch import Tensor
 
 from steersman.batching import rms
 from steersman.denoise import Denoiser
-from steersman.lab.metrics import correct, target_probability
+from steersman.guidance.target import class_rows
+from steersman.lab.metrics.classification import correct, of_each, target_probability
 from steersman.models.classifiers import Classifier, TextClassifier
 from steersman.precision import ieee
 from steersman.sampling.samplers import SeededNoise
@@ -40,22 +41,24 @@ class Evaluation(NamedTuple):
 
     accuracy: float | None = None  # 1 where the target is the likeliest class, or a label likelier than not; else 0
     probability: float | None = None  # of the target
-    similarity: float | None = None  # the cosine of image and target, for targets that are texts
+    similarity: float | None = (
+        None  # the cosine of image and target, or the nearest of a set, for targets that are texts
+    )
 
 
 def evaluate_images(
-    classifier: Classifier, images: Float[Tensor, "B C H W"], targets: Sequence[int]
+    classifier: Classifier, images: Float[Tensor, "B C H W"], targets: Sequence[int | Sequence[int]]
 ) -> list[Evaluation]:
-    """Returns what a classifier says of each image in [-1, 1], given the index of its target."""
+    """Returns what a classifier says of each image in [-1, 1], given the class of its target, or the set of them."""
     logits = classifier(images).cpu()  # few numbers; the float64 below exists on no MPS device
-    target = torch.tensor(targets)
+    target = class_rows(targets)
     accuracy: Sequence[float | None] = [None] * len(images)
     probability, similarity = accuracy, accuracy
     if len(classifier.names) > 1 or classifier.multilabel:
         accuracy = correct(logits, target, multilabel=classifier.multilabel).double().tolist()
         probability = target_probability(logits, target, multilabel=classifier.multilabel).tolist()
     if isinstance(classifier, TextClassifier):
-        similarity = (logits.gather(1, target[:, None])[:, 0] / classifier.sharpness).tolist()
+        similarity = (of_each(logits, target).amax(1) / classifier.sharpness).tolist()
     return [Evaluation(*row) for row in zip(accuracy, probability, similarity, strict=True)]
 
 

@@ -196,7 +196,7 @@ def _parts(session: Session) -> Iterator[tuple[str, list[nn.Module], Ask]]:
     def classify(block: int) -> Callable[[], object]:
         with torch.no_grad():
             images = denoiser.decode(noise(block)).clamp(-1, 1)
-        targets = torch.full((block,), target.guide, device=images.device)
+        targets = session.rows([target] * block)
         objectives = [lambda image, guide=guide: guide.objective(image, targets, CLEAN) for guide in session.guides]
         return partial(_run, objectives, images, True)
 
@@ -329,8 +329,7 @@ class _Outputs:
     def gradient(self, index: int, state: _State, image: Tensor) -> Tensor | None:
         """Returns the gradient ``v`` of a guide's objective at an image; None for an objective that has none."""
         image = image.detach().requires_grad_()
-        targets = torch.tensor([target.guide for target in state.targets], device=image.device)
-        log_likelihood = self.guides[index].objective(image, targets, state.step.level)
+        log_likelihood = self.guides[index].objective(image, self.session.rows(state.targets), state.step.level)
         return torch.autograd.grad(log_likelihood.sum(), image)[0] if log_likelihood.requires_grad else None
 
     def _denoiser(self, targets: Sequence[Target]) -> Conditioned:

@@ -16,7 +16,8 @@ from steersman.batching import Batches, metered
 from steersman.denoise import Denoiser
 from steersman.errors import InputError
 from steersman.guidance import Guide
-from steersman.guidance.step import Step
+from steersman.guidance.step import Classes, Step
+from steersman.guidance.target import class_rows
 from steersman.guidance.weight import needs_unconditional
 from steersman.lab.evaluation import Evaluation, evaluate_images, noise_error
 from steersman.lab.run import DTYPES, LAYOUTS, TARGET, Run
@@ -24,6 +25,7 @@ from steersman.models.classifiers import Classifier, load_classifier
 from steersman.models.denoisers import load_denoiser
 from steersman.names import elsewhere, resolve
 from steersman.precision import ieee
+from steersman.recipes.schema import shared_classes
 from steersman.sampling import Callback, Report, levels_of, sample
 from steersman.schedule import CLEAN
 
@@ -34,12 +36,11 @@ UNGUIDED, UNGUIDED_STEPS = 8, 25  # how many unguided samples a run's are compar
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """The name of a target, and its index in the classes of the guide, of the other classifiers and of the judge."""
+    """A target: its name, and the indices of its classes, one or a set, of the guide and of the judge."""
 
     name: str
-    guide: int
-    others: tuple[int, ...] = ()
-    judge: int | None  # None where the judge has no such class
+    guide: tuple[int, ...]
+    judge: tuple[int, ...] | None  # None where the judge has no such class
 
 
 Jobs = Sequence[tuple[Target, int]]
@@ -120,6 +121,11 @@ class Session:
         networks = [self.denoiser.network, *(classifier.network for classifier in self.classifiers)]
         return networks if vae is None else [*networks, vae.decoder]
 
+    @property
+    def sets(self) -> dict[str, tuple[int, ...]]:
+        """The classes of those targets that are sets, by name."""
+        return {target.name: target.guide for target in self.targets if len(target.guide) > 1}
+
     def fit(self, batch_size: int) -> None:
         """Has the networks see blocks that suit batches of a size."""
         for part, networks in (("denoiser", [self.denoiser]), ("classifier", self.classifiers)):
@@ -135,6 +141,10 @@ class Session:
             labels = [condition["label"][target.guide] for target in targets]
             condition["label"] = torch.tensor(labels, device=self.run.device)
         return condition
+
+    def rows(self, targets: Sequence[Target]) -> Classes:
+        """Returns the batch of these targets that the guides' objectives take."""
+        return class_rows([target.guide for target in targets]).to(self.run.device)
 
     @ieee()
     def draw(self, jobs: Jobs, callbacks: Sequence[Callback] = ()) -> Float[Tensor, "B C H W"]:
@@ -177,7 +187,7 @@ class Session:
             "judge": [None] * len(images),
         }
         if self.judge is not None and any(target.judge is not None for target in targets):
-            rows = evaluate_images(self.judge, images, [target.judge or 0 for target in targets])
+            rows = evaluate_images(self.judge, images, [target.judge or (0,) for target in targets])
             evaluations["judge"] = [
                 None if target.judge is None else row for row, target in zip(rows, targets, strict=True)
             ]
@@ -227,7 +237,7 @@ class Session:
         prediction = denoiser(blank, levels[0], **self.conditioning([target]))
         step = Step.at(levels, 0)
         for guide in self.guides:
-            guide.objective(image, torch.tensor([target.guide], device=run.device), CLEAN)
+            guide.objective(image, self.rows([target]), CLEAN)
             if guide.scale:
                 guide.weight(step, blank, prediction, blank)
 
@@ -283,28 +293,42 @@ def _resolve_targets(
                 f"the guide knows none of {', '.join(known)}" if known else "neither denoiser nor guide has classes"
             )
             raise InputError(f"target cannot be all, as {reason}; name a class or give its index")
+    meant: dict[tuple[int, ...], str] = {}
+    for name in names:
+        meant.setdefault(guide.members(name), " ".join(name.split()))
     targets = []
-    for index in dict.fromkeys(map(guide.resolve, names)):
-        title = guide.title(index)
-        found = None if judge is None else judge.find(title)
-        targets.append(Target(name=title, guide=index, others=_in_others(classifiers, index), judge=found))
+    for indices, name in meant.items():
+        if len(indices) == 1:
+            name = guide.title(indices[0])
+        judged = None if judge is None else _judged(judge, guide, name, indices)
+        targets.append(Target(name=name, guide=indices, judge=judged))
     return tuple(targets)
 
 
-def _in_others(classifiers: Sequence[Classifier], index: int) -> tuple[int, ...]:
-    """Returns the index that a class of the first classifier has in each of the others."""
-    guide, *others = classifiers
-    return tuple(other.resolve(guide.title(index)) for other in others)
+def _judged(judge: Classifier, guide: Classifier, name: str, indices: Sequence[int]) -> tuple[int, ...] | None:
+    """Returns the classes of the judge that a target's name means, else those of all its classes if there are all."""
+    if (found := judge.find(name)) is not None:
+        return found
+    each = [judge.find(guide.title(index)) for index in indices]
+    return None if None in each else tuple(sorted({index for there in each for index in there or ()}))
 
 
 def _guides(run: Run, classifiers: Sequence[Classifier], targets: Sequence[Target]) -> list[Guide]:
     """Returns the guides of a run, each target and blended class translated to the classes of every classifier."""
     guide, *others = classifiers
-    signed = [(weight, guide.resolve(name)) for name, weight in run.blend.items()]
-    blend = [(weight, (index, *_in_others(classifiers, index))) for weight, index in signed]
-    translated = [
-        (other, {target.guide: target.others[position] for target in targets}) for position, other in enumerate(others)
-    ]
+    blended = {name: guide.members(name) for name in run.blend}
+    wanted = {target.name: target.guide for target in targets} | blended
+    indices = sorted({index for each in wanted.values() for index in each})
+    translated = [(other, shared_classes(guide, other, indices)) for other in others]
+    for other, classes in translated:
+        for name, each in wanted.items():
+            if not any(index in classes for index in each):
+                other.members(name if len(each) > 1 else guide.title(each[0]))  # says what it knows instead
+    there = {
+        name: (each, *(sorted({i for index in each for i in classes.get(index, ())}) for _, classes in translated))
+        for name, each in blended.items()
+    }
+    blend = [(weight, there[name]) for name, weight in run.blend.items()]
     return run.recipe.bind_prepared(guide, *translated, blend=blend)
 
 
@@ -334,7 +358,14 @@ def _labels(run: Run, denoiser: Denoiser, guide: Classifier, targets: Sequence[T
     if not (classes := denoiser.classes):
         raise InputError(f"label must not be given, as the denoiser has no labels, got {run.label!r}")
     if run.label == TARGET:
-        labels = {target.guide: elsewhere(target.guide, guide.names, classes, "label") for target in targets}
+        labels = {target.guide: _label(target, guide, classes) for target in targets}
     else:
         labels = dict.fromkeys((target.guide for target in targets), resolve(run.label, classes, "label"))
     return {"label": labels, "cfg_scale": run.cfg_scale}
+
+
+def _label(target: Target, guide: Classifier, classes: Sequence[str]) -> int:
+    """Returns the denoiser's label of a target; of a set of classes, that of its name."""
+    if len(target.guide) > 1:
+        return resolve(target.name, classes, "label")
+    return elsewhere(target.guide[0], guide.names, classes, "label")

@@ -12,14 +12,17 @@ from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
+from steersman.batching import row_count, take
 from steersman.denoise import Parameterization
 from steersman.errors import InputError, unknown
 from steersman.guidance.guide import Guide, after_decoding
 from steersman.guidance.input import Lookahead
-from steersman.guidance.objective import Objective, Target, resolve_targets
+from steersman.guidance.objective import Objective
+from steersman.guidance.step import Targets
+from steersman.guidance.target import Target, resolve_targets
 from steersman.pipelines.network import PACKED
 from steersman.pipelines.recording import Recording, Turn, original
 from steersman.pipelines.trajectory import PipelineTrajectory, Plan
@@ -367,8 +370,9 @@ class _OverFrames:
     objective: Objective
     frames: tuple[int, ...] | None
 
-    def __call__(self, image: Float[Tensor, "N C H W"], target: Int[Tensor, " B"], level: Level) -> Float[Tensor, " B"]:
-        frames = image.unflatten(0, (len(target), -1))
+    def __call__(self, image: Float[Tensor, "N C H W"], target: Targets, level: Level) -> Float[Tensor, " B"]:
+        videos = row_count(target)
+        frames = image.unflatten(0, (videos, -1))
         if self.frames is not None:
             count = frames.shape[1]
             for index in self.frames:
@@ -376,7 +380,8 @@ class _OverFrames:
                     raise InputError(f"frames must be {-count} to {count - 1}, got {index}")
             frames = torch.stack([frames[:, index] for index in self.frames], dim=1)
         count = frames.shape[1]
-        values = self.objective(frames.flatten(0, 1), target.repeat_interleave(count), level)
+        rows = torch.arange(videos * count, device=image.device) // count
+        values = self.objective(frames.flatten(0, 1), take(target, rows), level)
         return values.unflatten(0, (-1, count)).mean(1)
 
 

@@ -23,12 +23,13 @@ from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from steersman.batching import broadcast, send
+from steersman.batching import broadcast
 from steersman.denoise import Prediction, output_for, to_x0
 from steersman.errors import InputError
 from steersman.guidance.guide import Guide
 from steersman.guidance.injection import Estimate
-from steersman.guidance.step import Step, reverse_variance
+from steersman.guidance.step import Step, Targets, reverse_variance
+from steersman.guidance.target import for_images
 from steersman.latent import channels, decoded
 from steersman.pipelines.network import layout_of
 from steersman.pipelines.recording import Turn
@@ -60,7 +61,7 @@ class Plan:
     vae: Any
     schedule: Schedule
     guides: tuple[Guide, ...]
-    targets: Int[Tensor, " N"]
+    targets: Targets
     recurrence: Recurrence
     particles: Particles
     frames: Sequence[int] | None
@@ -99,14 +100,12 @@ class PipelineTrajectory:
         self.computes = torch.float16 if torch.float16 in (plan.computes, sample.dtype) else plan.computes
         if plan.frames is not None and self.layout.unpack(sample).ndim == 4:
             raise InputError("frames must be None for a pipeline that draws images")
-        if len(plan.targets) not in (1, self.rows):
-            raise InputError(f"target must be one, or one for each of {self.rows} images, got {len(plan.targets)}")
         self.generator: Any = given.get("generator") or generator
         self.particles = ParticleFilter(plan.particles, self.rows, sample.device)
         self.denoiser = GuidedDenoiser(
             self,
             plan.guides,
-            send(plan.targets, sample.device).expand(self.rows),
+            for_images(plan.targets, self.rows, sample.device),
             self.particles.rows,
             fixed=self.adapter.fixed,
             dtype=self.dtype,

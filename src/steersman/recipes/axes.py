@@ -20,7 +20,19 @@ from steersman.schedule import Spacing, check_ratios
 from steersman.trust import CODE, import_function
 from steersman.typed import check_finite, finite, typed
 
-__all__ = ["AXES", "FIXED", "build", "default_of", "describe", "normal", "options", "plain", "register", "settings_of"]
+__all__ = [
+    "AXES",
+    "FIXED",
+    "build",
+    "default_of",
+    "describe",
+    "normal",
+    "options",
+    "parts_of",
+    "plain",
+    "register",
+    "settings_of",
+]
 
 
 @finite
@@ -302,6 +314,12 @@ def build(axis: str, section: object, **fixed: object) -> Any:  # noqa: ANN401
         names = {field.name for field in dataclasses.fields(option)}
         parts.append(option(**full, **{name: part for name, part in fixed.items() if name in names}))
     return parts[0] if len(parts) == 1 else LISTS[axis](tuple(parts))
+
+
+def parts_of(axis: str, section: object) -> list[str]:
+    """Returns the fields of a section's option that are not settings but parts, such as a classifier."""
+    fields = dataclasses.fields(_option_of(axis, normal(axis, section)[0]["kind"]))
+    return [field.name for field in fields if field.name in FIXED]
 
 
 def describe(option: type) -> str:

@@ -18,7 +18,8 @@ from steersman.errors import InputError, about, notice, shown, unknown
 from steersman.files import parse_yaml, read_text
 from steersman.guidance import Guide, Noisy, Sum, Switch, Toward, Translated
 from steersman.guidance.objective import Logits, Objective
-from steersman.recipes.axes import AXES, build, normal, plain
+from steersman.guidance.target import Target
+from steersman.recipes.axes import AXES, build, normal, parts_of, plain
 from steersman.sampling import Particles, Recurrence, Sampler
 from steersman.schedule import Level
 from steersman.trust import refuse_code
@@ -27,7 +28,7 @@ from steersman.typed import filled_in
 if TYPE_CHECKING:
     from steersman.models.classifiers import Classifier
 
-__all__ = ["EXTRA", "Guides", "Recipe", "load_recipe", "recipe_names"]
+__all__ = ["EXTRA", "Guides", "Recipe", "load_recipe", "recipe_names", "shared_classes"]
 
 BUNDLED = Path(str(resources.files("steersman.recipes")))
 AVERAGES = ("augment", "montecarlo")
@@ -42,14 +43,15 @@ class Guides(list[Guide]):
 
     Attributes:
         recipe: The recipe.
-        classifier: The classifier whose vocabulary the targets are of, prepared as the recipe says.
+        classifier: The classifier whose vocabulary the targets are of, prepared as the recipe says; None where the
+            objective needs none.
         sampler: The sampler.
         sampling: The other settings of sampling, as `steersman.sampling.sample` takes them.
         recurrence: How often steps are repeated.
         particles: The particles of an image and their resampling.
     """
 
-    def __init__(self, recipe: "Recipe", classifier: Logits) -> None:
+    def __init__(self, recipe: "Recipe", classifier: Logits | None) -> None:
         super().__init__()
         self.recipe, self.classifier = recipe, classifier
         self.sampler, self.sampling = recipe.sampler(), recipe.sampling()
@@ -129,13 +131,24 @@ class Recipe(BaseModel):
         self.classifier_settings()
         return self
 
+    @property
+    def needs_classifier(self) -> bool:
+        """Whether an objective of the recipe has a classifier; ours all have."""
+        return any(
+            "classifier" in parts_of("objective", recipe.settings.get("objective", {})) for recipe in self._recipes()
+        )
+
     def bind(
-        self, classifier: "str | Path | Classifier", *others: "str | Path | Classifier", device: str | None = None
+        self,
+        classifier: "str | Path | Classifier | None" = None,
+        *others: "str | Path | Classifier",
+        device: str | None = None,
     ) -> Guides:
         """Returns the recipe's guides for a classifier, prepared as the recipe says: its input, size and smoothing.
 
         Args:
-            classifier: The classifier, as `steersman.load_classifier` takes it, or the object, which is not changed.
+            classifier: The classifier, as `steersman.load_classifier` takes it, or the object, which is not changed;
+                None where the objective is one of your own without a classifier.
             others: Further classifiers that guide with it; a target means the class of its name there.
             device: The device of classifiers that are loaded here; the CPU by default.
 
@@ -143,22 +156,26 @@ class Recipe(BaseModel):
             InputError: A classifier that cannot be loaded, that the recipe does not suit, or that is none, such as a
                 network whose input is not stated.
         """
+        if classifier is None:
+            if self.needs_classifier:
+                raise InputError("classifier must be given, as the recipe's objective needs one, got none")
+            return self.bind_prepared(None)
         first, *further = (self._prepared(each, device) for each in (classifier, *others))
-        return self.bind_prepared(first, *((other, _shared(first, other)) for other in further))
+        return self.bind_prepared(first, *((other, shared_classes(first, other)) for other in further))
 
     def bind_prepared(
         self,
-        classifier: Logits,
-        *others: tuple[Logits, Mapping[int, int]],
-        blend: Sequence[tuple[float, Sequence[int]]] = (),
+        classifier: Logits | None,
+        *others: tuple[Logits, Mapping[int, int | Sequence[int]]],
+        blend: Sequence[tuple[float, Sequence[Target]]] = (),
     ) -> Guides:
         """Returns the guides for classifiers that were loaded with `classifier_settings`.
 
         Args:
-            classifier: The classifier whose classes the targets are.
-            others: Further classifiers, each with the index there of every target.
-            blend: In place of targets, weights, each of a class by its index for every classifier; a negative weight
-                steers away.
+            classifier: The classifier whose classes the targets are; None where the objective needs none.
+            others: Further classifiers, each with the index there of every target, or the indices of a set.
+            blend: In place of targets, weights, each of a class or set by its indices for every classifier; a negative
+                weight steers away.
 
         Raises:
             InputError: A classifier that the recipe does not suit.
@@ -229,9 +246,9 @@ class Recipe(BaseModel):
 
     def _guide(
         self,
-        classifier: Logits,
-        *others: tuple[Logits, Mapping[int, int]],
-        blend: Sequence[tuple[float, Sequence[int]]],
+        classifier: Logits | None,
+        *others: tuple[Logits, Mapping[int, int | Sequence[int]]],
+        blend: Sequence[tuple[float, Sequence[Target]]],
     ) -> Guide:
         """Returns the guide of a recipe without extra ones."""
         choices = {axis: self._build(axis) for axis in PARTS}
@@ -263,7 +280,7 @@ class Recipe(BaseModel):
             **choices,
         )
 
-    def _objective(self, classifier: Logits) -> Objective:
+    def _objective(self, classifier: Logits | None) -> Objective:
         """Returns the objective of one classifier, with the averages of the smoothing."""
         objective = self._build("objective", classifier=classifier)
         if getattr(classifier, "binary", False):
@@ -290,10 +307,20 @@ class Recipe(BaseModel):
         return Sum(list(zip(weights, objectives, strict=True))) if weights != (1.0,) else objectives[0]
 
 
-def _shared(classifier: "Classifier", other: "Classifier") -> dict[int, int]:
-    """Returns the index in another classifier of each class that both know."""
-    found = ((index, other.find(classifier.title(index))) for index in range(len(classifier.names)))
-    return {index: there for index, there in found if there is not None}
+def shared_classes(
+    classifier: "Classifier", other: "Classifier", wanted: Iterable[int] | None = None
+) -> dict[int, tuple[int, ...]]:
+    """Returns the classes in another classifier of each class that both know, of all or of those that are wanted.
+
+    A class may be several there, as ``dog`` is in ImageNet, or a part of one.
+    """
+    indices = list(range(len(classifier.names)) if wanted is None else wanted)
+    found = {index: there for index in indices if (there := other.find(classifier.title(index))) is not None}
+    if len(found) < len(indices) and not classifier.open_vocabulary:  # which takes each name for a text of its own
+        for there in range(len(other.names)):
+            for index in classifier.find(other.title(there)) or ():
+                found.setdefault(index, (there,))
+    return found
 
 
 def _no_classifier(image: Tensor, level: Level | None = None) -> Tensor:

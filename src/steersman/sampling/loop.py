@@ -29,8 +29,8 @@ from steersman.denoise import Conditioned, Denoiser, Prediction, eps_from_x0
 from steersman.errors import InputError, unknown
 from steersman.guidance.guide import Guide, Steering, Update, after_decoding
 from steersman.guidance.injection import Estimate, Kept
-from steersman.guidance.objective import Target, resolve_targets
 from steersman.guidance.step import Batch, FixedVariance, Step, Targets, reverse_variance, transition
+from steersman.guidance.target import Target, for_images, resolve_targets
 from steersman.names import each_class, resolve
 from steersman.precision import ieee
 from steersman.sampling.particles import ParticleFilter, Particles
@@ -130,7 +130,8 @@ def sample(
         denoiser: The diffusion model.
         sampler: The sampler.
         guides: The guides; none for plain sampling.
-        target: The target class, an index or a name that the guides' classifiers know: one for all, or one for each.
+        target: The target, one for all or a list of one for each: an index or a name that the guides' classifiers know,
+            a set of classes, or what else the guides' objectives take (`steersman.guidance.target`).
         seeds: One for each sample, which depends on its seed and the settings alone.
         steps: The number of steps.
         spacing: Which of the schedule's levels the steps visit.
@@ -166,7 +167,9 @@ def sample(
         raise InputError(f"particles.count must be 1 without a guide that weighs them, got {particles.count}")
     if getattr(denoiser, "latent", False):
         guides, clip = tuple(map(after_decoding, guides)), False
-    targets = _targets(target, len(seeds), device, guides)
+    targets = None
+    if guides or target is not None:
+        targets = for_images(resolve_targets(guides, target), len(seeds), device)
     conditions = labelled(condition or {}, len(seeds), denoiser.classes, device)
     population = ParticleFilter(particles, len(seeds), device)
     guided = GuidedDenoiser(
@@ -379,15 +382,3 @@ def labelled(
     if len(labels) not in (1, count):
         raise InputError(f"label must be one, or one for each of {count} images, got {len(labels)}")
     return {**condition, "label": labels.to(device).expand(count)}
-
-
-def _targets(
-    target: Target | Iterable[Target] | None, count: int, device: torch.device | str, guides: Sequence[Guide]
-) -> Int[Tensor, " B"] | None:
-    """Returns one target for each image."""
-    if target is None and not guides:
-        return None
-    targets = resolve_targets(guides, target)
-    if len(targets) not in (1, count):
-        raise InputError(f"target must be one, or one for each of {count} seeds, got {len(targets)}")
-    return targets.to(device).expand(count)

@@ -39,6 +39,7 @@ from steersman.errors import InputError, about, unknown
 from steersman.files import read_csv, replacing
 from steersman.guidance.input import ClassifierInput
 from steersman.guidance.objective import Logits
+from steersman.guidance.step import Classes
 from steersman.lab.analysis.forward import answers
 from steersman.lab.analysis.parts import Key, apart, names, stacked
 from steersman.lab.metrics.classification import Reliability, binned, confidence, correct
@@ -100,7 +101,7 @@ def confidences(
     denoiser: Denoiser,
     sampler: Sampler,
     classifiers: Mapping[Key, Logits],
-    targets: Mapping[Key, Int[Tensor, " B"]],
+    targets: Mapping[Key, Classes],
     seeds: Sequence[int],
     *,
     inputs: Mapping[str, ClassifierInput],

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from steersman.batching import norm
@@ -32,7 +32,8 @@ from steersman.guidance.guide import Guide
 from steersman.guidance.input import ClassifierInput
 from steersman.guidance.objective import Logits, Objective
 from steersman.guidance.stabilizer import Stabilizer
-from steersman.guidance.step import Step, reverse_variance
+from steersman.guidance.step import Classes, Step, reverse_variance
+from steersman.guidance.target import class_rows
 from steersman.lab.analysis.parts import Key, stacked
 from steersman.lab.data.images import ImageSet
 from steersman.lab.metrics import correct
@@ -126,13 +127,13 @@ class Batch:
     Attributes:
         denoiser: The denoiser, with their conditions.
         images: ``x_0``, in [-1, 1], or their latents.
-        targets: A class each, as an index of each classifier.
+        targets: A class each, or a set of classes, as indices of each classifier.
         eps: The noise at a level.
     """
 
     denoiser: Denoiser
     images: Float[Tensor, "B C H W"]
-    targets: Mapping[str, Int[Tensor, " B"]]
+    targets: Mapping[str, Classes]
     eps: Callable[[Level], Float[Tensor, "B C H W"]]
 
 
@@ -190,8 +191,8 @@ class Forward:
         read = read.mean(1, keepdim=True) if self.grey else read
         images = self.denoiser.encode(read) if self.latent else read  # pyright: ignore[reportAttributeAccessIssue]
 
-        def of(values: Sequence[int]) -> Int[Tensor, " B"]:
-            return torch.tensor([values[image] for image in chosen], device=self.device)
+        def of(values: Sequence[int] | Sequence[tuple[int, ...]]) -> Classes:
+            return class_rows([values[image] for image in chosen]).to(self.device)
 
         condition: dict[str, Any] = {"prompt": ""} if getattr(self.denoiser, "prompted", False) else {}
         if self.labels is not None:
@@ -204,17 +205,17 @@ class Forward:
         )
 
 
-def indices_among(classifier: Classifier, names: Sequence[str]) -> list[int]:
-    """Returns the classifier's index of each name, as it is or by the first of its synonyms."""
-    found: dict[str, int] = {}
+def indices_among(classifier: Classifier, names: Sequence[str]) -> list[tuple[int, ...]]:
+    """Returns the classifier's classes that each name means, as it is or by the first of its synonyms."""
+    found: dict[str, tuple[int, ...]] = {}
     for name in dict.fromkeys(names):
         try:
-            found[name] = classifier.resolve(name)
+            found[name] = classifier.members(name)
         except InputError:
             first = name.split(",")[0].strip()
             if first == name:
                 raise
-            found[name] = classifier.resolve(first)
+            found[name] = classifier.members(first)
     return [found[name] for name in names]
 
 
@@ -228,13 +229,13 @@ def _labels(denoiser: Denoiser, names: Sequence[str]) -> list[int]:
 
 def answers(
     classifiers: Mapping[Name, Logits],
-    targets: Mapping[Name, Int[Tensor, " B"]],
+    targets: Mapping[Name, Classes],
     inputs: Mapping[str, ClassifierInput],
     x_t: Float[Tensor, "B C H W"],
     prediction: Prediction | None,
     level: Level,
     denoiser: Denoiser,
-) -> Iterator[tuple[Name, str, Float[Tensor, "B K"], Int[Tensor, " B"], bool]]:
+) -> Iterator[tuple[Name, str, Float[Tensor, "B K"], Classes, bool]]:
     """Yields a classifier's name, what it is shown, its logits, the targets, and whether it is multi-label."""
     for shown, input in inputs.items():
         image = denoiser.decode(input(x_t, prediction, level, denoiser))

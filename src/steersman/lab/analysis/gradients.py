@@ -30,6 +30,7 @@ from steersman.guidance.guide import Guide
 from steersman.guidance.input import Denoised
 from steersman.guidance.objective import ClassProbability
 from steersman.guidance.step import Step
+from steersman.guidance.target import Target
 from steersman.lab.analysis.parts import Key, stacked
 from steersman.mixture import Mixture
 from steersman.sampling import Callback, Report, Sampler, sample
@@ -45,7 +46,7 @@ def guided_gradients(
     denoiser: Denoiser,
     sampler: Sampler,
     guides: Sequence[Guide],
-    target: Sequence[int],
+    target: Sequence[Target],
     seeds: Sequence[int],
     *,
     at: Collection[int],

@@ -95,9 +95,9 @@ class ImageSet:
         """The classes of the images; empty without labels."""
         return tuple(dict.fromkeys(self.labels or ()))
 
-    def of(self, name: str) -> "ImageSet":
-        """Returns the images of a class."""
-        return self.some(indices_of(name, self.labels, self.spec))
+    def of(self, *names: str) -> "ImageSet":
+        """Returns the images of a class, or of several."""
+        return self.some(indices_of(names, self.labels, self.spec))
 
     def some(self, chosen: Sequence[int]) -> "ImageSet":
         """Returns some images by their indices in this set."""
@@ -105,14 +105,14 @@ class ImageSet:
         return replace(self, indices=[self.indices[i] for i in chosen], labels=labels, moments=None)
 
 
-def indices_of(name: str, labels: Sequence[str] | None, spec: str) -> list[int]:
-    """Returns the indices of the images of a class."""
+def indices_of(names: Sequence[str], labels: Sequence[str] | None, spec: str) -> list[int]:
+    """Returns the indices of the images of a class, or of several."""
     if labels is None:
-        raise InputError(f"class {name!r} can only be chosen from a set with labels, but {spec!r} has none")
+        raise InputError(f"class {names[0]!r} can only be chosen from a set with labels, but {spec!r} has none")
     classes = dict.fromkeys(labels)
-    meant = same_class([name], classes)
+    meant = {label for name in names for label in same_class([name], classes)}
     if not meant:
-        raise unknown(f"class of {spec!r}", name, classes)
+        raise unknown(f"class of {spec!r}", names[0], classes)
     return [i for i, label in enumerate(labels) if label in meant]
 
 

@@ -190,7 +190,7 @@ def generate(
             if share.first:
                 if running(out) == {0}:
                     store.tidy()
-                store.claim(session.run)
+                store.claim(session.run, session.sets)
             return _Drawing(session, store, share, stop, on_images, callbacks).complete()
 
 
@@ -240,7 +240,7 @@ class _Drawing:
         if len(records) < len(store):  # a file is there, but damaged
             raise Unfinished(len(records), len(store), sum(index not in records for index in own))
         if not (store.out / "run.yaml").exists():  # it went away meanwhile
-            store.claim(self.session.run)
+            store.claim(self.session.run, self.session.sets)
         store.close()
         return summarize(store, self.session.run, records, self.session.unguided_errors)
 
@@ -313,7 +313,7 @@ def _draw_batch(
         record = ImageRecord(
             run=store.digest,
             target=target.name,
-            label=target.guide,
+            label=target.guide[0] if len(target.guide) == 1 else -1,
             seed=seed,
             guide=said["guide"][row] if kept else None,
             judge=said["judge"][row] if kept else None,

@@ -46,7 +46,7 @@ class ImageRecord:
 
     run: str  # the digest of its settings
     target: str
-    label: int  # the index of the target in the guide's classes
+    label: int  # the index of the target in the guide's classes; -1 for a set of classes
     seed: int
     guide: Evaluation | None  # None if it is lost
     judge: Evaluation | None  # likewise, or if the judge lacks the class

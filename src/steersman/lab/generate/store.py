@@ -16,7 +16,7 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -41,6 +41,7 @@ from steersman.lab.generate.formats import (
     write_shard,
 )
 from steersman.lab.run import DRAWN, FORMATS, MOST, Run, check_folder, read_record
+from steersman.names import index_ranges
 from steersman.typed import typed
 
 __all__ = ["SHARD", "Status", "Store", "locked", "running", "shard_files", "status"]
@@ -116,13 +117,15 @@ class Store:
         target, number = divmod(index, self.num)
         return target, self.seed + number
 
-    def claim(self, run: Run) -> None:
-        """Writes ``run.yaml``; of a run that has grown, unpacks the images before."""
+    def claim(self, run: Run, sets: Mapping[str, Sequence[int]]) -> None:
+        """Writes ``run.yaml`` with the classes of its sets; of a run that has grown, unpacks the images before."""
         grown = (self.out / "run.yaml").exists() and Store.read(self.out).num < self.num
         shards = [*self._shards.values()] if grown else []
         for path in shards:
             self._unpack(path)
-        drawn = {"targets": list(self.targets), "digest": self.digest}
+        drawn: dict[str, object] = {"targets": list(self.targets), "digest": self.digest}
+        if sets:
+            drawn["classes"] = {name: index_ranges(indices) for name, indices in sets.items()}
         with replacing(self.out / "run.yaml") as path:
             path.write_text(yaml.safe_dump(run.record() | {DRAWN: drawn}, sort_keys=False), encoding="utf-8")
         for path in [*shards, *(self.out / name for name in DERIVED if grown)]:

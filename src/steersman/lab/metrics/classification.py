@@ -5,13 +5,15 @@
     confidence              max_i p(i | x)
     calibration error       ECE = sum_m |B_m| / n |acc(B_m) - conf(B_m)|
 
-One logit f stands for the two logits (0, f). In a multi-label classifier each label is such a binary question. The bin
-``B_m`` holds the images whose confidence is in ``((m - 1) / M, m / M]``. The ECE of a sample is biased upwards, more so
-for fewer images in a bin: compare equal counts only.
+A target may be a set S of classes: right is then ``argmax in S``, and ``p(S | x) = sum_{y in S} p(y | x)``. One logit f
+stands for the two logits (0, f). In a multi-label classifier a label, or any of a set, is such a binary question. The
+bin ``B_m`` holds the images whose confidence is in ``((m - 1) / M, m / M]``. The ECE of a sample is biased upwards,
+more so for fewer images in a bin: compare equal counts only.
 
 Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", eq. 2 and 3.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +21,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from steersman.errors import InputError
+from steersman.guidance.objective import target_logit
+from steersman.guidance.step import Classes
 
 __all__ = [
     "BINS",
@@ -27,19 +31,20 @@ __all__ = [
     "binned",
     "confidence",
     "correct",
+    "of_each",
     "target_probability",
 ]
 
 BINS = 15  # the usual number; EluCD does not state its own
 
 
-def correct(logits: Float[Tensor, "B K"], target: Int[Tensor, "B"], *, multilabel: bool = False) -> Bool[Tensor, "B"]:
-    """Returns whether the likeliest class of each image is its target."""
+def correct(logits: Float[Tensor, "B K"], target: Classes, *, multilabel: bool = False) -> Bool[Tensor, "B"]:
+    """Returns whether the likeliest class of each image is its target, or in the set that is its target."""
     classes, y = _classes(logits, target, multilabel)
-    return classes.argmax(1) == y
+    return (classes.argmax(1, keepdim=True) == y.reshape(len(y), -1)).any(1)
 
 
-def accuracy(logits: Float[Tensor, "B K"], target: Int[Tensor, "B"], *, multilabel: bool = False) -> float:
+def accuracy(logits: Float[Tensor, "B K"], target: Classes, *, multilabel: bool = False) -> float:
     """Returns the share of images whose likeliest class is their target. For the arguments see `correct`."""
     if not len(logits):
         raise InputError("accuracy needs at least 1 image, got 0")
@@ -47,26 +52,28 @@ def accuracy(logits: Float[Tensor, "B K"], target: Int[Tensor, "B"], *, multilab
 
 
 def target_probability(
-    logits: Float[Tensor, "B K"], target: Int[Tensor, "B"], *, multilabel: bool = False
+    logits: Float[Tensor, "B K"], target: Classes, *, multilabel: bool = False
 ) -> Float[Tensor, "B"]:
     """Returns ``p(y | x)`` of each image. For the arguments see `correct`."""
     classes, y = _classes(logits, target, multilabel)
-    return classes.softmax(1).gather(1, y[:, None])[:, 0]
+    return of_each(classes.softmax(1), y, 0.0).sum(1)
 
 
-def confidence(
-    logits: Float[Tensor, "B K"], target: Int[Tensor, "B"], *, multilabel: bool = False
-) -> Float[Tensor, "B"]:
+def of_each(values: Float[Tensor, "B K"], target: Classes, missing: float = -math.inf) -> Float[Tensor, "B W"]:
+    """Returns each image's values of its target's classes."""
+    y = target.reshape(len(target), -1)
+    return torch.where(y < 0, missing, values.gather(1, y.clamp(min=0)))
+
+
+def confidence(logits: Float[Tensor, "B K"], target: Classes, *, multilabel: bool = False) -> Float[Tensor, "B"]:
     """Returns ``max_i p(i | x)`` of each image; with several labels, of "has the target" and "has it not"."""
     return _classes(logits, target, multilabel)[0].softmax(1).amax(1)
 
 
-def _classes(
-    logits: Float[Tensor, "B K"], target: Int[Tensor, "B"], multilabel: bool
-) -> tuple[Float[Tensor, "B C"], Int[Tensor, "B"]]:
-    """Returns one logit for each class, and the target's index among them."""
+def _classes(logits: Float[Tensor, "B K"], target: Classes, multilabel: bool) -> tuple[Float[Tensor, "B C"], Classes]:
+    """Returns one logit for each class, and the target's indices among them."""
     if multilabel:
-        logits, target = logits.gather(1, target[:, None]), torch.ones_like(target)
+        logits, target = target_logit("labels", logits, target)[:, None], target.new_ones(len(target))
     return torch.cat([torch.zeros_like(logits), logits], 1) if logits.shape[1] == 1 else logits, target
 
 

@@ -75,12 +75,12 @@ def evaluate(
     names = _names_of((samples.labels or ()) if target is None else (target,), guide)
     if target is not None:
         # From here on the label of a sample is its target.
-        samples = samples.of(_class_of(samples, names[target]) or target) if len(samples.classes) > 1 else samples
+        samples = samples.of(*_labels_of(samples, names[target])) if len(samples.classes) > 1 else samples
         samples = replace(samples, labels=(target,) * len(samples))
     wanted = [name for name in DISTANCES if name in figures]
     if reference is not None and wanted:
         _check(samples, reference, wanted)
-        if target is not None and "cfid" in wanted and reference.labels and not _class_of(reference, names[target]):
+        if target is not None and "cfid" in wanted and reference.labels and not _known_in(reference, names[target]):
             raise unknown(f"class of {reference.spec!r}", target, dict.fromkeys(reference.labels))
     networks = {
         role: _Network.of(role, network, samples, names) for role, network in (("guide", guide), ("judge", judge))
@@ -112,14 +112,20 @@ def _names_of(targets: Iterable[str], guide: Classifier | None) -> dict[str, tup
     """Returns all names of each target: as given, the guide's, its index."""
     names = {}
     for target in dict.fromkeys(targets):
-        index = None if guide is None else guide.find(target)
-        names[target] = (target,) if guide is None or index is None else (target, guide.title(index), str(index))
+        classes = () if guide is None else guide.find(target) or ()
+        own = (guide.title(classes[0]), str(classes[0])) if guide is not None and len(classes) == 1 else ()
+        names[target] = (target, *own)
     return names
 
 
-def _class_of(images: ImageSet | Statistics, names: Sequence[str]) -> str | None:
-    """Returns the label of a target among a set's, under any of the target's names."""
-    return min(same_class(names, dict.fromkeys(images.labels or ())), default=None)
+def _known_in(images: ImageSet | Statistics, names: Sequence[str]) -> set[str]:
+    """Returns the labels of a set that are a target's, under any of its names; several for a set of classes."""
+    return same_class(names, dict.fromkeys(images.labels or ()))
+
+
+def _labels_of(images: ImageSet | Statistics, names: Sequence[str]) -> list[str]:
+    """Returns these labels, or the target's name, which is then refused."""
+    return sorted(_known_in(images, names)) or [names[0]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,13 +134,13 @@ class _Network:
 
     Attributes:
         network: The classifier.
-        indices: Its index of each target that it knows.
+        indices: Its classes of each target that it knows, one or a set.
         note: The targets that it does not know.
         undefined: Why it has no accuracy.
     """
 
     network: Classifier | None = None
-    indices: Mapping[str, int] = field(default_factory=dict)
+    indices: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     note: str | None = None
     undefined: str | None = None
 
@@ -221,7 +227,7 @@ def _undefined(
         found["cfid"] = UNLABELLED
     elif reference.labels is None:
         found["cfid"] = f"{reference.spec!r} has no labels"
-    elif missing := [target for target, known in names.items() if not _class_of(reference, known)]:
+    elif missing := [target for target, known in names.items() if not _known_in(reference, known)]:
         classes = _listed(dict.fromkeys(reference.labels))
         found["cfid"] = f"{reference.spec!r} has no images of {missing[0]!r}, its classes are {classes}"
     return found
@@ -271,7 +277,7 @@ def _compared(
     if "cfid" in wanted:
         each = []
         for target, known in names.items():
-            some, real = ours.of(target), theirs.of(_class_of(theirs, known) or target)
+            some, real = ours.of(target), theirs.of(*_labels_of(theirs, known))
             _enough("cfid", len(some.rows), 2, f"samples of {target!r}")
             _enough("cfid", len(real.rows), 2, f"images of {target!r} in the reference")
             each.append(_fid(some, real, draw))

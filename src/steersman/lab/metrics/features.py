@@ -220,9 +220,9 @@ class Statistics:
         """Number of features of an image."""
         return self.rows.shape[1] if self.known is None else len(self.known[0])
 
-    def of(self, name: str) -> "Statistics":
+    def of(self, *names: str) -> "Statistics":
         """Returns the statistics of a class."""
-        chosen = indices_of(name, self.labels, self.spec)
+        chosen = indices_of(names, self.labels, self.spec)
         assert self.features is not None and self.labels is not None
         return replace(self, features=self.features[chosen], labels=tuple(self.labels[i] for i in chosen), known=None)
 

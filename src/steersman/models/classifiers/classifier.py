@@ -15,16 +15,17 @@ t' with the same ``sigma' / alpha' = sigma / alpha`` both see the same picture a
 
 from collections.abc import Callable, Iterable
 from copy import copy
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from steersman.batching import broadcast, cosine, in_blocks, is_out_of_memory, send
-from steersman.errors import InputError, one_line, shown
+from steersman.errors import InputError, notice, one_line, shown
 from steersman.models.classifiers.preprocess import Preprocess, convert_channels
 from steersman.models.classifiers.smoothing import NoReLU, SoftCalls, activations, soften
-from steersman.names import resolve
+from steersman.names import OR, classes_of, each_class, resolve
 from steersman.precision import loss_scaled
 from steersman.schedule import Level, Schedule, times
 
@@ -270,10 +271,33 @@ class Classifier(nn.Module):
         """
         return resolve(target, self.names)
 
-    def find(self, target: str | int) -> int | None:
-        """Returns the index of a class, None where `resolve` finds none."""
+    def members(self, target: Any) -> tuple[int, ...]:  # noqa: ANN401
+        """Returns the indices of the classes that a target means, in ascending order: one class, or a set of them.
+
+        Args:
+            target: What `resolve` takes; such names joined by ``|``; a name of WordNet above some classes of ImageNet,
+                such as ``dog``; or several of these, for their union.
+
+        Raises:
+            InputError: A name is unknown or ambiguous, an index is out of range, or the set holds every class.
+        """
+        return self._members(target, notice)
+
+    def _members(self, target: Any, tell: Callable[[str], object]) -> tuple[int, ...]:  # noqa: ANN401
+        indices = sorted({index for part in each_class(target, "target") for index in self._classes_of(part, tell)})
+        if not indices:
+            raise InputError("target must hold at least one class, got an empty set")
+        if len(indices) == len(self.names) > 1 and not self.open_vocabulary:
+            raise InputError(f"target must leave out a class, got {shown(target)}, which is every class there is")
+        return tuple(indices)
+
+    def _classes_of(self, target: str | int, tell: Callable[[str], object]) -> tuple[int, ...]:
+        return classes_of(target, self.names, tell=tell)
+
+    def find(self, target: str | int) -> tuple[int, ...] | None:
+        """Returns the indices of the classes that a target means, None where `members` finds none."""
         try:
-            return self.resolve(target)
+            return self._members(target, lambda text: None)
         except InputError:
             return None
 
@@ -374,6 +398,9 @@ class TextClassifier(Classifier):
         self.embeddings += (self.encode(text),)
         self.names += (text,)
         return len(self.names) - 1
+
+    def _classes_of(self, target: str | int, tell: Callable[[str], object]) -> tuple[int, ...]:
+        return tuple(map(self.resolve, target.split(OR) if isinstance(target, str) else [target]))
 
 
 def _at_own_level(
