@@ -1,6 +1,4 @@
 from steersman.guidance.guide import Guide, Steering, Update, Wrt
-from steersman.guidance.injection import DenoisedImage, Estimate, Injection, Mean, NoisePrediction, Sample, Spherical
-from steersman.guidance.input import ClassifierInput, Denoised, Lookahead, Noisy, Rescaled
 from steersman.guidance.objective import (
     Augmented,
     BinaryProbability,
@@ -16,7 +14,23 @@ from steersman.guidance.objective import (
     Translated,
 )
 from steersman.guidance.stabilizer import Adam, Chain, Clip, Ema, Identity, Momentum, Rms, Stabilizer, State
-from steersman.guidance.step import Step, posterior_mean, reverse_variance
+from steersman.guidance.step import (
+    ClassifierInput,
+    Denoised,
+    DenoisedImage,
+    Estimate,
+    Injection,
+    Lookahead,
+    Mean,
+    NoisePrediction,
+    Noisy,
+    Rescaled,
+    Sample,
+    Spherical,
+    Step,
+    posterior_mean,
+    reverse_variance,
+)
 from steersman.guidance.weight import (
     Constant,
     Deviation,

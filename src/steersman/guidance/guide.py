@@ -29,11 +29,20 @@ from torch import Tensor
 from steersman.batching import broadcast, take, total
 from steersman.denoise import Denoiser, Prediction
 from steersman.errors import InputError, unknown
-from steersman.guidance.injection import DenoisedImage, Estimate, Injection, Mean
-from steersman.guidance.input import ClassifierInput, Denoised
 from steersman.guidance.objective import Objective
 from steersman.guidance.stabilizer import Identity, Stabilizer, State
-from steersman.guidance.step import Batch, PerImage, Step, Targets
+from steersman.guidance.step import (
+    Batch,
+    ClassifierInput,
+    Denoised,
+    DenoisedImage,
+    Estimate,
+    Injection,
+    Mean,
+    PerImage,
+    Step,
+    Targets,
+)
 from steersman.guidance.weight import Variance, Weight
 from steersman.schedule import Level
 from steersman.typed import brief, finite

@@ -19,9 +19,8 @@ from steersman.batching import row_count, take
 from steersman.denoise import Parameterization
 from steersman.errors import InputError, unknown
 from steersman.guidance.guide import Guide, after_decoding
-from steersman.guidance.input import Lookahead
 from steersman.guidance.objective import Objective
-from steersman.guidance.step import Targets
+from steersman.guidance.step import Lookahead, Targets
 from steersman.guidance.target import Target, resolve_targets
 from steersman.pipelines.network import PACKED
 from steersman.pipelines.recording import Recording, Turn, original

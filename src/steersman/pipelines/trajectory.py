@@ -27,8 +27,7 @@ from steersman.batching import broadcast
 from steersman.denoise import Prediction, output_for, to_x0
 from steersman.errors import InputError
 from steersman.guidance.guide import Guide
-from steersman.guidance.injection import Estimate
-from steersman.guidance.step import Step, Targets, reverse_variance
+from steersman.guidance.step import Estimate, Step, Targets, reverse_variance
 from steersman.guidance.target import for_images
 from steersman.latent import channels, decoded
 from steersman.pipelines.network import layout_of

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from steersman import guidance
 from steersman.errors import InputError, unknown
-from steersman.guidance.injection import Kept
+from steersman.guidance.step import Kept
 from steersman.sampling import DDIM, DDPM, DPMpp, Heun, NamedScheduler, Particles, Recurrence
 from steersman.schedule import Spacing, check_ratios
 from steersman.trust import CODE, import_function
@@ -27,7 +27,6 @@ __all__ = [
     "default_of",
     "describe",
     "normal",
-    "options",
     "parts_of",
     "plain",
     "register",
@@ -235,16 +234,9 @@ def _check_option(axis: str, option: type) -> None:
             raise InputError(f"{axis} {called}: the setting {name} must have a default")
 
 
-def options(axis: str) -> dict[str, type]:
-    """Returns an axis's options by name."""
-    if axis not in AXES:
-        raise unknown("axis", axis, AXES)
-    return AXES[axis]
-
-
 def _option_of(axis: str, kind: str) -> type:
     """Returns an option by its name, or a user's by ``module:PACKAGE.NAME:CLASS``."""
-    known = options(axis)
+    known = AXES[axis]
     if kind.startswith(CODE) and axis in PROTOCOLS:
         option: Any = import_function(kind.removeprefix(CODE), axis)
         _check_option(axis, option)
@@ -267,7 +259,7 @@ def default_of(setting: dataclasses.Field) -> Any:  # noqa: ANN401
 
 def normal(axis: str, section: object) -> list[dict[str, Any]]:
     """Returns a section in its full form, a list of mappings with ``kind`` and every setting, checked."""
-    known = options(axis)
+    known = AXES[axis]
     if isinstance(section, Sequence) and not isinstance(section, str):
         if axis not in LISTS:
             raise InputError(f"{axis} must be one of {', '.join(known)}, got a list")

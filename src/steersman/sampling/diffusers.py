@@ -19,8 +19,7 @@ from torch import Tensor
 from steersman.batching import broadcast, each_tensor
 from steersman.denoise import output_for
 from steersman.errors import InputError, unknown
-from steersman.guidance.injection import Estimate
-from steersman.guidance.step import Batch, FixedVariance, Step
+from steersman.guidance.step import Batch, Estimate, FixedVariance, Step
 from steersman.sampling.samplers import Draw, Move, Predict, Sampler
 from steersman.sampling.scheduler import (
     FAMILIES,

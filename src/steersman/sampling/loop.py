@@ -28,8 +28,7 @@ from steersman.batching import broadcast, rms, take
 from steersman.denoise import Conditioned, Denoiser, Prediction, eps_from_x0
 from steersman.errors import InputError, unknown
 from steersman.guidance.guide import Guide, Steering, Update, after_decoding
-from steersman.guidance.injection import Estimate, Kept
-from steersman.guidance.step import Batch, FixedVariance, Step, Targets, reverse_variance, transition
+from steersman.guidance.step import Batch, Estimate, FixedVariance, Kept, Step, Targets, reverse_variance, transition
 from steersman.guidance.target import Target, for_images, resolve_targets
 from steersman.names import each_class, resolve
 from steersman.precision import ieee

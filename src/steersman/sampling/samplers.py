@@ -25,8 +25,7 @@ from torch import Tensor
 
 from steersman.batching import broadcast, send
 from steersman.errors import InputError, unknown
-from steersman.guidance.injection import Estimate
-from steersman.guidance.step import Batch, FixedVariance, Step, posterior_mean, reverse_variance, transition
+from steersman.guidance.step import Batch, Estimate, FixedVariance, Step, posterior_mean, reverse_variance, transition
 from steersman.schedule import Level, Schedule, Spacing, check_ratios
 from steersman.typed import finite
 

@@ -37,9 +37,8 @@ from torch import Tensor
 from steersman.denoise import Conditioned, Denoiser, Prediction
 from steersman.errors import InputError, about, unknown
 from steersman.files import read_csv, replacing
-from steersman.guidance.input import ClassifierInput
 from steersman.guidance.objective import Logits
-from steersman.guidance.step import Classes
+from steersman.guidance.step import Classes, ClassifierInput
 from steersman.lab.analysis.forward import answers
 from steersman.lab.analysis.parts import Key, apart, names, stacked
 from steersman.lab.metrics.classification import Reliability, binned, confidence, correct

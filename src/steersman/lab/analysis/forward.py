@@ -29,10 +29,9 @@ from steersman.batching import norm
 from steersman.denoise import Conditioned, Denoiser, Prediction
 from steersman.errors import InputError
 from steersman.guidance.guide import Guide
-from steersman.guidance.input import ClassifierInput
 from steersman.guidance.objective import Logits, Objective
 from steersman.guidance.stabilizer import Stabilizer
-from steersman.guidance.step import Classes, Step, reverse_variance
+from steersman.guidance.step import Classes, ClassifierInput, Step, reverse_variance
 from steersman.guidance.target import class_rows
 from steersman.lab.analysis.parts import Key, stacked
 from steersman.lab.data.images import ImageSet

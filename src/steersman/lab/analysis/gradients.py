@@ -27,9 +27,8 @@ from steersman.batching import norm
 from steersman.denoise import Denoiser
 from steersman.errors import InputError
 from steersman.guidance.guide import Guide
-from steersman.guidance.input import Denoised
 from steersman.guidance.objective import ClassProbability
-from steersman.guidance.step import Step
+from steersman.guidance.step import Denoised, Step
 from steersman.guidance.target import Target
 from steersman.lab.analysis.parts import Key, stacked
 from steersman.mixture import Mixture
