@@ -38,6 +38,7 @@ __all__ = [
     "in_8_bits",
     "in_rgb",
     "names_in_npz",
+    "new_folder",
     "open_image",
     "parse_yaml",
     "read_array_header",
@@ -143,17 +144,32 @@ def replacing(path: Path) -> Iterator[Path]:
 @contextmanager
 def replacing_in(folder: Path) -> Iterator[Path]:
     """Yields an empty folder to write to; on success each of its files moves to the same place in the given one."""
-    beside = folder / f".{secrets.token_hex(4)}.part"
+    with _beside(folder / f".{secrets.token_hex(4)}.part") as beside:
+        yield beside
+        for path in sorted(path for path in beside.rglob("*") if path.is_file()):
+            target = folder / path.relative_to(beside)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, target)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Yields an empty folder to write to; on success it becomes the given one, which is there whole or not at all."""
+    with _beside(folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")) as beside:
+        yield beside
+        if folder.is_dir():  # an empty one, which Windows does not replace
+            folder.rmdir()
+        os.replace(beside, folder)
+
+
+@contextmanager
+def _beside(folder: Path) -> Iterator[Path]:
     try:
-        with _system_errors(folder):
-            beside.mkdir(parents=True)
-            yield beside
-            for path in sorted(path for path in beside.rglob("*") if path.is_file()):
-                target = folder / path.relative_to(beside)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(path, target)
+        with _system_errors(folder.parent):
+            folder.mkdir(parents=True)
+            yield folder
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

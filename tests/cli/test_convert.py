@@ -1,5 +1,7 @@
 """``steersman convert``: the folder is the same model, to diffusers and to us; what cannot be written is refused."""
 
+import errno
+
 import pytest
 import torch
 from diffusers import DDPMPipeline, DiTPipeline, UNet2DModel
@@ -52,6 +54,18 @@ def test_a_pipeline_of_latents(dit_folder, dit, tmp_path):
     assert apart(again.decode(x_t), original.decode(x_t)) < CLOSE
     assert (again.classes, again.null, again.latent) == (original.classes, original.null, True)
     assert plain.get_label_ids(["volleyball"]) == [2]
+
+
+def test_the_folder_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("steersman.models.denoisers.folder.write_json", full)
+    denoiser = DiffusersDenoiser(unet(), schedule=VP.cosine())
+    (tmp_path / "out").mkdir()
+    with pytest.raises(InputError, match="out: .* cannot be written to .No space left on device.; give a new folder"):
+        save_folder(denoiser, tmp_path / "out")
+    assert [path.name for path in tmp_path.rglob("*")] == ["out"]
 
 
 def unet():

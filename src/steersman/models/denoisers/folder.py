@@ -23,7 +23,7 @@ from diffusers.utils import logging
 
 from steersman import latent
 from steersman.errors import InputError, about, unknown
-from steersman.files import class_names, read_json, regular_below, replacing_in, write_json, writing_to
+from steersman.files import class_names, new_folder, read_json, regular_below, write_json, writing_to
 from steersman.models.checkpoint import check_finite, no_larger_than, weights_size
 from steersman.models.denoisers.architectures import CHANGES, ADMUNet, DiT
 from steersman.models.denoisers.network import DiffusersDenoiser, EDMDenoiser, labels_of, shape_of
@@ -233,7 +233,7 @@ def save_folder(denoiser: object, out: str | Path) -> tuple[str, ...]:
             card["unconditional"] = False
     if denoiser.time_scale != 1:
         card["time_scale"] = denoiser.time_scale
-    with writing_to(out, "a new folder"), replacing_in(out) as beside:
+    with writing_to(out, "a new folder"), new_folder(out) as beside:
         for name, part in parts.items():
             part.save_pretrained(beside / name)
         if pipeline := _pipeline(denoiser):
