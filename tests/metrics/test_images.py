@@ -105,6 +105,9 @@ def damaged(pixels, tmp_path, kind):
     elif kind == "mixed":
         write(folder, pixels(1))
         write(folder / "cat", pixels(1))
+    elif kind == "nested":
+        write(folder / "cat", pixels(1))
+        write(folder / "cat" / "tabby", pixels(1))
     elif kind == "pickled":
         np.savez(tmp_path / "set.npz", arr_0=np.array([{}], dtype=object))
         return tmp_path / "set.npz"
@@ -127,6 +130,7 @@ def damaged(pixels, tmp_path, kind):
         ("no image", "x.png' cannot be used; it must be an image: PNG, JPEG"),
         ("sizes", "000002.png' has 12 by 12 pixels and 000000.png has 8 by 8; resize them with"),
         ("mixed", "must hold either images or a folder of images for each class"),
+        ("nested", "cat' must hold no folder beside its images, but it holds 'tabby'"),
         ("pickled", "set.npz' cannot be used; its array 'arr_0.npy' claims object"),
         ("other array", r"must hold arr_0 of shape \(N, H, W, 3\) in uint8, got arr_0 \(2, 3, 8, 8\) float32"),
         ("labels", r"must have the shape \(2,\), got \(3,\)"),

@@ -14,6 +14,7 @@ Images to measure have 8 bits a channel wherever they come from: a rendered set 
 training takes rendered images as they are, and published ones with their own channels (`load_data`).
 """
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -202,6 +203,10 @@ def _folder(spec: str, folder: Path, resolution: int | None = None, *, kind: str
         raise InputError(
             f"{kind}: {spec!r} must hold either images or a folder of images for each class, but it holds both"
         )
+    for path in below:
+        nested = next((entry.name for entry in os.scandir(path) if entry.is_dir() and entry.name[0] != "."), None)
+        if nested is not None:
+            raise InputError(f"{kind}: {str(path)!r} must hold no folder beside its images, but it holds {nested!r}")
     if not own and not below:
         raise InputError(f"{kind}: {spec!r} must hold at least 1 image ({', '.join(SUFFIXES)}), but it holds none")
     titles = _targets(folder)
