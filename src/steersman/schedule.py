@@ -179,6 +179,10 @@ class VP(Schedule):
                 "more at the last; betas must be above 0 and below 1, and only the last may be 1"
             )
 
+    def __repr__(self) -> str:
+        first, last = self.alpha_bar[[0, -1]].tolist()
+        return f"VP({len(self.alpha_bar)} times, alpha_bar {first:.4g} to {last:.4g})"
+
     @property
     def betas(self) -> Float64[Tensor, " T"]:
         """``beta_t = 1 - alpha_bar_t / alpha_bar_{t-1}``."""

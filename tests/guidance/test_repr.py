@@ -19,6 +19,9 @@ from steersman.guidance import (
     Variance,
 )
 from steersman.models.classifiers import Classifier, Preprocess, TextClassifier
+from steersman.models.denoisers import load_denoiser
+from steersman.recipes import load_recipe
+from steersman.schedule import VP
 
 
 def network(classes):
@@ -100,3 +103,12 @@ def test_any_objective_leaves_it_one_line(objective):
     assert said.startswith("Guide(objective=")
     assert "\n" not in said
     assert len(said) < 400
+
+
+def test_models_and_recipes_are_one_line():
+    assert repr(VP.linear()) == "VP(1000 times, alpha_bar 0.9999 to 4.036e-05)"
+    denoiser = load_denoiser("zoo:mnist")
+    assert repr(denoiser) == f"EDMDenoiser(ADMUNet, samples (1, 28, 28), {denoiser.schedule!r}, 10 labels)"
+    recipe = load_recipe("interval")
+    assert repr(recipe) == f"Recipe('interval', settings={recipe.settings})"
+    assert not any("\n" in repr(each) for each in (denoiser, recipe))

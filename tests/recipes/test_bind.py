@@ -73,7 +73,7 @@ def test_several_classifiers_share_classes_by_their_names(classifier):
         torch.testing.assert_close(both(image, torch.tensor([target]), CLEAN), expected)
 
 
-@pytest.mark.parametrize("given", [network(), lambda image: image, None, 3])
+@pytest.mark.parametrize("given", [network(), lambda image: image, 3])
 def test_what_states_no_input_is_refused(given):
     with pytest.raises(InputError, match="classifier must be a text such as 'timm:resnet50', a folder, or a steersman"):
         load_recipe("nrcg").bind(given)

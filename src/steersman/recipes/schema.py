@@ -92,6 +92,9 @@ class Recipe(BaseModel):
     settings: dict[str, Any]
     variants: dict[str, dict[str, Any]] = {}
 
+    def __repr__(self) -> str:
+        return f"Recipe({self.name!r}, settings={self.settings})"
+
     def changed(self, changes: Mapping[str, object], name: str | None = None) -> "Recipe":
         """Returns the recipe with some settings changed; its variants stay.
 

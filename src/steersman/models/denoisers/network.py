@@ -111,6 +111,10 @@ class NetworkDenoiser:
         self.null = null
         self.time_scale, self.time_dtype = time_scale, time_dtype
 
+    def __repr__(self) -> str:
+        labels = f", {len(self.classes)} labels" if self.classes else ""
+        return f"{type(self).__name__}({type(self.network).__name__}, samples {self.shape}, {self.schedule!r}{labels})"
+
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "NetworkDenoiser":
         """Moves network and VAE, and returns self."""
         nn.Module.to(self.network, device=device, dtype=dtype)
