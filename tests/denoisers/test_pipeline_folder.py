@@ -233,7 +233,7 @@ def test_a_label_by_its_number_or_any_of_its_names(label, number, dit_folder, tm
     (copy / "card.json").write_text(json.dumps({"classes": names}))
     settings = {"denoiser": str(copy), "targets": ("0",), "classifiers": ("zoo:sportballs-mobilenet",), "judge": None}
     run = Run(**settings, label=label, cfg_scale=2.0, recipe=load_recipe("elucd-dit", ["sampling.steps=2"]))
-    assert load_session(run).condition["label"] == {0: number}
+    assert load_session(run).condition["label"] == {(0,): number}
     with pytest.raises(InputError, match="unknown label 'footbal'; did you mean 'football'"):
         load_session(replace(run, label="footbal"))
 

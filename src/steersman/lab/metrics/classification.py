@@ -41,7 +41,7 @@ BINS = 15  # the usual number; EluCD does not state its own
 def correct(logits: Float[Tensor, "B K"], target: Classes, *, multilabel: bool = False) -> Bool[Tensor, "B"]:
     """Returns whether the likeliest class of each image is its target, or in the set that is its target."""
     classes, y = _classes(logits, target, multilabel)
-    return (classes.argmax(1, keepdim=True) == y.reshape(len(y), -1)).any(1)
+    return (classes.argmax(1, keepdim=True) == _rows(y)).any(1)
 
 
 def accuracy(logits: Float[Tensor, "B K"], target: Classes, *, multilabel: bool = False) -> float:
@@ -61,8 +61,12 @@ def target_probability(
 
 def of_each(values: Float[Tensor, "B K"], target: Classes, missing: float = -math.inf) -> Float[Tensor, "B W"]:
     """Returns each image's values of its target's classes."""
-    y = target.reshape(len(target), -1)
+    y = _rows(target)
     return torch.where(y < 0, missing, values.gather(1, y.clamp(min=0)))
+
+
+def _rows(target: Classes) -> Int[Tensor, "B W"]:
+    return target[:, None] if target.ndim == 1 else target
 
 
 def confidence(logits: Float[Tensor, "B K"], target: Classes, *, multilabel: bool = False) -> Float[Tensor, "B"]:
