@@ -16,7 +16,8 @@ from steersman.batching import broadcast
 from steersman.denoise import eps_from_x0, output_for, to_x0
 from steersman.errors import InputError
 from steersman.guidance.step import posterior_mean, reverse_variance, transition
-from steersman.sampling import DDIM, DDPM, DPMpp, Heun, Recurrence, sample
+from steersman.recipes import load_recipe
+from steersman.sampling import DDIM, DDPM, DPMpp, Heun, Recurrence, levels_of, sample
 from steersman.schedule import CLEAN, EDM, VP, Flow, from_diffusers
 
 F64 = torch.float64
@@ -451,3 +452,39 @@ def test_flow_refuses_a_spacing_of_discrete_times():
 def test_refuses_the_settings_of_flow(settings):
     with pytest.raises(InputError, match="schedule.(shift|ratio_max) must be .*above .*, got"):
         Flow(**settings)
+
+
+@pytest.mark.parametrize("schedule", [VP.cosine(), EDM(), Flow()])
+def test_steps_go_through_given_ratios_with_a_like_share_between_each_two(schedule):
+    ratios = [float(level.sigma / level.alpha) for level in schedule.levels(7, (60.0, 3.0, 0.03))[:-1]]
+    expected = [
+        60,
+        60 ** (2 / 3) * 3 ** (1 / 3),
+        60 ** (1 / 3) * 3 ** (2 / 3),
+        3,
+        0.3 * 10 ** (1 / 3),
+        0.3 * 10 ** (-1 / 3),
+        0.03,
+    ]
+    assert ratios == pytest.approx(expected, rel=1e-6)
+    assert [float(level.sigma / level.alpha) for level in schedule.levels(2, (9.0, 5.0, 1.0))[:-1]] == pytest.approx(
+        [9, 1]
+    )
+
+
+def test_given_ratios_stay_within_the_schedule():
+    schedule = EDM(ratio_min=0.1, ratio_max=10.0)
+    assert [float(level.sigma) for level in schedule.levels(3, (99.0, 1.0, 0.001))] == pytest.approx([10, 1, 0.1, 0])
+
+
+@pytest.mark.parametrize("ratios", [(3.0,), (1.0, 2.0), (2.0, 0.0), (math.inf, 1.0)])
+def test_ratios_that_do_not_fall_are_refused(ratios):
+    with pytest.raises(InputError, match="spacing must be at least two falling ratios above 0, got"):
+        levels_of(DDPM(), VP.linear(), 3, ratios)
+    with pytest.raises(InputError, match="sampling.spacing must be"):
+        load_recipe("nrcg", {"sampling.spacing": list(ratios)})
+
+
+def test_ratios_have_no_limits_beside_them():
+    with pytest.raises(InputError, match="ratio_min and sampling.ratio_max must be 0 and inf with the spacing"):
+        VP.linear().levels(3, (9.0, 1.0), ratio_min=0.5)

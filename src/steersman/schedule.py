@@ -15,7 +15,8 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from itertools import pairwise
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float, Float64
@@ -32,9 +33,11 @@ __all__ = [
     "VP",
     "Flow",
     "Level",
+    "Ratios",
     "Schedule",
     "Spacing",
     "check_ratios",
+    "check_spacing",
     "from_diffusers",
     "noised",
     "times",
@@ -43,6 +46,8 @@ __all__ = [
 MOST = 1_000_000  # times of a schedule; networks are trained on thousands
 
 Spacing = Literal["linspace", "leading", "trailing", "karras", "logsnr"]
+Ratios = tuple[float, ...]
+"""Falling noise-to-signal ratios, as a spacing: the steps are even in the logarithm between each two that follow."""
 
 
 class Level(NamedTuple):
@@ -77,6 +82,23 @@ def check_ratios(section: str, ratio_min: float, ratio_max: float, *, apart: boo
             f"{section}.ratio_min and {section}.ratio_max must satisfy 0 <= ratio_min {'<' if apart else '<='} "
             f"ratio_max, got {ratio_min} and {ratio_max}"
         )
+
+
+def check_spacing(spacing: str | Ratios, name: str = "spacing") -> None:
+    """Refuses an unknown spacing, and ratios that do not fall."""
+    if isinstance(spacing, str):
+        if spacing not in get_args(Spacing):
+            raise unknown(name, spacing, get_args(Spacing))
+    elif len(spacing) < 2 or not all(math.inf > a > b > 0 for a, b in pairwise(spacing)):
+        raise InputError(f"{name} must be at least two falling ratios above 0, got {list(spacing)}")
+
+
+def _through(ratios: Ratios, count: int) -> Float64[Tensor, " count"]:
+    """Returns as many ratios as that, from the first to the last, a like share of them between each two."""
+    position = _even(0, len(ratios) - 1, count)
+    below = position.long().clamp(max=len(ratios) - 2)
+    logs = _float64(ratios).log()
+    return torch.lerp(logs[below], logs[below + 1], position - below).exp()
 
 
 def _float64(value: Any) -> Tensor:  # noqa: ANN401
@@ -121,7 +143,7 @@ class Schedule(ABC):
         return float(level.sigma)
 
     def levels(
-        self, steps: int, spacing: Spacing = "linspace", ratio_min: float = 0.0, ratio_max: float = math.inf
+        self, steps: int, spacing: Spacing | Ratios = "linspace", ratio_min: float = 0.0, ratio_max: float = math.inf
     ) -> tuple[Level, ...]:
         """Returns the levels of a sampling, noisiest first, and `CLEAN` after them."""
         most, smallest, largest = self._limits
@@ -129,13 +151,16 @@ class Schedule(ABC):
             trained = f"between 1 and {most}, the number of times that the model was trained on"
             allowed = "at least 1" if most == math.inf else trained
             raise InputError(f"steps must be {allowed}, got {steps}")
-        if spacing not in self._spacings:
+        named = isinstance(spacing, str)
+        if named and spacing not in self._spacings:
             raise unknown(f"spacing of {type(self).__name__}", spacing, self._spacings)
-        if spacing in ("leading", "trailing") and (ratio_min > 0 or ratio_max < math.inf):
+        if (not named or spacing in ("leading", "trailing")) and (ratio_min > 0 or ratio_max < math.inf):
             raise InputError(
                 f"sampling.ratio_min and sampling.ratio_max must be 0 and inf with the spacing {spacing}, "
                 f"got {ratio_min} and {ratio_max}"
             )
+        if not isinstance(spacing, str):
+            return (*map(self.at_ratio, _through(spacing, steps).clamp(smallest, largest)), CLEAN)
         last, first = (min(max(ratio, smallest), largest) for ratio in (ratio_min, ratio_max))
         match spacing:
             case "karras":

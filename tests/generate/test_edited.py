@@ -36,7 +36,7 @@ REFUSED = {
     "a text for a number": (lambda record: record.update(num="many"), "num must be a valid integer"),
     "another format": (lambda record: record.update(format="npz"), "format: was npz, is png"),
     "no digest": (lambda record: record["drawn"].pop("digest"), "drawn.digest is missing"),
-    "nothing of what is drawn": (lambda record: record.pop("drawn"), "drawn is missing"),
+    "nothing of what is drawn": (lambda record: record.pop("drawn"), "drawn.targets is missing"),
     "no targets": (lambda record: record["drawn"].update(targets=[]), "drawn.targets"),
     "a list": (lambda record: record.update(recipe=[1]), "recipe"),
     "infinity": (lambda record: record.update(cfg_scale=float("inf")), "cfg_scale must be a finite number"),

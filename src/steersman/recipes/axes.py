@@ -10,13 +10,13 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, get_args, get_type_hints
+from typing import Any, Literal, TypeVar, get_type_hints
 
 from steersman import guidance
 from steersman.errors import InputError, unknown
 from steersman.guidance.step import Kept
 from steersman.sampling import DDIM, DDPM, DPMpp, Heun, NamedScheduler, Particles, Recurrence
-from steersman.schedule import Spacing, check_ratios
+from steersman.schedule import Ratios, check_ratios, check_spacing
 from steersman.trust import CODE, import_function
 from steersman.typed import check_finite, finite, typed
 
@@ -54,7 +54,8 @@ class Sampling:
 
     Attributes:
         steps: The number of steps.
-        spacing: The spacing of the schedule's levels.
+        spacing: The spacing of the schedule's levels, or falling ratios ``sigma / alpha``, such as ``[60, 3, 0.03]``:
+            the same share of the steps goes from each to the next, evenly in the logarithm.
         ratio_min: Lower limit of the noise-to-signal ratio ``sigma / alpha``, before the clean image.
         ratio_max: Upper limit of the ratio, where sampling starts.
         clip: Whether the denoised image is clipped to [-1, 1] before each step.
@@ -63,7 +64,7 @@ class Sampling:
     """
 
     steps: int = 50
-    spacing: Spacing = "linspace"
+    spacing: str | Ratios = "linspace"
     ratio_min: float = 0.0
     ratio_max: float = math.inf
     clip: bool = True
@@ -72,8 +73,7 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise InputError(f"sampling.steps must be at least 1, got {self.steps}")
-        if self.spacing not in get_args(Spacing):
-            raise unknown("sampling.spacing", self.spacing, get_args(Spacing))
+        check_spacing(self.spacing, "sampling.spacing")
         check_ratios("sampling", self.ratio_min, self.ratio_max, apart=True)
 
 

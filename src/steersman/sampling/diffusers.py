@@ -31,7 +31,7 @@ from steersman.sampling.scheduler import (
     SchedulerNumbers,
     visited,
 )
-from steersman.schedule import EDM, VP, Flow, Level, Schedule, Spacing
+from steersman.schedule import EDM, VP, Flow, Level, Ratios, Schedule, Spacing
 from steersman.typed import check_finite, typed
 
 __all__ = ["SAMPLERS", "DiffusersSampler", "NamedScheduler"]
@@ -78,7 +78,7 @@ class DiffusersSampler(Sampler):
         return self.adapter.fixed
 
     def levels(
-        self, schedule: Schedule, steps: int, spacing: Spacing, ratio_min: float, ratio_max: float
+        self, schedule: Schedule, steps: int, spacing: Spacing | Ratios, ratio_min: float, ratio_max: float
     ) -> tuple[Level, ...]:
         """Returns the levels that the scheduler's timesteps visit, and the last where it ends."""
         if spacing != "linspace" or ratio_min > 0 or ratio_max != float("inf"):
@@ -298,7 +298,7 @@ class NamedScheduler(Sampler):
         return DiffusersSampler(scheduler, **of_step)
 
     def levels(
-        self, schedule: Schedule, steps: int, spacing: Spacing, ratio_min: float, ratio_max: float
+        self, schedule: Schedule, steps: int, spacing: Spacing | Ratios, ratio_min: float, ratio_max: float
     ) -> tuple[Level, ...]:
         """Returns the levels that the scheduler's timesteps visit, as `DiffusersSampler.levels` does."""
         return self.on(schedule).levels(schedule, steps, spacing, ratio_min, ratio_max)

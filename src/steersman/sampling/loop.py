@@ -34,7 +34,7 @@ from steersman.names import each_class, resolve
 from steersman.precision import ieee
 from steersman.sampling.particles import ParticleFilter, Particles
 from steersman.sampling.samplers import GivenNoise, Sampler, SeededNoise, levels_of
-from steersman.schedule import Level, Schedule, Spacing, check_ratios
+from steersman.schedule import Level, Ratios, Schedule, Spacing, check_ratios
 from steersman.typed import finite
 
 __all__ = ["Callback", "GuidedDenoiser", "Recurrence", "Report", "Watch", "labelled", "renoised", "sample"]
@@ -110,7 +110,7 @@ def sample(
     target: Target | Iterable[Target] | None = None,
     seeds: Sequence[int] = (0,),
     steps: int = 50,
-    spacing: Spacing = "linspace",
+    spacing: Spacing | Ratios = "linspace",
     ratio_min: float = 0.0,
     ratio_max: float = math.inf,
     clip: bool = True,
@@ -133,7 +133,8 @@ def sample(
             a set of classes, or what else the guides' objectives take (`steersman.guidance.target`).
         seeds: One for each sample, which depends on its seed and the settings alone.
         steps: The number of steps.
-        spacing: Which of the schedule's levels the steps visit.
+        spacing: Which of the schedule's levels the steps visit: a name, or falling ratios ``sigma / alpha`` through
+            which they go, with the same share of the steps from each to the next.
         ratio_min: The smallest noise-to-signal ratio ``sigma / alpha`` among them, before the clean image.
         ratio_max: The largest ratio, where sampling starts.
         clip: Whether the denoised image is clipped to [-1, 1] before each step, as pixel models expect. Latents never
