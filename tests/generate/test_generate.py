@@ -163,7 +163,8 @@ def test_several_classifiers_steer_together_each_in_its_own_words(denoiser, tmp_
     assert (alone == handed).all()
     assert abs(alone - both).max() > 1
     session = open_session(run(denoiser, classifiers=("imagenet:efficientnet-lite0", GUIDE)))
-    assert [(target.guide, target.others) for target in session.targets] == [(429, (0,))]
+    _, (_, second) = session.guides[0].objective.terms
+    assert ([target.guide for target in session.targets], second.classes) == ([(429,)], {429: (0,)})
     with pytest.raises(InputError, match="ensemble: switch must have two classifiers, --classifier twice, got 1"):
         open_session(run(denoiser, recipe=handed_over(denoiser)))
 
