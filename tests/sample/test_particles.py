@@ -93,6 +93,33 @@ def test_potentials_add_up_over_a_walk_without_resampling():
         torch.testing.assert_close(particles.weights, grown - grown.max())
 
 
+def test_the_temperature_falls_evenly_in_the_logarithm_of_the_ratio():
+    particles = Particles(ratio_min=0.1, ratio_max=10.0, temperature=4.0, temperature_end=0.25)
+    assert [particles.temperature_at(ratio) for ratio in (50.0, 10.0, 1.0, 0.1, 0.0)] == pytest.approx(
+        [4, 4, 1, 0.25, 0.25]
+    )
+    assert Particles(temperature=3.0).temperature_at(0.7) == 3
+
+
+def test_potentials_have_the_temperature_of_their_level():
+    said = {10.0: [-3.0, -1.0], 1.0: [-2.0, -4.0], 0.4: [-5.0, -0.5]}
+    inverse = {10.0: 0.5, 1.0: 1.0, 0.4: 2.5**0.30102999566}  # 1 / lambda falls from 2 to 1/2 over two decades
+    expected = {
+        "sum": sum(inverse[ratio] * torch.tensor(r, dtype=F64) for ratio, r in said.items()),
+        "difference": inverse[0.4] * torch.tensor(said[0.4], dtype=F64),
+        "max": sum(
+            inverse[ratio] * torch.tensor(r, dtype=F64)
+            for ratio, r in zip(said, ([-3.0, -1.0], [-2.0, -1.0], [-2.0, -0.5]), strict=True)
+        ),
+    }
+    cooling = {"ratio_min": 0.1, "ratio_max": 10.0, "temperature": 2.0, "temperature_end": 0.5}
+    for potential, weights in expected.items():
+        particles = ParticleFilter(Particles(count=2, potential=potential, fraction=0, **cooling), 1, "cpu")
+        for ratio, r in said.items():
+            particles.choose(torch.tensor(r, dtype=F64), at(ratio), torch.rand(1, dtype=F64))
+        torch.testing.assert_close(particles.weights[0], weights - weights.max(), rtol=1e-6, atol=1e-6)
+
+
 def test_the_past_goes_with_its_candidate():
     particles = ParticleFilter(Particles(count=2, potential="difference"), 1, "cpu")
     assert particles.choose(torch.tensor([0.0, -50.0]), at(1.0), torch.tensor([0.5], dtype=F64)).tolist() == [0, 0]
@@ -162,6 +189,8 @@ def test_when_candidates_are_weighed():
         ({"every": 0}, "particles.count and particles.every must be at least 1, got 1 and 0"),
         ({"ratio_min": -1.0}, "particles.ratio_min and particles.ratio_max must be at least 0, got -1.0 and inf"),
         ({"temperature": 0.0}, "particles.temperature must be above 0 and finite, got 0.0"),
+        ({"temperature_end": -1.0}, "particles.temperature_end must be above 0 and finite, got -1.0"),
+        ({"temperature_end": 0.5}, "particles.temperature_end must be left out unless 0 < ratio_min < ratio_max, both"),
         ({"fraction": 1.5}, "particles.fraction must be between 0 and 1, got 1.5"),
         ({"potential": "mean"}, "unknown particles.potential 'mean'"),
         ({"choice": "worst"}, "unknown particles.choice 'worst'"),

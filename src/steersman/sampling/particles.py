@@ -1,11 +1,12 @@
 """Particles: several samples of an image, weighted and resampled during sampling (sequential Monte Carlo).
 
 Before a step, each particle x_t is weighted by the guides' log-likelihood r of their target, summed over the guides.
-With inverse temperature lambda, the log-weights grow by a potential (Singhal et al. 2025),
+With inverse temperature lambda, which may change with the level, the log-weights grow by a potential (Singhal et al.
+2025),
 
-    sum           log G = lambda r(x_t)
-    difference    log G = lambda (r(x_t) - r(x_u)),  x_u the particle's own past, the last time that it was weighted
-    max           log G = lambda max r  over the particle's past and present
+    sum           log G = lambda_t r(x_t)
+    difference    log G = lambda_t r(x_t) - lambda_u r(x_u),  x_u the particle's past, when it was weighted last
+    max           log G = lambda_t max r  over the particle's past and present
 
 and particles are resampled systematically (Kitagawa 1996) once the effective sample size ``(sum w)^2 / sum w^2`` is
 small enough. With differences, many particles draw from ``p(x_0) exp(lambda r(x_0))``. Where a guide moves the mean of
@@ -51,6 +52,8 @@ class Particles:
         every: Particles are weighted at every k-th step between these limits.
         potential: How the weights grow: ``sum``, ``difference`` or ``max``.
         temperature: ``1 / lambda``, above 0; at a low temperature only the likeliest particles survive.
+        temperature_end: The temperature at ``ratio_min``, where that at ``ratio_max`` is ``temperature``; between the
+            two it changes evenly, in the logarithm of both. None for the same temperature everywhere.
         fraction: Particles are resampled when the effective sample size is at most this fraction of the count.
         choice: The particle that is kept: the ``likeliest``, or one by ``draw`` with the weights.
         corrected: Whether the weights correct for the guidance updates (twisted SMC).
@@ -70,6 +73,7 @@ class Particles:
     every: int = 1
     potential: Potential = "sum"
     temperature: float = 1.0
+    temperature_end: float | None = None
     fraction: float = 1.0
     choice: Choice = "likeliest"
     corrected: bool = False
@@ -84,14 +88,28 @@ class Particles:
                 f"particles.ratio_min and particles.ratio_max must be at least 0, got {self.ratio_min} and "
                 f"{self.ratio_max}"
             )
-        if not 0 < self.temperature < math.inf:
-            raise InputError(f"particles.temperature must be above 0 and finite, got {self.temperature}")
+        for name in ("temperature", "temperature_end"):
+            if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
+                raise InputError(f"particles.{name} must be above 0 and finite, got {value}")
+        if self.temperature_end is not None and not 0 < self.ratio_min < self.ratio_max < math.inf:
+            raise InputError(
+                "particles.temperature_end must be left out unless 0 < ratio_min < ratio_max, both finite, between "
+                f"which the temperature changes, got ratio_min {self.ratio_min} and ratio_max {self.ratio_max}"
+            )
         if not 0 <= self.fraction <= 1:
             raise InputError(f"particles.fraction must be between 0 and 1, got {self.fraction}")
         if self.potential not in get_args(Potential):
             raise unknown("particles.potential", self.potential, get_args(Potential))
         if self.choice not in get_args(Choice):
             raise unknown("particles.choice", self.choice, get_args(Choice))
+
+    def temperature_at(self, ratio: float) -> float:
+        """Returns the temperature at a noise-to-signal ratio ``sigma / alpha``."""
+        if self.temperature_end is None:
+            return self.temperature
+        ratio = min(max(ratio, self.ratio_min), self.ratio_max)
+        share = math.log(self.ratio_max / ratio) / math.log(self.ratio_max / self.ratio_min)
+        return self.temperature ** (1 - share) * self.temperature_end**share
 
 
 class ParticleFilter:
@@ -158,10 +176,11 @@ class ParticleFilter:
         Particles without a finite likelihood do not survive while another one of their image does.
         """
         r = log_likelihood.reshape_as(self.weights).to(self.dtype)
-        self._weigh(r / self.particles.temperature)
+        ratio = float(level.sigma / level.alpha)
+        self._weigh(r, self.particles.temperature_at(ratio))
         r = torch.where(r.isfinite(), r, WORST)
         share, uniform = self.weights.softmax(1), send(uniform.to(self.dtype), self.device)
-        if float(level.sigma / level.alpha) <= self.particles.ratio_min:
+        if ratio <= self.particles.ratio_min:
             draws = self.particles.choice == "draw"
             index = _drawn(share, uniform[:, None]) if draws else r.argmax(1, keepdim=True)
             self.count = 1
@@ -179,18 +198,19 @@ class ParticleFilter:
             self.leaders = (self.first + r.gather(1, index).argmax(1, keepdim=True))[:, 0]
         return rows.flatten()
 
-    def _weigh(self, r: Float[Tensor, "B K"]) -> None:
+    def _weigh(self, r: Float[Tensor, "B K"], temperature: float) -> None:
         """Adds the potential to the log-weights; the largest is then 0, which keeps differences exact in float32.
 
         A particle whose r is not finite gets the worst weight; where an image has no other, its weights do not change.
         """
-        known = r.isfinite()
+        known, difference = r.isfinite(), self.particles.potential == "difference"
         if self.particles.potential == "max":
             r = torch.maximum(r, self.past)
-        grown = self.weights + r - (self.past if self.particles.potential == "difference" else 0)
+        potential = r / temperature
+        grown = self.weights + potential - (self.past if difference else 0)
         weights = torch.where(known, grown, torch.where(known.any(1, keepdim=True), WORST, self.weights))
         self.weights = weights - weights.amax(1, keepdim=True)
-        self.past = torch.where(known, r, self.past)
+        self.past = torch.where(known, potential if difference else r, self.past)
 
 
 def _noiseless() -> InputError:
