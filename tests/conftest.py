@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -18,6 +19,7 @@ from steersman.mixture import Mixture
 from steersman.recipes.axes import AXES
 
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 
 
 def pytest_addoption(parser):

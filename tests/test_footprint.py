@@ -153,7 +153,7 @@ def test_shapes_count_as_values_do(footprint, parts, counts):
         assert counts[wrt].peak == pytest.approx(found[wrt].peak, rel=0.12)
 
 
-@pytest.mark.few(2)
+@pytest.mark.long
 def test_arithmetic_is_what_torch_counts(footprint, parts, counts):
     flops = FlopCounterMode(display=False)
     flops.mod_tracker = Untracked()
@@ -192,7 +192,7 @@ def test_published_sizes(footprint, name, published):
     assert footprint.size(denoiser.network) == pytest.approx(2 * footprint.parameters(denoiser.network), rel=0.01)
 
 
-@pytest.mark.few(9)
+@pytest.mark.long
 @pytest.mark.parametrize("wrt", [None, "x_t"])
 def test_as_much_as_is_allocated(footprint, wrt):
     measured, counted = footprint.measured(wrt)

@@ -24,6 +24,7 @@ def resnet(tmp_path_factory):
     return network, path
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("name", "height", "width"),
     # resnet10t: 176 of 201 pixels, which has no middle

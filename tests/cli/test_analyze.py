@@ -53,7 +53,7 @@ def rows(path):
         return list(csv.reader(file))
 
 
-@pytest.mark.few(9)
+@pytest.mark.long
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_killed_analysis_goes_on_to_the_same_figures(command, call, monkeypatch, tmp_path):
     two = [command, *COMMANDS[command], "--batch-size", 2, "--out"]

@@ -362,6 +362,7 @@ def test_it_is_asked_as_it_was_trained(steps, schedule, xstart, rescaled, tmp_pa
     assert apart(again(x_t, level).x0_hat, denoiser(x_t, level).x0_hat) < CLOSE
 
 
+@pytest.mark.long
 def test_a_folder_says_how_its_network_is_told_the_time(file, tmp_path):
     denoiser = load_denoiser(f"adm:{file}?heads=4&attention=legacy&size=8&diffusion_steps=4000&rescale_timesteps=True")
     assert "time_scale=0.25" in save_folder(denoiser, tmp_path / "out")

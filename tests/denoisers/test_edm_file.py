@@ -382,6 +382,7 @@ def test_the_filter_of_resampling(tmp_path):
         load_denoiser(saved(network, tmp_path / "a.pkl"))
 
 
+@pytest.mark.long
 def test_damaged_files_end_in_one_line(tiny):
     """Mostly where the structure is: most bytes are weights, of which any are a network."""
     spec = tiny()

@@ -125,6 +125,7 @@ def told(denoiser, prompt="a ball"):
     return denoiser.decode(prediction.x0_hat)
 
 
+@pytest.mark.long
 def test_a_file_is_the_pipeline_that_it_was_made_of(pipe, folder, config, write):
     spec = f"{write(original(pipe))}?config={config}"
     assert is_pipeline(spec)

@@ -119,6 +119,7 @@ def test_what_went_away_and_cannot_be_drawn_again_is_said_with_1(denoiser, call,
     assert "0 of 2 images are there, others went away while they were drawn; the same command goes on, or:" in said
 
 
+@pytest.mark.long
 def test_two_processes_share_a_run_and_only_the_first_speaks(denoiser, tmp_path, call):
     out, logs = tmp_path / "out", [tmp_path / "0", tmp_path / "1"]
     processes = [

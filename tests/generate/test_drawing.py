@@ -266,7 +266,7 @@ def test_two_runs_in_a_folder_are_refused(session, tmp_path):
         assert not list(tmp_path.glob("*.png"))
 
 
-@pytest.mark.few(9)
+@pytest.mark.long
 @pytest.mark.parametrize(("number", "said"), [(errno.ENOSPC, "No space left"), (errno.EROFS, "Read-only file system")])
 def test_a_folder_that_takes_no_more_is_told_of_and_gone_on_with(number, said, session, tmp_path, monkeypatch):
     from steersman.lab.generate import formats

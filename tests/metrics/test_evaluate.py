@@ -40,6 +40,7 @@ def only(found):
     return {name for name, figure in found.items() if figure.value is not None}
 
 
+@pytest.mark.long
 def test_agrees_with_torch_fidelity_end_to_end(pixels, tmp_path):
     """The same images and the same network, of random weights: theirs reads the folders and computes by itself."""
     from torch_fidelity import calculate_metrics, register_feature_extractor

@@ -232,6 +232,7 @@ def test_what_unpacks_without_end(refusal, tmp_path):
     assert "must have at most" in refusal(format_)
 
 
+@pytest.mark.long
 def test_a_value_that_a_parquet_holds_once_for_many_rows(refusal, tmp_path):
     format_ = cifar10(tmp_path, "parquet")
     Image.new("RGB", (32, 32)).save(stream := io.BytesIO(), format="PNG")

@@ -89,7 +89,7 @@ def test_only_the_route_through_differentiates_the_network(name, scheduler, guid
     hook.remove()
 
 
-@pytest.mark.few(9)
+@pytest.mark.long
 @pytest.mark.parametrize("wrt", ["x0_hat", "x_t"])
 def test_a_compiled_network_is_steered_as_well(wrt, guide):
     pipe = make("SD")

@@ -141,6 +141,7 @@ COORDINATES = few(
 )
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(("scheduler", "injection", "wrt"), COORDINATES)
 def test_a_scheduler_s_coordinates_make_no_difference(scheduler, injection, wrt, guide):
     injection = INJECTIONS[injection]

@@ -80,6 +80,7 @@ CHOICES = {
 }
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("choice", CHOICES)
 def test_a_sample_of_any_shape_is_the_same_walk(choice, shape):

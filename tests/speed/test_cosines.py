@@ -163,6 +163,7 @@ def test_cosines_are_recorded_and_told(spec, faster, call, tmp_path):
     assert code == 0, error
 
 
+@pytest.mark.long
 def test_the_bundled_classifier_of_imagenet_stays_in_float32(faster, spec):
     settings = {"classifiers": ("imagenet:efficientnet-lite0",), "num": 1}
     found = placed(run(spec, **settings))["classifier"]

@@ -38,6 +38,7 @@ def test_checkpointing_leaves_images_as_they_are_to_the_bit_and_takes_less_memor
     assert peak_memory(draw[again]) < 0.9 * peak_memory(draw[kept])
 
 
+@pytest.mark.long
 def test_the_layout_changes_rounding_alone(denoiser):
     placed = {part: Placement(layout="channels_last", block=4) for part in PLACED}
     session = load_session(run(denoiser, dtype="auto", placed=placed))

@@ -235,6 +235,7 @@ def test_networks_that_cannot_be_built_are_refused(wrong):
         Architecture(**wrong)
 
 
+@pytest.mark.long
 def test_command_trains_what_it_is_told(tmp_path, mnist, call):
     options = "--noise edm --widths 8,8 --patch 2 --attention 0 --images 4 --batch-size 4 --flip --decay none --half"
     code, _, said = call("train", "denoiser", "--out", tmp_path / "out", "--data", mnist, *options.split())
