@@ -147,7 +147,7 @@ def test_what_would_run_is_refused_by_its_name_and_does_not(place, protocol, rea
         (Asks(exec, opens), "(builtins|__builtin__).exec"),
         (Asks(__import__, "antigravity"), "(builtins|__builtin__).__import__"),
         (Asks(subprocess.Popen, ["touch", str(sentinel)]), "(subprocess|commands).Popen"),
-        (Asks(Path, "x"), "pathlib.Path"),
+        (Asks(Path, "x"), "pathlib(._local)?.Path"),
         (Asks(getattr, "x", "y"), "(builtins|__builtin__).getattr"),
         (Asks(torch.load, str(sentinel)), "torch.serialization.load"),
         (os.system, "(posix|nt).system"),
