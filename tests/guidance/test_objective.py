@@ -15,16 +15,6 @@ def weights(draw):
     return draw(5, 12)
 
 
-@pytest.fixture
-def linear(weights):
-    return lambda image, level=None: image.flatten(1) @ weights.T
-
-
-@pytest.fixture
-def image(draw):
-    return draw(4, 3, 2, 2).requires_grad_()
-
-
 TARGET = torch.tensor([0, 3, 3, 4])
 
 

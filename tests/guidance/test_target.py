@@ -50,16 +50,6 @@ def weights(draw):
     return draw(7, 12)
 
 
-@pytest.fixture
-def linear(weights):
-    return lambda image, level=None: image.flatten(1) @ weights.T
-
-
-@pytest.fixture
-def image(draw):
-    return draw(4, 3, 2, 2).requires_grad_()
-
-
 SETS = [(0, 3), (2,), (1, 4, 5), (6, 2)]
 TARGETS = class_rows(SETS)
 
