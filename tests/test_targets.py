@@ -39,6 +39,15 @@ def recipe():
     )
 
 
+def test_each_target_is_encoded_once(recipe, monkeypatch):
+    encoded = []
+    own = Resembles.encode_target
+    monkeypatch.setattr(Resembles, "encode_target", lambda self, target: encoded.append(target) or own(self, target))
+    targets = [grey(0), grey(255), grey(128)]
+    sm.sample("zoo:mnist", target=targets, recipe=recipe, seeds=3, batch_size=1, steps=1, progress=False)
+    assert encoded == targets
+
+
 def grey(value, side=28):
     return Image.new("L", (side, side), value)
 

@@ -14,12 +14,12 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from steersman.batching import Batches
+from steersman.batching import Batches, expand, row_count, take
 from steersman.denoise import Denoiser
 from steersman.errors import InputError, notice
 from steersman.files import in_8_bits
 from steersman.guidance.guide import Guide
-from steersman.guidance.target import Target, each_target, encode
+from steersman.guidance.target import Encoded, Target, resolve_targets
 from steersman.models.classifiers import Classifier
 from steersman.models.denoisers import load_denoiser
 from steersman.pipelines.steered import SteeredPipeline
@@ -140,10 +140,10 @@ def sample(
             raise InputError(f"scale needs a classifier whose gradient it scales, got scale {scale} and no classifier")
         sampler, settings, guides, targets = guides.sampler(), {**guides.sampling(), "particles": None}, (), None
     else:
-        sampler, settings, targets = guides.sampler, guides.sampling, each_target(guides, target)
-        encode([guide.objective for guide in guides], targets)  # refuses what it cannot be, before anything is drawn
-        if len(targets) not in (1, len(seeds)):
-            raise InputError(f"target must be one, or one for each of the {len(seeds)} images, got {len(targets)}")
+        sampler, settings, targets = guides.sampler, guides.sampling, resolve_targets(guides, target)
+        if (given := row_count(targets)) not in (1, len(seeds)):
+            raise InputError(f"target must be one, or one for each of the {len(seeds)} images, got {given}")
+        targets = expand(targets, len(seeds), "cpu")
     conditions = labelled(condition or {}, len(seeds), denoiser.classes, device)
 
     def draw(numbers: range) -> tuple[Tensor, list[int]]:
@@ -154,7 +154,7 @@ def sample(
             denoiser,
             sampler,
             guides=guides,
-            target=targets if targets is None or len(targets) == 1 else targets[rows],
+            target=None if targets is None else Encoded(take(targets, torch.arange(numbers.start, numbers.stop))),
             seeds=seeds[rows],
             condition={key: each[rows] if isinstance(each, Tensor) else each for key, each in conditions.items()},
             device=device,

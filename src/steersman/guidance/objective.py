@@ -37,7 +37,7 @@ from torch.nn.functional import affine_grid, grid_sample, logsigmoid
 from steersman.batching import broadcast, expand, logsumexp, send, total
 from steersman.errors import InputError
 from steersman.guidance.step import Batch, Classes, PerImage, Targets
-from steersman.guidance.target import Target, class_rows, encode
+from steersman.guidance.target import Target, class_rows, encode, of_each
 from steersman.names import each_class
 from steersman.schedule import Level
 from steersman.typed import finite
@@ -86,7 +86,7 @@ def target_logit(head: str, logits: Float[Tensor, "B K"], target: Classes) -> Pe
         raise InputError(f"target must be 0 to {last}, a class of the classifier, got {given}")
     if target.ndim == 1:
         return logits.gather(1, target[:, None])[:, 0]
-    members = torch.where(target < 0, -math.inf, logits.gather(1, target.clamp(min=0)))
+    members = of_each(logits, target)
     if head == "softmax":
         return logsumexp(members)
     odds, *others = members.unbind(1)

@@ -9,11 +9,14 @@ anything else, such as a reference image, a mask or a vector of attributes, has 
 a target into a tensor, or a tuple or dictionary of tensors; the batch is the stack of these.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 from torch.utils.data import default_collate
 
 from steersman.batching import expand, row_count
@@ -24,13 +27,21 @@ from steersman.names import each_class
 if TYPE_CHECKING:
     from steersman.guidance.guide import Guide
 
-__all__ = ["Target", "check_targets", "class_rows", "each_target", "encode", "for_images", "resolve_targets"]
+__all__ = ["Encoded", "Target", "as_sets", "check_targets", "class_rows", "encode", "for_images", "of_each"]
+__all__ += ["resolve_targets"]
 
 Target = Any
 """A class, by its index as a number of Python, NumPy or torch, or by name; a set of classes; or what the objective's
 ``encode_target`` takes. An array of integers holds one class an image."""
 
 FILL = -1  # of a set that has fewer classes than another in the batch
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Targets that are a batch already, one row for all images or one for each."""
+
+    rows: Targets
 
 
 def class_rows(targets: Sequence[int | Sequence[int]]) -> Classes:
@@ -44,9 +55,22 @@ def class_rows(targets: Sequence[int | Sequence[int]]) -> Classes:
     return torch.tensor([[*indices, *[FILL] * (width - len(indices))] for indices in sets])
 
 
-def resolve_targets(guides: "Sequence[Guide]", target: Target | Iterable[Target] | None) -> Targets:
+def as_sets(target: Classes) -> Int[Tensor, "B S"]:
+    """Returns targets that are classes as sets of one."""
+    return target[:, None] if target.ndim == 1 else target
+
+
+def of_each(values: Float[Tensor, "B K"], target: Classes, missing: float = -math.inf) -> Float[Tensor, "B S"]:
+    """Returns each image's values of its target's classes, and ``missing`` where a set is filled up."""
+    y = as_sets(target)
+    return torch.where(y < 0, missing, values.gather(1, y.clamp(min=0)))
+
+
+def resolve_targets(guides: "Sequence[Guide]", target: Target | Iterable[Target] | Encoded | None) -> Targets:
     """Returns the batch of a target, or of one an image, as the guides' objectives understand them."""
-    return encode([guide.objective for guide in guides], each_target(guides, target))
+    if isinstance(target, Encoded):
+        return target.rows
+    return encode([guide.objective for guide in guides], _each_target(guides, target))
 
 
 def for_images(targets: Targets, count: int, device: torch.device | str) -> Targets:
@@ -56,7 +80,7 @@ def for_images(targets: Targets, count: int, device: torch.device | str) -> Targ
     return expand(targets, count, device)
 
 
-def each_target(guides: "Sequence[Guide]", target: Target | Iterable[Target] | None) -> list[Target]:
+def _each_target(guides: "Sequence[Guide]", target: Target | Iterable[Target] | None) -> list[Target]:
     """Returns what was given as a list: of one target, or of one an image.
 
     A list or tuple holds one an image, and so does an array or any other iterable of classes, but for a Python set.

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from steersman.batching import rms
 from steersman.denoise import Denoiser
-from steersman.guidance.target import class_rows
-from steersman.lab.metrics.classification import correct, of_each, target_probability
+from steersman.guidance.target import class_rows, of_each
+from steersman.lab.metrics.classification import correct, target_probability
 from steersman.models.classifiers import Classifier, TextClassifier
 from steersman.precision import ieee
 from steersman.sampling.samplers import SeededNoise

@@ -29,7 +29,7 @@ from steersman.denoise import Conditioned, Denoiser, Prediction, eps_from_x0
 from steersman.errors import InputError, unknown
 from steersman.guidance.guide import Guide, Steering, Update, after_decoding
 from steersman.guidance.step import Batch, Estimate, FixedVariance, Kept, Step, Targets, reverse_variance, transition
-from steersman.guidance.target import Target, for_images, resolve_targets
+from steersman.guidance.target import Encoded, Target, for_images, resolve_targets
 from steersman.names import each_class, resolve
 from steersman.precision import ieee
 from steersman.sampling.particles import ParticleFilter, Particles
@@ -107,7 +107,7 @@ def sample(
     sampler: Sampler,
     *,
     guides: Sequence[Guide] = (),
-    target: Target | Iterable[Target] | None = None,
+    target: Target | Iterable[Target] | Encoded | None = None,
     seeds: Sequence[int] = (0,),
     steps: int = 50,
     spacing: Spacing | Ratios = "linspace",

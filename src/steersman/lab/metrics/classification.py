@@ -13,7 +13,6 @@ more so for fewer images in a bin: compare equal counts only.
 Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", eq. 2 and 3.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +22,7 @@ from torch import Tensor
 from steersman.errors import InputError
 from steersman.guidance.objective import target_logit
 from steersman.guidance.step import Classes
+from steersman.guidance.target import as_sets, of_each
 
 __all__ = [
     "BINS",
@@ -31,7 +31,6 @@ __all__ = [
     "binned",
     "confidence",
     "correct",
-    "of_each",
     "target_probability",
 ]
 
@@ -41,7 +40,7 @@ BINS = 15  # the usual number; EluCD does not state its own
 def correct(logits: Float[Tensor, "B K"], target: Classes, *, multilabel: bool = False) -> Bool[Tensor, "B"]:
     """Returns whether the likeliest class of each image is its target, or in the set that is its target."""
     classes, y = _classes(logits, target, multilabel)
-    return (classes.argmax(1, keepdim=True) == _rows(y)).any(1)
+    return (classes.argmax(1, keepdim=True) == as_sets(y)).any(1)
 
 
 def accuracy(logits: Float[Tensor, "B K"], target: Classes, *, multilabel: bool = False) -> float:
@@ -57,16 +56,6 @@ def target_probability(
     """Returns ``p(y | x)`` of each image. For the arguments see `correct`."""
     classes, y = _classes(logits, target, multilabel)
     return of_each(classes.softmax(1), y, 0.0).sum(1)
-
-
-def of_each(values: Float[Tensor, "B K"], target: Classes, missing: float = -math.inf) -> Float[Tensor, "B W"]:
-    """Returns each image's values of its target's classes."""
-    y = _rows(target)
-    return torch.where(y < 0, missing, values.gather(1, y.clamp(min=0)))
-
-
-def _rows(target: Classes) -> Int[Tensor, "B W"]:
-    return target[:, None] if target.ndim == 1 else target
 
 
 def confidence(logits: Float[Tensor, "B K"], target: Classes, *, multilabel: bool = False) -> Float[Tensor, "B"]:
