@@ -25,13 +25,12 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-import yaml
 from filelock import FileLock, Timeout
 from jaxtyping import UInt8
 from pydantic import AliasPath, BaseModel, Field
 
 from steersman.errors import InputError, about
-from steersman.files import file_name, read_bytes, replacing, writing_to
+from steersman.files import file_name, read_bytes, replacing, write_yaml, writing_to
 from steersman.lab.generate.formats import (
     ImageRecord,
     open_shard,
@@ -126,8 +125,7 @@ class Store:
         drawn: dict[str, object] = {"targets": list(self.targets), "digest": self.digest}
         if sets:
             drawn["classes"] = {name: index_ranges(indices) for name, indices in sets.items()}
-        with replacing(self.out / "run.yaml") as path:
-            path.write_text(yaml.safe_dump(run.record() | {DRAWN: drawn}, sort_keys=False), encoding="utf-8")
+        write_yaml(self.out / "run.yaml", run.record() | {DRAWN: drawn})
         for path in [*shards, *(self.out / name for name in DERIVED if grown)]:
             path.unlink(missing_ok=True)
 
