@@ -14,9 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from steersman.batching import counting, metered
 from steersman.errors import about
 from steersman.files import read_json, write_json
 from steersman.lab.bench import Call, Calls
@@ -62,12 +61,11 @@ class Prices:
         settings = in_a_line(session.run.recipe.classifier_settings())
         named = (DENOISER, *(f"{spec} {settings}" for spec in session.run.classifiers), DECODER)
         names = dict(zip(session.networks, named, strict=False))  # most have no decoder
-        calls, counts = _one_image(session)
-        evaluations, passes = {name: counts[network] for network, name in names.items()}, Counter[str]()
+        evaluations, passes = Counter[str](), Counter[str]()
         samples: dict[str, Calls] = {}
-        for call, back in calls.events:
+        for call, back in _one_image(session).events:
             name = names[call.network]
-            passes[name] += _images(call) if back else 0
+            (passes if back else evaluations)[name] += _images(call)
             if (key := f"{name}{BACK}" if back else name) not in samples:
                 batch = _repeated(call, session.run.at_once)
                 samples[key] = Calls(events=[(batch, False), (batch, True)] if back else [(batch, False)])
@@ -91,20 +89,19 @@ class Prices:
         write_json(self.file, self.known)
 
 
-def _one_image(session: Session) -> tuple[Calls, Mapping[nn.Module, int]]:
-    """Returns the calls that one image takes, and how many evaluations of each network it needs."""
+def _one_image(session: Session) -> Calls:
+    """Returns the calls that one image takes."""
     parts, calls = (session.denoiser, *session.classifiers), Calls()
-    metered(session.networks)
     blocks = [part.block for part in parts]
     try:
         for part in parts:
             part.block = None  # else an image is repeated to fill a block, and passes through the copies count
-        with calls.recording(session.networks), counting() as counts:
+        with calls.recording(session.networks):
             session.draw([(session.targets[0], session.run.seed)])
     finally:
         for part, block in zip(parts, blocks, strict=True):
             part.block = block
-    return calls, counts
+    return calls
 
 
 def _repeated(call: Call, images: int) -> Call:
