@@ -15,6 +15,7 @@ import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ class Tune(Study):
         """Returns the run of some of the searched settings."""
         return self._run(self.recipes[0], chosen)
 
-    @property
+    @cached_property
     def searched(self) -> Space:
         """The space, checked."""
         if self.space is None:
