@@ -317,9 +317,8 @@ class Search:
             self.study.tell(trial.number, state=TrialState.FAIL)
         if number < len(self.points) and not self._trials(TrialState.WAITING):
             self.study.enqueue_trial(dict(self.points[number]))
-        self.study.sampler = TPESampler(
-            seed=self.seed + number
-        )  # a new one, whose state is that of no earlier proposal
+        # A new one, without the state that earlier proposals would leave in it
+        self.study.sampler = TPESampler(seed=self.seed + number)
         self._asked = self.study.ask()
         return Proposal(number, chosen(self.space, self._asked))
 
