@@ -324,11 +324,12 @@ def _guides(run: Run, classifiers: Sequence[Classifier], targets: Sequence[Targe
         for name, each in wanted.items():
             if not any(index in classes for index in each):
                 other.members(name if len(each) > 1 else guide.title(each[0]))  # says what it knows instead
-    there = {
-        name: (each, *(sorted({i for index in each for i in classes.get(index, ())}) for _, classes in translated))
-        for name, each in blended.items()
-    }
-    blend = [(weight, there[name]) for name, weight in run.blend.items()]
+    blend = []
+    for name, weight in run.blend.items():
+        in_others = [
+            {there for index in blended[name] for there in classes.get(index, ())} for _, classes in translated
+        ]
+        blend.append((weight, (blended[name], *map(sorted, in_others))))
     return run.recipe.bind_prepared(guide, *translated, blend=blend)
 
 
