@@ -1,10 +1,12 @@
 """Whose an image is, and whose a folder."""
 
+import errno
 import os
 import signal
 import time
 
 import pytest
+from filelock import FileLock
 
 from steersman.errors import InputError
 from steersman.lab.generate import Share
@@ -106,6 +108,18 @@ def test_a_folder_is_one_runs_at_a_time(tmp_path):
         assert running(tmp_path) == {0, 1}
     assert running(tmp_path) == set()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [NotImplementedError(), OSError(errno.ENOLCK, "No locks available")])
+def test_a_look_at_a_lock_that_cannot_be_tried_leaves_its_file(tmp_path, monkeypatch, error):
+    (tmp_path / ".running-1").touch()
+
+    def acquire(*_, **__):
+        raise error
+
+    monkeypatch.setattr(FileLock, "acquire", acquire)
+    assert running(tmp_path) == set()
+    assert (tmp_path / ".running-1").exists()
 
 
 def test_the_lock_of_a_dead_process_holds_nothing(tmp_path):

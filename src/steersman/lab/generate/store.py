@@ -380,7 +380,8 @@ def _is_held(path: Path) -> bool:
             return True
     except OSError as error:  # the lock of another user cannot be tried, and counts as held
         return error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and path.exists()
-    _release(lock)
+    if lock.is_locked:  # not on a file system without locks, where the file may be another process's
+        _release(lock)
     return False
 
 
