@@ -154,6 +154,7 @@ class Schedule(ABC):
         named = isinstance(spacing, str)
         if named and spacing not in self._spacings:
             raise unknown(f"spacing of {type(self).__name__}", spacing, self._spacings)
+        check_spacing(spacing)
         if (not named or spacing in ("leading", "trailing")) and (ratio_min > 0 or ratio_max < math.inf):
             raise InputError(
                 f"sampling.ratio_min and sampling.ratio_max must be 0 and inf with the spacing {spacing}, "

@@ -241,7 +241,7 @@ def test_a_walk_is_the_same_on_every_device(device):
         ({"steps": 0}, "steps must be between 1 and 1000, .*, got 0"),
         ({"steps": 1001}, "steps must be between 1 and 1000, .*, got 1001"),
         ({"seeds": [0, 1, 2, 3, -4]}, "seed must be between 0 and .*, got -4"),
-        ({"spacing": "leadin"}, "unknown spacing 'leadin'; did you mean 'leading'"),
+        ({"spacing": "leadin"}, "unknown spacing of VP 'leadin'; did you mean 'leading'"),
     ],
 )
 def test_refuses_before_the_walk_begins(recording, settings, changes, message, unchecked):

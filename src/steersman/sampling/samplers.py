@@ -26,7 +26,7 @@ from torch import Tensor
 from steersman.batching import broadcast, send
 from steersman.errors import InputError, unknown
 from steersman.guidance.step import Batch, Estimate, FixedVariance, Step, posterior_mean, reverse_variance, transition
-from steersman.schedule import Level, Ratios, Schedule, Spacing, check_ratios, check_spacing
+from steersman.schedule import Level, Ratios, Schedule, Spacing, check_ratios
 from steersman.typed import finite
 
 __all__ = ["DDIM", "DDPM", "SEEDS", "DPMpp", "Draw", "GivenNoise", "Heun", "Move", "Predict", "Purpose", "Sampler"]
@@ -99,7 +99,6 @@ def levels_of(
         raise InputError(
             f"ratio_min and ratio_max must satisfy 0 <= ratio_min < ratio_max, got {ratio_min} and {ratio_max}"
         )
-    check_spacing(spacing)
     own = getattr(sampler, "levels", None)
     if own is None:
         return schedule.levels(steps, spacing, ratio_min, ratio_max)
