@@ -21,7 +21,7 @@ from torch import Tensor
 
 from steersman.batching import broadcast, take
 from steersman.errors import InputError, unknown
-from steersman.schedule import Level, Schedule
+from steersman.schedule import Level, Schedule, noised
 from steersman.typed import check_finite
 
 __all__ = [
@@ -229,6 +229,6 @@ def look_ahead(
     for each in range(evaluations if ratio > until else 0):
         next = denoiser.schedule.at_ratio(ratio * (until / ratio) ** ((each + 1) / evaluations))
         eps = eps_from_x0(x_t, prediction.x0_hat, level)
-        x_t = broadcast(next.alpha, x_t) * prediction.x0_hat + broadcast(next.sigma, x_t) * eps
+        x_t = noised(prediction.x0_hat, eps, next)
         prediction, level = denoiser(x_t, next), next
     return prediction

@@ -16,7 +16,7 @@ from typing import Any, get_type_hints
 import torch
 from torch import Tensor
 
-from steersman.batching import broadcast, each_tensor
+from steersman.batching import each_tensor
 from steersman.denoise import output_for
 from steersman.errors import InputError, unknown
 from steersman.guidance.step import Batch, Estimate, FixedVariance, Step
@@ -31,7 +31,7 @@ from steersman.sampling.scheduler import (
     SchedulerNumbers,
     visited,
 )
-from steersman.schedule import EDM, VP, Flow, Level, Ratios, Schedule, Spacing
+from steersman.schedule import EDM, VP, Flow, Level, Ratios, Schedule, Spacing, noised
 from steersman.typed import check_finite, typed
 
 __all__ = ["SAMPLERS", "DiffusersSampler", "NamedScheduler"]
@@ -190,8 +190,7 @@ class DiffusersSampler(Sampler):
 
 def _sample(estimate: Estimate, level: Level, position: Position) -> Batch:
     """Returns the sample that an estimate describes, as the scheduler holds it."""
-    x0, eps, _ = estimate
-    return (broadcast(level.alpha, x0) * x0 + broadcast(level.sigma, eps) * eps) / position.scale
+    return noised(estimate.x0, estimate.eps, level) / position.scale
 
 
 def _check_config(config: Mapping[str, Any]) -> None:

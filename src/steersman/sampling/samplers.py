@@ -26,7 +26,7 @@ from torch import Tensor
 from steersman.batching import broadcast, send
 from steersman.errors import InputError, unknown
 from steersman.guidance.step import Batch, Estimate, FixedVariance, Step, posterior_mean, reverse_variance, transition
-from steersman.schedule import Level, Ratios, Schedule, Spacing, check_ratios
+from steersman.schedule import Level, Ratios, Schedule, Spacing, check_ratios, noised
 from steersman.typed import finite
 
 __all__ = ["DDIM", "DDPM", "SEEDS", "DPMpp", "Draw", "GivenNoise", "Heun", "Move", "Predict", "Purpose", "Sampler"]
@@ -258,9 +258,8 @@ class Heun(Sampler):
     def step(self, x_t: Batch, step: Step, predict: Predict, draw: Draw, state: tuple) -> tuple[Move, tuple]:
         """Returns Heun's step from the churned sample; Euler's into a clean image and out of pure noise."""
         x_t, level = self._churned(x_t, step, predict, draw)
-        alpha, sigma = (broadcast(value, x_t) for value in (step.next.alpha, step.next.sigma))
         estimate = predict(x_t, level)
-        x_s = alpha * estimate.x0 + sigma * estimate.eps  # Euler: z_s = x0_hat + t_s eps_hat
+        x_s = noised(estimate.x0, estimate.eps, step.next)  # Euler: z_s = x0_hat + t_s eps_hat
         if step.next.sigma > 0 and level.alpha > 0:
             change = predict(x_s, step.next, stage=1).eps - estimate.eps
             half = (step.next.sigma - step.next.alpha * level.sigma / level.alpha) / 2
