@@ -78,9 +78,7 @@ def take(content: Any, rows: Int[Tensor, " N"]) -> Any:  # noqa: ANN401
 
 def row_count(content: Any) -> int:  # noqa: ANN401
     """Returns the number of rows of nested content, that of the first tensor in it."""
-    if isinstance(content, Tensor):
-        return len(content)
-    return row_count(next(iter(content.values() if isinstance(content, dict) else content)))
+    return len(tensors(content)[0])
 
 
 def expand(content: Any, count: int, device: torch.device | str) -> Any:  # noqa: ANN401
