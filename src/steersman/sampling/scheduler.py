@@ -187,7 +187,7 @@ class Adapter:
             positions.append(
                 Position(
                     index=index,
-                    step=stages[: index - start].count(0) - (stage > 0),
+                    step=stages[: index - start + 1].count(0) - 1,
                     level=levels[index],
                     next=self._strided(times[index]) if strided else levels[following],
                     stage=stage,
