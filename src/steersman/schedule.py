@@ -145,7 +145,13 @@ class Schedule(ABC):
     def levels(
         self, steps: int, spacing: Spacing | Ratios = "linspace", ratio_min: float = 0.0, ratio_max: float = math.inf
     ) -> tuple[Level, ...]:
-        """Returns the levels of a sampling, noisiest first, and `CLEAN` after them."""
+        """Returns the levels of a sampling, noisiest first, and `CLEAN` after them.
+
+        ``karras`` spreads ``(sigma / alpha)^(1 / 7)`` evenly over the range (EDM, eq. 5), ``logsnr`` the logarithm of
+        ``sigma / alpha``. ``linspace`` spreads the time: of `VP` rounded, as in ADM's respacing, of `Flow` before its
+        shift. ``leading`` and ``trailing`` take every ``T / steps``-th time, from the clean and from the noisy end as
+        in diffusers, and have no range. Ratios and the ends of the range are clamped to those of the schedule.
+        """
         most, smallest, largest = self._limits
         if not 1 <= steps <= most:
             trained = f"between 1 and {most}, the number of times that the model was trained on"

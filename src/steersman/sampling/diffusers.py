@@ -53,6 +53,8 @@ class _Run:
 class DiffusersSampler(Sampler):
     """A diffusers scheduler, stepping as it is configured.
 
+    ``settings`` are arguments of its ``step``, such as DDIM's ``eta`` or Euler's ``s_churn``.
+
     It has timesteps of its own: `sample` takes how many, and neither spacing nor range. Repeated steps begin without a
     history, as a trajectory that begins there would.
     """

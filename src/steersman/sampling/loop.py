@@ -143,7 +143,9 @@ def sample(
         recurrence: How often steps are repeated.
         particles: The particles of an image and their resampling.
         condition: The model's own conditioning, such as ``cfg_scale`` and ``label``: one for all samples, or one each.
-        noise: Draws to use instead of the seeds', as `GivenNoise` takes them.
+        noise: Draws to use instead of the seeds', in the order in which they are used: ``(N, *shape)``, a row for each
+            particle of each image, and ``(B,)`` numbers from 0 to 1 where particles are resampled. A list must hold as
+            many as are used; an iterator may hold more.
         device: The device of the samples and of the denoiser.
         dtype: The samples' dtype, float32 or float64, whatever the networks run in.
         callbacks: Called after each step.
