@@ -82,7 +82,7 @@ def row_count(content: Any) -> int:  # noqa: ANN401
 
 
 def expand(content: Any, count: int, device: torch.device | str) -> Any:  # noqa: ANN401
-    """Returns nested content on a device, of one row for all so many copies, without waiting for the device."""
+    """Returns nested content of one row, or of ``count``, with ``count`` rows on a device, without waiting for it."""
     return each_tensor(content, lambda x: send(x, device).expand(count, *x.shape[1:]))
 
 
@@ -262,7 +262,7 @@ def memory_permitting() -> Iterator[None]:
 
 
 class Batches:
-    """The batches of some work, which are halved from where the memory does not hold one.
+    """Work in batches, whose size is halved when the memory does not hold one.
 
     Attributes:
         size: The number of items in a batch from now on.
@@ -280,7 +280,7 @@ class Batches:
         self.size, self.on_halved, self.tell, self.refusal = size, on_halved, tell, refusal
 
     def map(self, work: Callable[..., Made], *items: Any) -> Iterator[Made]:  # noqa: ANN401
-        """Yields what is made of each batch of the items: one or several sequences or tensors of the same length."""
+        """Yields the result of ``work`` for each batch of the items: sequences or tensors of the same length."""
         begin = 0
         while begin < len(items[0]):
             made, size = self._largest(work, *(each[begin:] for each in items))
@@ -288,7 +288,7 @@ class Batches:
             begin += size
 
     def _largest(self, work: Callable[..., Made], *items: Any) -> tuple[Made, int]:  # noqa: ANN401
-        """Returns what is made of the largest batch that the memory holds, and the size of that batch."""
+        """Returns the result for the largest batch that the memory holds, and the size of that batch."""
         first = self.size
         while True:
             size = self.size

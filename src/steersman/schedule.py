@@ -47,7 +47,7 @@ MOST = 1_000_000  # times of a schedule; networks are trained on thousands
 
 Spacing = Literal["linspace", "leading", "trailing", "karras", "logsnr"]
 Ratios = tuple[float, ...]
-"""Falling noise-to-signal ratios, as a spacing: the steps are even in the logarithm between each two that follow."""
+"""Falling noise-to-signal ratios, as a spacing: between neighbours, the steps are even in the logarithm."""
 
 
 class Level(NamedTuple):
@@ -94,7 +94,7 @@ def check_spacing(spacing: str | Ratios, name: str = "spacing") -> None:
 
 
 def _through(ratios: Ratios, count: int) -> Float64[Tensor, " count"]:
-    """Returns as many ratios as that, from the first to the last, a like share of them between each two."""
+    """Returns ``count`` ratios from the first to the last, with the same share of them between any two neighbours."""
     position = _even(0, len(ratios) - 1, count)
     below = position.long().clamp(max=len(ratios) - 2)
     logs = _float64(ratios).log()

@@ -144,8 +144,8 @@ def sample(
         particles: The particles of an image and their resampling.
         condition: The model's own conditioning, such as ``cfg_scale`` and ``label``: one for all samples, or one each.
         noise: Draws to use instead of the seeds', in the order in which they are used: ``(N, *shape)``, a row for each
-            particle of each image, and ``(B,)`` numbers from 0 to 1 where particles are resampled. A list must hold as
-            many as are used; an iterator may hold more.
+            particle of each image, and ``(B,)`` numbers from 0 to 1 whenever particles are weighted. A list must hold
+            as many as are used; an iterator may hold more.
         device: The device of the samples and of the denoiser.
         dtype: The samples' dtype, float32 or float64, whatever the networks run in.
         callbacks: Called after each step.
@@ -220,7 +220,7 @@ def sample(
 class GuidedDenoiser:
     """The clipped and guided denoiser of one trajectory; it knows the step, and what it was last asked.
 
-    Targets and conditions are those of the images; ``rows`` makes of them those of the particles.
+    Targets and conditions have a row for each image; ``rows`` selects from them one for each particle.
 
     Attributes:
         step: The present step, set before each step; its variance is then the one that the model learned, if any.

@@ -131,8 +131,8 @@ class Adapter:
 
     Attributes:
         name: The name of the known scheduler that it is or inherits from.
-        known: What is known of that one.
-        kind: What it takes the output that it is given for.
+        known: What is known of that scheduler.
+        kind: The prediction type of the network outputs that it expects.
         fixed: The reverse variance of its steps where the network learned none.
     """
 
@@ -148,7 +148,7 @@ class Adapter:
         self.fixed: FixedVariance = "large" if large else "small"
 
     def copied(self, history: Mapping[str, Any] = MappingProxyType({})) -> "Adapter":
-        """Returns one of a copy, with another history; steps write into its lists, and replace everything else."""
+        """Returns the adapter of a copy, with another history; lists are copied too, as steps change them in place."""
         scheduler = copy.copy(self.scheduler)
         for key, value in {**vars(self.scheduler), **history}.items():
             vars(scheduler)[key] = list(value) if isinstance(value, list) else value
@@ -156,7 +156,7 @@ class Adapter:
 
     @property
     def history(self) -> dict[str, Any]:
-        """What it keeps of the samples that it has seen, by name; its own numbers are vectors."""
+        """The attributes in which it keeps earlier samples or outputs, by name; its own numbers are vectors."""
         return {key: value for key, value in vars(self.scheduler).items() if any(x.ndim > 1 for x in tensors(value))}
 
     def start(self, timestep: Any) -> int:  # noqa: ANN401
