@@ -22,7 +22,9 @@ RUN = WITHOUT + "from steersman.cli import main\nmain()\n"
 
 
 def started(*arguments, folder):
-    run = subprocess.run([sys.executable, "-c", RUN, *arguments], cwd=folder, capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", RUN, *arguments], cwd=folder, capture_output=True, text=True
+    )
     return run.returncode, run.stdout, run.stderr
 
 
@@ -50,9 +52,9 @@ def test_images_are_drawn_without_any_of_them(tmp_path):
     words = ["sample", "--target", "7", "--denoiser", "zoo:mnist", "--classifier", "zoo:mnist-lenet", "--judge", "none"]
     words += ["--recipe", "nrcg", "--steps", "2", "--num", "1", "--out", "drawn"]
     code, _, err = started(*words, folder=tmp_path)
-    assert code == 0 and "steersman:" not in err  # older versions of torch warn of their own
+    assert (code, err) == (0, "")
     assert (tmp_path / "drawn" / "000000.png").is_file()
     code, _, err = started(*words, "--gif", folder=tmp_path)
-    assert code == 2 and err.endswith("steersman: --gif needs matplotlib; run pip install 'steersman[lab]'\n")
+    assert code == 2 and err == "steersman: --gif needs matplotlib; run pip install 'steersman[lab]'\n"
     code, _, err = started(*words[:-1], "text", "--classifier", "clip:somewhere", folder=tmp_path)
     assert code == 2 and "steersman[text]" in err
