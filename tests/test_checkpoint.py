@@ -129,6 +129,7 @@ def test_weights_that_are_not_finite_are_refused(value, name, tensors, tmp_path)
         ({}, "no tensors by their names"),
         ({1: torch.ones(2)}, "no tensors by their names"),
         ({"a": torch.ones(1).expand(10**6, 10**6)}, "a is not a plain tensor with all its values"),
+        ({"a": torch.ones(1).expand(10, 10), "b": torch.ones(999)}, "a is not a plain tensor with all its values"),
         ({"a": torch.eye(3).to_sparse()}, "a is not a plain tensor"),
     ],
 )

@@ -107,7 +107,8 @@ def _mapped(path: Path) -> Iterator[mmap]:
 
 def _archive(path: Path) -> Any:  # noqa: ANN401
     """Returns the content of an archive, its storages mapped into memory."""
-    mapped = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
+    size = path.stat().st_size
+    mapped = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).untyped_storage()
     with ZipFile(path) as archive, path.open("rb") as file:
         parts = {part.filename: part for part in archive.infolist()}
         (pickled,) = (name for name in parts if name.endswith("/data.pkl") or name == "data.pkl")
@@ -120,7 +121,8 @@ def _archive(path: Path) -> Any:  # noqa: ANN401
             file.seek(part.header_offset + NAME_LENGTHS)
             name, extra = (int.from_bytes(file.read(2), "little") for _ in range(2))
             start = part.header_offset + NAME_LENGTHS + 4 + name + extra
-            values = mapped[start : start + part.file_size]
+            # A storage of its own: the length of the storage tells a tensor with all its values from an expanded one.
+            values = torch.empty(0, dtype=torch.uint8).set_(mapped[start : start + part.file_size])
             return (values if start % dtype.itemsize == 0 else values.clone()).view(dtype)
 
         content = archive.read(pickled)
