@@ -301,7 +301,13 @@ def test_storages_and_tensors_that_are_not_as_long_as_they_say(read):
         with pytest.raises(InputError, match="damaged"):
             read(tensor(*shape))
     whole = blob(storage)
+    key = str(storage._cdata)
+    keys, none, twice = (pickle.dumps(keys, 2) for keys in ([key], [], [key, key]))
+    assert keys in whole
     for wrong in (
+        whole[: whole.index(keys)] + none,
+        whole.replace(keys, none),
+        whole.replace(keys, twice) + whole[-32:],
         whole[:-1],
         whole + b"\0",
         whole[:-4],

@@ -195,14 +195,14 @@ class _Reader:
         self._storage = self._empty
         content = self.run(stream)
         for key in _of(list, self.run(stream)):
-            values = self._storages[_of(str, key)]
+            values = self._storages.pop(_of(str, key))
             count, written = stream.read(8), stream.read(values.nbytes)
             if int.from_bytes(count, "little", signed=True) != len(values) or len(written) != values.nbytes:
                 raise ValueError("a storage that is not as long as it says")
             if len(values):
                 values.copy_(torch.frombuffer(bytearray(written), dtype=values.dtype))
-        if stream.read(1):
-            raise ValueError("more values than those of its storages")
+        if self._storages or stream.read(1):
+            raise ValueError("storages without values, or values without a storage")
         return content
 
     def _empty(self, dtype: torch.dtype, _key: str, count: int) -> Tensor:
