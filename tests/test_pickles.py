@@ -18,7 +18,7 @@ import torch
 
 from steersman.errors import InputError
 from steersman.models import pickles
-from steersman.models.pickles import Record, read_pickle
+from steersman.models.pickles import Record, read_checkpoint, read_pickle
 
 
 class Asks:
@@ -239,6 +239,25 @@ def test_no_file_takes_more_memory_than_it_is_large(content, read):
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most < 2e7
+
+
+def test_no_checkpoint_takes_more_memory_for_names_than_it_is_large(tmp_path):
+    name, path = b"X" + struct.pack("<I", 10**5) + b"a" * 10**5, tmp_path / "a.pt"
+    path.write_bytes(b"\x80\x04" + name + b"q\0](" + 1_000 * b"h\0h\0\x93" + b"e.")
+    tracemalloc.start()
+    with pytest.raises(InputError, match="content larger than the file"):
+        read_checkpoint(path)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 2e7
+
+
+def test_no_file_takes_more_memory_for_shapes_than_it_is_large(read):
+    storage, shape = torch.arange(6.0)._typed_storage(), (1,) * 1000
+    rebuild = (torch._utils._rebuild_tensor_v2, storage, 0, shape, shape, False, None)
+    assert read(pickle.dumps([Asks(*rebuild)], 4))[0].shape == shape
+    with pytest.raises(InputError, match="content larger than the file"):
+        read(pickle.dumps([Asks(*rebuild) for _ in range(100)], 4))
 
 
 def test_a_file_of_too_many_opcodes(read, monkeypatch):

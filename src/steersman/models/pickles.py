@@ -223,6 +223,7 @@ class _Reader:
             raise InputError(
                 f"it asks for {excerpt(text)}; only tensors, plain containers and records of networks are read"
             )
+        self._spend(len(text))
         return _Name(text)
 
     def call(self, function: Any, args: Any, *_settings: Any) -> Any:  # noqa: ANN401
@@ -258,6 +259,7 @@ class _Reader:
         A checkpoint may hold an expanded tensor, whose values are fewer, beside its weights.
         """
         numbers = [_of(int, number) for number in (offset, *_of(tuple, size), *_of(tuple, stride))]
+        self._spend(len(numbers))
         if len(size) != len(stride) or min(numbers) < 0:
             raise ValueError("a tensor of an impossible shape")
         count, length = math.prod(size), len(_of(Tensor, storage))
