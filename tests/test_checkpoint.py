@@ -131,6 +131,7 @@ def test_weights_that_are_not_finite_are_refused(value, name, tensors, tmp_path)
         ({"a": torch.ones(1).expand(10**6, 10**6)}, "a is not a plain tensor with all its values"),
         ({"a": torch.ones(1).expand(10, 10), "b": torch.ones(999)}, "a is not a plain tensor with all its values"),
         ({"a": torch.eye(3).to_sparse()}, "a is not a plain tensor"),
+        (torch.eye(3).to_sparse(), r"\(it is not a plain tensor"),
     ],
 )
 def test_anything_but_plain_tensors_is_refused(content, message, tmp_path):
@@ -289,6 +290,12 @@ def test_a_copy_by_two_names_is_one(tmp_path):
 def test_other_tensors_than_the_networks_are_listed(names, message, tmp_path):
     torch.save({"model": weights(names=names)}, tmp_path / "a.pt")
     with pytest.raises(InputError, match=message):
+        open_checkpoint(tmp_path / "a.pt").state(NAMES)
+
+
+def test_a_tensor_whose_name_begins_with_a_dot_is_refused_too(tmp_path):
+    torch.save(weights(names=[*NAMES, ".weight"]), tmp_path / "a.pt")
+    with pytest.raises(InputError, match="no place for: .weight$"):
         open_checkpoint(tmp_path / "a.pt").state(NAMES)
 
 

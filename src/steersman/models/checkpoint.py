@@ -115,7 +115,8 @@ class Checkpoint:
         start = self._start({start: tensors[f"{start}{wanted[0]}"] for start in whole}, weights)
         found = {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
         # What another part holds is no part of this copy, though its key may begin with this one's.
-        others = tuple(f"{part}." for part in self.parts if f"{part}.".startswith(start) and f"{part}." != start)
+        prefixes = [f"{part}." for part in self.parts if part]
+        others = tuple(prefix for prefix in prefixes if prefix.startswith(start) and prefix != start)
         other = [name for name in found if name not in names and not ASIDE.search(name)]
         if other := [name for name in other if not f"{start}{name}".startswith(others)]:
             raise Misfit(f"it has tensors that the network has no place for: {_listed(other)}")
@@ -210,7 +211,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
             facts[name] = value
     if not parts:
         if asked and asked[0][1].name.startswith("torch._utils._rebuild_"):  # sparse, quantized, on another device
-            raise _refused(path, f"{excerpt(asked[0][0])} is not a plain tensor")
+            raise _refused(path, f"{excerpt(asked[0][0]) or 'it'} is not a plain tensor")
         more = f", and asks for {excerpt(asked[0][1].name)}" if asked else ""
         raise _refused(path, f"it holds no tensors by their names{more}")
     return Checkpoint(path=path, parts=parts, facts=facts)
