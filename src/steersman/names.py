@@ -139,8 +139,9 @@ def same_class(names: Iterable[str], labels: Iterable[str]) -> set[str]:
         return alike
     if parts := [name.split(OR) for name in wanted if OR in name]:
         return {label for name in parts[0] for label in same_class([name], labels)}
-    ids = {synset for name in wanted for synset in _below(name)}
-    return {label for label, synset in zip(folded, _synset_of_each(tuple(folded)), strict=True) if synset in ids}
+    synsets = {label: synset for label, synset in zip(folded, _synset_of_each(tuple(folded)), strict=True) if synset}
+    ids = {synset for name in wanted for synset in _below(name)} if synsets else set()
+    return {label for label, synset in synsets.items() if synset in ids}
 
 
 def imagenet_names() -> tuple[str, ...]:
