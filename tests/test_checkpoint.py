@@ -131,6 +131,7 @@ def test_weights_that_are_not_finite_are_refused(value, name, tensors, tmp_path)
         ({"a": torch.ones(1).expand(10**6, 10**6)}, "a is not a plain tensor with all its values"),
         ({"a": torch.ones(1).expand(10, 10), "b": torch.ones(999)}, "a is not a plain tensor with all its values"),
         ({"a": torch.eye(3).to_sparse()}, "a is not a plain tensor"),
+        ({"a": torch.zeros(4, dtype=torch.uint8).view(torch.bits8)}, "not implemented for 'Bits8'"),
         (torch.eye(3).to_sparse(), r"\(it is not a plain tensor"),
     ],
 )
