@@ -199,6 +199,7 @@ def test_the_file_and_the_vae_are_asked_for(save, tmp_path):
         (lambda t: t.pop("pos_embed"), "not named or shaped as DiT's"),
         (lambda t: t.pop("blocks.1.mlp.fc1.bias"), "transformer_blocks.1.ff.net.0.proj.bias must be .*, got none"),
         (lambda t: t.update({"blocks.7.attn.qkv.weight": torch.zeros(72, 24)}), "it has 'blocks.7.attn.qkv.weight'"),
+        (lambda t: t.update({"blocks.0.t_embedder.mlp.0.bias": torch.zeros(24)}), "it has 'blocks.0.t_embedder"),
         (lambda t: t.update(more=torch.zeros(2)), "it has 'more', which no such network has"),
         (lambda t: t.update(pos_embed=torch.zeros(1, 15, WIDTH)), "square patches"),
         (

@@ -36,11 +36,12 @@ BLOCK = {
     "attn.proj": "attn1.to_out.0",
     "mlp.fc1": "ff.net.0.proj",
     "mlp.fc2": "ff.net.2",
+}
+EMBEDDERS = {
     "t_embedder.mlp.0": "norm1.emb.timestep_embedder.linear_1",
     "t_embedder.mlp.2": "norm1.emb.timestep_embedder.linear_2",
     "y_embedder.embedding_table": "norm1.emb.class_embedder.embedding_table",
 }
-EMBEDDERS = ("t_embedder.", "y_embedder.")
 OUTSIDE = {
     "x_embedder.proj": "pos_embed.proj",
     "final_layer.adaLN_modulation.1": "proj_out_1",
@@ -120,10 +121,11 @@ def _network(tensors: dict[str, Tensor], stated: Stated) -> DiT:
     modules = dict(OUTSIDE)
     for number in range(depth):
         modules |= within(f"blocks.{number}", f"transformer_blocks.{number}", BLOCK)
-    for name in [name for name in tensors if name.startswith(EMBEDDERS)]:
-        tensor = tensors.pop(name)
+    shared = {name: tensors.pop(name) for name in list(tensors) if name.rpartition(".")[0] in EMBEDDERS}
+    weights = convert(tensors, modules, lambda _, channels: 1)
+    for name, tensor in convert(shared, EMBEDDERS, lambda _, channels: 1).items():
         # safetensors refuses to save one tensor under several names
-        tensors |= {f"blocks.{number}.{name}": tensor.clone() for number in range(depth)}
-    fill(network, convert(tensors, modules, lambda _, channels: 1))
+        weights |= {f"transformer_blocks.{number}.{name}": tensor.clone() for number in range(depth)}
+    fill(network, weights)
     network.pos_embed.register_buffer("pos_embed", positions, persistent=False)
     return network
