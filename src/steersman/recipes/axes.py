@@ -54,8 +54,9 @@ class Sampling:
 
     Attributes:
         steps: The number of steps.
-        spacing: The spacing of the schedule's levels, or falling ratios ``sigma / alpha``, such as ``[60, 3, 0.03]``:
-            the same share of the steps goes from each to the next, evenly in the logarithm.
+        spacing: The spacing of the schedule's levels, ``linspace``, ``leading``, ``trailing``, ``karras`` or
+            ``logsnr``; or falling ratios ``sigma / alpha``, such as ``[60, 3, 0.03]``: the same share of the steps goes
+            from each to the next, evenly in the logarithm.
         ratio_min: Lower limit of the noise-to-signal ratio ``sigma / alpha``, before the clean image.
         ratio_max: Upper limit of the ratio, where sampling starts.
         clip: Whether the denoised image is clipped to [-1, 1] before each step.
