@@ -40,6 +40,7 @@ BAD = [
     (["set", "--judge", "none"], "reference, guide, judge or save-statistics must be given"),
     (["set", "--figures", "fid"], "reference must be given for fid"),
     (["set", "--figures", "fdi"], "unknown figure 'fdi'; did you mean 'fid'"),
+    (["set", "--figures", ""], "unknown figure ''"),
     (["set", "--reference", "set", "--features", "inceptoin"], "unknown features 'inceptoin'"),
     (["set", "--reference", BALLS], "must have the size of the samples, 8 by 8 pixels, got 64 by 64"),
     (["set", "--resamples", "-1"], "resamples must be at least 0, got -1"),

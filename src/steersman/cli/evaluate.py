@@ -78,7 +78,7 @@ def evaluate(
     options.at_least(0, resamples=resamples, seed=seed)
     options.at_least(1, batch_size=batch_size)
     check_device(device)
-    wanted = options.listed(figures) if figures else None
+    wanted = options.listed(figures)
     for name in wanted or ():
         if name not in FIGURES:
             raise unknown("figure", name, FIGURES)

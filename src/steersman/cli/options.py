@@ -196,6 +196,6 @@ def numbers(name: str, text: str, kind: type[Number] = float) -> list[Number]:
         raise InputError(f"{name} must be {named} with commas between them, got {text!r}") from None
 
 
-def listed(text: str) -> tuple[str, ...]:
-    """Returns the names between commas."""
-    return tuple(name.strip() for name in text.split(","))
+def listed(text: str | None) -> tuple[str, ...] | None:
+    """Returns the names between commas; None without a text."""
+    return None if text is None else tuple(name.strip() for name in text.split(","))

@@ -59,7 +59,7 @@ def sweep(
         varied=varied(vary),
         reference=reference,
         features=features,
-        figures=options.listed(figures) if figures else FIGURES,
+        figures=options.listed(figures) or FIGURES,
         resamples=resamples,
     )
     with terminal.status("loading the networks"):
