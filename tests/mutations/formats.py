@@ -345,7 +345,7 @@ def analysis(folder: Path) -> Format:
     def load() -> list[Tensor]:
         parts = Parts(folder, settings, 4)
         assert page_of(folder) and read_errors(folder) is not None
-        return [torch.from_numpy(each) for each in (parts.read() if not parts.todo(2) else {}).values()]
+        return [torch.from_numpy(each) for each in (parts.read() if not parts.missing(2) else {}).values()]
 
     return Format(files=sorted(path for path in folder.rglob("*") if path.is_file()), load=load, show=lambda held: held)
 

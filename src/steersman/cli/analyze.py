@@ -183,17 +183,17 @@ def measured(
     from steersman.lab.analysis.parts import Parts
 
     parts = Parts(out, settings, count)
-    todo = parts.todo(scope.batch_size)
+    missing = parts.missing(scope.batch_size)
     scope.fit(networks, scope.batch_size)
     batches = Batches(scope.batch_size, on_halved=partial(scope.fit, networks))
     with terminal.progress() as progress:
-        left = sum(map(len, todo))
+        left = sum(map(len, missing))
         task = progress.add_task(f"{left} of {count} images", total=left * steps)
 
         def measure_batch(images: list[int]) -> "tuple[list[int], Mapping[Key, Tensor]]":
             return images, measure(images, partial(progress.advance, task, len(images)))
 
-        for images in todo:
+        for images in missing:
             for some, values in batches.map(measure_batch, images):
                 parts.write(some, values)
     return parts.read()

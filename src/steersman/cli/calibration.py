@@ -208,7 +208,6 @@ def agree(
     ] = None,
 ) -> None:
     """Measure the rank correlation between calibration error and sample quality."""
-    from steersman.files import write_json
     from steersman.lab.analysis.calibration import pairs, read_cells, read_errors, write_agreement
     from steersman.lab.analysis.parts import Parts
     from steersman.lab.sweep.sweeping import FRONTS
@@ -228,9 +227,7 @@ def agree(
         raise InputError(f"sweep: {str(sweep)!r} must have one of the figures {', '.join(FRONTS)}, it has none")
     settings = {"analysis": "agree", "calibration": str(calibration), "sweep": str(sweep)}
     settings |= {"figures": figure, "where": where or [], "best": best or []}
-    Parts(out, settings, 0)  # refuses a folder that holds another analysis
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "settings.json", settings)
+    Parts(out, settings, 0).write_settings()
     terminal = Terminal()
     for header, rows in write_agreement(out, found):
         terminal.table(header, rows)

@@ -49,19 +49,25 @@ class Parts:
                     "settings"
                 )
 
-    def todo(self, size: int) -> list[list[int]]:
-        """Returns the images that are still to be measured, at most so many together."""
+    def missing(self, size: int) -> list[list[int]]:
+        """Returns the images that no part has, in batches of at most ``size``."""
         if size < 1:
             raise InputError(f"batch-size must be at least 1, got {size}")
         done = {image for part in self._read() for image in part[IMAGES].tolist()}
         left = [image for image in range(self.count) if image not in done]
         return [left[first : first + size] for first in range(0, len(left), size)]
 
+    def write_settings(self) -> None:
+        """Writes the settings, by which another analysis is refused from then on."""
+        with writing_to(self.out):
+            self.out.mkdir(parents=True, exist_ok=True)
+            write_json(self.out / "settings.json", self.settings)
+
     def write(self, images: Sequence[int], values: Mapping[Key, Tensor]) -> None:
         """Writes what was measured of some images."""
+        self.write_settings()
         with writing_to(self.out):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(self.out / "settings.json", self.settings)
+            self.folder.mkdir(exist_ok=True)
         # A key is no file name that every system takes, so the archive has its JSON.
         arrays = {json.dumps(key): value.detach().cpu().numpy() for key, value in values.items()}
         with replacing(self.folder / f"{images[0]:06d}-{images[-1]:06d}.npz") as beside, beside.open("wb") as file:
