@@ -44,7 +44,7 @@ from steersman.lab.analysis.parts import Key, apart, names, stacked
 from steersman.lab.metrics.classification import Reliability, binned, confidence, correct
 from steersman.lab.metrics.intervals import Figure, by_chance, rank_correlation, resampled_together
 from steersman.lab.report.plots import Curve, Pair, write_scatter
-from steersman.lab.report.tables import as_text, markdown, write_figures
+from steersman.lab.report.tables import ENDS, as_text, figure_in, markdown, write_figures
 from steersman.precision import ieee
 from steersman.sampling import Report, Sampler, sample
 from steersman.schedule import Level
@@ -52,7 +52,6 @@ from steersman.schedule import Level
 __all__ = [
     "CONFIDENCE",
     "CORRECT",
-    "ENDS",
     "ERROR",
     "NAME",
     "Errors",
@@ -73,9 +72,6 @@ __all__ = [
 
 CONFIDENCE, CORRECT = "confidence", "correct"
 NAME, ERROR = "name", "integral calibration error"
-ENDS = ("", " low", " high")
-"""What a column is called beside its figure."""
-
 PARTS, RANK = ("classifier", "smoothing", "input", "temperature"), "rank correlation"
 TextTable = tuple[Sequence[str], Sequence[Sequence[str]]]  # a header and rows
 
@@ -248,7 +244,7 @@ def read_errors(folder: Path) -> dict[str, Figure]:
                 f"calibration: {str(path)!r} has no column {column!r}; give a folder of steersman analyze calibration"
             )
     with about("calibration", path):
-        return {row[NAME]: _figure(row, ERROR) for row in rows}
+        return {row[NAME]: figure_in(row, ERROR) for row in rows}
 
 
 def read_cells(
@@ -303,12 +299,8 @@ def _parts(name: str) -> frozenset[str]:
 
 
 def _best(rows: Sequence[Mapping[str, str]], name: str, larger: bool) -> Figure:  # noqa: FBT001
-    figures = [figure for row in rows if (figure := _figure(row, name)).value is not None]
+    figures = [figure for row in rows if (figure := figure_in(row, name)).value is not None]
     return max(figures, key=lambda figure: (figure.value or 0) * (1 if larger else -1), default=Figure())
-
-
-def _figure(row: Mapping[str, str], name: str) -> Figure:
-    return Figure(*(float(row[name + end]) if row.get(name + end) else None for end in ENDS))
 
 
 def _read(kind: str, path: Path) -> tuple[list[str], list[dict[str, str]]]:

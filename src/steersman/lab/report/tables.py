@@ -14,7 +14,7 @@ import yaml
 from steersman.files import read_csv, replacing
 from steersman.lab.metrics.intervals import Figure
 
-__all__ = ["as_text", "in_a_line", "markdown", "read_figures", "write_figures", "write_rows"]
+__all__ = ["ENDS", "as_text", "figure_in", "in_a_line", "markdown", "read_figures", "write_figures", "write_rows"]
 
 SHARES = ("accuracy", "precision", "recall", "coverage")  # figures in [0, 1], shown in per cent
 ENDS = ("", " low", " high")
@@ -74,11 +74,10 @@ def read_figures(path: Path, kind: str) -> list[dict[str, str | Figure]]:
     rows = []
     for line in lines:
         cells = dict(zip(header, line, strict=True))
-        row: dict[str, str | Figure] = {}
-        for name in names:
-            if f"{name}{ENDS[1]}" in cells:
-                row[name] = Figure(*(float(cells[name + end]) if cells[name + end] else None for end in ENDS))
-            else:
-                row[name] = cells[name]
-        rows.append(row)
+        rows.append({name: figure_in(cells, name) if f"{name}{ENDS[1]}" in cells else cells[name] for name in names})
     return rows
+
+
+def figure_in(cells: Mapping[str, str], name: str) -> Figure:
+    """Returns the figure in a row's columns; an end without a column or a cell is unknown."""
+    return Figure(*(float(cells[name + end]) if cells.get(name + end) else None for end in ENDS))
