@@ -291,14 +291,14 @@ def sensitivity(
     from steersman.lab.analysis import sensitivities
     from steersman.lab.analysis.forward import GRADIENTS, LOGITS, all_levels, axis
     from steersman.lab.analysis.parts import mean_curves
-    from steersman.recipes.axes import AXES, build
+    from steersman.recipes.axes import build
 
     if asked not in ASKED:
         raise unknown("time asked at", asked, ASKED)
     terminal, by_name = Terminal(), inputs.by_name()
     steadied = {name: stabilizer(name) for name in stabilizers or STABILIZERS}
-    if objective not in AXES["objective"]:
-        raise unknown("objective", objective, AXES["objective"])
+    if objective not in GRADIENT_OF:
+        raise unknown("objective", objective, GRADIENT_OF)
     with terminal.status("loading the networks"):
         forward = data.load(scope, inputs, target)
     schedule = forward.denoiser.schedule
