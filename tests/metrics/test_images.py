@@ -37,6 +37,14 @@ def test_a_folder_a_class(pixels, tmp_path):
         images.of("dig")
 
 
+def test_a_class_without_images_is_not_trained_on(pixels, tmp_path):
+    write(tmp_path / "cat", pixels(2))
+    assert load_data(str(tmp_path))[1] == ("cat",)
+    write(tmp_path / "dog" / "corgi", pixels(1))
+    with pytest.raises(InputError, match="must hold a folder of images a class, 'dog' holds none"):
+        load_data(str(tmp_path))
+
+
 def run_of(folder, *targets):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "run.yaml").write_text(yaml.safe_dump(Run(targets=targets).record()))

@@ -233,10 +233,14 @@ def _read_files(
 
 def _files(folder: Path) -> list[Path]:
     """Returns the images in a folder; of a run, those named by a number, not the grid."""
-    files = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
+    files = list(filter(_is_image, folder.iterdir()))
     if (folder / "run.yaml").exists():
         files = [path for path in files if path.stem.isdecimal()]
     return sorted(files)
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
 def _targets(folder: Path) -> dict[str, str]:
@@ -347,6 +351,10 @@ def load_data(
     elif Path(spec).is_dir():
         images = _folder(spec, Path(spec), resolution or SIDE, kind="data")
         data = _Labelled(images, images.classes)
+        # To a training each folder is a class; of a run that is measured, a target may have lost all its images.
+        for path in sorted(Path(spec).iterdir()):
+            if path.is_dir() and path.name[0] != "." and not any(map(_is_image, path.iterdir())):
+                raise InputError(f"data: {spec!r} must hold a folder of images a class, {path.name!r} holds none")
     else:
         raise InputError(
             f"data must be sportballs, sportballs:nrcg, {', '.join(f'{source}:' for source in SOURCES)} or a folder "
