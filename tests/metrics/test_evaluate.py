@@ -114,6 +114,13 @@ def test_accuracy_by_labels_and_by_a_target(lit, quarters):
     assert only(found) == {"accuracy/judge"}
 
 
+def test_a_network_that_no_figure_needs_sees_no_image(lit, quarters, monkeypatch):
+    samples, guide, judge = read_images(lit / "lit"), lights(), lights()
+    monkeypatch.setattr(guide.network, "forward", lambda *inputs: pytest.fail("the guide was asked"))
+    found = evaluate(samples, None, features=quarters, guide=guide, judge=judge, figures=("accuracy/judge", "fid"))
+    assert only(found) == {"accuracy/judge"}
+
+
 def test_a_number_is_the_guides_and_the_judge_is_told_the_name(lit, quarters):
     settings = {"features": quarters, "guide": lights("dark, black", "light"), "judge": lights("light", "dark")}
     found = evaluate(read_images(lit / "one"), None, target="0", **settings)

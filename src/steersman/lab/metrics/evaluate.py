@@ -90,7 +90,7 @@ def evaluate(
         reasons = "; ".join(f"{name} cannot be given: {undefined[name]}" for name in refused)
         raise InputError(f"{reasons}; give what is missing, or ask for other figures")
     draw = partial(resampled, resamples=resamples, seed=seed)
-    found = _network_figures(networks, samples, draw, batch_size, on_images)
+    found = _network_figures(networks, samples, figures, draw, batch_size, on_images)
     if wanted := [name for name in wanted if name not in undefined]:
         assert reference is not None, "else all distances are undefined"
         ours, theirs = (
@@ -189,14 +189,17 @@ class _Network:
 def _network_figures(
     networks: Mapping[str, _Network],
     samples: ImageSet,
+    figures: Collection[str],
     draw: Callable[..., Figure],
     batch_size: int,
     on_images: Callable[[int], object],
 ) -> dict[str, Figure]:
-    """Returns accuracies and CLIP score, those that are defined."""
+    """Returns accuracies and CLIP score, those that are defined; a network that no figure needs sees no image."""
     found, similarities = {}, {}
     for role, network in networks.items():
-        evaluations = network.evaluations(samples, batch_size, on_images)
+        scored = "clip_score" in figures and isinstance(network.network, TextClassifier)
+        needed = scored or f"accuracy/{role}" in figures
+        evaluations = network.evaluations(samples, batch_size, on_images) if needed else []
         right = [each.accuracy for each in evaluations if each.accuracy is not None]
         if right:
             found[f"accuracy/{role}"] = replace(share(round(sum(right)), len(right)), note=network.note)
