@@ -39,7 +39,6 @@ STABILIZERS = ("none", "ema 0.9", "ema 0.99", "adam")
 ASKED = ("own", "shared")
 GRADIENT_OF = {"class": "log p({})", "logit": "logit({})", "binary": "log p({})"}
 """What each objective has the gradient of."""
-LAST, FINE = 999, 200  # the last time of the mixture's schedule, and pixels along an edge of its density
 
 Out = Annotated[Path, option("Output folder, where an interrupted analysis continues.")]
 
@@ -365,29 +364,9 @@ def directions(
     side: Annotated[int, option("Number of arrows along each side of the plot.")] = 17,
 ) -> None:
     """Plot joint, marginal and conditional gradients on a mixture of three Gaussians in the plane."""
-    from steersman.files import writing_to
-    from steersman.lab.analysis import fields
-    from steersman.lab.analysis.figures import draw_fields
-    from steersman.lab.analysis.gradients import example, lattice
-    from steersman.lab.report.tables import write_rows
+    from steersman.lab.analysis.gradients import write_fields
 
-    mixture, points, fine = example(), lattice(side), lattice(FINE)
-    for time in (asked := options.numbers("times", times)):
-        if not 0 <= time <= LAST:
-            raise InputError(f"times must be 0 to {LAST}, got {time:g}")
-    rows, panels, density, means = [], {}, {}, {}
-    for level in map(mixture.schedule.at_time, asked):
-        name = f"t = {float(level.time):g}"
-        for field, arrows in fields(mixture, points, level, target).items():
-            panels[name, field] = arrows[:, :, 0, 0]
-            for point, arrow in zip(points[:, :, 0, 0].tolist(), panels[name, field].tolist(), strict=True):
-                rows.append((float(level.time), field, *point, *arrow))
-        density[name] = mixture.log_joint(fine, level).logsumexp(1).exp().reshape(FINE, FINE)
-        means[name] = level.alpha * mixture.means
-    with writing_to(out):
-        out.mkdir(parents=True, exist_ok=True)
-    write_rows(out / "directions.csv", ("time", "field", "x", "y", "u", "v"), rows)
-    draw_fields(out / "directions.png", points[:, :, 0, 0], panels, density, means, target)
+    write_fields(out, options.numbers("times", times), target=target, side=side)
     Terminal().print(f"figures in {out}")
 
 

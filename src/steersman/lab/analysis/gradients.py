@@ -17,6 +17,7 @@ the conditional one where there is no noise; what it is off at noise is the pric
 
 from collections import defaultdict
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,19 +27,23 @@ from torch import Tensor
 from steersman.batching import norm
 from steersman.denoise import Denoiser
 from steersman.errors import InputError
+from steersman.files import writing_to
 from steersman.guidance.guide import Guide
 from steersman.guidance.objective import ClassProbability
 from steersman.guidance.step import Denoised, Step
 from steersman.guidance.target import Target
+from steersman.lab.analysis.figures import draw_fields
 from steersman.lab.analysis.parts import Key, stacked
+from steersman.lab.report.tables import write_rows
 from steersman.mixture import Mixture
 from steersman.sampling import Callback, Report, Sampler, sample
 from steersman.schedule import CLEAN, Level
 
-__all__ = ["FIELDS", "GRADIENT", "IMAGE", "NORM", "example", "fields", "guided_gradients", "lattice"]
+__all__ = ["FIELDS", "GRADIENT", "IMAGE", "NORM", "example", "fields", "guided_gradients", "lattice", "write_fields"]
 
 IMAGE, GRADIENT, NORM = "image", "gradient", "norm"
 FIELDS = ("joint", "marginal", "conditional", "on x0_hat")
+LAST, FINE = 999, 200  # the last time of the mixture's schedule, and pixels along an edge of its density
 
 
 def guided_gradients(
@@ -108,3 +113,24 @@ def fields(mixture: Mixture, x_t: Float[Tensor, "P 2 1 1"], level: Level, target
     targets = torch.full((len(x_t),), target)
     g, _ = guide.gradient(leaf, mixture(leaf, level), step, targets, mixture)  # pyright: ignore[reportArgumentType]
     return dict(zip(FIELDS, (joint, joint - conditional, conditional, g), strict=True))
+
+
+def write_fields(out: Path, times: Sequence[float], *, target: int, side: int) -> None:
+    """Writes the fields of the example at some times as ``directions.csv``, and draws them over its density."""
+    mixture, points, fine = example(), lattice(side), lattice(FINE)
+    for time in times:
+        if not 0 <= time <= LAST:
+            raise InputError(f"times must be 0 to {LAST}, got {time:g}")
+    rows, panels, density, means = [], {}, {}, {}
+    for level in map(mixture.schedule.at_time, times):
+        name = f"t = {float(level.time):g}"
+        for field, arrows in fields(mixture, points, level, target).items():
+            panels[name, field] = arrows[:, :, 0, 0]
+            for point, arrow in zip(points[:, :, 0, 0].tolist(), panels[name, field].tolist(), strict=True):
+                rows.append((float(level.time), field, *point, *arrow))
+        density[name] = mixture.log_joint(fine, level).logsumexp(1).exp().reshape(FINE, FINE)
+        means[name] = level.alpha * mixture.means
+    with writing_to(out):
+        out.mkdir(parents=True, exist_ok=True)
+    write_rows(out / "directions.csv", ("time", "field", "x", "y", "u", "v"), rows)
+    draw_fields(out / "directions.png", points[:, :, 0, 0], panels, density, means, target)
