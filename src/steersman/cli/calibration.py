@@ -156,26 +156,20 @@ def _show(
         calibration_errors,
         diagrams,
         error_curves,
-        filled_bins,
+        write_diagrams,
         write_integrals,
     )
     from steersman.lab.analysis.figures import draw_reliability
     from steersman.lab.analysis.forward import axis, choose
-    from steersman.lab.analysis.parts import apart, names
-    from steersman.lab.report.tables import as_text, write_rows
+    from steersman.lab.analysis.parts import apart
+    from steersman.lab.report.tables import as_text
 
     x_axis = x, title, _ = axis(schedule, levels)
     errors = calibration_errors(values, [float(level.time) for level in levels], bins)
     reliability = diagrams(values, bins)
     integrals = {key: each.integral for key, each in errors.items()}
     write_integrals(out, integrals, heading)
-    rows = [
-        (names(errors)[key], time, *filled)
-        for key, row in reliability.items()
-        for time, diagram in zip(x, row, strict=True)
-        for filled in filled_bins(diagram)
-    ]
-    write_rows(out / "reliability.csv", ("curve", "x", "low", "high", "count", "confidence", "accuracy"), rows)
+    write_diagrams(out, reliability, x)
     panels = choose(levels, count=min(PANELS, len(levels)))
     count = len(next(iter(values.values())))
     draw_reliability(

@@ -44,7 +44,7 @@ from steersman.lab.analysis.parts import Key, apart, names, stacked
 from steersman.lab.metrics.classification import Reliability, binned, confidence, correct
 from steersman.lab.metrics.intervals import Figure, by_chance, rank_correlation, resampled_together
 from steersman.lab.report.plots import Curve, Pair, write_scatter
-from steersman.lab.report.tables import ENDS, as_text, figure_in, markdown, write_figures
+from steersman.lab.report.tables import ENDS, as_text, figure_in, markdown, write_figures, write_rows
 from steersman.precision import ieee
 from steersman.sampling import Report, Sampler, sample
 from steersman.schedule import Level
@@ -67,6 +67,7 @@ __all__ = [
     "read_errors",
     "confidences",
     "write_agreement",
+    "write_diagrams",
     "write_integrals",
 ]
 
@@ -308,6 +309,18 @@ def _read(kind: str, path: Path) -> tuple[list[str], list[dict[str, str]]]:
     if not rows:
         raise InputError(f"{kind}: {str(path)!r} must have a row below its header, got none")
     return header, [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def write_diagrams(out: Path, found: Mapping[Key, Sequence[Reliability]], x: Sequence[float]) -> None:
+    """Writes the diagrams at each level, of which x is the time or sigma, as ``reliability.csv``."""
+    called = names(found)
+    rows = [
+        (called[key], at, *filled)
+        for key, row in found.items()
+        for at, diagram in zip(x, row, strict=True)
+        for filled in filled_bins(diagram)
+    ]
+    write_rows(out / "reliability.csv", ("curve", "x", "low", "high", "count", "confidence", "accuracy"), rows)
 
 
 def write_integrals(out: Path, integrals: Mapping[Key, Figure], heading: str) -> None:
