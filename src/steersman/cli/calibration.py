@@ -66,7 +66,7 @@ def calibration(
     temperatures = options.numbers("temperature", temperature)
     if num < 1 or bins < 1:
         raise InputError(f"num and bins must be at least 1, got num {num} and bins {bins}")
-    walker = build("sampler", parse_yaml(sampler))
+    built = build("sampler", parse_yaml(sampler))
     with terminal.status("loading the networks"):
         denoiser = scope.load_denoiser()
         classifiers: dict[Key, Classifier] = {}
@@ -83,7 +83,7 @@ def calibration(
             raise unknown("class of the denoiser", name, denoiser.classes)
     labels = [denoiser.classes.index(name) for name in drawn]
     targets = {key: indices_among(classifier, drawn) for key, classifier in classifiers.items()}
-    levels = levels_of(walker, denoiser.schedule, steps)[:-1]
+    levels = levels_of(built, denoiser.schedule, steps)[:-1]
     at = scope.places(levels)
 
     def measure(images: list[int], on_step: Callable[[], None]) -> "dict[Key, Tensor]":
@@ -92,7 +92,7 @@ def calibration(
 
         return confidences(
             denoiser,
-            walker,
+            built,
             classifiers,
             {key: of_images(indices) for key, indices in targets.items()},
             [seed + image for image in images],

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from steersman.lab.generate import Share, Summary, Unfinished
     from steersman.lab.run import Run
     from steersman.lab.stop import Stop
+
 __all__ = ["sample"]
 
 ANIMATED = 4  # images in an animation

@@ -41,9 +41,7 @@ class Evaluation(NamedTuple):
 
     accuracy: float | None = None  # 1 where the target is the likeliest class, or a label likelier than not; else 0
     probability: float | None = None  # of the target
-    similarity: float | None = (
-        None  # the cosine of image and target, or the nearest of a set, for targets that are texts
-    )
+    similarity: float | None = None  # the cosine of image and text, of a set that of the nearest; for texts alone
 
 
 def evaluate_images(
