@@ -160,7 +160,7 @@ class Checkpoint:
                 if tensor.nbytes > tensor.untyped_storage().nbytes():
                     raise InputError(f"{excerpt(name)} is not a plain tensor with all its values")
             check_finite(tensors)
-        except (InputError, NotImplementedError) as error:  # of types without arithmetic, such as bits8
+        except (InputError, RuntimeError) as error:  # torch: a type without arithmetic, such as bits8
             raise _refused(self.path, str(error)) from error
         return dict(tensors)
 

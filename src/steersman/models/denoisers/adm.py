@@ -130,7 +130,8 @@ def read_checkpoint(source: str, name: str, released: Mapping[str, Settings]) ->
             _check_heads(stated, known)
         found |= {} if denoiser else _head(tensors)
         found["size"] = _size(tensors, len(found["channel_mult"]), stated, known)
-        stated.check(found | _resolutions(found, stated))
+        stated.check(found)
+        _check_resolutions(found, stated)
         return Checkpoint(path, tensors, stated.settings(known, found), known is not None)
 
 
@@ -234,9 +235,13 @@ def _size(tensors: Mapping[str, Tensor], levels: int, stated: Stated, known: Set
     return size
 
 
-def _resolutions(found: Mapping[str, Any], stated: Stated) -> dict[str, Any]:
-    """Returns the sizes with attentions where others are stated; scripts may state more, and in any order."""
+def _check_resolutions(found: Mapping[str, Any], stated: Stated) -> None:
+    """Refuses stated sizes that are not those with attentions; scripts may state more, and in any order."""
     sides = [found["size"] >> level for level in range(len(found["channel_mult"]))]
     attended = tuple(sides[level] for level in found["attended"])
     given = stated.get("attention_resolutions", attended)
-    return {"attention_resolutions": attended} if {side for side in given if side in sides} != set(attended) else {}
+    if {side for side in given if side in sides} != set(attended):
+        raise InputError(
+            f"attention_resolutions must be {written(attended)}, by the file's tensors and images of {sides[0]} "
+            f"pixels, got {written(given)}"
+        )
