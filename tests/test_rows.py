@@ -23,6 +23,7 @@ from steersman.guidance import (
 )
 from steersman.models.classifiers import RAW, Classifier, Preprocess, TextClassifier
 from steersman.recipes import load_recipe, recipe_names
+from steersman.recipes.schema import PAIRS
 from steersman.sampling import sample
 from steersman.schedule import VP
 
@@ -225,7 +226,7 @@ def test_an_image_is_the_same_to_the_bit_whatever_its_batch_by_every_recipe_and_
     changes |= {"sampler": sampler, "recurrence.times": 1, "stabilizer": "rms"} if sampler else {}
     chosen = chosen.changed(changes)
     classifier = logits(5, side=112)
-    others = [(classifier, {0: 0})] * (chosen.resolved()["ensemble"].get("kind") == "switch")
+    others = [(classifier, {0: 0})] * (chosen.resolved()["ensemble"]["kind"] in PAIRS)
 
     def drawn(*seeds):
         return sample(

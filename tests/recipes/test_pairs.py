@@ -19,6 +19,7 @@ from steersman.models.classifiers.smoothing import soften
 from steersman.models.denoisers import DiffusersDenoiser
 from steersman.recipes import Recipe
 from steersman.recipes.axes import AXES
+from steersman.recipes.schema import PAIRS
 from steersman.sampling import sample
 from steersman.schedule import VP
 
@@ -46,6 +47,7 @@ MORE = {
         {"steps": 3, "keeps": "noise"},
     ],
     "recurrence": [{"times": 2, "ratio_max": 100.0}],
+    "weighs": [{"particles": False}],
     "particles": [
         {"count": 3, "ratio_max": 0.0},
         {"count": 2, "potential": "difference", "fraction": 0.5, "choice": "draw"},
@@ -107,6 +109,8 @@ def kinds(section):
 
 def refused(settings):
     """Why a combination cannot be, as its message begins."""
+    if settings["ensemble"]["kind"] == "verifier" and settings["particles"].get("count", 1) == 1:
+        return "ensemble: verifier must have particles to weigh, particles.count of 2 or more, got 1"
     noiseless = {"heun", "dpmpp"} | ({"ddim"} if not settings["sampler"].get("eta") else set())
     ascends = settings["wrt"].get("ascents", 1) > 1
     if ascends and (settings["injection"]["kind"] != "denoised" or settings["input"]["kind"] in ("noisy", "rescaled")):
@@ -114,6 +118,9 @@ def refused(settings):
     noiseless |= {"diffusers"} if "scheduler" not in settings["sampler"] else set()
     sampler, injection = settings["sampler"]["kind"], settings["injection"]["kind"]
     corrected = settings["particles"].get("corrected", False)
+    unweighed = settings["particles"].get("count", 1) > 1 and not settings["weighs"].get("particles", True)
+    if unweighed and not (injection == "spherical" and sampler in noiseless - {"diffusers"}):
+        return "particles.count must be 1 without a guide that weighs them"
     lacks_noise = []
     if sampler in noiseless:
         lacks_noise += ["injection must not be spherical with a sampler whose steps end without noise"] * (
@@ -167,7 +174,7 @@ def classifiers():
 
 def walk(settings, denoiser, classifier, seeds, targets, **given):
     recipe = Recipe(name="pair", title="", settings={**settings, "scale": 0.1}).check()
-    others = [(classifier, {0: 1, 1: 0})] if "switch" in kinds(settings["ensemble"]) else []
+    others = [(classifier, {0: 1, 1: 0})] if settings["ensemble"]["kind"] in PAIRS else []
     guides = recipe.bind_prepared(classifier, *others)
     if "difference" in kinds(settings["weight"]):
         given["condition"] = {"label": torch.tensor(targets), "cfg_scale": 1.5}

@@ -1,6 +1,7 @@
 """Recipes: strict, complete, and the same after a round trip through a file."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -25,6 +26,7 @@ from steersman.guidance import (
     Sine,
     TargetLogit,
     Transition,
+    Translated,
     Variance,
 )
 from steersman.recipes import load_recipe, recipe_names
@@ -131,6 +133,11 @@ def test_a_change_of_kind_starts_from_that_kinds_defaults():
             "extra_guides.0.smoothing must have softplus None, as the first guide, which has the same classifier, "
             "got 8.0",
         ),
+        (
+            "nrcg",
+            ["ensemble=verifier"],
+            "ensemble: verifier must have particles to weigh, particles.count of 2 or more, got 1",
+        ),
         ("nrcg", ["loss=rot"], "unknown loss 'rot'; did you mean 'root'"),
         ("nrcg", ["sampling.keeps=nose"], "sampling.keeps must be 'noise' or 'sample', got 'nose'"),
         ("absent.yaml", [], "'absent.yaml' cannot be read (No such file or directory)"),
@@ -221,6 +228,18 @@ def test_the_last_change_of_a_further_guide_holds():
     changes = ["extra_guides=[{weight: constant}]", "extra_guides.0.weight.kind=linear", "extra_guides.0.weight=signal"]
     _, second = load_recipe("nrcg", changes).bind_prepared(classifier=flat)
     assert second.weight == Signal()
+
+
+def test_a_verifier_weighs_in_the_place_of_each_guide_that_would():
+    changes = ["ensemble=verifier", "particles.count=2", "loss=root", "scale=3"]
+    changes.append("extra_guides=[{weighs: false, input: noisy, scale: 2}]")
+    known = {0: 1, 1: 0}
+    first, second, other = load_recipe("nrcg", changes).bind_prepared(flat, (flat, known))
+    alone = load_recipe("nrcg", ["loss=root"]).bind_prepared(flat)[0].objective
+    translated = Root(objective=Translated(objective=alone.objective, classes=known))
+    assert (first.objective, first.scale, first.weighs) == (alone, 3, False)
+    assert second == replace(first, objective=translated, scale=0, weighs=True)
+    assert (other.objective, other.scale, other.weighs, other.input) == (alone, 2, False, Noisy())
 
 
 def test_each_guide_has_its_loss_over_all_classifiers():

@@ -1,5 +1,5 @@
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -313,9 +313,40 @@ def test_conditions_go_with_their_images(mixture, weigher):
     assert ((own[:, :, 0, 0] - mixture.means[labels]).norm(dim=1) < 1.0).all()
 
 
-def test_refuses_particles_that_nothing_weighs(mixture):
+def test_one_guide_weighs_what_another_guides(mixture, objective, posterior):
+    """Best of n: each candidate is guided as it would be by the first guide alone, the second picks its likeliest."""
+    pulls = Guide(objective=objective, input=Noisy(), weight=Variance(), scale=2.0, weighs=False)
+    disagrees = ClassProbability(classifier=lambda image, level=None: posterior(image, level).roll(1, 1))
+    picks = [Guide(objective=each, scale=0, input=Noisy()) for each in (disagrees, objective)]
+    settings = {"particles": Particles(count=4, ratio_max=0), "target": 1}
+    by_other, by_own = (walk(mixture, DDPM(), [pulls, pick], **settings) for pick in picks)
+    indifferent = Guide(objective=lambda image, target, level: image.new_zeros(len(image)), scale=0)
+    candidates = []
+    for rank in range(4):
+        kept = replace(indifferent, objective=_Kept(rank))
+        candidates.append(walk(mixture, DDPM(), [pulls, kept], **settings))
+    candidates = torch.stack(candidates)
+    for picked, place in ((by_other, 0), (by_own, 1)):
+        said = posterior(candidates.flatten(0, 1), CLEAN)[:, place].reshape(4, -1)
+        best = candidates[said.argmax(0), torch.arange(len(SEEDS))]
+        torch.testing.assert_close(picked, best, rtol=0, atol=1e-12)
+    assert (by_other - by_own).abs().max() > 0.1
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Likes the candidate of one number best."""
+
+    rank: int
+
+    def __call__(self, image, target, level):
+        return -((torch.arange(len(image)) % 4 - self.rank) % 4).to(image.dtype)
+
+
+@pytest.mark.parametrize("guides", [[], [Guide(objective=_Kept(0), weighs=False)]], ids=["none", "one that guides"])
+def test_refuses_particles_that_nothing_weighs(mixture, guides):
     with pytest.raises(InputError, match="particles.count must be 1 without a guide that weighs them, got 3"):
-        walk(mixture, DDPM(), [], Particles(count=3))
+        walk(mixture, DDPM(), guides, Particles(count=3))
 
 
 # --- in the loop, corrected ------------------------------------------------------------------------------------------

@@ -71,6 +71,7 @@ class Guide:
         stabilizer: How the gradients of successive steps are combined.
         weight: The guidance weight ``w_t`` over time.
         injection: Where the guidance update enters the step.
+        weighs: Whether its log-likelihood weighs particles.
 
     The repr shows the settings that differ from their defaults.
 
@@ -94,6 +95,7 @@ class Guide:
     stabilizer: Stabilizer = field(default_factory=Identity)
     weight: Weight = field(default_factory=Variance)
     injection: Injection = field(default_factory=Mean)
+    weighs: bool = True
 
     def __repr__(self) -> str:
         return brief(self)
@@ -233,13 +235,14 @@ class Steering:
     def log_likelihood(
         self, x_t: Batch, prediction: Prediction, level: Level, updates: Sequence[Update | None] = ()
     ) -> PerImage:
-        """Returns the sum over the guides; an update that was taken at this very sample knows its log-likelihood."""
+        """Returns the sum over the guides that weigh; an update taken at this very sample knows its log-likelihood."""
         assert self.target is not None, "the loop refuses particles without guides, and guides without targets"
         values = [
             guide.log_likelihood(x_t, prediction, level, self.target, self.denoiser)
             if update is None or guide.injection.point == "sample"
             else update.log_likelihood
             for guide, update in zip_longest(self.guides, updates)
+            if guide.weighs
         ]
         return total(torch.stack(values, 1))
 

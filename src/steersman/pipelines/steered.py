@@ -171,7 +171,7 @@ class SteeredPipeline:
                     f"{setting}: {self.name} keeps samples or outputs from step to step, so that a step cannot be made "
                     f"again; use one of {', '.join(MEMORYLESS)}, or leave {setting} out"
                 )
-        if particles.count > 1 and not self.guides:
+        if particles.count > 1 and not any(guide.weighs for guide in self.guides):
             raise InputError(f"particles.count must be 1 without a guide that weighs them, got {particles.count}")
         if particles.count > 1 and particles.corrected:
             raise InputError("particles.corrected must be false in a pipeline, whose unguided step is not known")

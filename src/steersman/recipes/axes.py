@@ -97,6 +97,7 @@ AXES: dict[str, dict[str, type]] = {
         "switch": _option(
             "The first of two classifiers above the ratio sigma / alpha, the second below.", at=(float, 1.0)
         ),
+        "verifier": _option("The first of two classifiers guides, the second weighs the particles."),
     },
     "smoothing": {
         "none": _option("The classifier as it was trained."),
@@ -145,6 +146,7 @@ AXES: dict[str, dict[str, type]] = {
         "spherical": guidance.Spherical,
     },
     "scale": {"factor": _option("The guidance scale s.", value=(float, 1.0))},
+    "weighs": {"likelihood": _option("Whether the guide's log-likelihood weighs particles.", particles=(bool, True))},
     "sampler": {"ddpm": DDPM, "ddim": DDIM, "heun": Heun, "dpmpp": DPMpp, "diffusers": NamedScheduler},
     "sampling": {"levels": Sampling},
     "recurrence": {"repeat": Recurrence},

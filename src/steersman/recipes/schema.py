@@ -7,6 +7,7 @@ some of them. ``NAME`` or ``NAME/VARIANT`` names a bundled one, a path one's own
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,8 +34,10 @@ __all__ = ["EXTRA", "Guides", "Recipe", "load_recipe", "recipe_names", "shared_c
 BUNDLED = Path(str(resources.files("steersman.recipes")))
 AVERAGES = ("augment", "montecarlo")
 PARTS = ("input", "stabilizer", "weight", "injection")
+PAIRS = ("switch", "verifier")
+"""Ensembles of two classifiers with a part each."""
 EXTRA = "extra_guides"
-OWN = ("objective", "loss", "smoothing", *PARTS, "wrt", "scale")
+OWN = ("objective", "loss", "smoothing", *PARTS, "wrt", "scale", "weighs")
 """The axes on which an extra guide may differ from the first."""
 
 
@@ -129,8 +132,8 @@ class Recipe(BaseModel):
         for axis in self.settings:
             if axis not in AXES and axis != EXTRA:
                 raise unknown("axis", axis, [*AXES, EXTRA])
-        switch = self._sections("ensemble")[0]["kind"] == "switch"
-        self.bind_prepared(_no_classifier, *[(_no_classifier, {})] * switch)
+        pair = self._sections("ensemble")[0]["kind"] in PAIRS
+        self.bind_prepared(_no_classifier, *[(_no_classifier, {})] * pair)
         self.classifier_settings()
         return self
 
@@ -186,7 +189,7 @@ class Recipe(BaseModel):
         guides = Guides(self, classifier)
         for index, recipe in enumerate(self._recipes(), -1):
             with _about_guide(index):
-                guides.append(recipe._guide(classifier, *others, blend=blend))
+                guides += recipe._guides(classifier, *others, blend=blend)
         return guides
 
     def classifier_settings(self) -> dict[str, Any]:
@@ -247,13 +250,13 @@ class Recipe(BaseModel):
             f"{type(classifier).__name__}; wrap a network as Classifier(network, preprocess=..., names=...)"
         )
 
-    def _guide(
+    def _guides(
         self,
         classifier: Logits | None,
         *others: tuple[Logits, Mapping[int, int | Sequence[int]]],
         blend: Sequence[tuple[float, Sequence[Target]]],
-    ) -> Guide:
-        """Returns the guide of a recipe without extra ones."""
+    ) -> list[Guide]:
+        """Returns the guide of a recipe without extra ones; where a verifier weighs in its place, both."""
         choices = {axis: self._build(axis) for axis in PARTS}
         classifiers = [classifier, *(other for other, _ in others)]
         knows_noise = any(getattr(each, "schedule", None) is not None for each in classifiers)
@@ -271,17 +274,21 @@ class Recipe(BaseModel):
         else:
             pairs = zip(objectives[1:], others, strict=True)
             objectives[1:] = [Translated(objective=objective, classes=classes) for objective, (_, classes) in pairs]
-        objective = self._combined(objectives)
+        objective, *verifier = self._combined(objectives)
         if self._sections("loss")[0]["kind"] != "none":
-            objective = self._build("loss", objective=objective)
+            objective, *verifier = (self._build("loss", objective=each) for each in (objective, *verifier))
         (wrt,) = self._sections("wrt")
-        return Guide(
+        guide = Guide(
             objective=objective,
             scale=self._build("scale").value,
             wrt=wrt["kind"],
             ascents=wrt.get("ascents", 1),
+            weighs=self._build("weighs").particles,
             **choices,
         )
+        if not verifier or not guide.weighs:
+            return [guide]
+        return [replace(guide, weighs=False), replace(guide, objective=verifier[0], scale=0.0)]
 
     def _objective(self, classifier: Logits | None) -> Objective:
         """Returns the objective of one classifier, with the averages of the smoothing."""
@@ -297,17 +304,25 @@ class Recipe(BaseModel):
                 objective = build("smoothing", part, objective=objective)
         return objective
 
-    def _combined(self, objectives: Sequence[Objective]) -> Objective:
-        """Returns the ensemble of the classifiers' objectives."""
+    def _combined(self, objectives: Sequence[Objective]) -> Sequence[Objective]:
+        """Returns the ensemble of the classifiers' objectives, and the verifier's where it weighs by itself."""
         (ensemble,), count = self._sections("ensemble"), len(objectives)
-        if ensemble["kind"] == "switch":
-            if count != 2:
-                raise InputError(f"ensemble: switch must have two classifiers, --classifier twice, got {count}")
-            return Switch(above=objectives[0], below=objectives[1], at=ensemble["at"])
+        kind = ensemble["kind"]
+        if kind in PAIRS and count != 2:
+            raise InputError(f"ensemble: {kind} must have two classifiers, --classifier twice, got {count}")
+        if kind == "verifier":
+            if (particles := self._build("particles")).count < 2:
+                raise InputError(
+                    f"ensemble: verifier must have particles to weigh, particles.count of 2 or more, got "
+                    f"{particles.count}"
+                )
+            return objectives
+        if kind == "switch":
+            return [Switch(above=objectives[0], below=objectives[1], at=ensemble["at"])]
         weights = ensemble["weights"] or (1.0,) * count
         if len(weights) != count:
             raise InputError(f"ensemble.weights must hold one for each of {count} classifiers, got {len(weights)}")
-        return Sum(list(zip(weights, objectives, strict=True))) if weights != (1.0,) else objectives[0]
+        return [Sum(list(zip(weights, objectives, strict=True)))] if weights != (1.0,) else objectives
 
 
 def shared_classes(

@@ -165,8 +165,7 @@ def sample(
         raise InputError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
     if dtype == torch.float64 and torch.device(device).type == "mps":
         raise InputError("dtype must be torch.float32 on mps, which has no float64, got torch.float64")
-    if (particles := particles or Particles()).count > 1 and not guides:
-        raise InputError(f"particles.count must be 1 without a guide that weighs them, got {particles.count}")
+    particles = particles or Particles()
     if getattr(denoiser, "latent", False):
         guides, clip = tuple(map(after_decoding, guides)), False
     targets = None

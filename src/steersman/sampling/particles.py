@@ -143,7 +143,12 @@ class ParticleFilter:
         )
 
     def check(self, guides: Sequence[Guide], *, noisy: bool | None) -> None:
-        """Refuses updates that the weights cannot correct for: of anything but the mean, or without noise around it."""
+        """Refuses particles that no guide weighs, and updates that the weights cannot correct for.
+
+        These are updates of anything but the mean, or without noise around it.
+        """
+        if self.count > 1 and not any(guide.weighs for guide in guides):
+            raise InputError(f"particles.count must be 1 without a guide that weighs them, got {self.count}")
         if not self.particles.corrected or self.count == 1:
             return
         if noisy is False:
