@@ -149,7 +149,7 @@ def sample(
     def draw(numbers: range) -> tuple[Tensor, list[int]]:
         """Returns the images of a batch, and the number of updates of each that were dropped."""
         rows, count = slice(numbers.start, numbers.stop), len(numbers)
-        watch = Watch(lambda: bar.update(count / settings["steps"]))
+        watch = Watch(lambda share: bar.update(count * share), settings["recurrence"])
         x0 = sample_batch(
             denoiser,
             sampler,

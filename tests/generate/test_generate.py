@@ -18,7 +18,7 @@ from steersman.lab.session import Networks, load_session
 from steersman.lab.train.denoiser import unet
 from steersman.recipes import load_recipe, recipe_names
 from steersman.sampling import Report
-from steersman.sampling.loop import Watch
+from steersman.sampling.loop import Recurrence, Watch
 from steersman.schedule import CLEAN
 
 GUIDE, JUDGE = "zoo:sportballs-mobilenet", "zoo:sportballs-judge"
@@ -292,14 +292,15 @@ def test_a_device_beyond_the_last_is_refused(monkeypatch):
 
 def test_how_far_images_were_moved_counts_the_last_steps_repeats():
     """The root mean square of the sum of what each update moved, (1 + 2) + (3 + 4), one number an image."""
-    watch, seen = Watch(lambda: seen.append(1)), []
+    seen = []
+    watch = Watch(seen.append, Recurrence(times=2))
     for index, repeat, size in ((0, 0, 1.0), (0, 1, 2.0), (1, 0, 3.0), (1, 1, 4.0)):
         x = torch.full((2, 3, 4, 4), size)
-        step = Step(index, 2, repeat, 0, CLEAN, CLEAN, torch.zeros(()), torch.zeros(()))
+        step = Step(index, 2, repeat, 0, CLEAN, CLEAN, torch.zeros(()), torch.zeros(()), (CLEAN,) * 3)
         watch(Report(step, x, x, (Update(7 * x, x, x, x[:, 0, 0, 0], torch.tensor([True, False]), x), None)))
     assert watch.moved(2) == [10.0, 10.0]
     assert watch.drops(2) == [0, 4]
-    assert len(seen) == 2
+    assert seen == [0.25] * 4  # of an image, so that repeated steps do not change the time left
 
 
 def test_a_gradient_is_not_blamed_where_there_was_none():

@@ -32,7 +32,7 @@ def drawn(mixture, posterior, sampler, images=100, **choices):
     settings = SETTINGS | {"steps": choices.pop("steps", 12), "recurrence": choices.pop("recurrence", None)}
     settings["seeds"] = range(images)
     guide = Guide(objective=ClassProbability(classifier=posterior), input=Noisy(), **choices)
-    watch = Watch(lambda: None)
+    watch = Watch(lambda _: None)
     guided = sample(mixture, sampler, guides=[guide], callbacks=[watch], **settings)
     return guided, sample(mixture, sampler, **settings), torch.tensor(watch.moved(images), dtype=F64)
 

@@ -22,7 +22,7 @@ class Reader(HTMLParser):
 
     def __init__(self):
         super().__init__()
-        self.open, self.tags, self.text = [], [], []
+        self.open, self.tags, self.text, self.titles = [], [], [], []
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
@@ -35,6 +35,8 @@ class Reader(HTMLParser):
     def handle_data(self, data):
         if self.open and self.open[-1] != "style":
             self.text.append(data)
+        if self.open and self.open[-1] == "h2":
+            self.titles.append(data)
 
     def all(self, tag):
         return [attributes for name, attributes in self.tags if name == tag]
@@ -94,7 +96,7 @@ def test_a_run_shows_figures_images_and_settings(tmp_path):
     reader, text = read(folder)
     for shown in (
         *("3 images of each target, seeds 5 to 7, steered to baseball.", "12.3 s; an image took 24 evaluations"),
-        *("accuracy, guide", "0.75", "accuracy/judge 50.0% [25.0%, 75.0%]", f"against {EVIL} by f"),
+        *("accuracy, guide", "75.0%", "accuracy/judge 50.0% [25.0%, 75.0%]", f"against {EVIL} by f"),
         *(
             f"denoiser {EVIL}",
             "recipe mine",
@@ -114,10 +116,27 @@ def test_the_images_of_a_large_run_are_few_and_small(tmp_path):
     targets = ("baseball", "soccer ball")
     reader, text = read(run(tmp_path / "run", targets, num=SHOWN, side=300, lost=["baseball 9"]))
     thumbs = reader.all("img")
-    assert len(thumbs) == SHOWN and f"Images: {SHOWN} of {2 * SHOWN}" in text
+    assert len(thumbs) == SHOWN
+    assert [each for each in reader.titles if "ball" in each] == [
+        f"{name} ({SHOWN // 2} of {SHOWN})" for name in targets
+    ]
     assert {picture(each["src"]).size for each in thumbs} == {(SIDE, SIDE)}
     assert (thumbs[0]["alt"], thumbs[-1]["alt"]) == ("baseball, seed 5", f"soccer ball, seed {5 + SHOWN // 2 - 1}")
     assert "Not finite and not written: baseball 9." in text
+
+
+def test_warnings_stand_out_and_targets_are_named(tmp_path):
+    folder = run(tmp_path / "run", warnings=["The guidance hardly changed the images."])
+    record = yaml.safe_load((folder / "run.yaml").read_text())
+    blend = {"blend": {"baseball": 1.0, "soccer ball": -0.5}, "targets": []}
+    (folder / "run.yaml").write_text(yaml.safe_dump(record | blend))
+    reader, text = read(folder)
+    assert "steered to 1 × baseball and -0.5 × soccer ball. " in text
+    assert [each for each in reader.all("p") if each.get("class") == "warning"]
+    drawn = {"targets": ["all"], "drawn": {"targets": ["baseball", "soccer ball"], "digest": "x"}}
+    (folder / "run.yaml").write_text(yaml.safe_dump(record | drawn))
+    text = read(folder)[1]
+    assert "steered to baseball, soccer ball. " in text and "digest" not in text
 
 
 def test_a_run_under_way_says_so(tmp_path):
@@ -134,15 +153,17 @@ def test_a_sweep_shows_its_table_plots_and_images(tmp_path):
     }
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(record | {"versions": {}}))
     _, text = read(tmp_path)
-    assert f"scale: 1, {EVIL}" in text and "The sweep is not finished" in text
-    lines = ["scale,fid,fid low,fid high,kid,kid low,kid high,lost,seconds", "1,12.3456,11,13,,,,0,9.5"]
-    lines += ['"<b>, x",150.26,,,,,,1,7']
+    assert "2 values of scale. In each cell 4 images of each target, seeds 0 to 3; against sportballs" in text
+    assert "The sweep is not finished" in text
+    lines = ["scale,fid,fid low,fid high,kid,kid low,kid high,lost,broken,seconds", "1,12.3456,11,13,,,,0,0,9.5"]
+    lines += ['"<b>, x",150.26,,,,,,1,0,7']
     (tmp_path / "sweep.csv").write_text("\n".join(lines))
     write_curves(tmp_path / "fid", [Curve(name="fid", x=[1, 2], y=[3, 4])], x="scale", y="fid")
     Image.new("RGB", (40, 20)).save(tmp_path / "grid.png")
     Image.new("RGB", (40, 20)).save(tmp_path / "pareto-fid.png")
     reader, text = read(tmp_path)
     assert "scale fid lost seconds 1 12.3 [11, 13] 0 9.5 <b>, x 150.3 1 7" in text
+    assert "scale=<b>, x: images that are not finite and not written: 1." in text
     assert "not finished" not in text and "num 4" in text and "reference sportballs" in text
     assert [each["alt"].split()[0] for each in reader.all("img")] == ["fid", "fid", "the"]
     assert [attributes.get("class") for attributes in reader.all("th")] == [None, "number", "number", "number"]
@@ -152,20 +173,25 @@ def test_a_tune_shows_its_best_trials_and_the_recipe_that_was_taken(tmp_path):
     record = {"recipes": ["freedom"], "space": {"scale": "1..9"}, "reference": "sportballs", "shared": {"num": 4}}
     (tmp_path / "tune.yaml").write_text(yaml.safe_dump(record))
     _, text = read(tmp_path)
-    assert "around freedom" in text and "scale: 1..9" in text and "The tune is not finished" in text
+    assert "of freedom." in text and "scale 1..9" in text and "The tune is not finished" in text
     figures = "accuracy,accuracy low,accuracy high,distance,distance low,distance high"
     lines = [f"trial,settings,{figures},cost,same as,pareto,refused", "0,scale=1,0.5,0.2,0.8,12.3456,11,13,24,,yes,"]
     lines += ["1,scale=2,0.25,0.1,0.5,99,98,100,24,,,", f'2,scale=9,,,,,,,,,,"{EVIL}"']
     (tmp_path / "tune.csv").write_text("\n".join(lines))
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"expected": ["accuracy 50%"], "settings": {"scale": 1.0}}))
     Image.new("RGB", (40, 20)).save(tmp_path / "pareto-accuracy.png")
+    (tmp_path / "trials" / "0000").mkdir(parents=True)
+    Image.new("RGB", (40, 20)).save(tmp_path / "trials" / "0000" / "grid.png")
     reader, text = read(tmp_path)
     best = "trial settings accuracy distance cost pareto 0 scale=1 50.0% [20.0%, 80.0%] 12.3 [11, 13] 24 yes"
     assert f"no other beats in accuracy, distance and cost {best}" in text
     assert "all 2 that were drawn" in text and "1 scale=2 25.0% [10.0%, 50.0%]" in text
     assert f"1 refused trial settings why 2 scale=9 {EVIL}" in text
     assert "gave accuracy 50%" in text and "scale 1.0" in text and "num 4" in text and "not finished" not in text
-    assert [each["alt"].split()[0] for each in reader.all("img")] == ["accuracy"]
+    pictures = [each["alt"] for each in reader.all("img")]
+    assert pictures[0] == "trial 0: judge 50.0% [20.0%, 80.0%], distance 12.3 [11, 13]" and len(pictures) == 2
+    cell = next(each for each in reader.all("td") if each.get("data-column") == "distance")
+    assert cell["class"] == "number"  # on a narrow screen each cell names its column
 
 
 def test_an_analysis_shows_each_plot_with_its_values(tmp_path):

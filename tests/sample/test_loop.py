@@ -17,6 +17,7 @@ from steersman.guidance import (
     reverse_variance,
 )
 from steersman.sampling import DDIM, DDPM, Recurrence, SeededNoise, sample
+from steersman.sampling.loop import Watch
 from steersman.schedule import VP
 
 F64 = torch.float64
@@ -105,7 +106,9 @@ def test_recurrence_repeats_inside_its_window_alone(recording):
     ratios = [float(level.sigma / level.alpha) for level in levels]
     reports = []
     recurrence = Recurrence(times=3, ratio_min=ratios[8], ratio_max=ratios[5])
-    draw(recording, DDPM(), recurrence=recurrence, callbacks=[reports.append])
+    shares = []
+    draw(recording, DDPM(), recurrence=recurrence, callbacks=[reports.append, Watch(shares.append, recurrence)])
+    assert shares == [1 / 20] * 20  # what a progress bar shows, and its time left, grows evenly
     visited = [index for index in range(12) for _ in range(3 if 5 <= index <= 8 else 1)]
     assert [report.step.index for report in reports] == visited
     assert [report.step.repeat for report in reports[4:9]] == [0, 0, 1, 2, 0]

@@ -61,7 +61,8 @@ class Terminal(Console):
     def progress(self) -> Progress:
         """Returns a progress bar, which is gone when it ends."""
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
-        return Progress(*columns, TimeRemainingColumn(), console=self, transient=True)
+        # Steps with and without guidance differ in speed; a mean over minutes keeps the time left from jumping.
+        return Progress(*columns, TimeRemainingColumn(), console=self, transient=True, speed_estimate_period=600)
 
     def lost(self, names: Sequence[str]) -> None:
         """Names the images that became non-finite, if there are any."""

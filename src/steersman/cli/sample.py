@@ -2,7 +2,7 @@
 
 import shlex
 from dataclasses import replace
-from itertools import count
+from itertools import count, islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -149,7 +149,9 @@ def _draw(run: "Run", out: Path, *, share: "Share", gif: bool, overwrite: bool) 
         terminal.print(_unfinished(summary, session.run, out, stop, share))
         raise typer.Exit(stop.code or (1 if summary.gone or share.count == 1 else 0))
     if frames is not None and frames.images:
-        frames.write(out / "animation.gif")
+        jobs = product((target.name for target in session.targets), range(session.run.num))
+        rows = [f"{name}, seed {session.run.seed + number}" for name, number in islice(jobs, ANIMATED)]
+        frames.write(out / "animation.gif", rows=rows)
     elif frames is not None:
         terminal.print("no animation: the first images were there before")
     _print_summary(terminal, summary, [target.name for target in session.targets], out)

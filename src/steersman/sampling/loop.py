@@ -340,11 +340,12 @@ class _Unguided(NamedTuple):
 class Watch:
     """A callback that keeps, for each image, the number of dropped updates and how far guidance moved it.
 
-    Both stay on their device, so that no step waits for an accelerator. ``on_step`` is called after each step.
+    Both stay on their device, so that no step waits for an accelerator. ``on_step`` is called after each step and each
+    of its repetitions, with the share that it has in all of them.
     """
 
-    def __init__(self, on_step: Callable[[], object]) -> None:
-        self.on_step = on_step
+    def __init__(self, on_step: Callable[[float], object], recurrence: Recurrence | None = None) -> None:
+        self.on_step, self.recurrence = on_step, recurrence or Recurrence()
         self._dropped, self._change = torch.zeros((), dtype=torch.int64), torch.zeros(())
 
     def __call__(self, report: Report) -> None:
@@ -353,8 +354,7 @@ class Watch:
             if update is not None:
                 self._dropped = (~update.finite).to(torch.int64) + self._dropped
                 self._change = self._change + update.moved
-        if report.step.repeat == 0:
-            self.on_step()
+        self.on_step(1 / sum(map(self.recurrence.at, report.step.levels[:-1])))
 
     def drops(self, count: int) -> list[int]:
         """Returns the number of dropped updates of each of ``count`` images."""

@@ -296,7 +296,7 @@ def _draw_batch(
 ) -> list[Drawn]:
     """Returns the images with some indices and their records, which state no seconds yet."""
     jobs = [(session.targets[target], seed) for target, seed in map(store.job, indices)]
-    watch = Watch(partial(on_images, len(jobs) / session.run.steps))
+    watch = Watch(lambda share: on_images(len(jobs) * share), session.run.recipe.sampling()["recurrence"])
     with counting() as counts:
         samples = session.samples(jobs, [watch, *callbacks])
         images = session.denoiser.decode(samples)

@@ -75,6 +75,7 @@ class Frames:
     Attributes:
         images: A batch a frame, (B, C, H, W), on the samples' device, so that no step waits for a copy.
         gradients: As many; zero where the guide was not active.
+        titles: As many: which step it is.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class Frames:
         self.view, self.count, self.guide, self.every, self.decode = view, count, guide, every, decode
         self.images: list[Tensor] = []
         self.gradients: list[Tensor] = []
+        self.titles: list[str] = []
 
     def __call__(self, report: Report) -> None:
         """Keeps a step's images and gradients."""
@@ -106,10 +108,11 @@ class Frames:
         gradient = None if update is None else update.gradient[: self.count].detach().float().clone()
         self.images.append(image)
         self.gradients.append(torch.zeros_like(image) if gradient is None else gradient)
+        self.titles.append(f"step {report.step.index + 1} of {report.step.count}")
 
-    def write(self, path: Path, *, zoom: int = 2, seconds: float = 0.08) -> None:
+    def write(self, path: Path, *, zoom: int = 2, rows: Sequence[str] = ()) -> None:
         """Writes what was kept as GIF; see `animation`."""
-        animation(self.images, self.gradients, path, zoom=zoom, seconds=seconds)
+        animation(self.images, self.gradients, path, titles=self.titles, rows=rows, zoom=zoom)
 
 
 def heat(gradient: Float[Tensor, "B C H W"], *, shared: bool = False) -> Float[Tensor, "B 3 H W"]:
@@ -132,25 +135,54 @@ def animation(
     gradients: Sequence[Float[Tensor, "B C2 H2 W2"]],
     path: Path,
     *,
+    titles: Sequence[str] = (),
+    rows: Sequence[str] = (),
     zoom: int = 2,
-    seconds: float = 0.08,
-    last: float = 1.5,
+    seconds: float = 5.0,
+    last: float = 2.0,
 ) -> None:
-    """Writes a GIF: a row an image of the batch, the image on the left and its gradient on the right."""
+    """Writes a GIF: a row an image of the batch, the image on the left and its gradient on the right.
+
+    Args:
+        images: A batch for each frame.
+        gradients: As many.
+        path: The file.
+        titles: What stands above each frame.
+        rows: What each row is called; by default its number.
+        zoom: The factor by which images are enlarged.
+        seconds: The duration of all frames but the last one, each of which is shown for 0.04 to 0.5 seconds.
+        last: The duration of the last frame.
+    """
     if not images or len(images) != len(gradients):
         raise InputError(
             "frames need as many gradients as images, at least 1, "
             f"got {len(images)} images and {len(gradients)} gradients"
         )
-    frames = [_frame(image, gradient, zoom) for image, gradient in zip(images, gradients, strict=True)]
-    times = [round(1000 * seconds)] * (len(frames) - 1) + [round(1000 * last)]
+    titles = titles or [""] * len(images)
+    frames = [_frame(*each, rows, zoom) for each in zip(images, gradients, titles, strict=True)]
+    each = min(max(seconds / len(frames), 0.04), 0.5)
+    times = [round(1000 * each)] * (len(frames) - 1) + [round(1000 * last)]
     with replacing(path) as beside:
         frames[0].save(beside, format="GIF", save_all=True, append_images=frames[1:], duration=times, loop=0)
 
 
-def _frame(image: Float[Tensor, "B C H W"], gradient: Float[Tensor, "B C2 H2 W2"], zoom: int) -> Image.Image:
+def _frame(
+    image: Float[Tensor, "B C H W"], gradient: Float[Tensor, "B C2 H2 W2"], title: str, rows: Sequence[str], zoom: int
+) -> Image.Image:
+    """Returns a frame: image and gradient side by side, under a line that says what they are and which step it is."""
     beside = heat(gradient)
     if beside.shape[-2:] != image.shape[-2:]:
         beside = torch.nn.functional.interpolate(beside, image.shape[-2:], mode="nearest")
-    pairs = torch.stack([image.float().cpu().expand(-1, 3, -1, -1), beside], dim=1).flatten(0, 1)
-    return sheet({"": pairs}, columns=2, zoom=zoom)
+    pairs = torch.stack([image.float().cpu().expand(-1, 3, -1, -1), beside], dim=1)
+    names = rows or [str(number + 1) for number in range(len(pairs))]
+    body = sheet(dict(zip(names, pairs, strict=False)), columns=2, zoom=zoom)
+    font, side = ImageFont.load_default(LARGE / 2), zoom * image.shape[-1] + GAP
+    canvas = Image.new(
+        "RGB", (max(body.width, ceil(font.getlength(title)) + 4 * GAP), body.height + 2 * LARGE), "white"
+    )
+    draw, left = ImageDraw.Draw(canvas), body.width - 2 * side
+    canvas.paste(body, (0, 2 * LARGE))
+    draw.text((2 * GAP, LARGE / 2), title, fill="black", font=font, anchor="lm")
+    for place, name in enumerate(("denoised", "gradient")):
+        draw.text((left + place * side, 1.5 * LARGE), name, fill="black", font=font, anchor="lm")
+    return canvas

@@ -22,6 +22,7 @@ from steersman.errors import InputError, one_line
 from steersman.files import in_rgb, open_image, read_bytes, read_csv, read_json, read_yaml, replacing
 from steersman.lab.metrics.intervals import Figure
 from steersman.lab.report.tables import as_text, in_a_line, read_figures
+from steersman.lab.run import DRAWN
 
 __all__ = ["LARGEST", "SHOWN", "SIDE", "WIDEST", "Page", "embedded", "page_of", "report", "thumbnail"]
 
@@ -62,16 +63,17 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """What there is to say of a folder: its kind and name, a paragraph for each line, and sections."""
+    """What there is to say of a folder: its kind and name, a paragraph for each line and warning, and sections."""
 
     kind: str
     title: str
     lines: Sequence[str]
+    warnings: Sequence[str]
     sections: Sequence[Section]
 
 
-Content = tuple[list[str], list[Section]]
-"""Lines and sections of a page, which leaves out tables without rows and sections without anything."""
+Content = tuple[list[str], list[str], list[Section]]
+"""Lines, warnings and sections of a page, which leaves out tables without rows and sections without anything."""
 
 
 def report(folder: Path) -> Path:
@@ -106,7 +108,7 @@ def page_of(folder: Path) -> Page:
             "or an analysis (settings.json), it holds none of these files"
         )
     try:
-        lines, sections = describe(folder)
+        lines, warnings, sections = describe(folder)
     except InputError:
         raise
     except Exception as error:  # what records of another form hold may fail anywhere
@@ -115,56 +117,82 @@ def page_of(folder: Path) -> Page:
             "sweep, a tune or an analysis"
         ) from error
     sections = [each for each in sections if each.pictures or each.thumbs or any(table.rows for table in each.tables)]
-    return Page(kind=kind, title=folder.resolve().name, lines=lines, sections=sections)
+    return Page(kind=kind, title=folder.resolve().name, lines=lines, warnings=warnings, sections=sections)
 
 
 def _run(folder: Path) -> Content:
     record, metrics = _yaml(folder / "run.yaml"), _json(folder / "metrics.json")
-    images = _by_target(folder)
-    steered = "steered to" if record.get("guided", True) else "unsteered; asked for"
-    targets = ", ".join(map(str, record.get("targets") or ())) or in_a_line(record.get("blend") or {})
-    count, seed = record.get("num", 0), record.get("seed", 0)
-    lines = [f"{count} images of each target, seeds {seed} to {seed + count - 1}, {steered} {targets}."]
+    drawn, images = record.pop(DRAWN, None) or {}, _by_target(folder)
+    steered = "steered to" if record.get("guided", True) else "unguided; measured for"
+    blend = [f"{weight:g} × {name}" for name, weight in (record.get("blend") or {}).items()]
+    targets = " and ".join(blend) or ", ".join(map(str, drawn.get("targets") or record.get("targets") or ()))
+    lines = [f"{_seeds(record)}, {steered} {targets}."]
     if metrics:
-        needed, lost = metrics["network_evaluations"], metrics.get("lost")
+        needed = metrics["network_evaluations"]
         lines.append(
             f"{metrics['seconds']:.1f} s; an image took {needed['denoiser']:g} evaluations of the denoiser and "
             f"{needed['classifier']:g} of the guide."
         )
-        lines += [f"Not finite and not written: {', '.join(lost)}."] if lost else []
-        lines += metrics.get("warnings", [])
     else:
         lines.append("The run is not finished: no figures yet.")
+    lost = metrics.get("lost")
+    warnings = [*([f"Not finite and not written: {', '.join(lost)}."] if lost else []), *metrics.get("warnings", [])]
     figures = [_evaluations(metrics), _evaluation(_json(folder / "evaluation.json"))]
     first = [] if images else _pictures({folder / "grid.png": "the first images"})
     animation = {folder / "animation.gif": "the denoising, with the guide's gradient beside it"}
-    return lines, [
-        Section(title="Figures", tables=figures),
-        _thumbs(images) if images else Section(title="Images", pictures=first),
-        Section(title="Animation", pictures=_pictures(animation)),
-        _settings(record),
-    ]
+    return (
+        lines,
+        warnings,
+        [
+            Section(title="Figures", tables=figures),
+            Section(title="Images", pictures=first),
+            *_thumbs(images),
+            Section(title="Animation", pictures=_pictures(animation)),
+            _settings(record),
+        ],
+    )
+
+
+def _seeds(record: Mapping[str, Any]) -> str:
+    count, seed = record.get("num", 0), record.get("seed", 0)
+    return f"{count} images of each target, seeds {seed} to {seed + count - 1}"
 
 
 def _sweep(folder: Path) -> Content:
     record, cells = _yaml(folder / "sweep.yaml"), _figures(folder / "sweep.csv")
-    lines = [f"{key}: {', '.join(map(in_a_line, each))}" for key, each in (record.pop("varied", None) or {}).items()]
+    varied, shared = record.pop("varied", None) or {}, record.pop("shared")
+    counts = ", ".join(f"{len(values)} values of {key}" for key, values in varied.items())
+    lines = [f"{counts}. In each cell {_seeds(shared)}; against {record['reference']}, with 95% intervals."]
     lines += [] if cells else ["The sweep is not finished: no figures yet."]
+    names = [", ".join(f"{key}={row[key]}" for key in varied if row.get(key)) for row in cells]
+    warnings = [
+        f"{name}: {how}: {count}."
+        for column, how in (
+            ("broken", "images that are burnt or noise"),
+            ("lost", "images that are not finite and not written"),
+        )
+        for name, row in zip(names, cells, strict=True)
+        if (count := row.get(column, "0")) != "0"
+    ]
     plots = {path: _over(path) for path in sorted(folder.glob("*.png")) if path.stem != "grid"}
     grid = {folder / "grid.png": "the first images of each cell; the same seeds in each column"}
-    shared = record.pop("shared")
-    return lines, [
-        Section(title="Figures", tables=[_table(cells)]),
-        Section(title="Plots", pictures=_pictures(plots)),
-        Section(title="Images", pictures=_pictures(grid)),
-        _settings(record | shared),
-    ]
+    return (
+        lines,
+        warnings,
+        [
+            Section(title="Figures", tables=[_table(cells)]),
+            Section(title="Plots", pictures=_pictures(plots)),
+            Section(title="Images", pictures=_pictures(grid)),
+            _settings(record | shared),
+        ],
+    )
 
 
 def _tune(folder: Path) -> Content:
     record, trials = _yaml(folder / "tune.yaml"), _figures(folder / "tune.csv")
-    lines = [f"around {', '.join(recipes)}"] if (recipes := record.pop("recipes", None)) else []
-    lines += [f"{key}: {in_a_line(values)}" for key, values in record.pop("space").items()]
+    recipes, space, shared = record.pop("recipes", None), record.pop("space"), record.pop("shared")
+    lines = [f"{_seeds(shared)}; against {record['reference']}, with 95% intervals."]
+    lines += [f"The first trials are of {', '.join(recipes)}."] if recipes else []
     lines += [] if trials else ["The tune is not finished: no figures yet."]
     drawn = [row for row in trials if not row["refused"]]
     best = [row for row in drawn if row["pareto"]]
@@ -174,6 +202,14 @@ def _tune(folder: Path) -> Content:
         _table(drawn, caption=f"all {len(drawn)} that were drawn", folded=True),
         Table(header=["trial", "settings", "why"], rows=refused, caption=f"{len(refused)} refused", folded=True),
     ]
+    grids = {
+        folder
+        / "trials"
+        / f"{int(str(row.get('same as') or row['trial'])):04d}"
+        / "grid.png": f"trial {row['trial']}: "
+        f"judge {as_text('accuracy', row['accuracy'])}, distance {as_text('distance', row['distance'])}"
+        for row in best
+    }
     taken = []
     if (folder / "recipe.yaml").is_file():
         recipe = _yaml(folder / "recipe.yaml")
@@ -181,13 +217,20 @@ def _tune(folder: Path) -> Content:
             Table(rows=[["gave", each] for each in recipe.get("expected") or ()]),
             Table(rows=_flat(recipe["settings"]), caption="its settings", folded=True),
         ]
-    shared = record.pop("shared")
-    return lines, [
-        Section(title="Trials", tables=tables),
-        Section(title="Plots", pictures=_pictures({path: _over(path) for path in sorted(folder.glob("pareto-*.png"))})),
-        Section(title="The recipe that was taken", tables=taken),
-        _settings(record | shared),
-    ]
+    return (
+        lines,
+        [],
+        [
+            Section(title="Trials", tables=tables),
+            Section(title="Images of these trials", pictures=_pictures(grids)),
+            Section(
+                title="Plots", pictures=_pictures({path: _over(path) for path in sorted(folder.glob("pareto-*.png"))})
+            ),
+            Section(title="The recipe that was taken", tables=taken),
+            Section(title="Search space", tables=[Table(rows=_flat(space), caption="values and ranges", folded=True)]),
+            _settings(record | shared),
+        ],
+    )
 
 
 def _analysis(folder: Path) -> Content:
@@ -204,7 +247,11 @@ def _analysis(folder: Path) -> Content:
         if not path.with_suffix(".csv").is_file():
             sections.append(Section(title=path.stem, pictures=_pictures({path: path.stem})))
     lines = [] if sections else ["The analysis is not finished: no plots yet."]
-    return lines, [*sections, Section(title="Settings", tables=[Table(rows=_flat(_json(folder / "settings.json")))])]
+    return (
+        lines,
+        [],
+        [*sections, Section(title="Settings", tables=[Table(rows=_flat(_json(folder / "settings.json")))])],
+    )
 
 
 def _settings(record: Mapping[str, Any]) -> Section:
@@ -226,8 +273,17 @@ def _flat(settings: Mapping[Any, Any], prefix: str = "") -> list[list[str]]:
         if isinstance(value, Mapping):
             rows += _flat(value, f"{prefix}{key}.")
         elif value != []:
-            rows.append([f"{prefix}{key}", in_a_line(value)])
+            rows.append([f"{prefix}{key}", _plain(value)])
     return rows
+
+
+def _plain(value: object) -> str:
+    """Returns a setting as a reader of a page takes it in: a list without brackets, a dash for nothing."""
+    if isinstance(value, list) and not any(isinstance(each, list | Mapping) for each in value):
+        return ", ".join(map(_plain, value))
+    return (
+        {None: "–", True: "yes", False: "no"}[value] if value is None or isinstance(value, bool) else in_a_line(value)
+    )
 
 
 def _evaluations(metrics: Mapping[str, Any]) -> Table:
@@ -239,7 +295,9 @@ def _evaluations(metrics: Mapping[str, Any]) -> Table:
         if value is not None
     ]
     targets = {"all": metrics} | metrics.get("targets", {}) if columns else {}
-    rows = [[name, *(in_a_line(row[figure][network]) for figure, network in columns)] for name, row in targets.items()]
+    rows = [
+        [name, *(as_text(figure, row[figure][network]) for figure, network in columns)] for name, row in targets.items()
+    ]
     header = ["target", *(f"{figure}, {network}" for figure, network in columns)]
     return Table(header=header, rows=rows, numbers=len(columns))
 
@@ -254,10 +312,15 @@ def _evaluation(content: Mapping[str, Any]) -> Table:
 
 def _table(rows: Sequence[Mapping[str, str | Figure]], *, caption: str = "", folded: bool = False) -> Table:
     """Returns a table of figures, each with its interval in one cell, without columns that no row has."""
-    names = [name for name in (rows[0] if rows else ()) if any(row[name] not in ("", Figure()) for row in rows)]
+    nothing = {"lost": ("", "0"), "broken": ("", "0")}
+    names = [
+        name
+        for name in (rows[0] if rows else ())
+        if any(row[name] not in nothing.get(name, ("", Figure())) for row in rows)
+    ]
     # What follows the first figure is a number as well; a table without figures has at most the count of lost images.
     first = next((i for i, name in enumerate(names) if isinstance(rows[0][name], Figure) or name == "lost"), len(names))
-    content = [[as_text(name, row[name]) for name in names] for row in rows]
+    content = [[as_text(name, row[name], "\n") for name in names] for row in rows]
     return Table(header=names, rows=content, numbers=len(names) - first, caption=caption, folded=folded)
 
 
@@ -274,14 +337,17 @@ def _by_target(folder: Path) -> dict[str, list[Path]]:
     return {name: paths for name, paths in found.items() if paths}
 
 
-def _thumbs(images: Mapping[str, list[Path]]) -> Section:
-    most, count = max(1, SHOWN // len(images)), sum(map(len, images.values()))
-    thumbs = [
-        Picture(thumbnail(path), ", ".join(filter(None, (name, f"seed {int(path.stem)}"))))
-        for name, paths in images.items()
-        for path in paths[:most]
-    ][:SHOWN]
-    return Section(title="Images" if len(thumbs) == count else f"Images: {len(thumbs)} of {count}", thumbs=thumbs)
+def _thumbs(images: Mapping[str, list[Path]]) -> list[Section]:
+    """Returns the first images of each target under a heading of their own."""
+    sections = []
+    for name, paths in images.items():
+        thumbs = [
+            Picture(thumbnail(path), ", ".join(filter(None, (name, f"seed {int(path.stem)}"))))
+            for path in paths[: max(1, SHOWN // len(images))]
+        ]
+        count = f"{len(thumbs)} of {len(paths)}" if len(thumbs) < len(paths) else len(paths)
+        sections.append(Section(title=f"{name or 'Images'} ({count})", thumbs=thumbs))
+    return sections[:SHOWN]
 
 
 def _pictures(captions: Mapping[Path, str]) -> list[Picture]:

@@ -16,7 +16,7 @@ from steersman.lab.metrics.intervals import Figure
 
 __all__ = ["ENDS", "as_text", "figure_in", "in_a_line", "markdown", "read_figures", "write_figures", "write_rows"]
 
-SHARES = ("accuracy", "precision", "recall", "coverage")  # figures in [0, 1], shown in per cent
+SHARES = ("accuracy", "probability", "precision", "recall", "coverage")  # figures in [0, 1], shown in per cent
 ENDS = ("", " low", " high")
 """What the columns of a figure are called after its name."""
 
@@ -28,11 +28,14 @@ def in_a_line(value: object) -> str:
     return yaml.safe_dump(value, default_flow_style=True, width=10**6, sort_keys=False).removesuffix("...\n").strip()
 
 
-def as_text(column: str, cell: Figure | float | str | None) -> str:
-    """Returns a cell as text: a share in per cent, any other number with three digits; a dash for nothing."""
+def as_text(column: str, cell: Figure | float | str | None, gap: str = " ") -> str:
+    """Returns a cell as text: a share in per cent, any other number with three digits; a dash for nothing.
+
+    An interval stands in brackets after the gap.
+    """
     if isinstance(cell, Figure):
         value, low, high = (as_text(column, end) for end in (cell.value, cell.low, cell.high))
-        return value if cell.low is None or cell.high is None else f"{value} [{low}, {high}]"
+        return value if cell.low is None or cell.high is None else f"{value}{gap}[{low}, {high}]"
     if isinstance(cell, str):
         return cell or "–"
     if cell is None or math.isnan(cell):
