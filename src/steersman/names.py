@@ -1,9 +1,11 @@
-"""Names that users give: of classes, and of models with options.
+"""Names that users give: of classes, of what is bundled, and of models with options.
 
 Names of classes are compared without case and with underscores as spaces: ``Soccer_ball`` is ``soccer ball``. A class
 of ImageNet has further names, the id (``n02799071``) and the synonyms of its WordNet synset; they count where no class
 has the given name itself. A name of WordNet above some classes of ImageNet, such as ``dog``, means all of these, as the
 table in ``wordnet/`` says; so does ``NAME|NAME`` mean both.
+
+Nothing here imports torch before a class of ImageNet is asked for, so that a wrong name is refused at once.
 """
 
 import operator
@@ -14,10 +16,30 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from steersman.errors import InputError, notice, unknown
+import yaml
 
-__all__ = ["OR", "classes_of", "each_class", "elsewhere", "imagenet_names", "index_ranges", "resolve", "same_class"]
-__all__ += ["split_options"]
+from steersman.errors import InputError, about, notice, unknown
+
+__all__ = [
+    "OR",
+    "ZOO",
+    "classes_of",
+    "denoiser_names",
+    "each_class",
+    "elsewhere",
+    "imagenet_names",
+    "index_ranges",
+    "network_names",
+    "recipe_file",
+    "recipe_names",
+    "resolve",
+    "same_class",
+    "search_classes",
+    "split_options",
+]
+
+PACKAGE = Path(__file__).parent
+ZOO, RECIPES = PACKAGE / "models" / "zoo", PACKAGE / "recipes"
 
 OR = "|"  # between the names of classes of which any is meant
 
@@ -25,6 +47,55 @@ ALIKE = 0.9  # the smallest share of names on which two lists of the same classe
 SYNSET = re.compile(r"n\d{8}")
 DIGITS = 18  # of an index; int() refuses text of thousands
 SHOWN = 3  # classes that a notice names
+
+
+def network_names() -> list[str]:
+    """Returns the names of the bundled classifiers."""
+    return sorted(path.stem for path in ZOO.glob("*.safetensors"))
+
+
+def denoiser_names() -> list[str]:
+    """Returns the names of the bundled denoisers."""
+    return sorted(path.parent.name for path in ZOO.glob("*/unet"))
+
+
+def recipe_names(*, variants: bool = True) -> list[str]:
+    """Returns the names of the bundled recipes, with ``NAME/VARIANT`` for each variant unless ``variants`` is False.
+
+    Example:
+        >>> import steersman as sm
+        >>> [name for name in sm.recipe_names() if name.startswith("nrcg")][:3]
+        ['nrcg', 'nrcg/none', 'nrcg/denoised']
+    """
+    names = []
+    for file in sorted(RECIPES.glob("*.yaml")):
+        names += [file.stem, *(f"{file.stem}/{variant}" for variant in (_variants(file) if variants else ()))]
+    return names
+
+
+def recipe_file(name: str) -> tuple[Path, str]:
+    """Returns the file of a recipe, and the variant in it that is meant, empty for none.
+
+    Raises:
+        InputError: There is no bundled recipe or variant of that name, or no such file.
+    """
+    if name.endswith((".yaml", ".yml")):
+        with about("recipe", name):
+            Path(name).stat()
+        return Path(name), ""
+    bundled, _, variant = name.partition("/")
+    file = RECIPES / f"{bundled}.yaml"
+    if "." in bundled or not file.is_file():
+        raise unknown("recipe", name, recipe_names())
+    if variant and variant not in (known := _variants(file)):
+        raise unknown(f"variant of {bundled}", variant, known)
+    return file, variant
+
+
+def _variants(file: Path) -> list[str]:
+    """Returns the names of the variants in a bundled recipe."""
+    content = yaml.load(file.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return list(content.get("variants", {}))
 
 
 def split_options(text: str, allowed: Iterable[str], kind: str = "option") -> tuple[str, dict[str, str]]:
@@ -144,6 +215,22 @@ def same_class(names: Iterable[str], labels: Iterable[str]) -> set[str]:
     return {label for label, synset in synsets.items() if synset in ids}
 
 
+def search_classes(text: str, names: Sequence[str]) -> tuple[list[int], dict[str, list[int]]]:
+    """Returns the classes one of whose names contains a text, and the classes of each of WordNet's names that does."""
+    wanted = _fold(text)
+    classes = [index for index, name in enumerate(names) if wanted in _fold(name)]
+    synsets = _synset_of_each(tuple(names))
+    ids = list(_imagenet("imagenet-1k")) if any(synsets) else []
+    above: dict[tuple[int, ...], str] = {}
+    for name, meanings in _sets().items() if ids else ():
+        if wanted in name and len(meanings) == 1:
+            below = {ids[index] for indices in meanings.values() for index in indices}
+            indices = tuple(index for index, synset in enumerate(synsets) if synset in below)
+            if len(indices) > 1:
+                above.setdefault(indices, name)  # its synonyms mean the same
+    return classes, {name: list(indices) for indices, name in above.items()}
+
+
 def imagenet_names() -> tuple[str, ...]:
     """Returns the names of ImageNet's 1000 classes in their usual order, synonyms separated by commas."""
     return tuple(_imagenet("imagenet-1k").values())
@@ -163,7 +250,7 @@ def _below(name: str, kind: str = "class") -> set[str]:
 def _sets() -> dict[str, dict[str, list[int]]]:
     """Returns the classes below each of WordNet's names, of each meaning by another of its names."""
     found: dict[str, dict[str, list[int]]] = defaultdict(dict)
-    for line in (Path(__file__).parent / "wordnet" / "sets.txt").read_text(encoding="utf-8").splitlines():
+    for line in (PACKAGE / "wordnet" / "sets.txt").read_text(encoding="utf-8").splitlines():
         names, _, ranges = line.rpartition(": ")
         bounds = [tuple(map(int, part.split("-"))) for part in ranges.split()]
         indices = [index for bound in bounds for index in range(bound[0], bound[-1] + 1)]

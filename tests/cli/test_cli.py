@@ -1,11 +1,14 @@
 """The command line: what it refuses, in one line, with exit code 2 and nothing written; and what it prints."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 from typer.main import get_command
 
 from steersman.cli import app
+from steersman.recipes.axes import AXES, meanings_of, settings_of
 
 BAD = [
     (["--target", "basebal"], "unknown class 'basebal'; did you mean 'baseball'"),
@@ -49,6 +52,7 @@ BAD = [
     ),
     (["--from", "run.yaml", "--set", "scale=1"], "--set must not be given with --from"),
     (["--num", "few"], "Invalid value for '--num'"),
+    (["--prompt", "a ball", "--prompt", "a cat"], "--prompt must be given once, got it 2 times"),
     (["--nmu", "3"], "No such option"),
 ]
 
@@ -62,6 +66,76 @@ def test_bad_input_is_one_line_and_nothing_is_written(arguments, message, call, 
     assert message in err
     assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+EARLY = [
+    ("sample", "target must be given"),
+    ("sample --target 1 --blend a=1", "target and blend must not be given together"),
+    ("sample --target 1 --recipe defualt", "unknown recipe 'defualt'; did you mean 'default'"),
+    ("sample --target 1 --recipe nrcg/adamm", "unknown variant of nrcg 'adamm'; did you mean 'adam'"),
+    ("sample --target 1 --recipe nowhere.yaml", "recipe: 'nowhere.yaml' cannot be read (No such file or directory)"),
+    ("sample --target 1 --device toaster", "device must be cpu, cuda, cuda:0, … or mps, got 'toaster'"),
+    ("sample --target 1 --device cuda:", "device must be cpu, cuda, cuda:0, … or mps, got 'cuda:'"),
+    ("sample --target 1 --dtype float8", "unknown dtype 'float8'"),
+    ("sample --target 1 --format gif", "unknown format 'gif'"),
+    ("sample --target 1 --num 2 --num 3", "--num must be given once, got it 2 times"),
+    ("sweep nrgc --vary scale=1 --reference . --out o --target 1", "unknown recipe 'nrgc'; did you mean 'nrcg'"),
+    ("tune --out o", "target must be given"),
+    ("evaluate . --device toaster", "device must be cpu"),
+    ("--version", None),
+]
+
+
+def test_a_slip_is_refused_without_importing_torch():
+    """Its import takes seconds; here it fails."""
+    code = (
+        "import contextlib, io, sys\n"
+        "sys.modules['torch'] = None\n"
+        "from steersman.cli import main\n"
+        "for words in sys.argv[1:]:\n"
+        "    sys.argv[1:] = words.split()\n"
+        "    with contextlib.suppress(SystemExit):\n"
+        "        main()\n"
+    )
+    arguments = [sys.executable, "-c", code, *(words for words, _ in EARLY)]
+    run = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    said = run.stderr.splitlines()
+    assert len(said) == len(EARLY) - 1
+    for line, (_, message) in zip(said, EARLY, strict=False):
+        assert message in line
+    assert re.fullmatch(r"steersman \d+\.\d+\.\d+\n", run.stdout)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks for Linux's drivers")
+def test_a_gpu_is_missed_without_importing_torch(monkeypatch):
+    from steersman.lab import choices
+
+    monkeypatch.setitem(sys.modules, "torch", None)  # cannot be imported
+    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.setattr(choices, "_driver", lambda: False)
+    with pytest.raises(choices.InputError, match=r"device must be one that this machine has \(cpu\), got 'cuda'"):
+        choices.check_device("cuda")
+    assert "torch" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("sample --recipe elucd-di", ["elucd-dit"]),
+        ("sample --denoiser zoo:s", ["zoo:sportballs"]),
+        ("sample --judge n", ["none"]),
+        ("sweep --classifier zoo:mnist", ["zoo:mnist-lenet"]),
+        ("recipes show nrcg/e", ["nrcg/ema90", "nrcg/ema99"]),
+        ("analyze accuracy --device c", ["cpu", "cuda"]),
+        ("sample --negative-p", ["--negative-prompt"]),
+    ],
+)
+def test_the_shell_completes(words, offered, call, monkeypatch):
+    monkeypatch.setenv("_STEERSMAN_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", f"steersman {words}")
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split())))
+    _, out, _ = call()
+    assert out.split() == offered
 
 
 def test_an_unknown_option_is_named(call):
@@ -123,6 +197,43 @@ def test_data_are_drawn_as_an_image_folder(call, tmp_path):
     files = sorted(tmp_path.glob("*/*.png"))
     assert sorted(file.stem for file in files) == [f"{index:06d}" for index in range(9)]
     assert {file.parent.name for file in files} <= {"baseball", "basketball", "volleyball", "soccer ball"}
+
+
+def test_every_setting_of_an_axis_is_explained():
+    options = [option for kinds in AXES.values() for option in kinds.values()]
+    for option in options:
+        assert settings_of(option).keys() <= meanings_of(option).keys()
+    assert sum(len(settings_of(option)) for option in options) > 50
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_an_axis_is_explained_alone(call, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    code, out, _ = call("recipes", "axes", "particles")
+    assert code == 0
+    assert re.search(r"particles\.temperature=1\.0 +1 / lambda, above 0; at a low temperature only the likeliest", out)
+    assert "weight" not in out.replace("weighted", "").replace("weights", "")
+    code, _, err = call("recipes", "axes", "particle")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "unknown axis 'particle'; did you mean 'particles'" in err
+
+
+def test_the_classes_of_a_classifier_are_listed_and_searched(call, clip):
+    _, out, _ = call("classes", "--classifier", "zoo:sportballs-mobilenet")
+    assert [line.strip() for line in out.splitlines()] == [
+        "index  class",
+        "0      baseball",
+        "1      basketball",
+        "2      volleyball",
+        "3      soccer ball",
+    ]
+    _, out, _ = call("classes", "retriever")
+    assert re.search(r"^207 +golden retriever *$", out, re.MULTILINE)
+    assert re.search(r"^retriever +5 +205-209 *$", out, re.MULTILINE)
+    code, _, err = call("classes", "retreiver")
+    assert code == 2 and "unknown class 'retreiver'; did you mean" in err and "'golden retriever'" in err
+    _, out, _ = call("classes", "--classifier", f"clip:{clip}")
+    assert out == f"any text is a target of clip:{clip}\n"
 
 
 @pytest.mark.parametrize("arguments", [[], ["axes"], ["show", "nrcg/adam"]], ids=["list", "axes", "show"])

@@ -11,9 +11,10 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from steersman.errors import InputError
 from steersman.guidance import Step, Update
+from steersman.lab.choices import check_device
 from steersman.lab.generate import generate, open_session
 from steersman.lab.generate.summary import advice
-from steersman.lab.run import Run, check_device, read_run
+from steersman.lab.run import Run, read_run
 from steersman.lab.session import Networks, load_session
 from steersman.lab.train.denoiser import unet
 from steersman.recipes import load_recipe, recipe_names

@@ -195,6 +195,11 @@ def test_a_classifier_of_noisy_images_sees_them():
                 recipe.bind_prepared(*classifiers)
 
 
+def test_none_is_null_where_a_setting_may_be_none():
+    sizes = {text: load_recipe("nrcg", [f"preprocess.size={text}"]) for text in ("32", "none", "None", "null")}
+    assert [recipe.classifier_settings()["size"] for recipe in sizes.values()] == [32, None, None, None]
+
+
 def test_smoothings_stand_together():
     recipe = load_recipe("nrcg", ["smoothing=[{kind: softplus, beta: 5}, {kind: augment, copies: 2}, montecarlo]"])
     assert recipe.classifier_settings()["softplus"] == 5

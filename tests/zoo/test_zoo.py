@@ -12,7 +12,8 @@ from steersman.lab.data.pictures import SOURCES
 from steersman.lab.data.sportballs import SportBalls
 from steersman.models.classifiers import load_classifier
 from steersman.models.denoisers import load_denoiser
-from steersman.models.zoo import build_network, folder, load_network, names, read_network
+from steersman.models.zoo import build_network, folder, load_network, read_network
+from steersman.names import network_names
 from steersman.sampling import Heun, sample
 
 
@@ -30,7 +31,7 @@ def test_half_precision_weights_become_float32(files: tuple[Path, Path]):
     assert not network.training and card["classes"] == ["a", "b", "c"]
 
 
-@pytest.mark.parametrize("name", [name for name in names() if name.startswith("sportballs")])
+@pytest.mark.parametrize("name", [name for name in network_names() if name.startswith("sportballs")])
 def test_every_bundled_network_of_sportballs_knows_them(name: str):
     network, card = load_network(name)
     images, labels = SportBalls(num=64, seed=98).batch(range(64))
@@ -42,7 +43,7 @@ def test_every_bundled_network_of_sportballs_knows_them(name: str):
     assert card["accuracy"]["clean"] >= (0.95 if card["robust"] else 0.995)
 
 
-@pytest.mark.parametrize("name", [name for name in names() if not name.startswith("sportballs")])
+@pytest.mark.parametrize("name", [name for name in network_names() if not name.startswith("sportballs")])
 def test_every_bundled_network_of_published_data_has_its_classes_and_a_card(name: str):
     network, card = load_network(name)
     source = SOURCES[card["data"].partition(":")[0]]

@@ -1,6 +1,7 @@
 from steersman.cli import (
     bench,
     calibration,
+    classes,
     convert,
     data,
     evaluate,
@@ -16,6 +17,7 @@ from steersman.cli.root import app, main
 
 for command in (
     sample.sample,
+    classes.classes,
     convert.convert,
     sweep.sweep,
     tune.tune,

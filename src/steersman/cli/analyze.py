@@ -10,11 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from steersman.cli import options
 from steersman.cli.options import option
-from steersman.cli.root import Terminal, require_lab
+from steersman.cli.root import Commands, Terminal, require_lab
 from steersman.errors import InputError, unknown
 
 if TYPE_CHECKING:
@@ -30,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Inputs", "Out", "Scope", "app", "measured", "show_curves", "stabilizer"]
 
-app = typer.Typer(help="Measure how suitable a classifier is for guidance.", no_args_is_help=True)
+app = Commands(help="Measure how suitable a classifier is for guidance.", no_args_is_help=True)
 
 BALLS = "sportballs?num=256&seed=1000"
 COLUMNS, FEWER = 6, 4  # noise levels in a printed table, and beside means with their intervals
@@ -62,10 +60,8 @@ class Scope:
 
     def load_denoiser(self) -> Any:  # noqa: ANN401
         """Returns the denoiser."""
-        from steersman.lab.run import check_device
         from steersman.models.denoisers import load_denoiser
 
-        check_device(self.device)
         return load_denoiser(self.denoiser, device=self.device)
 
     def load_classifier(self, spec: str, **settings: Any) -> "Classifier":  # noqa: ANN401

@@ -36,13 +36,13 @@ def bench(
 
     Example: steersman bench --recipe nrcg --classifier zoo:sportballs-mobilenet
     """
+    options.at_least(1, steps=steps, repeats=repeats)
+    settings = options.run_settings(models, conditioning, execution, targets=[target], judge="none")
     from steersman.files import write_json, writing_to
     from steersman.lab.bench import bench
     from steersman.lab.run import Run
     from steersman.recipes import load_recipe
 
-    options.at_least(1, steps=steps, repeats=repeats)
-    settings = options.run_settings(models, conditioning, execution, targets=[target], judge="none")
     settings |= {"num": execution.batch_size, "guided": not no_guidance}
     whole = load_recipe(recipe, set_ or ())
     run = Run(**settings, recipe=load_recipe(recipe, options.Changes(set_=set_, steps=steps).listed()))

@@ -3,15 +3,13 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from steersman.cli import options
 from steersman.cli.options import option
-from steersman.cli.root import Terminal
+from steersman.cli.root import Commands, Terminal
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Render a data set as an image folder.", no_args_is_help=True)
+app = Commands(help="Render a data set as an image folder.", no_args_is_help=True)
 
 
 @app.callback()
@@ -31,9 +29,7 @@ def sportballs(
     """Render balls on a white canvas: baseball, basketball, volleyball, soccer ball."""
     from steersman.lab.data import SportBalls
     from steersman.lab.data.images import write_folder
-    from steersman.lab.run import check_device
 
-    check_device(device)
     balls = SportBalls.preset(preset, num=num, seed=seed, resolution=resolution)
     with Terminal().progress() as progress:
         for _ in progress.track(write_folder(balls, out, device=device), total=num, description="images"):

@@ -72,12 +72,11 @@ def evaluate(
     from steersman.lab.metrics.evaluate import DISTANCES, FIGURES
     from steersman.lab.metrics.evaluate import evaluate as figures_of
     from steersman.lab.metrics.features import load_extractor, read_reference, statistics_of, write_statistics
-    from steersman.lab.run import check_device, read_run
+    from steersman.lab.run import read_run
     from steersman.models.classifiers import load_classifier
 
     options.at_least(0, resamples=resamples, seed=seed)
     options.at_least(1, batch_size=batch_size)
-    check_device(device)
     wanted = options.listed(figures)
     for name in wanted or ():
         if name not in FIGURES:

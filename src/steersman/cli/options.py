@@ -6,13 +6,15 @@ parameter, and the command line has their options in their place; a group as a d
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
 from steersman.errors import InputError
+from steersman.lab.choices import AUTO, DEVICES, TYPES, check_choices, check_device, weights
+from steersman.names import denoiser_names, network_names, recipe_file, recipe_names
 
 if TYPE_CHECKING:
     from typer import Context
@@ -33,6 +35,7 @@ __all__ = [
     "Models",
     "NoGuidance",
     "Recipe",
+    "RecipeName",
     "Resamples",
     "Scale",
     "Seed",
@@ -42,6 +45,7 @@ __all__ = [
     "Trust",
     "argument",
     "at_least",
+    "classifier_names",
     "grouped",
     "listed",
     "numbers",
@@ -52,20 +56,57 @@ __all__ = [
 Number = TypeVar("Number", int, float)
 
 
-def option(help: str, *names: str, metavar: str | None = None) -> Any:  # noqa: ANN401
-    """Returns the description of an option; a flag that is named, as ``--gif``, has no opposite ``--no-gif``."""
-    return typer.Option(*names, metavar=metavar, help=help)
+Check = Callable[[str], object]
+Known = Callable[[], Iterable[str]]
 
 
-def argument(help: str) -> Any:  # noqa: ANN401
-    """Returns the description of an argument."""
-    return typer.Argument(help=help)
+def option(
+    help: str, *names: str, metavar: str | None = None, check: Check | None = None, known: Known | None = None
+) -> Any:  # noqa: ANN401
+    """Returns the description of an option; a flag that is named, as ``--gif``, has no opposite ``--no-gif``.
+
+    ``check`` refuses a value before the command begins; ``known`` returns the values that the shell completes.
+    """
+    return typer.Option(*names, metavar=metavar, help=help, callback=_checked(check), autocompletion=_completed(known))
+
+
+def argument(help: str, *, check: Check | None = None, known: Known | None = None) -> Any:  # noqa: ANN401
+    """Returns the description of an argument, as `option` does."""
+    return typer.Argument(help=help, callback=_checked(check), autocompletion=_completed(known))
+
+
+def _checked(check: Check | None) -> Callable[[Context, Any], Any] | None:
+    def checked(context: Context, value: Any) -> Any:  # noqa: ANN401
+        if check is not None and value is not None and not context.resilient_parsing:
+            for each in [value] if isinstance(value, str) else value:
+                check(each)
+        return value
+
+    return check and checked
+
+
+def _completed(known: Known | None) -> Callable[[str], list[str]] | None:
+    def completed(incomplete: str) -> list[str]:
+        return [name for name in known() if name.startswith(incomplete)] if known else []
+
+    return known and completed
+
+
+def classifier_names() -> list[str]:
+    """Returns the classifiers that come with the package or beside it."""
+    return ["imagenet:efficientnet-lite0", *(f"zoo:{name}" for name in network_names())]
 
 
 Seed = Annotated[int, option("Seed of the first image.")]
-Denoiser = Annotated[str, option("Model: zoo:, adm:, dit:, edm:, folder or Hub ID.")]
-Judge = Annotated[str, option("Classifier that only measures, or none.")]
-Recipe = Annotated[str, option("Name, name/variant or file.")]
+Denoiser = Annotated[
+    str,
+    option(
+        "Model: zoo:, adm:, dit:, edm:, folder or Hub ID.", known=lambda: [f"zoo:{name}" for name in denoiser_names()]
+    ),
+]
+Judge = Annotated[str, option("Classifier that only measures, or none.", known=lambda: ["none", *classifier_names()])]
+Recipe = Annotated[str, option("Name, name/variant or file.", check=recipe_file, known=recipe_names)]
+RecipeName = Annotated[str, argument("Recipe: name, name/variant or YAML file.", check=recipe_file, known=recipe_names)]
 Steps = Annotated[int | None, option("Sampling steps; by default the recipe's.")]
 Scale = Annotated[float | None, option("Guidance scale; by default the recipe's.")]
 Set = Annotated[
@@ -73,7 +114,7 @@ Set = Annotated[
 ]
 NoGuidance = Annotated[bool, option("Draw without guidance; the guide only measures.", "--no-guidance")]
 BatchSize = Annotated[int | None, option("Batch size; by default 4 on a CPU, else 16.")]
-Device = Annotated[str, option("cpu, cuda, cuda:1 or mps.")]
+Device = Annotated[str, option("cpu, cuda, cuda:1 or mps.", check=check_device, known=lambda: DEVICES)]
 Trust = Annotated[list[str] | None, option("Code in the file that may run; repeat for more.", metavar="MODULE:…")]
 Features = Annotated[str, option("Network for the features of FID and cFID; see evaluate --help.")]
 Figures = Annotated[str | None, option("Figures to measure, with commas: fid,cfid,accuracy/judge,…; by default all.")]
@@ -101,6 +142,7 @@ class Models:
             "Guide: imagenet:, zoo:, torchvision:, timm:, hf:, clip:, adm-classifier: or module:; repeat for "
             "more. By default imagenet:efficientnet-lite0.",
             "--classifier",
+            known=classifier_names,
         ),
     ] = None
 
@@ -136,7 +178,9 @@ class Execution:
 
     batch_size: BatchSize = None
     device: Device = "cpu"
-    dtype: Annotated[str, option("float32, bfloat16, float16, auto or auto-float32.")] = "float32"
+    dtype: Annotated[
+        str, option("float32, bfloat16, float16, auto or auto-float32.", known=lambda: (*TYPES, *AUTO))
+    ] = "float32"
     checkpoint: Annotated[bool, option("Recompute in the backward pass to save memory.", "--checkpoint")] = False
     compile: Annotated[bool, option("Compile the networks with torch.compile.", "--compile")] = False
 
@@ -168,15 +212,17 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def run_settings(*groups: object, **others: object) -> dict[str, Any]:
-    """Returns the fields of a `steersman.lab.run.Run` that option groups and others give; None leaves the default."""
-    from steersman.lab.run import weights
+    """Returns the fields of a `steersman.lab.run.Run` that option groups and others give; None leaves the default.
 
+    What can be refused without torch is refused here.
+    """
     given = {name: value for group in groups for name, value in vars(group).items()} | others
     settings = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     settings = {name: value for name, value in settings.items() if value is not None}
     settings["blend"] = weights(settings.get("blend", ()))
     if settings.get("judge") == "none":
         settings["judge"] = None
+    check_choices(**{name: settings[name] for name in ("targets", "blend", "dtype", "format") if name in settings})
     return settings
 
 

@@ -2,14 +2,13 @@
 
 from typing import Annotated
 
-import typer
-
-from steersman.cli.options import Context, argument
-from steersman.cli.root import Terminal
+from steersman.cli.options import Context, RecipeName, argument
+from steersman.cli.root import Commands, Terminal
+from steersman.errors import unknown
 
 __all__ = ["app"]
 
-app = typer.Typer(help="List the recipes, explain one, or list the axes of a recipe.", invoke_without_command=True)
+app = Commands(help="List the recipes, explain one, or list the axes of a recipe.", invoke_without_command=True)
 
 
 @app.callback()
@@ -24,7 +23,7 @@ def recipes(context: Context) -> None:
 
 
 @app.command()
-def show(name: Annotated[str, argument("Recipe: name, name/variant or YAML file.")]) -> None:
+def show(name: RecipeName) -> None:
     """Explain one recipe: its paper, all its settings, and the figures it should reach."""
     import yaml
 
@@ -41,15 +40,34 @@ def show(name: Annotated[str, argument("Recipe: name, name/variant or YAML file.
 
 
 @app.command()
-def axes() -> None:
-    """List each axis of a recipe, its options and their settings, as --set AXIS.OPTION=VALUE takes them."""
-    from steersman.recipes.axes import AXES, default_of, describe, settings_of
+def axes(
+    axis: Annotated[str | None, argument("Axis, such as particles; by default all of them.")] = None,
+) -> None:
+    """Explain each axis of a recipe, its options and their settings, as --set AXIS.OPTION=VALUE takes them.
 
+    Example: steersman recipes axes particles
+    """
+    from steersman.recipes.axes import AXES, default_of, describe, meanings_of, settings_of
+    from steersman.recipes.schema import EXTRA
+
+    if axis not in (None, *AXES, EXTRA):
+        raise unknown("axis", axis, [*AXES, EXTRA], most=len(AXES) + 1)
     rows = []
-    for axis, kinds in AXES.items():
-        for index, (kind, option) in enumerate(kinds.items()):
-            settings = ", ".join(f"{axis}.{key}={default_of(field)}" for key, field in settings_of(option).items())
-            rows.append(("" if index else axis, kind if len(kinds) > 1 else "", settings, describe(option)))
-    further = "Further guides, each as the first but for these axes."
-    rows.append(("extra_guides", "", "extra_guides=[{AXIS: ...}, ...]", further))
-    Terminal().table(("axis", "option", "settings", "what it is"), rows, texts=4)
+    for name in AXES if axis is None else [axis] if axis in AXES else []:
+        kinds = AXES[name]
+        for kind, option in kinds.items():
+            default = " The default." if len(kinds) > 1 and kind == next(iter(kinds)) else ""
+            rows.append((name if len(kinds) == 1 else f"{name}={kind}", f"{describe(option)}{default}"))
+            meanings = meanings_of(option)
+            for key, field in settings_of(option).items():
+                rows.append((f"  {name}.{key}={_text(default_of(field))}", meanings.get(key, "")))
+    if axis in (None, EXTRA):
+        rows.append((EXTRA, "Further guides, a list of mappings, each as the first guide but for the axes in it."))
+    Terminal().table(("setting=default", "what it is"), rows, texts=2)
+
+
+def _text(default: object) -> str:
+    """Returns a default as --set takes it."""
+    if isinstance(default, tuple):
+        return f"[{', '.join(map(_text, default))}]"
+    return str(default).lower() if default is None or isinstance(default, bool) else str(default)

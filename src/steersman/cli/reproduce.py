@@ -50,7 +50,6 @@ def reproduce(
     require_lab("reproduce")
     from steersman.lab.report.tables import as_text
     from steersman.lab.reproduce import Work, load_reproduction
-    from steersman.lab.run import check_device
     from steersman.lab.stop import Stop
 
     if name is None:
@@ -58,7 +57,6 @@ def reproduce(
     options.at_least(2, num=num)
     options.at_least(1, batch_size=batch_size)
     options.at_least(0, resamples=resamples)
-    check_device(device)
     wanted = load_reproduction(name, trusted=tuple(trust or ()))
     guided = not no_guidance
     if ("guided" if guided else "unguided") not in wanted.published:

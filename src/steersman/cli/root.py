@@ -6,31 +6,72 @@ A command imports what it runs when it runs, so that no help text waits for torc
 import os
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+from typer.core import TyperCommand
 
 from steersman.errors import InputError, Notice, one_line, require
 from steersman.lab.profiling import keep_freed
 from steersman.lab.stop import Interrupted, Interruptible, Stopped
 
-__all__ = ["LAB", "Terminal", "app", "main", "require_lab"]
+__all__ = ["LAB", "Commands", "Terminal", "app", "main", "require_lab"]
 
 LAB = ("jinja2", "matplotlib", "optuna", "scipy", "torch_fidelity")
 """What the extra ``lab`` installs: the packages of measuring, comparing and plotting."""
 
-app = typer.Typer(
+
+class _Command(TyperCommand):
+    """A command that refuses an option given twice, of which typer would take the last in silence."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401
+        if not ctx.resilient_parsing:
+            _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+            for parameter, times in Counter(given).items():
+                if times > 1 and not getattr(parameter, "multiple", False):
+                    raise InputError(f"{parameter.opts[0]} must be given once, got it {times} times")
+        return super().parse_args(ctx, args)
+
+
+class Commands(typer.Typer):
+    """A group of commands that take each option once, but for those that are to be repeated."""
+
+    def command(self, name: str | None = None, **settings: Any) -> Any:  # noqa: ANN401
+        """Registers a command."""
+        return super().command(name, cls=_Command, **settings)
+
+
+app = Commands(
     name="steersman",
-    help="Steer any diffusion model with any classifier, without training either.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _version(wanted: bool) -> bool:
+    if wanted:
+        from importlib.metadata import version
+
+        Terminal().print(f"steersman {version('steersman')}")
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Steer any diffusion model with any classifier, without training either."""
+
 
 # The base of all complaints about the command line itself, which newer versions of typer do not take from click.
 Usage: type[Exception] = typer.BadParameter.__mro__[1]
@@ -76,7 +117,7 @@ def main() -> None:
     warnings.showwarning = _show
     try:
         with Interruptible():
-            code = app(standalone_mode=False)
+            code = app(prog_name="steersman", standalone_mode=False)
         sys.exit(code)
     except InputError as error:
         _fail(str(error), 2)

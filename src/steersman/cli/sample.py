@@ -12,6 +12,7 @@ from steersman.cli import options
 from steersman.cli.options import option
 from steersman.cli.root import Terminal
 from steersman.errors import InputError, require
+from steersman.lab.choices import FORMATS
 
 if TYPE_CHECKING:
     from steersman.lab.generate import Share, Summary, Unfinished
@@ -46,7 +47,7 @@ def sample(
     conditioning: options.Conditioning,
     no_guidance: options.NoGuidance = False,
     execution: options.Execution,
-    format: Annotated[str, option("png, npz or webdataset.")] = "png",
+    format: Annotated[str, option("png, npz or webdataset.", known=lambda: FORMATS)] = "png",
     gif: Annotated[bool, option("Also write GIFs of the images and gradients.", "--gif")] = False,
     from_: Annotated[
         Path | None, option("Continue a run; with --out, repeat it.", "--from", metavar="RUN.YAML")
@@ -58,28 +59,31 @@ def sample(
 
     Example: steersman sample --target baseball --num 16 --out balls
     """
+    if status is not None:
+        _alone(context, "status", "which draws nothing", ())
+        return _print_status(status)
+    settings = {}
+    if from_ is not None:
+        _alone(context, "from", "whose file holds all settings", ("out", "overwrite", "gif", "trust"))
+    elif trust and not recipe.endswith((".yaml", ".yml")):
+        raise InputError(
+            "trust must be given with --from or a --recipe of one's own, whose file may name code; code given by "
+            "an option is trusted"
+        )
+    else:
+        settings = options.run_settings(
+            targets, models, conditioning, execution, judge=judge, guided=not no_guidance, format=format
+        )
     from steersman.lab.generate import Share
     from steersman.lab.run import Run, read_run
     from steersman.recipes import load_recipe
 
     share = Share.from_environment()
-    if status is not None:
-        _alone(context, "status", "which draws nothing", ())
-        return _print_status(status)
     if from_ is not None:
-        _alone(context, "from", "whose file holds all settings", ("out", "overwrite", "gif", "trust"))
         run = read_run(from_, trusted=trust or ())
         run = replace(run, device=share.device(run.device))
         out = out or from_.parent
     else:
-        if trust and not recipe.endswith((".yaml", ".yml")):
-            raise InputError(
-                "trust must be given with --from or a --recipe of one's own, whose file may name code; code given by "
-                "an option is trusted"
-            )
-        settings = options.run_settings(
-            targets, models, conditioning, execution, judge=judge, guided=not no_guidance, format=format
-        )
         settings["device"] = share.device(execution.device)
         run = Run(**settings, recipe=load_recipe(recipe, changes.listed(), trusted=trust or ()))
     _draw(run, out or _default_folder(run, overwrite=overwrite), share=share, gif=gif, overwrite=overwrite)

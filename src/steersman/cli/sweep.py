@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from steersman.cli import options
-from steersman.cli.options import argument, option
+from steersman.cli.options import option
 from steersman.cli.root import Terminal, require_lab
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def sweep(
     ],
     reference: Annotated[str, option("Reference images, in the forms that evaluate takes.")],
     out: Annotated[Path, option("Output folder; finished combinations there are kept.")],
-    recipe: Annotated[str, argument("Recipe: name, name/variant or YAML file.")] = "default",
+    recipe: options.RecipeName = "default",
     targets: options.Targets,
     features: options.Features = "zoo:sportballs-judge",
     figures: options.Figures = None,
@@ -46,6 +46,7 @@ def sweep(
     Example: steersman sweep nrcg --vary scale=5,15,45 --target baseball --reference sportballs --out scales
     """
     require_lab("sweep")
+    settings = options.run_settings(targets, models, conditioning, execution, judge=judge)
     from steersman.lab.metrics.evaluate import FIGURES
     from steersman.lab.stop import Stop
     from steersman.lab.sweep import Sweep, Sweeping, varied
@@ -55,7 +56,7 @@ def sweep(
     chosen = Sweep(
         recipe=recipe,
         changes=changes.listed(),
-        settings=options.run_settings(targets, models, conditioning, execution, judge=judge),
+        settings=settings,
         varied=varied(vary),
         reference=reference,
         features=features,

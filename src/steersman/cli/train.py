@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from steersman.cli import options
 from steersman.cli.options import option
+from steersman.cli.root import Commands
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Train a denoiser or a classifier.", no_args_is_help=True)
+app = Commands(help="Train a denoiser or a classifier.", no_args_is_help=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from steersman.cli import options
 from steersman.cli.options import argument, option
 from steersman.cli.root import Terminal, require_lab
 from steersman.errors import InputError
+from steersman.names import recipe_file, recipe_names
 
 if TYPE_CHECKING:
     from steersman.lab.tune import Bounds, Trial, Tune, Tuning
@@ -31,7 +32,11 @@ def tune(
     out: Annotated[Path, option("Output folder; finished trials there are kept.")],
     recipe: Annotated[
         list[str] | None,
-        argument("Recipes to search around, starting from their own settings; by default some that suit most models."),
+        argument(
+            "Recipes to search around, starting from their own settings; by default some that suit most models.",
+            check=recipe_file,
+            known=recipe_names,
+        ),
     ] = None,
     targets: _Targets,
     search: Annotated[
@@ -72,17 +77,18 @@ def tune(
     Example: steersman tune freedom --target baseball --classifier zoo:sportballs-mobilenet --out tuned
     """
     require_lab("tune")
-    from steersman.lab.tune import TRIED, Bounds, Tune, space_of
-
     options.at_least(1, trials=trials)
     if search and len(recipe or ()) > 1:
         raise InputError(f"with --search, give one recipe, or several as --search recipe=A,B; got {len(recipe or ())}")
     if reference is None and models.denoiser != BUNDLED:
         raise InputError("reference must be given: images of the targets, in the forms that evaluate takes")
+    settings = options.run_settings(targets, models, conditioning, execution, judge=judge)
+    from steersman.lab.tune import TRIED, Bounds, Tune, space_of
+
     chosen = Tune(
         recipes=tuple(recipe or (TRIED[:1] if search else TRIED)),
         changes=tuple(set_ or ()),
-        settings=options.run_settings(targets, models, conditioning, execution, judge=judge),
+        settings=settings,
         space=space_of(search) if search else None,
         reference=reference or "sportballs",
         features=features,

@@ -32,8 +32,9 @@ from steersman.errors import InputError, about, notice
 from steersman.files import read_yaml
 from steersman.guidance.guide import Guide, after_decoding
 from steersman.guidance.step import Step
+from steersman.lab.choices import AUTO
 from steersman.lab.profiling import timed
-from steersman.lab.run import AGREES, AUTO, LAYOUTS, Placement, Run, read_run
+from steersman.lab.run import AGREES, LAYOUTS, Placement, Run, read_run
 from steersman.lab.session import Session, Target, load_session, set_layout
 from steersman.precision import ieee
 from steersman.sampling import Report

@@ -1,8 +1,7 @@
 """The settings of a run, and its file ``run.yaml``: every resolved setting, the seeds, the versions."""
 
-import math
 import platform
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -15,37 +14,29 @@ from pydantic import ConfigDict
 from steersman.batching import block_size
 from steersman.errors import InputError, about, unknown
 from steersman.files import read_yaml
+from steersman.lab.choices import AUTO, TYPES, check_choices, check_device
 from steersman.recipes import Recipe, load_recipe
 from steersman.sampling.samplers import SEEDS
 from steersman.typed import filled_in, finite, typed
 
 __all__ = [
     "AGREES",
-    "AUTO",
     "DRAWN",
     "DTYPES",
-    "FORMATS",
     "LAX",
     "LAYOUTS",
     "MOST",
     "TARGET",
     "Placement",
     "Run",
-    "check_device",
     "check_folder",
     "differences",
     "other_settings",
     "read_record",
     "read_run",
-    "weights",
 ]
 
-FORMATS = {"png": None, "npz": ".npz", "webdataset": ".tar"}
-"""What images are written as, and the suffix of files that hold many of them."""
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-AUTO = {"auto": ("float32", "bfloat16"), "auto-float32": ("float32",)}
-"""Values of ``dtype`` for which a measurement chooses the type, layout and block, and the types it chooses from."""
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in TYPES}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 AGREES = 0.98
 """The least cosine with float32 of a type that a measurement may choose."""
@@ -150,18 +141,11 @@ class Run:
         ):
             if not least <= value <= most:
                 raise InputError(f"{name} must be {least} to {most}, got {value}")
-        if self.targets and self.blend:
-            raise InputError("target and blend must not be given together; give one of the two")
-        if not self.targets and not self.blend:
-            raise InputError("target must be given: names or indices of classes, all, or a blend of classes")
+        check_choices(targets=self.targets, blend=self.blend, dtype=self.dtype, format=self.format)
         if not self.classifiers:
             raise InputError("classifier must be given at least once")
-        if self.dtype not in (allowed := (*DTYPES, *AUTO)):
-            raise unknown("dtype", self.dtype, allowed)
         if self.placed and not self.measured:
             raise InputError(f"placed can only be given with dtype {' or '.join(AUTO)}, got dtype {self.dtype}")
-        if self.format not in FORMATS:
-            raise unknown("format", self.format, FORMATS)
         if self.judge in self.classifiers:
             raise InputError(f"judge must be another network than the guide, or none, got the guide, {self.judge!r}")
         check_device(self.device)
@@ -203,33 +187,6 @@ class Run:
         packages += ["transformers"] if find_spec("transformers") else []
         versions = {"python": platform.python_version()} | {name: version(name) for name in packages}
         return self.settings() | {"versions": versions}
-
-
-def weights(options: Iterable[str]) -> dict[str, float]:
-    """Returns the weights of a blend, from texts ``CLASS=WEIGHT``."""
-    blend: dict[str, float] = {}
-    for option in options:
-        name, _, text = option.rpartition("=")
-        try:
-            weight = float(text)
-        except ValueError:
-            weight = math.nan
-        if not name or not math.isfinite(weight) or name in blend:
-            raise InputError(f"blend must be CLASS=WEIGHT, as in baseball=1, with each class once, got {option!r}")
-        blend[name] = weight
-    return blend
-
-
-def check_device(device: str) -> None:
-    """Refuses a device that this machine does not have."""
-    try:
-        kind, index = (parsed := torch.device(device)).type, parsed.index or 0
-    except RuntimeError:
-        raise InputError(f"device must be cpu, cuda, cuda:0, … or mps, got {device!r}") from None
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not available.get(kind, False) or (kind == "cuda" and index >= torch.cuda.device_count()):
-        here = ", ".join(name for name, there in available.items() if there)
-        raise InputError(f"device must be one that this machine has ({here}), got {device!r}")
 
 
 def differences(out: Path, run: Run, *, grows: bool = False) -> str:

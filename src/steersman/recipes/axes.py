@@ -6,11 +6,12 @@ the fields of the option's dataclass.
 """
 
 import dataclasses
+import inspect
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from steersman import guidance
 from steersman.errors import InputError, unknown
@@ -26,6 +27,7 @@ __all__ = [
     "build",
     "default_of",
     "describe",
+    "meanings_of",
     "normal",
     "parts_of",
     "plain",
@@ -39,11 +41,12 @@ class _Settings:
     """Base of the options that have no code of their own."""
 
 
-def _option(text: str, **settings: tuple[Any, Any]) -> type:
-    """Returns an option without code, from its description and the type and default of each setting."""
-    fields = [(name, hint, dataclasses.field(default=default)) for name, (hint, default) in settings.items()]
+def _option(text: str, **settings: tuple[Any, Any, str]) -> type:
+    """Returns an option without code, from its description and the type, default and meaning of each setting."""
+    fields = [(name, hint, dataclasses.field(default=default)) for name, (hint, default, _) in settings.items()]
+    doc = "\n".join([text, "", "Attributes:", *(f"    {name}: {meaning}" for name, (*_, meaning) in settings.items())])
     return dataclasses.make_dataclass(
-        "Settings", fields, bases=(_Settings,), namespace={"__doc__": text}, frozen=True, kw_only=True
+        "Settings", fields, bases=(_Settings,), namespace={"__doc__": doc}, frozen=True, kw_only=True
     )
 
 
@@ -86,22 +89,37 @@ AXES: dict[str, dict[str, type]] = {
     },
     "loss": {"none": _option("The log-likelihood itself."), "root": guidance.Root, "log": guidance.Log},
     "preprocess": {
-        # own: what the classifier was trained with; raw: the sample as it is, as in EluCD's released code. A size is
-        # the side in pixels; a network of a smaller size keeps that, and so does one that takes its own alone.
         "image": _option(
-            "The classifier's preprocessing.", transform=(Literal["own", "raw"], "own"), size=(int | None, None)
+            "The classifier's preprocessing.",
+            transform=(
+                Literal["own", "raw"],
+                "own",
+                "own: that of the classifier's training; raw: the sample as it is, as in EluCD's released code.",
+            ),
+            size=(
+                int | None,
+                None,
+                "Height and width in pixels; none for the classifier's own. A network that was trained on smaller "
+                "images, or takes its own size alone, keeps that.",
+            ),
         )
     },
     "ensemble": {
-        "sum": _option("The weighted sum of the classifiers' log-likelihoods.", weights=(tuple[float, ...], ())),
+        "sum": _option(
+            "The weighted sum of the classifiers' log-likelihoods.",
+            weights=(tuple[float, ...], (), "One for each classifier; an empty list for 1 each."),
+        ),
         "switch": _option(
-            "The first of two classifiers above the ratio sigma / alpha, the second below.", at=(float, 1.0)
+            "The first of two classifiers above the ratio sigma / alpha, the second below.",
+            at=(float, 1.0, "The ratio sigma / alpha."),
         ),
         "verifier": _option("The first of two classifiers guides, the second weighs the particles."),
     },
     "smoothing": {
         "none": _option("The classifier as it was trained."),
-        "softplus": _option("Every ReLU becomes log(1 + exp(beta a)) / beta (EluCD 4.3).", beta=(float, 8.0)),
+        "softplus": _option(
+            "Every ReLU becomes log(1 + exp(beta a)) / beta (EluCD 4.3).", beta=(float, 8.0, "Sharpness, above 0.")
+        ),
         "augment": guidance.Augmented,
         "montecarlo": guidance.MonteCarlo,
     },
@@ -112,7 +130,10 @@ AXES: dict[str, dict[str, type]] = {
         "rescaled": guidance.Rescaled,
     },
     "wrt": {
-        "x0_hat": _option("The gradient with respect to the classifier input.", ascents=(int, 1)),
+        "x0_hat": _option(
+            "The gradient with respect to the classifier input.",
+            ascents=(int, 1, "Steps of gradient ascent, each with a new gradient."),
+        ),
         "x_t": _option("The gradient with respect to x_t, back through the denoiser."),
     },
     "stabilizer": {
@@ -145,8 +166,13 @@ AXES: dict[str, dict[str, type]] = {
         "sample": guidance.Sample,
         "spherical": guidance.Spherical,
     },
-    "scale": {"factor": _option("The guidance scale s.", value=(float, 1.0))},
-    "weighs": {"likelihood": _option("Whether the guide's log-likelihood weighs particles.", particles=(bool, True))},
+    "scale": {"factor": _option("The guidance scale s.", value=(float, 1.0, "Factor on the guidance update."))},
+    "weighs": {
+        "likelihood": _option(
+            "Whether the guide's log-likelihood weighs particles.",
+            particles=(bool, True, "false for a guide that leaves the weighing to others."),
+        )
+    },
     "sampler": {"ddpm": DDPM, "ddim": DDIM, "heun": Heun, "dpmpp": DPMpp, "diffusers": NamedScheduler},
     "sampling": {"levels": Sampling},
     "recurrence": {"repeat": Recurrence},
@@ -160,6 +186,9 @@ LISTS: dict[str, Callable[[tuple], Any]] = {
     "smoothing": tuple,
 }
 """Axes that take a list of options, and what becomes of it."""
+
+NONE = "none"
+"""What stands for None in a setting, as null does in YAML; it is also the option of some axes that does nothing."""
 
 FIXED = ("classifier", "objective")
 """Fields of an option that are not settings: the parts that it is built around."""
@@ -281,6 +310,8 @@ def normal(axis: str, section: object) -> list[dict[str, Any]]:
     full: dict[str, Any] = {"kind": kind}
     for key, field in fields.items():
         value = given.get(key, default_of(field))
+        if isinstance(value, str) and value.lower() == NONE and type(None) in get_args(hints[key]):
+            value = None
         full[key] = typed(f"{axis}.{key}", value, hints[key])
         if not isinstance(full[key], Mapping):  # a scheduler's settings are compared with its own defaults
             check_finite(f"{axis}.{key}", full[key], default_of(field))
@@ -320,3 +351,13 @@ def parts_of(axis: str, section: object) -> list[str]:
 def describe(option: type) -> str:
     """Returns the first line of an option's docstring."""
     return (option.__doc__ or "").strip().splitlines()[0].replace("``", "")
+
+
+def meanings_of(option: type) -> dict[str, str]:
+    """Returns what each attribute of an option means, by the docstrings of the class and its bases."""
+    meanings: dict[str, str] = {}
+    for base in reversed(option.__mro__):
+        _, _, section = inspect.cleandoc(vars(base).get("__doc__") or "").partition("Attributes:\n")
+        for name, text in re.findall(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", section, re.MULTILINE):
+            meanings[name] = " ".join(text.split()).replace("``", "")
+    return meanings

@@ -8,7 +8,6 @@ some of them. ``NAME`` or ``NAME/VARIANT`` names a bundled one, a path one's own
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from steersman.files import parse_yaml, read_text
 from steersman.guidance import Guide, Noisy, Sum, Switch, Toward, Translated
 from steersman.guidance.objective import Logits, Objective
 from steersman.guidance.target import Target
+from steersman.names import recipe_file
 from steersman.recipes.axes import AXES, build, normal, parts_of, plain
 from steersman.sampling import Particles, Recurrence, Sampler
 from steersman.schedule import Level
@@ -29,9 +29,8 @@ from steersman.typed import filled_in
 if TYPE_CHECKING:
     from steersman.models.classifiers import Classifier
 
-__all__ = ["EXTRA", "Guides", "Recipe", "load_recipe", "recipe_names", "shared_classes"]
+__all__ = ["EXTRA", "Guides", "Recipe", "load_recipe", "shared_classes"]
 
-BUNDLED = Path(str(resources.files("steersman.recipes")))
 AVERAGES = ("augment", "montecarlo")
 PARTS = ("input", "stabilizer", "weight", "injection")
 PAIRS = ("switch", "verifier")
@@ -389,23 +388,6 @@ def _changed(axis: str, section: object, option: str, value: object) -> object:
     return changed
 
 
-def recipe_names(*, variants: bool = True) -> list[str]:
-    """Returns the names of the bundled recipes, with ``NAME/VARIANT`` for each variant unless ``variants`` is False.
-
-    Example:
-        >>> import steersman as sm
-        >>> [name for name in sm.recipe_names() if name.startswith("nrcg")][:3]
-        ['nrcg', 'nrcg/none', 'nrcg/denoised']
-    """
-    names = []
-    for file in sorted(BUNDLED.iterdir()):
-        if file.name.endswith(".yaml"):
-            name = file.name.removesuffix(".yaml")
-            listed = parse_yaml(read_text(file)).get("variants", {}) if variants else {}
-            names += [name, *(f"{name}/{variant}" for variant in listed)]
-    return names
-
-
 def load_recipe(
     name: str | Path | Recipe,
     changes: Iterable[str] | Mapping[str, object] = (),
@@ -438,20 +420,11 @@ def load_recipe(
         changes["scale"] = scale
     if isinstance(name, Recipe):
         return name.changed(changes).check()
-    name = str(name)
-    bundled, _, variant = name.partition("/")
-    file = BUNDLED / f"{bundled}.yaml"
-    if name.endswith((".yaml", ".yml")):
-        with about("recipe", name):
-            recipe = _parse(name, read_text(Path(name)), trusted).check()
-    elif "." not in bundled and file.is_file():
-        recipe = _parse(bundled, read_text(file))
-        if variant and variant not in recipe.variants:
-            raise unknown(f"variant of {bundled}", variant, recipe.variants)
-        if variant:
-            recipe = recipe.changed(recipe.variants[variant], name)
-    else:
-        raise unknown("recipe", name, recipe_names())
+    file, variant = recipe_file(name := str(name))
+    with about("recipe", name):
+        recipe = _parse(str(file), read_text(file), trusted).check()
+    if variant:
+        recipe = recipe.changed(recipe.variants[variant], name)
     return recipe.changed(changes, recipe.name).check()
 
 

@@ -31,6 +31,7 @@ from pydantic import AliasPath, BaseModel, Field
 
 from steersman.errors import InputError, about
 from steersman.files import file_name, read_bytes, replacing, write_yaml, writing_to
+from steersman.lab.choices import FORMATS
 from steersman.lab.generate.formats import (
     ImageRecord,
     open_shard,
@@ -39,7 +40,7 @@ from steersman.lab.generate.formats import (
     write_image,
     write_shard,
 )
-from steersman.lab.run import DRAWN, FORMATS, MOST, Run, check_folder, read_record
+from steersman.lab.run import DRAWN, MOST, Run, check_folder, read_record
 from steersman.names import index_ranges
 from steersman.typed import typed
 

@@ -11,7 +11,6 @@ in place of pooling (Zagoruyko & Komodakis 2016). Their features have 128, 256, 
 
 from collections import OrderedDict
 from collections.abc import Callable
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -21,30 +20,23 @@ from torch.nn.functional import relu
 from steersman.errors import InputError, about, unknown
 from steersman.files import class_names, read_json
 from steersman.models.checkpoint import read_tensors
+from steersman.names import ZOO, denoiser_names, network_names
 
-__all__ = ["ARCHITECTURES", "build_network", "folder", "load_network", "names", "read_network"]
-
-_ROOT = Path(str(resources.files("steersman.models.zoo")))
-
-
-def names() -> tuple[str, ...]:
-    """Returns the names of the bundled networks."""
-    return tuple(sorted(path.stem for path in _ROOT.glob("*.safetensors")))
+__all__ = ["ARCHITECTURES", "build_network", "folder", "load_network", "read_network"]
 
 
 def folder(name: str) -> Path:
     """Returns the folder of a bundled denoiser."""
-    folders = sorted(entry.name for entry in _ROOT.iterdir() if (entry / "unet").is_dir())
-    if name not in folders:
-        raise unknown("bundled denoiser", name, folders)
-    return _ROOT / name
+    if name not in (known := denoiser_names()):
+        raise unknown("bundled denoiser", name, known)
+    return ZOO / name
 
 
 def load_network(name: str) -> tuple[nn.Module, dict[str, Any]]:
     """Returns a bundled network, in float32 and evaluation mode, and its card."""
-    if name not in names():
-        raise unknown("bundled network", name, names())
-    return read_network(_ROOT / f"{name}.safetensors", _ROOT / f"{name}.json")
+    if name not in (known := network_names()):
+        raise unknown("bundled network", name, known)
+    return read_network(ZOO / f"{name}.safetensors", ZOO / f"{name}.json")
 
 
 def read_network(weights: Path, card: Path) -> tuple[nn.Module, dict[str, Any]]:
