@@ -5,7 +5,9 @@ import math
 import os
 import sys
 from collections import Counter
+from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 
 import jaxtyping
 import numpy as np
@@ -14,12 +16,17 @@ import torch
 
 from accelerator import Accelerator
 from steersman.cli import main
+from steersman.lab import session
 from steersman.lab.data import pictures
 from steersman.mixture import Mixture
+from steersman.models import zoo
+from steersman.models.classifiers import libraries
+from steersman.models.denoisers import load
 from steersman.recipes.axes import AXES
 
 torch.set_num_threads(1)
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start, xdist's workers among them
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that share out a sum do not spin on a busy machine
 
 
 def pytest_addoption(parser):
@@ -62,6 +69,42 @@ def registry():
         if AXES[axis] != options:
             AXES[axis].clear()
             AXES[axis].update(options)
+
+
+@pytest.fixture(scope="session")
+def once():
+    """Has what a function returns for some arguments computed once; whoever asks for it gets a copy of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+
+        def keep(module, name, asked=lambda *_: True):
+            function, kept = getattr(module, name), {}
+
+            def copied(*given):
+                if not asked(*given):
+                    return function(*given)
+                if given not in kept:
+                    kept[given] = function(*given)
+                return deepcopy(kept[given])
+
+            patch.setattr(module, name, copied)
+
+        yield keep
+
+
+@pytest.fixture(scope="session", autouse=True)
+def bundled(once):
+    """Reads each network of the package once; the tests of how they are read call the readers themselves."""
+    once(load, "load_folder", lambda path: path.parent == Path(zoo.__file__).parent)
+    once(zoo, "load_network")
+    once(libraries, "read_efficientnet_lite0")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_unguided():
+    """Compares the images of a run with two unguided ones, not with eight."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session, "UNGUIDED", 2)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -195,8 +238,8 @@ def unchecked(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def denoiser(tmp_path_factory):
-    """A folder with a small U-Net of random weights, 16x16, with the bundled one's labels."""
+def denoiser(once, tmp_path_factory):
+    """A folder with a small U-Net of random weights, 16x16, with the bundled one's labels; it is read once."""
     from diffusers import DDPMScheduler
 
     from steersman.lab.train.denoiser import unet
@@ -208,6 +251,7 @@ def denoiser(tmp_path_factory):
     scheduler.save_pretrained(folder / "scheduler")
     classes = ["baseball", "basketball", "volleyball", "soccer ball"]
     (folder / "card.json").write_text(json.dumps({"classes": classes}))
+    once(load, "load_folder", lambda path: path == folder)
     return str(folder)
 
 

@@ -89,13 +89,12 @@ def names_of(requirements):
     return {re.sub(r"[-_.]+", "-", each[0]).lower() for each in found if each}
 
 
-def used(folder):
-    """The packages of others that the modules of a folder import, anywhere in them."""
+def used(folder, known):
+    """The packages of others that the modules of a folder import anywhere; ``known`` has the packages of modules."""
     nodes = [node for path in folder.rglob("*.py") for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
     modules = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     modules += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level]
-    known, own = packages_distributions(), [TESTS.parent / name for name in ("src", "tests", "benchmarks")]
-    ours = {path.stem for each in own for path in each.iterdir()}
+    ours = {path.stem for name in ("src", "tests", "benchmarks") for path in (TESTS.parent / name).iterdir()}
     roots = {each.partition(".")[0] for each in modules} - sys.stdlib_module_names - ours
     return names_of(known.get(root, [root])[0] for root in roots)
 
@@ -104,5 +103,6 @@ def test_what_is_imported_is_declared():
     project = tomllib.loads((TESTS.parent / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     own = names_of(sum((extras[name] for name in extras if name != "dev"), project["dependencies"]))
-    assert used(ROOT) - own == set()
-    assert used(TESTS) - own - names_of(extras["dev"]) == set()
+    known = packages_distributions()
+    assert used(ROOT, known) - own == set()
+    assert used(TESTS, known) - own - names_of(extras["dev"]) == set()

@@ -1,5 +1,6 @@
 """Without the optional packages: what needs none of them works, and what does names the extra to install."""
 
+import re
 import subprocess
 import sys
 
@@ -18,14 +19,33 @@ class Missing:
 sys.meta_path.insert(0, Missing())
 sys.modules |= dict.fromkeys({(*LAB, "transformers", "pyarrow")})
 """
-RUN = WITHOUT + "from steersman.cli import main\nmain()\n"
+RUN = (
+    WITHOUT
+    + """
+from steersman.cli import main
+for line in sys.stdin:
+    sys.argv = ["steersman", *line.split()]
+    try:
+        main()
+    except SystemExit as ended:
+        print(ended.code or 0, file=sys.stderr)
+"""
+)
 
 
-def started(*arguments, folder):
+def started(*commands, folder):
+    """Returns the exit code of each command, run one after the other in a process, and what it says of errors."""
     run = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", RUN, *arguments], cwd=folder, capture_output=True, text=True
+        [sys.executable, "-W", "ignore", "-c", RUN],
+        input="\n".join(map(" ".join, commands)),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    return run.returncode, run.stdout, run.stderr
+    *said, rest = re.split(r"^(\d)\n", run.stderr, flags=re.MULTILINE)
+    assert rest == ""
+    return list(zip(map(int, said[1::2]), said[::2], strict=True))
 
 
 @pytest.mark.parametrize(
@@ -51,10 +71,9 @@ def test_a_command_of_the_lab_is_refused_at_once(words, call, monkeypatch, tmp_p
 def test_images_are_drawn_without_any_of_them(tmp_path):
     words = ["sample", "--target", "7", "--denoiser", "zoo:mnist", "--classifier", "zoo:mnist-lenet", "--judge", "none"]
     words += ["--recipe", "nrcg", "--steps", "2", "--num", "1", "--out", "drawn"]
-    code, _, err = started(*words, folder=tmp_path)
-    assert (code, err) == (0, "")
+    text = [*words[:-1], "text", "--classifier", "clip:somewhere"]
+    drawn, gif, (code, err) = started(words, [*words, "--gif"], text, folder=tmp_path)
+    assert drawn == (0, "")
     assert (tmp_path / "drawn" / "000000.png").is_file()
-    code, _, err = started(*words, "--gif", folder=tmp_path)
-    assert code == 2 and err == "steersman: --gif needs matplotlib; run pip install 'steersman[lab]'\n"
-    code, _, err = started(*words[:-1], "text", "--classifier", "clip:somewhere", folder=tmp_path)
+    assert gif == (2, "steersman: --gif needs matplotlib; run pip install 'steersman[lab]'\n")
     assert code == 2 and "steersman[text]" in err
