@@ -36,6 +36,7 @@ __all__ = [
     "memory_permitting",
     "metered",
     "norm",
+    "put",
     "repeat",
     "rms",
     "row_count",
@@ -74,6 +75,17 @@ def broadcast(value: Float[Tensor, "*batch"], like: Tensor) -> Tensor:
 def take(content: Any, rows: Int[Tensor, " N"]) -> Any:  # noqa: ANN401
     """Returns nested content with these rows of every tensor in it; scalars and other values stay as they are."""
     return each_tensor(content, lambda x: x[rows] if x.ndim else x)
+
+
+def put(content: Any, rows: Int[Tensor, " N"], new: Any) -> Any:  # noqa: ANN401
+    """Returns nested content with these rows of every tensor in it replaced by those of content of the same form."""
+    parts = iter(tensors(new))
+
+    def replaced(x: Tensor) -> Tensor:
+        part = next(parts)
+        return x.index_copy(0, rows, part) if x.ndim else x
+
+    return each_tensor(content, replaced)
 
 
 def row_count(content: Any) -> int:  # noqa: ANN401

@@ -134,6 +134,12 @@ REFUSED = {
     "recurrence with a history": ("SD", "DPMSolverMultistep", TWICE, "recurrence: DPMSolverMultistepScheduler keeps"),
     "particles with two stages": ("SD", "Heun", THREE, "particles: HeunDiscreteScheduler keeps"),
     "corrected": ("SD", "DDIM", {"particles": Particles(count=3, corrected=True)}, "corrected must be false"),
+    "retries": (
+        "SD",
+        "DDIM",
+        {"particles": Particles(count=3, retries=1)},
+        "particles.retries must be 0 in a pipeline",
+    ),
     "frames of an image": ("SD", "DDIM", {"frames": [0]}, "frames must be None"),
     "a frame beyond": ("Wan", "FlowMatchEuler", {"frames": [9]}, "frames must be -5 to 4, got 9"),
 }

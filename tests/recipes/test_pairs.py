@@ -51,7 +51,7 @@ MORE = {
     "particles": [
         {"count": 3, "ratio_max": 0.0},
         {"count": 2, "potential": "difference", "fraction": 0.5, "choice": "draw"},
-        {"count": 2, "potential": "max", "ratio_min": 0.5, "every": 2},
+        {"count": 2, "potential": "max", "ratio_min": 0.5, "every": 2, "retries": 1, "retry_below": -0.5},
         {"count": 2, "potential": "difference", "choice": "draw", "corrected": True},
     ],
 }
@@ -117,6 +117,8 @@ def refused(settings):
         return "wrt.ascents must be 1 unless wrt is x0_hat"
     noiseless |= {"diffusers"} if "scheduler" not in settings["sampler"] else set()
     sampler, injection = settings["sampler"]["kind"], settings["injection"]["kind"]
+    if sampler == "diffusers" and "spacing" in settings["sampling"]:
+        return "sampling.spacing, sampling.ratio_min and sampling.ratio_max"
     corrected = settings["particles"].get("corrected", False)
     unweighed = settings["particles"].get("count", 1) > 1 and not settings["weighs"].get("particles", True)
     if unweighed and not (injection == "spherical" and sampler in noiseless - {"diffusers"}):
@@ -131,8 +133,6 @@ def refused(settings):
         return lacks_noise[0]
     if corrected and injection in ("sample", "spherical"):
         return "particles.corrected must be false with a guidance update of the "
-    if sampler == "diffusers" and "spacing" in settings["sampling"]:
-        return "sampling.spacing, sampling.ratio_min and sampling.ratio_max"
     return lacks_noise[0] if lacks_noise else None
 
 

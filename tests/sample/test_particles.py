@@ -24,6 +24,7 @@ from steersman.guidance import (
     NoisePrediction,
     Noisy,
     Sample,
+    Sine,
     Spherical,
     Variance,
     posterior_mean,
@@ -232,15 +233,17 @@ def test_best_of_n_is_the_likeliest_of_its_candidates(mixture, weigher, posterio
         {"sampler": Heun(churn=4.0)},
         {"sampler": DPMpp()},
         {"sampler": DDIM(eta=0.5), "recurrence": Recurrence(times=2, ratio_min=0.2, ratio_max=3.0)},
+        {"sampler": DPMpp(), "retries": 2, "recurrence": Recurrence(times=2, ratio_max=1.0)},
     ],
-    ids=["ddpm", "heun", "dpmpp", "recurrence"],
+    ids=["ddpm", "heun", "dpmpp", "recurrence", "retries"],
 )
 def test_an_image_does_not_depend_on_its_neighbours(mixture, objective, settings):
+    retries = settings.pop("retries", 0)
     guides = [
         Guide(objective=objective, input=Noisy(), scale=0),
         Guide(objective=objective, wrt="x_t", scale=0.5, stabilizer=Ema(beta=0.9)),
     ]
-    particles = Particles(count=3, ratio_min=0.3, every=2, fraction=0.9)
+    particles = Particles(count=3, ratio_min=0.3, every=2, fraction=0.9, retries=retries, retry_below=-0.6)
     together = walk(mixture, guides=guides, particles=particles, **settings)
     alone = [
         walk(mixture, guides=guides, particles=particles, seeds=[seed], target=[target], **settings)
@@ -347,6 +350,81 @@ class _Kept:
 def test_refuses_particles_that_nothing_weighs(mixture, guides):
     with pytest.raises(InputError, match="particles.count must be 1 without a guide that weighs them, got 3"):
         walk(mixture, DDPM(), guides, Particles(count=3))
+
+
+# --- retries ---------------------------------------------------------------------------------------------------------
+
+
+def likely(posterior, x, target):
+    return posterior(x, CLEAN).gather(1, torch.tensor(target).expand(len(x))[:, None])[:, 0]
+
+
+def test_unlikely_images_are_drawn_again_until_one_is_likely_enough(mixture, weigher, posterior):
+    """From the first level, which holds no signal, tries are independent: k retries accept ``1 - (1 - a)^(k + 1)``.
+
+    Of 4,000 images a is known to 0.005, and so are the shares: four standard errors of both are 0.035.
+    """
+    settings = {"seeds": range(4000), "target": 2}
+    once, *more = (
+        walk(mixture, DDPM(), [weigher], Particles(retries=retries, retry_below=-0.5), **settings)
+        for retries in (0, 1, 3)
+    )
+    first = likely(posterior, once, 2)
+    accepted = float((first >= -0.5).double().mean())
+    assert 0.1 < accepted < 0.6
+    for x, retries in zip(more, (1, 3), strict=True):
+        said = likely(posterior, x, 2)
+        assert torch.equal(x[first >= -0.5], once[first >= -0.5])
+        assert (said >= first).all()
+        share = float((said >= -0.5).double().mean())
+        assert share == pytest.approx(1 - (1 - accepted) ** (retries + 1), abs=0.035)
+
+
+@pytest.mark.parametrize("sampler", [DDPM(), Heun(churn=4.0)], ids=["ddpm", "heun"])
+def test_where_none_is_unlikely_nothing_changes(mixture, objective, sampler):
+    guide = Guide(objective=objective, wrt="x_t", scale=0.5, stabilizer=Ema(beta=0.9), weight=Sine())
+    few = {"count": 3, "ratio_min": 0.3, "ratio_max": 4.0}
+    plain, ready = (
+        walk(mixture, sampler, [guide], Particles(**few, **more)) for more in ({}, {"retries": 2, "retry_below": -1e9})
+    )
+    torch.testing.assert_close(ready, plain, rtol=0, atol=1e-12)
+
+
+def test_only_what_is_tried_again_costs_more(mixture, weigher, posterior):
+    """Each step asks once; where one particle is kept, it is asked to weigh them, and again for the step."""
+    particles = Particles(count=3, ratio_min=0.3, ratio_max=4.0, retries=1, retry_below=-0.3)
+    ratios = [float(level.sigma / level.alpha) for level in mixture.schedule.levels(8)[:-1]]
+    first, last = (sum(ratio > limit for ratio in ratios) for limit in (4.0, 0.3))
+    denoiser = Counting(mixture)
+    walk(denoiser, DDPM(), [weigher], particles)
+    (bad,) = {count // 3 for count in denoiser.asked[last + 1 : -(8 - last)]}
+    assert 0 < bad < 5 and 0 < first < last < 8
+    assert denoiser.asked == [15] * (last + 1) + [3 * bad] * (last - first + 1) + [5] * (8 - last)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"retries": -1}, "particles.retries must be at least 0, got -1"),
+        ({"retries": 1, "count": 2, "corrected": True}, "particles.retries must be 0 with particles.corrected, whose"),
+    ],
+)
+def test_refuses_retries_that_cannot_be(given, said):
+    with pytest.raises(InputError, match=said):
+        Particles(**given)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"guides": []}, "particles.retries must be 0 without a guide that weighs them, got 1"),
+        ({"noise": []}, "noise must be left out with particles.retries 1, got draws"),
+        ({"particles": Particles(retries=1, ratio_max=0.0)}, "particles.retries must be 0 unless a level lies between"),
+    ],
+)
+def test_refuses_retries_in_the_loop(mixture, weigher, settings, said):
+    with pytest.raises(InputError, match=said):
+        walk(mixture, DDPM(), **{"guides": [weigher], "particles": Particles(retries=1)} | settings)
 
 
 # --- in the loop, corrected ------------------------------------------------------------------------------------------

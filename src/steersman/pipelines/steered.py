@@ -173,6 +173,10 @@ class SteeredPipeline:
                 )
         if particles.count > 1 and not any(guide.weighs for guide in self.guides):
             raise InputError(f"particles.count must be 1 without a guide that weighs them, got {particles.count}")
+        if particles.retries:
+            raise InputError(
+                f"particles.retries must be 0 in a pipeline, whose steps cannot be taken back, got {particles.retries}"
+            )
         if particles.count > 1 and particles.corrected:
             raise InputError("particles.corrected must be false in a pipeline, whose unguided step is not known")
 

@@ -114,7 +114,7 @@ class DiffusersSampler(Sampler):
         if step is not None and (step.index or step.repeat) and not self.adapter.known.restarts:
             raise InputError(
                 f"recurrence must be off with {self.name}, which cannot repeat a step without its history; set "
-                "recurrence.times=1"
+                "recurrence.times=1 and particles.retries=0"
             )
         adapter = self.adapter.copied()
         scheduler = adapter.scheduler

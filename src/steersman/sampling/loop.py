@@ -9,6 +9,7 @@
             correct               the particles' weights for what the updates did
             renoise               x_t = r x_s + sqrt(beta) eps, except after the last repeat  (Bansal et al. 2023)
 
+Where each image keeps one particle, those that are unlikely may go back to noisier levels: `Particles.retries`.
 Levels are float64, guidance is float32 or float64, and the networks see their own dtype.
 """
 
@@ -16,7 +17,6 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, NamedTuple, get_args
 
@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from steersman.batching import broadcast, rms, take
+from steersman.batching import broadcast, put, rms, send, take
 from steersman.denoise import Conditioned, Denoiser, Prediction, eps_from_x0
 from steersman.errors import InputError, unknown
 from steersman.guidance.guide import Guide, Steering, Update, after_decoding
@@ -33,7 +33,7 @@ from steersman.guidance.target import Encoded, Target, for_images, resolve_targe
 from steersman.names import each_class, resolve
 from steersman.precision import ieee
 from steersman.sampling.particles import ParticleFilter, Particles
-from steersman.sampling.samplers import GivenNoise, Sampler, SeededNoise, levels_of
+from steersman.sampling.samplers import Draws, GivenNoise, Sampler, SeededNoise, levels_of
 from steersman.schedule import Level, Ratios, Schedule, Spacing, check_ratios
 from steersman.typed import finite
 
@@ -148,7 +148,7 @@ def sample(
             as many as are used; an iterator may hold more.
         device: The device of the samples and of the denoiser.
         dtype: The samples' dtype, float32 or float64, whatever the networks run in.
-        callbacks: Called after each step.
+        callbacks: Called after each step, but for those that `Particles.retries` adds.
 
     Returns:
         Samples in the denoiser's space; `Denoiser.decode` turns them into images.
@@ -172,48 +172,120 @@ def sample(
     if guides or target is not None:
         targets = for_images(resolve_targets(guides, target), len(seeds), device)
     conditions = labelled(condition or {}, len(seeds), denoiser.classes, device)
-    population = ParticleFilter(particles, len(seeds), device)
-    guided = GuidedDenoiser(
-        denoiser, guides, targets, population.rows, conditions, fixed=sampler.fixed, dtype=dtype, clip=clip, keeps=keeps
-    )
-    steering = guided.steering
-    steering.check(noisy=sampler.noisy)
-    population.check(guides, noisy=sampler.noisy)
     levels = levels_of(sampler, denoiser.schedule, steps, spacing, ratio_min, ratio_max)
     given = None if noise is None else GivenNoise(noise, len(seeds), denoiser.shape, device, dtype)
-    draws = given or SeededNoise(seeds, denoiser.shape, device, dtype)
-    x = draws("start", population.count) * denoiser.schedule.start(levels[0])
-    state, unguided_state = sampler.init(x), sampler.init(x)
-    for index, (level, next) in enumerate(pairwise(levels)):
-        repeats = recurrence.at(level) if recurrence and recurrence.times > 1 else 1
-        for repeat in range(repeats):
-            several = population.count > 1
-            variance = reverse_variance(level, next, fixed=sampler.fixed, levels=levels)
-            guided.step = step = Step(index, steps, repeat, 0, level, next, variance, guided.peak, levels)
-            # A step without noise has no density that could correct the weights for its updates.
-            steering.paused = several and particles.corrected and not next.sigma > 0
-            x = guided.before(x) if guided.enters_sample else x
-            if several and population.weighs(level, index):
-                rows = population.choose(guided.log_likelihood(x), level, draws.uniform())
-                x, state, unguided_state = guided.take(x, rows), take(state, rows), take(unguided_state, rows)
-            move, state = sampler.step(x, step, guided, partial(draws, "step", population.count), state)
-            x_s, deviation = steering.mean(move.mean), steering.deviation(move.deviation, move.variance, step)
-            if particles.corrected and population.count > 1 and next.sigma > 0:
-                still = partial(torch.zeros_like, x)  # the mean alone is asked for
-                without, unguided_state = sampler.step(x, step, _Unguided(guided), still, unguided_state)
-                population.correct(x_s - without.mean, move.deviation, move.variance)
-            x = x_s if deviation is None else x_s + deviation
-            report = Report(guided.step, x, guided.x0, steering.updates)
-            for callback in callbacks:
-                callback(take(report, population.leaders) if population.count > 1 else report)
-            if repeat + 1 < repeats:
-                x = renoised(x, level, next, draws("renoise", population.count))
-    if population.weighs(levels[-1], steps):
-        log_likelihood = steering.log_likelihood(x, Prediction(x), levels[-1])
-        x = x[population.choose(log_likelihood, levels[-1], draws.uniform())]
+    if given is not None and particles.retries:
+        raise InputError(f"noise must be left out with particles.retries {particles.retries}, got draws")
+
+    def walk_of(images: Sequence[int], draws: Draws) -> _Walk:
+        population = ParticleFilter(particles, len(images), device)
+        rows = send(torch.tensor(images), device)[population.rows]
+        choices = {"fixed": sampler.fixed, "dtype": dtype, "clip": clip, "keeps": keeps}
+        guided = GuidedDenoiser(denoiser, guides, targets, rows, conditions, **choices)
+        return _Walk(sampler, levels, recurrence, guided, population, draws)
+
+    walk = walk_of(range(len(seeds)), given or SeededNoise(seeds, denoiser.shape, device, dtype))
+    walk.guided.steering.check(noisy=sampler.noisy)
+    walk.population.check(guides, noisy=sampler.noisy)
+    x, first = walk.draws("start", particles.count) * denoiser.schedule.start(levels[0]), 0
+    if particles.retries:
+        x, first = _retried(x, walk, walk_of, callbacks)
+    x = walk.down(x, first, len(levels) - 1, callbacks)
+    if walk.population.weighs(levels[-1], steps):
+        x, _ = walk.choose(x, levels[-1])
     if given is not None:
         given.finish()
     return x
+
+
+class _Walk(NamedTuple):
+    """The way down the levels of some images, each with its particles."""
+
+    sampler: Sampler
+    levels: tuple[Level, ...]
+    recurrence: Recurrence | None
+    guided: "GuidedDenoiser"
+    population: ParticleFilter
+    draws: Draws
+
+    def down(
+        self, x: Float[Tensor, "N *shape"], first: int, last: int, callbacks: Sequence[Callback] = ()
+    ) -> Float[Tensor, "M *shape"]:
+        """Returns the samples at the last of some levels, given those at the first."""
+        sampler, levels, recurrence, guided, population, draws = self
+        steering, particles = guided.steering, population.particles
+        state, unguided_state = sampler.init(x), sampler.init(x)
+        for index in range(first, last):
+            level, next = levels[index : index + 2]
+            repeats = recurrence.at(level) if recurrence and recurrence.times > 1 else 1
+            for repeat in range(repeats):
+                several = population.count > 1
+                variance = reverse_variance(level, next, fixed=sampler.fixed, levels=levels)
+                guided.step = step = Step(index, len(levels) - 1, repeat, 0, level, next, variance, guided.peak, levels)
+                # A step without noise has no density that could correct the weights for its updates.
+                steering.paused = several and particles.corrected and not next.sigma > 0
+                x = guided.before(x) if guided.enters_sample else x
+                if several and population.weighs(level, index):
+                    rows = population.choose(guided.log_likelihood(x), level, draws.uniform())
+                    x, state, unguided_state = guided.take(x, rows), take(state, rows), take(unguided_state, rows)
+                move, state = sampler.step(x, step, guided, partial(draws, "step", population.count), state)
+                x_s, deviation = steering.mean(move.mean), steering.deviation(move.deviation, move.variance, step)
+                if particles.corrected and population.count > 1 and next.sigma > 0:
+                    still = partial(torch.zeros_like, x)  # the mean alone is asked for
+                    without, unguided_state = sampler.step(x, step, _Unguided(guided), still, unguided_state)
+                    population.correct(x_s - without.mean, move.deviation, move.variance)
+                x = x_s if deviation is None else x_s + deviation
+                report = Report(guided.step, x, guided.x0, steering.updates)
+                for callback in callbacks:
+                    callback(take(report, population.leaders) if population.count > 1 else report)
+                if repeat + 1 < repeats:
+                    x = renoised(x, level, next, draws("renoise", population.count))
+        return x
+
+    def choose(
+        self, x: Float[Tensor, "N *shape"], level: Level
+    ) -> tuple[Float[Tensor, "B *shape"], Float[Tensor, " B"]]:
+        """Returns the particle that each image keeps at a level, and its log-likelihood."""
+        prediction = self.guided.denoiser(x, level) if level.sigma > 0 else Prediction(x)
+        log_likelihood = self.guided.steering.log_likelihood(x, prediction, level)
+        rows = self.population.choose(log_likelihood, level, self.draws.uniform())
+        return self.guided.take(x, rows), log_likelihood[rows].nan_to_num(nan=-math.inf, posinf=-math.inf)
+
+
+def _retried(
+    x: Float[Tensor, "N *shape"],
+    walk: _Walk,
+    walk_of: Callable[[Sequence[int], Draws], _Walk],
+    callbacks: Sequence[Callback],
+) -> tuple[Float[Tensor, "B *shape"], int]:
+    """Returns each image's likeliest particle of several tries at the levels of the particles, and the last of these.
+
+    Which images are tried again is read from the device, once before each try.
+    """
+    particles, levels, steering = walk.population.particles, walk.levels, walk.guided.steering
+    ratios = [float(level.sigma / level.alpha) for level in levels[:-1]]
+    first, last = (sum(ratio > limit for ratio in ratios) for limit in (particles.ratio_max, particles.ratio_min))
+    if first == last:
+        raise InputError(
+            "particles.retries must be 0 unless a level lies between particles.ratio_min and ratio_max, got "
+            f"{particles.retries}"
+        )
+    assert isinstance(draws := walk.draws, SeededNoise), "given draws are refused with retries"
+    x, found = walk.choose(walk.down(x, 0, last, callbacks), levels[last])
+    for _ in range(particles.retries):
+        images = (found < particles.retry_below).nonzero()[:, 0]
+        if not len(images):
+            break
+        again = walk_of(images.tolist(), draws.of(images.tolist()))
+        rows = images[again.population.rows]
+        again.guided.steering.states, again.guided.peak = take((steering.states, walk.guided.peak), rows)
+        tried = renoised(x[rows], levels[first], levels[last], again.draws("renoise", particles.count))
+        tried, likelier = again.choose(again.down(tried, first, last), levels[last])
+        better = (likelier > found[images]).nonzero()[:, 0]
+        new = take((tried, likelier, again.guided.steering.states, again.guided.peak), better)
+        old = (x, found, steering.states, walk.guided.peak)
+        x, found, steering.states, walk.guided.peak = put(old, images[better], new)
+    return x, last
 
 
 class GuidedDenoiser:

@@ -13,6 +13,10 @@ small enough. With differences, many particles draw from ``p(x_0) exp(lambda r(x
 a step by delta, to ``x_s = mu + delta + d``, that law is kept by the correction (Wu et al. 2023, twisted SMC)
 
     log N(x_s; mu, Sigma) / N(x_s; mu + delta, Sigma) = -sum (d + delta / 2) delta / Sigma
+
+Where even the particle that an image keeps has r below a limit, the image may go back, ``x_t = r x_s + sqrt(beta) eps``
+from ``ratio_min`` to ``ratio_max``, and try again (backtracking; Zhang et al. 2025, Inference-time scaling of diffusion
+models through classical search).
 """
 
 import math
@@ -57,6 +61,9 @@ class Particles:
         fraction: Particles are resampled when the effective sample size is at most this fraction of the count.
         choice: The particle that is kept: the ``likeliest``, or one by ``draw`` with the weights.
         corrected: Whether the weights correct for the guidance updates (twisted SMC).
+        retries: How often, at most, noise is added back from ``ratio_min`` to ``ratio_max`` and the steps between them
+            are tried again for an image whose kept particle is unlikely; of its tries the likeliest is kept.
+        retry_below: The log-likelihood, of all guides that weigh, below which a particle is unlikely.
 
     Example:
         >>> import steersman as sm
@@ -77,11 +84,19 @@ class Particles:
     fraction: float = 1.0
     choice: Choice = "likeliest"
     corrected: bool = False
+    retries: int = 0
+    retry_below: float = -1.0
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.every < 1:
             raise InputError(
                 f"particles.count and particles.every must be at least 1, got {self.count} and {self.every}"
+            )
+        if self.retries < 0:
+            raise InputError(f"particles.retries must be at least 0, got {self.retries}")
+        if self.retries and self.corrected:
+            raise InputError(
+                f"particles.retries must be 0 with particles.corrected, whose law they would change, got {self.retries}"
             )
         if not (self.ratio_min >= 0 and self.ratio_max >= 0):
             raise InputError(
@@ -147,8 +162,9 @@ class ParticleFilter:
 
         These are updates of anything but the mean, or without noise around it.
         """
-        if self.count > 1 and not any(guide.weighs for guide in guides):
-            raise InputError(f"particles.count must be 1 without a guide that weighs them, got {self.count}")
+        for name, value, least in (("count", self.count, 1), ("retries", self.particles.retries, 0)):
+            if value > least and not any(guide.weighs for guide in guides):
+                raise InputError(f"particles.{name} must be {least} without a guide that weighs them, got {value}")
         if not self.particles.corrected or self.count == 1:
             return
         if noisy is False:

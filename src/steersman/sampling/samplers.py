@@ -15,6 +15,7 @@ keeps 32 bits of its seed, which bounds the seeds.
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
@@ -29,8 +30,8 @@ from steersman.guidance.step import Batch, Estimate, FixedVariance, Step, poster
 from steersman.schedule import Level, Ratios, Schedule, Spacing, check_ratios, noised
 from steersman.typed import finite
 
-__all__ = ["DDIM", "DDPM", "SEEDS", "DPMpp", "Draw", "GivenNoise", "Heun", "Move", "Predict", "Purpose", "Sampler"]
-__all__ += ["SeededNoise", "levels_of"]
+__all__ = ["DDIM", "DDPM", "SEEDS", "DPMpp", "Draw", "Draws", "GivenNoise", "Heun", "Move", "Predict", "Purpose"]
+__all__ += ["Sampler", "SeededNoise", "levels_of"]
 
 Draw = Callable[[], Batch]
 
@@ -295,6 +296,13 @@ class SeededNoise:
                 raise InputError(f"seed must be between 0 and {SEEDS - 1}, got {seed}")
         self.seeds, self.shape, self.device, self.dtype = seeds, shape, device, dtype
         self._made: dict[tuple[str, int], list[torch.Generator]] = {}
+        self._images: Sequence[int] = range(len(seeds))
+
+    def of(self, images: Sequence[int]) -> "SeededNoise":
+        """Returns the draws of some of the images alone, by the same generators."""
+        some = copy(self)
+        some._images = [self._images[image] for image in images]
+        return some
 
     def __call__(self, purpose: Purpose, particles: int = 1) -> Float[Tensor, "N *shape"]:
         """Returns the next draw for a purpose, image by image."""
@@ -318,7 +326,7 @@ class SeededNoise:
                 for seed in self.seeds
             )
             self._made[purpose, particle] = [torch.Generator().manual_seed(seed) for seed in seeds]
-        return self._made[purpose, particle]
+        return [self._made[purpose, particle][image] for image in self._images]
 
 
 class GivenNoise:
@@ -367,3 +375,6 @@ class GivenNoise:
                 f"noise: draw {self.used}, for the {purpose}, must be a tensor of floats of shape {shape}, got {got}"
             )
         return draw
+
+
+Draws = SeededNoise | GivenNoise
