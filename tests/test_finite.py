@@ -8,7 +8,7 @@ import torch
 from diffusers import EulerDiscreteScheduler
 
 from steersman.errors import InputError
-from steersman.guidance import Chain, Constant, Ema, Guide, Product, Sum, Switch, TargetLogit, Toward
+from steersman.guidance import Chain, Cone, Constant, Ema, Guide, Product, Sum, Switch, TargetLogit, Toward
 from steersman.lab.run import Run
 from steersman.lab.train.classifier import ClassificationLoss
 from steersman.lab.train.denoiser import DenoisingLoss, EDMLoss
@@ -80,6 +80,7 @@ def test_so_does_what_holds_several(value, unchecked):
     for build in (
         lambda: Sum([(1.0, objective), (value, objective)]),
         lambda: Switch(above=objective, below=objective, at=value),
+        lambda: Cone(around=objective, within=objective, angle=value),
         lambda: Toward(objective=objective, target=value),
         lambda: Guide(objective=objective, scale=value, stabilizer=Chain([Ema()]), weight=Product([Constant()])),
         lambda: Preprocess(mean=(0.0, value, 0.0)),

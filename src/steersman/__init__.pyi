@@ -22,6 +22,9 @@ from .guidance import (
     Constant as Constant,
 )
 from .guidance import (
+    Damped as Damped,
+)
+from .guidance import (
     Denoised as Denoised,
 )
 from .guidance import (

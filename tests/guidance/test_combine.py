@@ -1,14 +1,18 @@
+import math
+
 import pytest
 import torch
 
 from steersman.errors import InputError
 from steersman.guidance import (
     ClassProbability,
+    Cone,
     Constant,
     Denoised,
     Guide,
     NoisePrediction,
     Noisy,
+    Step,
     Sum,
     Switch,
     TargetLogit,
@@ -28,9 +32,9 @@ LEVEL = VP.cosine().at_time(600.0)
 TARGET = torch.tensor([2, 0, 1, 1])
 
 
-def gradient(objective, x, target=TARGET):
+def gradient(objective, x, target=TARGET, level=LEVEL):
     x = x.clone().requires_grad_()
-    return torch.autograd.grad(objective(x, target, LEVEL).sum(), x)[0]
+    return torch.autograd.grad(objective(x, target, level).sum(), x)[0]
 
 
 @pytest.fixture
@@ -133,6 +137,46 @@ def test_a_switch_asks_the_one_whose_level_it_is(mixture, exact):
     assert torch.equal(walk, sample(mixture, DDPM(), guides=[Guide(objective=exact, **choices)], **settings))
 
 
+def slopes(*rows):
+    """A log-likelihood that rises evenly, in each image in another direction."""
+    return lambda image, target, level: (image * torch.tensor(rows, dtype=F64)[:, :, None, None]).sum((1, 2, 3))
+
+
+def test_a_gradient_outside_a_cone_goes_to_its_nearest_point():
+    """Of 30 degrees around the first axis: across it, beside it, opposite to it, inside, and of no length."""
+    root = math.sqrt(3)
+    within = slopes([0.0, 4.0], [1.0, 1.0], [-4.0, 0.1], [2.0, -1.0], [0.0, 0.0])
+    cone = Cone(around=slopes(*[[0.5, 0.0]] * 5), within=within, angle=30.0)
+    side = (root + 1) / 4
+    expected = [[root, 1.0], [side * root, side], [0.0, 0.0], [2.0, -1.0], [0.0, 0.0]]
+    found = gradient(cone, torch.zeros(5, 2, 1, 1, dtype=F64), None)[:, :, 0, 0]
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=F64), **ROUNDING)
+
+
+@pytest.mark.parametrize("wrt", ["x0_hat", "x_t"])
+def test_a_cone_guides_by_its_projection_and_weighs_by_its_axis(mixture, exact, draw, wrt):
+    x, target = draw(4, 2, 1, 1), TARGET
+    other = Translated(objective=exact, classes={0: 1, 1: 2, 2: 0})
+    cone = Cone(around=exact, within=other, angle=20.0)
+    guides = [Guide(objective=each, wrt=wrt, input=Denoised(clip=False)) for each in (exact, other, cone)]
+    step = Step.at(mixture.schedule.levels(10), 5)
+    found = []
+    for guide in guides:
+        x_t = x.clone().requires_grad_()
+        with torch.enable_grad():
+            prediction = mixture(x_t, step.level)
+        found.append((prediction, x_t, *guide.gradient(x_t, prediction, step, target, mixture, retain_graph=True)))
+    assert torch.equal(found[2][3], found[0][3])
+    image = found[0][0].x0_hat.detach()
+    v, w, u = (gradient(each, image, level=step.level) for each in (exact, other, cone))
+    cos = math.cos(math.radians(20)) * v.norm(dim=1)
+    assert ((v * w).sum(1) < cos * w.norm(dim=1)).any()
+    assert ((v * u).sum(1) >= cos * u.norm(dim=1) - 1e-12).all() and (u != 0).any()
+    leaf = found[0][1]
+    (through,) = torch.autograd.grad(found[0][0].x0_hat, leaf, u) if wrt == "x_t" else (u,)
+    torch.testing.assert_close(found[2][2], through, **ROUNDING)
+
+
 def test_an_image_does_not_depend_on_its_neighbours(exact, draw):
     x = draw(4, 2, 1, 1)
     turned = Translated(objective=exact, classes={0: 1, 1: 2, 2: 0})
@@ -148,6 +192,10 @@ def test_an_image_does_not_depend_on_its_neighbours(exact, draw):
     [
         (lambda exact: Sum([]), "objective.terms must hold at least one, got none"),
         (lambda exact: Sum([(float("nan"), exact)]), "Sum.terms must be a finite number, got nan"),
+        (
+            lambda exact: Cone(around=exact, within=exact, angle=91.0),
+            "ensemble.angle must be between 0 and 90",
+        ),
         (lambda exact: Switch(above=exact, below=exact, at=-1.0), "objective.at must be at least 0, got -1.0"),
         (lambda exact: Switch(above=exact, below=exact, at=float("nan")), "Switch.at must be a finite number, got nan"),
         (lambda exact: Toward(objective=exact, target=-1), "objective.target must be at least 0, got -1"),

@@ -10,6 +10,8 @@ from steersman.errors import InputError
 from steersman.guidance import (
     ClassProbability,
     Constant,
+    Damped,
+    Denoised,
     Deviation,
     Every,
     Guide,
@@ -29,6 +31,7 @@ from steersman.guidance import (
     Transition,
     Variance,
 )
+from steersman.mixture import Mixture
 from steersman.sampling import DDIM, DDPM, Heun, Recurrence, sample
 from steersman.schedule import VP
 
@@ -100,6 +103,44 @@ def assert_all_close(found, expected):
     """Compares the weights of each step; where there was no push, its weight was zero."""
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(torch.zeros_like(other) if one is None else one, other, **ROUNDING)
+
+
+def test_a_damped_gradient_is_that_of_the_tilted_gaussian(draw):
+    """``p(x) exp(s l(x))`` is Gaussian for ``l = -c |x - a|^2 / 2``; its score is the model's plus the update."""
+    mean, a, s, c, deviation = 0.3, -0.5, 3.0, 1.4, 0.6
+    gaussian = Mixture(
+        weights=torch.ones(1, dtype=F64),
+        means=torch.full((1, 2), mean, dtype=F64),
+        covariances=deviation**2 * torch.eye(2, dtype=F64)[None],
+    )
+    guide = Guide(
+        objective=lambda image, target, level: -c * (image - a).square().sum((1, 2, 3)) / 2,
+        input=Denoised(clip=False),
+        wrt="x_t",
+        weight=Damped(curvature=s * c, deviation=deviation),
+        scale=s,
+    )
+    precision = 1 / deviation**2 + s * c
+    tilted = (mean / deviation**2 + s * c * a) / precision
+    levels = gaussian.schedule.levels(6)
+    for index in range(6):
+        step = Step.at(levels, index)
+        alpha, sigma = step.level.alpha, step.level.sigma
+        x_t = draw(3, 2, 1, 1).requires_grad_()
+        with torch.enable_grad():
+            prediction = gaussian(x_t, step.level)
+        g, _ = guide.gradient(x_t, prediction, step, None, gaussian)
+        update = guide.scale * guide.weight(step, x_t, prediction, g) * g
+        plain, exact = (
+            (alpha * m - x_t) / (alpha**2 * v + sigma**2) for m, v in ((mean, deviation**2), (tilted, 1 / precision))
+        )
+        torch.testing.assert_close(plain + update, exact, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("given", [{"curvature": -1.0}, {"deviation": 0.0}])
+def test_refuses_a_damping_that_would_amplify(given):
+    with pytest.raises(InputError, match="weight.curvature must be at least 0 and weight.deviation above 0, got "):
+        Damped(**given)
 
 
 @pytest.mark.parametrize("weight", [Variance(), Deviation(), Sine()])

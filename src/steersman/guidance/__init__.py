@@ -3,6 +3,7 @@ from steersman.guidance.objective import (
     Augmented,
     BinaryProbability,
     ClassProbability,
+    Cone,
     Log,
     MonteCarlo,
     Objective,
@@ -33,6 +34,7 @@ from steersman.guidance.step import (
 )
 from steersman.guidance.weight import (
     Constant,
+    Damped,
     Deviation,
     Difference,
     Every,
@@ -50,10 +52,21 @@ from steersman.guidance.weight import (
 )
 
 __all__ = ["Guide", "Steering", "Step", "Update", "Wrt", "posterior_mean", "reverse_variance"]
-__all__ += ["Augmented", "BinaryProbability", "ClassProbability", "Log", "MonteCarlo", "Objective", "Root"]
+__all__ += ["Augmented", "BinaryProbability", "ClassProbability", "Cone", "Log", "MonteCarlo", "Objective", "Root"]
 __all__ += ["Sum", "Switch", "TargetLogit", "Toward", "Translated"]
 __all__ += ["ClassifierInput", "Denoised", "Lookahead", "Noisy", "Rescaled"]
 __all__ += ["Adam", "Chain", "Clip", "Ema", "Identity", "Momentum", "Rms", "Stabilizer", "State"]
-__all__ += ["Constant", "Deviation", "Difference", "Every", "Interval", "Linear", "Polyak", "Product", "Relative"]
+__all__ += [
+    "Constant",
+    "Damped",
+    "Deviation",
+    "Difference",
+    "Every",
+    "Interval",
+    "Linear",
+    "Polyak",
+    "Product",
+    "Relative",
+]
 __all__ += ["Signal", "Sine", "Taper", "Transition", "Variance", "Weight"]
 __all__ += ["DenoisedImage", "Estimate", "Injection", "Mean", "NoisePrediction", "Sample", "Spherical"]

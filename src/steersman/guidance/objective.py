@@ -22,6 +22,11 @@ Losses, ``sign(l) F(|l|)``, whose gradient grows as the target nears:
 
     root        sqrt(|l|); for ``l = -|r|^2``, the norm of the residual r                   (DPS, Chung et al. 2023)
     log         log(|l|)                                                   (DPS in the code of TFG, Ye et al. 2024)
+
+A cone's gradient is not that of its value: of the gradients v and w of two objectives, with their components along v
+and across it, it is w where ``angle(v, w) <= a``, and else its projection onto the cone around v of that angle,
+
+    cone        u max(0, <u, w>),  u = cos(a) v / |v| + sin(a) w_across / |w_across|   (DVCE, Augustin et al. 2022)
 """
 
 import math
@@ -34,7 +39,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample, logsigmoid
 
-from steersman.batching import broadcast, expand, logsumexp, send, total
+from steersman.batching import broadcast, expand, logsumexp, norm, send, total
 from steersman.errors import InputError
 from steersman.guidance.step import Batch, Classes, PerImage, Targets
 from steersman.guidance.target import Target, class_rows, encode, of_each
@@ -42,8 +47,8 @@ from steersman.names import each_class
 from steersman.schedule import Level
 from steersman.typed import finite
 
-__all__ = ["Augmented", "BinaryProbability", "ClassProbability", "Log", "Logits", "MonteCarlo", "Objective", "Root"]
-__all__ += ["Sum", "Switch", "TargetLogit", "Toward", "Translated", "target_logit"]
+__all__ = ["Augmented", "BinaryProbability", "ClassProbability", "Cone", "Log", "Logits", "MonteCarlo", "Objective"]
+__all__ += ["Root", "Sum", "Switch", "TargetLogit", "Toward", "Translated", "target_logit"]
 
 
 @runtime_checkable
@@ -339,6 +344,54 @@ class Switch:
     def __call__(self, image: Batch, target: Targets, level: Level) -> PerImage:
         objective = self.above if float(level.sigma / level.alpha) > self.at else self.below
         return objective(image, target, level)
+
+
+@dataclass(frozen=True, kw_only=True)
+@finite
+class Cone:
+    """One objective, whose gradient is that of another within an angle of its own (DVCE, Augustin et al. 2022).
+
+    With a plain classifier's objective around which the cone is, and a robust one's within, the update follows the
+    robust gradient, which shows the class, and yet raises what the plain classifier sees. The cone is that of the
+    classifier's image, before a denoiser or decoder is differentiated.
+
+    Attributes:
+        around: The objective whose gradient is the cone's axis, and whose value counts.
+        within: The objective whose gradient is projected onto the cone.
+        angle: The largest angle between the two, in degrees, from 0 to 90; 30 in the paper.
+    """
+
+    around: Objective
+    within: Objective
+    angle: float = 30.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.angle <= 90:
+            raise InputError(f"ensemble.angle must be between 0 and 90, got {self.angle}")
+
+    def __call__(self, image: Batch, target: Targets, level: Level) -> PerImage:
+        if not (torch.is_grad_enabled() and image.requires_grad):
+            return self.around(image, target, level)
+        shown = image.detach().requires_grad_()
+        value = self.around(shown, target, level)
+        v, w = (torch.autograd.grad(each.sum(), shown)[0] for each in (value, self.within(shown, target, level)))
+        return value.detach() + total(self._projected(w, v) * (image - shown.detach()))
+
+    def _projected(self, w: Batch, v: Batch) -> Batch:
+        cos, sin = math.cos(math.radians(self.angle)), math.sin(math.radians(self.angle))
+        v = _unit(v)
+        along = _dot(v, w)
+        u = cos * v + sin * _unit(w - along * v)
+        return torch.where(along >= cos * norm(w), w, u * _dot(u, w).clamp(min=0))
+
+
+def _unit(x: Batch) -> Batch:
+    size = norm(x)
+    return x / torch.where(size > 0, size, 1)
+
+
+def _dot(x: Batch, y: Batch) -> Float[Tensor, "B *ones"]:
+    return total(x * y).reshape(-1, *[1] * (x.ndim - 1))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ With t counted T-1 .. 0 over the steps and ``Sigma_t`` the reverse variance of a
     linear      (t + 1) / T, or 1 - t / T rising towards the image
     interval    1 where ratio_min <= sigma / alpha <= ratio_max, else 0                  (Kynkäänniemi et al. 2024)
     every       1 at each k-th step, else 0
+    damped      1 / (1 + c v_t),  v_t = S^2 sigma^2 / (sigma^2 + alpha^2 S^2)            (Dandapanthula & Boffi 2026)
     signal      alpha_s / alpha_t = 1 / sqrt(a_t), from level t to level s
     transition  a_t / mean_u a_u, or beta_t / mean_u beta_u                              (TFG, Ye et al. 2024)
     taper       rms(x_t) [max((t + 2) / (T + 1), floor) + gamma sin(pi (T - 1 - t) / T)] (EluCD, Algorithm 2)
@@ -43,8 +44,8 @@ from steersman.guidance.step import Batch, Step, transition
 from steersman.schedule import Level, check_ratios
 from steersman.typed import finite
 
-__all__ = ["Constant", "Deviation", "Difference", "Every", "Interval", "Linear", "Polyak", "Product", "Relative"]
-__all__ += ["Signal", "Sine", "Taper", "Transition", "Variance", "Weight", "needs_unconditional"]
+__all__ = ["Constant", "Damped", "Deviation", "Difference", "Every", "Interval", "Linear", "Polyak", "Product"]
+__all__ += ["Relative", "Signal", "Sine", "Taper", "Transition", "Variance", "Weight", "needs_unconditional"]
 
 Value = Float[Tensor, "..."]
 
@@ -236,6 +237,45 @@ class Every(_Weight):
     def active(self, step: Step) -> bool:
         """Whether the step is a k-th one."""
         return step.index % self.k == 0
+
+
+@dataclass(frozen=True, kw_only=True)
+@finite
+class Damped(_Weight):
+    """``w_t = 1 / (1 + c v_t)``, reward damping (Dandapanthula & Boffi 2026): less guidance where less is known.
+
+    ``v_t = S^2 sigma^2 / (sigma^2 + alpha^2 S^2)`` is the variance of the image, given ``x_t``, for Gaussian data of
+    standard deviation S. The gradient at ``x0_hat`` stands for that of all images that ``x_t`` could become. For such
+    data and a log-likelihood l with the second derivative ``-c`` of ``s l``, s the scale, it is too large by ``1 + c
+    v_t``.
+
+    Attributes:
+        curvature: ``c``, at least 0; ``2 s`` in the paper, for ``l = -|x - a|^2``.
+        deviation: ``S``, above 0; the paper tunes it.
+
+    Example:
+        >>> import steersman as sm
+        >>> import torch
+        >>> from steersman.guidance import Step
+        >>> levels, x = sm.EDM(ratio_min=0.1, ratio_max=10.0).levels(3), torch.ones(1, 2)
+        >>> [round(sm.Damped(curvature=4.0)(Step.at(levels, index), x, None, x).item(), 2) for index in range(3)]
+        [0.2, 0.33, 0.96]
+    """
+
+    curvature: float = 2.0
+    deviation: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (self.curvature >= 0 and self.deviation > 0):
+            raise InputError(
+                "weight.curvature must be at least 0 and weight.deviation above 0, got "
+                f"{self.curvature} and {self.deviation}"
+            )
+
+    def __call__(self, step: Step, x_t: Batch, prediction: Prediction | None, g: Batch) -> Value:
+        alpha, sigma = step.level.alpha, step.level.sigma
+        variance = (self.deviation * sigma) ** 2 / (sigma**2 + (self.deviation * alpha) ** 2)
+        return broadcast(1 / (1 + self.curvature * variance), x_t)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -114,6 +114,10 @@ AXES: dict[str, dict[str, type]] = {
             at=(float, 1.0, "The ratio sigma / alpha."),
         ),
         "verifier": _option("The first of two classifiers guides, the second weighs the particles."),
+        "cone": _option(
+            "The gradient of the second of two classifiers, projected onto a cone around that of the first (DVCE).",
+            angle=(float, 30.0, "The cone's angle in degrees, from 0 to 90."),
+        ),
     },
     "smoothing": {
         "none": _option("The classifier as it was trained."),
@@ -152,6 +156,7 @@ AXES: dict[str, dict[str, type]] = {
         "linear": guidance.Linear,
         "interval": guidance.Interval,
         "every": guidance.Every,
+        "damped": guidance.Damped,
         "signal": guidance.Signal,
         "transition": guidance.Transition,
         "taper": guidance.Taper,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from steersman.errors import InputError, about, notice, shown, unknown
 from steersman.files import parse_yaml, read_text
-from steersman.guidance import Guide, Noisy, Sum, Switch, Toward, Translated
+from steersman.guidance import Cone, Guide, Noisy, Sum, Switch, Toward, Translated
 from steersman.guidance.objective import Logits, Objective
 from steersman.guidance.target import Target
 from steersman.names import recipe_file
@@ -33,7 +33,7 @@ __all__ = ["EXTRA", "Guides", "Recipe", "load_recipe", "shared_classes"]
 
 AVERAGES = ("augment", "montecarlo")
 PARTS = ("input", "stabilizer", "weight", "injection")
-PAIRS = ("switch", "verifier")
+PAIRS = ("switch", "verifier", "cone")
 """Ensembles of two classifiers with a part each."""
 EXTRA = "extra_guides"
 OWN = ("objective", "loss", "smoothing", *PARTS, "wrt", "scale", "weighs")
@@ -316,6 +316,8 @@ class Recipe(BaseModel):
                     f"{particles.count}"
                 )
             return objectives
+        if kind == "cone":
+            return [Cone(around=objectives[0], within=objectives[1], angle=ensemble["angle"])]
         if kind == "switch":
             return [Switch(above=objectives[0], below=objectives[1], at=ensemble["at"])]
         weights = ensemble["weights"] or (1.0,) * count
