@@ -232,7 +232,7 @@ def main() -> None:
             shown = (f"{part} {lies.dtype} {lies.layout} by {lies.block}" for part, lies in auto.placed.items())
             rows[f"{dtype}: {'; '.join(shown)}"] = auto
             if name == "nrcg" and dtype == "auto":
-                rows["auto, checkpointing"] = replace(auto, checkpoint=True)
+                rows["auto, recomputed"] = replace(auto, recompute=True)
         print(f"{name}: {asked.steps} steps of {asked.batch} images, {torch.get_num_threads()} threads")
         theirs = Loop(partial(released, checkout, draws), keep=False)
         loops = {"float32, nothing kept": Loop(partial(ours, rows["float32"], draws), keep=False)}

@@ -7,14 +7,14 @@ import pytest
 
 @pytest.mark.long
 def test_the_table_and_the_file_say_the_same(denoiser, tmp_path, call):
-    given = ["--denoiser", denoiser, "--classifier", "zoo:sportballs-mobilenet", "--recipe", "nrcg", "--checkpoint"]
+    given = ["--denoiser", denoiser, "--classifier", "zoo:sportballs-mobilenet", "--recipe", "nrcg", "--recompute"]
     given += ["--batch-size", 2, "--steps", 2, "--repeats", 1, "--out", tmp_path / "new" / "bench.json"]
     code, said, _ = call("bench", *given)
     assert code == 0
     found = json.loads((tmp_path / "new" / "bench.json").read_text())
     assert f"ratio {found['ratio']:.3f}" in said
     assert "at 400 steps" in said
-    assert found["run"]["checkpoint"] is True
+    assert found["run"]["recompute"] is True
     assert found["evaluations"] == {"denoiser": 2, "classifier": 1}
     assert "an image needs 2 evaluations of the denoiser and 1 evaluations of the classifier" in said
     assert (found["steps"], found["calls"]) == (2, 3)  # the last step is not guided

@@ -1,6 +1,8 @@
-"""``steersman train``: every option reaches the training."""
+"""``steersman train``: every option reaches the training, and the first line comes before the imports."""
 
 import importlib
+import subprocess
+import sys
 
 import pytest
 
@@ -31,5 +33,23 @@ def test_every_option_of_the_training_reaches_it(part, more, call, monkeypatch, 
         for name, value in (GIVEN | more).items()
         for word in ([f"--{name.replace('_', '-')}"] + ([] if value is True else [str(value)]))
     ]
-    assert call("train", part, "--out", tmp_path, *words) == (0, "", "")
+    begun = f"training a {part} on sportballs, written to {tmp_path}\n"
+    assert call("train", part, "--out", tmp_path, *words) == (0, begun, "")
     assert trained == [Training(**GIVEN | more)]
+
+
+def test_the_first_line_comes_before_torch_is_imported():
+    """Its import takes seconds; here it fails."""
+    code = "import sys; sys.modules['torch'] = None; from steersman.cli import main; main()"
+    words = [sys.executable, "-c", code, "train", "denoiser", "--data", "photos", "--out", "mine"]
+    run = subprocess.run(words, capture_output=True, text=True)
+    assert run.stdout == "training a denoiser on photos, written to mine\n"
+    assert "torch" in run.stderr
+
+
+def test_names_say_what_is_dropped_and_recomputed(call):
+    for old in (["train", "denoiser", "--out", "mine", "--dropout", "0.2"], ["sample", "--checkpoint"]):
+        code, _, err = call(*old)
+        assert code == 2 and "No such option" in err
+    assert "--label-dropout" in call("train", "denoiser", "--help")[1]
+    assert "--recompute" in call("sample", "--help")[1]

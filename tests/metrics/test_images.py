@@ -45,6 +45,26 @@ def test_a_class_without_images_is_not_trained_on(pixels, tmp_path):
         load_data(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        ([(8, 8), (8, 8)], None),
+        ([(8, 8), (10, 10)], "not all squares of one size: 8 by 8, 10 by 10 pixels; with --resolution 64"),
+        ([(8, 10)] * 2, "not all squares of one size: 8 by 10 pixels"),
+    ],
+)
+def test_the_resolution_of_a_folder_is_that_of_its_images(sizes, said, tmp_path):
+    (tmp_path / "cat").mkdir()
+    for index, size in enumerate(sizes):
+        Image.new("RGB", size).save(tmp_path / "cat" / f"{index}.png")
+    assert load_data(str(tmp_path), resolution=4)[0][0][0].shape == (3, 4, 4)
+    if said is None:
+        assert load_data(str(tmp_path))[0][0][0].shape == (3, 8, 8)
+    else:
+        with pytest.raises(InputError, match=f"resolution must be given, as the images are {said}"):
+            load_data(str(tmp_path))
+
+
 def run_of(folder, *targets):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "run.yaml").write_text(yaml.safe_dump(Run(targets=targets).record()))

@@ -1,6 +1,7 @@
 """The denoising losses, what the network is shown, told and asked for; what a training writes, and goes on from."""
 
 import json
+import shlex
 from types import SimpleNamespace
 
 import pytest
@@ -61,18 +62,18 @@ def test_images_are_noised_to_the_level_of_their_time_and_the_loss_is_that_of_v(
 @pytest.mark.parametrize("kind", [DenoisingLoss, EDMLoss])
 @pytest.mark.parametrize("dropout", [0.0, 0.15, 1.0])
 def test_a_share_of_the_labels_becomes_the_null_label(kind, dropout):
-    spy, _ = shown(kind, dropout=dropout)
+    spy, _ = shown(kind, label_dropout=dropout)
     assert set(spy.labels.tolist()) <= {2, 4}
     assert float((spy.labels == 4).double().mean()) == pytest.approx(dropout, abs=0.03)
 
 
-@pytest.mark.parametrize("wrong", [{"dropout": 1.5}, {"shift": 0.0}, {"shift": float("nan")}])
+@pytest.mark.parametrize("wrong", [{"label_dropout": 1.5}, {"shift": 0.0}, {"shift": float("nan")}])
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(InputError, match="must be"):
         DenoisingLoss(schedule=SCHEDULE, **wrong)
 
 
-@pytest.mark.parametrize("wrong", [{"dropout": -0.1}, {"sigma_data": 0.0}, {"sigma_data": float("inf")}])
+@pytest.mark.parametrize("wrong", [{"label_dropout": -0.1}, {"sigma_data": 0.0}, {"sigma_data": float("inf")}])
 def test_settings_of_edms_loss_out_of_range_are_refused(wrong):
     with pytest.raises(InputError, match="must be"):
         EDMLoss(**wrong)
@@ -251,10 +252,29 @@ def test_command_trains_what_it_is_told(tmp_path, mnist, call):
 @pytest.mark.long
 def test_image_folders_train_too(tmp_path):
     list(write_folder(SportBalls(num=20, resolution=16), tmp_path / "data"))
-    trained = train_denoiser(
-        tmp_path / "out", quick(), data=str(tmp_path / "data"), resolution=16, noise="edm", architecture=TINY
-    )
+    trained = train_denoiser(tmp_path / "out", quick(), data=str(tmp_path / "data"), noise="edm", architecture=TINY)
     assert trained.shape == (3, 16, 16) and trained.classes == tuple(sorted(SportBalls.classes))
+
+
+@pytest.mark.parametrize("noise", ["cosine", "edm"])
+def test_a_folder_of_images_alone_trains_a_denoiser_without_labels(noise, call, tmp_path):
+    """In the size of its images; the last line that is printed draws with it."""
+    for path in write_folder(SportBalls(num=6, resolution=16), tmp_path / "data"):
+        path.rename(tmp_path / "data" / path.name)
+    for name in SportBalls.classes:
+        (tmp_path / "data" / name).rmdir()
+    options = f"--noise {noise} --widths 8,8 --images 4 --batch-size 4".split()
+    code, out, said = call("train", "denoiser", "--data", tmp_path / "data", "--out", tmp_path / "mine", *options)
+    assert code == 0, said
+    first, planned, *_, last = out.splitlines()
+    assert first == f"training a denoiser on {tmp_path / 'data'}, written to {tmp_path / 'mine'}"
+    assert planned.startswith("6 images of 16 by 16 pixels, no classes; a network of ")
+    steersman, *words = shlex.split(last.removeprefix("draw with it: "))
+    assert steersman == "steersman"
+    guide = ["--classifier", "zoo:mnist-lenet"]  # which loads sooner than the default
+    code, _, said = call(*words, *guide, "--steps", 2, "--num", 1, "--out", tmp_path / "drawn")
+    assert (code, said) == (0, "")
+    assert (tmp_path / "drawn" / "000000.png").is_file()
 
 
 @pytest.mark.few(4)

@@ -166,7 +166,9 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return int(ended.value.code or 0)
 
 
-def test_command_writes_itself_into_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_command_writes_itself_into_the_card(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
     monkeypatch.chdir(tmp_path)
     arguments = "train classifier --out my.run --architecture resnet10_narrow --resolution 32 --images 8 --batch-size 8"
     arguments += " --num 8 --held-out 8 --augment --half"
@@ -174,6 +176,19 @@ def test_command_writes_itself_into_the_card(tmp_path: Path, monkeypatch: pytest
     card = json.loads((tmp_path / "my.run" / "card.json").read_text())
     assert card["command"] == f"steersman {arguments}"
     assert card["augmented"] and not card["robust"]
+    *_, accuracy, last = capsys.readouterr().out.splitlines()
+    assert accuracy.startswith(f"accuracy on 8 held-out images: {card['accuracy']['clean']:.1%}; with noise: ")
+    drawing = "steersman sample --denoiser zoo:sportballs --classifier my.run --judge none --target baseball"
+    assert last == f"draw with it: {drawing}"
+
+
+def test_images_without_classes_train_no_classifier(tmp_path: Path):
+    for path in write_folder(SportBalls(num=3, resolution=32), tmp_path / "data"):
+        path.rename(tmp_path / "data" / path.name)
+    for name in SportBalls.classes:
+        (tmp_path / "data" / name).rmdir()
+    with pytest.raises(InputError, match="data must have images of at least 2 classes, a folder each, .* has 0"):
+        train_classifier(tmp_path / "out", Training(images=8), data=str(tmp_path / "data"), console=QUIET)
 
 
 def test_command_refuses_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):

@@ -181,7 +181,7 @@ class Execution:
     dtype: Annotated[
         str, option("float32, bfloat16, float16, auto or auto-float32.", known=lambda: (*TYPES, *AUTO))
     ] = "float32"
-    checkpoint: Annotated[bool, option("Recompute in the backward pass to save memory.", "--checkpoint")] = False
+    recompute: Annotated[bool, option("Recompute in the backward pass to save memory.", "--recompute")] = False
     compile: Annotated[bool, option("Compile the networks with torch.compile.", "--compile")] = False
 
 

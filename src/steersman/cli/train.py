@@ -1,5 +1,6 @@
 """``steersman train``: a denoiser or a classifier, on SportBalls, CIFAR-10, MNIST or an image folder."""
 
+import os
 import shlex
 import sys
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from typing import Annotated, Any
 
 from steersman.cli import options
 from steersman.cli.options import option
-from steersman.cli.root import Commands
+from steersman.cli.root import Commands, Terminal
 
 __all__ = ["app"]
 
@@ -23,11 +24,11 @@ class _Data:
     data: Annotated[
         str,
         option(
-            "sportballs, sportballs:nrcg, cifar10:[FOLDER], mnist:[FOLDER] (downloaded without a folder), or a "
-            "folder with one folder for each class."
+            "sportballs, sportballs:nrcg, cifar10:[FOLDER], mnist:[FOLDER] (downloaded without a folder), a "
+            "folder with one folder for each class, or for a denoiser a folder of images."
         ),
     ] = "sportballs"
-    resolution: Annotated[int | None, option("Height and width in pixels; by default the data's own, or 64.")] = None
+    resolution: Annotated[int | None, option("Height and width in pixels; by default those of the data.")] = None
     num: Annotated[int, option("Number of images of a rendered data set.")] = 1_000_000
     data_seed: Annotated[int, option("Seed of a rendered data set.")] = 0
     flip: Annotated[bool, option("Mirror half of the images at random.")] = False
@@ -78,6 +79,11 @@ class _Network:
         return given
 
 
+def _begin(what: str, data: _Data) -> None:
+    """Says what begins, before the imports, which take seconds."""
+    Terminal(quiet=os.environ.get("RANK", "0") != "0").print(f"training a {what} on {data.data}, written to {data.out}")
+
+
 @app.command()
 @options.grouped
 def denoiser(
@@ -88,12 +94,18 @@ def denoiser(
         option("Noise schedule: cosine (with v-prediction, the default) or edm (EDM's preconditioning and noise)."),
     ] = None,
     network: _Network,
-    dropout: Annotated[float, option("Probability of dropping an image's label, for classifier-free guidance.")] = 0.15,
+    label_dropout: Annotated[
+        float, option("Probability of dropping an image's label, for classifier-free guidance.")
+    ] = 0.15,
     shift: Annotated[float, option("Shift of the training times towards noise; 1 for uniform times.")] = 1.0,
     init: Annotated[str | None, option("Denoiser to start from, with its noise schedule: folder or zoo:NAME.")] = None,
     training: _Training,
 ) -> None:
-    """Train a class-conditional U-Net, which also draws without a label."""
+    """Train a U-Net, class-conditional where the data has classes, which also draws without a label.
+
+    Example: steersman train denoiser --data photos --resolution 64 --out mine
+    """
+    _begin("denoiser", data)
     from steersman.lab.train.denoiser import Architecture, train_denoiser
     from steersman.lab.train.loop import Training
 
@@ -103,7 +115,7 @@ def denoiser(
         **vars(data),
         noise=noise,
         architecture=Architecture(**settings) if settings else None,
-        dropout=dropout,
+        label_dropout=label_dropout,
         shift=shift,
         init=init,
         command=shlex.join(["steersman", *sys.argv[1:]]),
@@ -130,7 +142,11 @@ def classifier(
     held_out_seed: Annotated[int, option("Seed of the held-out images of a rendered data set.")] = 99,
     training: _Training = _CLASSIFIER_TRAINING,
 ) -> None:
-    """Train a classifier, plain or robust to noise, and measure its accuracy on held-out images."""
+    """Train a classifier, plain or robust to noise, and measure its accuracy on held-out images.
+
+    Example: steersman train classifier --data photos --resolution 64 --out classifier
+    """
+    _begin("classifier", data)
     from steersman.lab.train.classifier import train_classifier
     from steersman.lab.train.loop import Training
 

@@ -107,7 +107,7 @@ class Run:
         dtype: float32, bfloat16 or float16; ``auto`` to measure which type, layout and block is fastest; or
             ``auto-float32`` to measure layouts and blocks alone.
         placed: The result of that measurement, for ``denoiser`` and ``classifier``.
-        checkpoint: Whether the denoiser recomputes activations in the backward pass to save memory.
+        recompute: Whether the denoiser recomputes activations in the backward pass to save memory.
         compile: Whether ``torch.compile`` compiles the networks.
         format: The format of the images: png, npz or webdataset.
     """
@@ -129,7 +129,7 @@ class Run:
     device: str = "cpu"
     dtype: str = "float32"
     placed: Mapping[str, Placement] = field(default_factory=dict)
-    checkpoint: bool = False
+    recompute: bool = False
     compile: bool = False
     format: str = "png"
 

@@ -60,17 +60,17 @@ def _load(
     spec: str,
     *,
     layout: str = "contiguous",
-    checkpoint: bool = False,
+    recompute: bool = False,
     compile: bool = False,
     **settings: Any,  # noqa: ANN401
 ) -> Any:  # noqa: ANN401
-    """Returns a denoiser or classifier whose network is laid out, checkpointed and compiled as asked."""
+    """Returns a denoiser or classifier whose network is laid out, recomputes and is compiled as asked."""
     loaded = load(spec, **settings)
     network = loaded.network
     set_layout(network, layout)
-    if checkpoint:
+    if recompute:
         if not getattr(network, "_supports_gradient_checkpointing", False):
-            raise InputError(f"checkpoint must not be given, as {type(network).__name__} has no gradient checkpointing")
+            raise InputError(f"recompute must not be given, as {type(network).__name__} has no gradient checkpointing")
         network.enable_gradient_checkpointing()
     if compile:
         network.forward = torch.compile(network.forward)  # not the module, whose hooks count its calls
@@ -250,7 +250,7 @@ def _leave_in_second_step(report: Report) -> None:
 def load_session(run: Run, networks: Networks | None = None) -> Session:
     """Returns a run with its networks loaded, and its targets and labels resolved; nothing is computed yet."""
     networks = networks or Networks()
-    denoiser = networks.denoiser(run.denoiser, checkpoint=run.checkpoint, **_loading(run, "denoiser"))
+    denoiser = networks.denoiser(run.denoiser, recompute=run.recompute, **_loading(run, "denoiser"))
     settings = _loading(run, "classifier") | run.recipe.classifier_settings()
     classifiers = [networks.classifier(spec, **settings) for spec in run.classifiers]
     judge = networks.classifier(run.judge, device=run.device) if run.judge else None

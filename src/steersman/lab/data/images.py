@@ -50,6 +50,7 @@ __all__ = ["ImageSet", "indices_of", "load_data", "moments_in", "read_images", "
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 RENDERED = "sportballs"
 NUM, SIDE = 1000, 64  # of a rendered set: images, and their side in pixels
+SIZED, SHOWN = 256, 3  # images whose size tells that of all, at most; sizes in a message
 OPEN = 4  # files of packed images that stay open
 BATCH = 64  # images that are rendered at a time
 
@@ -193,10 +194,11 @@ def _rendered(spec: str, kind: str, num: int = NUM, seed: int = 0, resolution: i
 
 
 def _folder(spec: str, folder: Path, resolution: int | None = None, *, kind: str = "images") -> ImageSet:
+    """Returns the images of a folder; of one size without a resolution, and with 0 of their own, which is square."""
     from steersman.lab.generate.store import shard_files
 
     if shards := shard_files(folder):
-        return _packed(spec, shards, resolution)
+        return _packed(spec, shards, resolution or None)
     own = _files(folder)
     below = {path: files for path in sorted(folder.iterdir()) if path.is_dir() and (files := _files(path))}
     if own and below:
@@ -216,6 +218,8 @@ def _folder(spec: str, folder: Path, resolution: int | None = None, *, kind: str
     files = own or [file for files in below.values() for file in files]
     if resolution is None:
         _check_sizes(files)
+    elif not resolution:
+        resolution = _resolution_of(files[:: -(-len(files) // SIZED)], kind)
     return ImageSet(
         spec=spec,
         indices=range(len(files)),
@@ -267,6 +271,22 @@ def _check_sizes(files: Sequence[Path]) -> None:
                 f"images must all have the same size, but {str(file)!r} has {width} by {height} pixels and "
                 f"{files[0].name} has {first[0]} by {first[1]}; resize them with FOLDER?resolution=64"
             )
+
+
+def _resolution_of(files: Sequence[Path], kind: str) -> int:
+    """Returns the side of square images that are all of one size."""
+    sizes = set()
+    for file in files:
+        with open_image(file, kind) as image:
+            sizes.add(upright_size(image))
+    if len(sizes) > 1 or len({*next(iter(sizes))}) > 1:
+        listed = ", ".join(f"{width} by {height}" for width, height in sorted(sizes)[:SHOWN])
+        raise InputError(
+            f"resolution must be given, as the images are not all squares of one size: {listed}"
+            f"{', …' if len(sizes) > SHOWN else ''} pixels; with --resolution 64 the shorter side is "
+            "resized and the centre cropped"
+        )
+    return sizes.pop()[0]
 
 
 def _packed(spec: str, shards: Sequence[Path], resolution: int | None) -> ImageSet:
@@ -340,7 +360,11 @@ def moments_in(arrays: Mapping[str, np.ndarray], spec: str) -> tuple[Float[Tenso
 def load_data(
     spec: str, *, resolution: int | None = None, num: int = 100_000, seed: int = 0
 ) -> tuple[Dataset, tuple[str, ...]]:
-    """Returns a map-style data set of images (C, H, W) in [-1, 1] with their labels, and the names of its classes."""
+    """Returns a map-style data set of images (C, H, W) in [-1, 1] with their labels, and the names of its classes.
+
+    A folder without folders of classes has no classes, and its labels are all 0. The resolution of a folder is by
+    default that of its images.
+    """
     source, _, kind = spec.partition(":")
     if source in SOURCES:
         folder, options = split_options(kind, ("split",), f"option of {source}")
@@ -349,7 +373,7 @@ def load_data(
     elif source == RENDERED:
         data = SportBalls.preset(kind or "large", num=num, seed=seed, resolution=resolution or SIDE)
     elif Path(spec).is_dir():
-        images = _folder(spec, Path(spec), resolution or SIDE, kind="data")
+        images = _folder(spec, Path(spec), resolution or 0, kind="data")
         data = _Labelled(images, images.classes)
         # To a training each folder is a class; of a run that is measured, a target may have lost all its images.
         for path in sorted(Path(spec).iterdir()):
@@ -357,8 +381,8 @@ def load_data(
                 raise InputError(f"data: {spec!r} must hold a folder of images a class, {path.name!r} holds none")
     else:
         raise InputError(
-            f"data must be sportballs, sportballs:nrcg, {', '.join(f'{source}:' for source in SOURCES)} or a folder "
-            f"with a folder a class, got {spec!r}"
+            f"data must be sportballs, sportballs:nrcg, {', '.join(f'{source}:' for source in SOURCES)} or a folder of "
+            f"images or of a folder of images for each class, got {spec!r}"
         )
     return data, data.classes
 
@@ -367,10 +391,9 @@ class _Labelled(Dataset):
     """A set of images with labels, read when they are asked for."""
 
     def __init__(self, images: ImageSet, classes: tuple[str, ...]) -> None:
-        if images.labels is None:
-            raise InputError(f"data: {images.spec!r} must hold a folder of images a class, it holds no folder")
         self.images, self.classes = images, classes
-        self.labels = [classes.index(label) for label in images.labels]
+        numbers = {label: number for number, label in enumerate(classes)}
+        self.labels = [0] * len(images) if images.labels is None else [numbers[label] for label in images.labels]
 
     def __len__(self) -> int:
         return len(self.images)

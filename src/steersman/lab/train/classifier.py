@@ -28,7 +28,18 @@ from steersman.lab.data.images import load_data
 from steersman.lab.data.pictures import SOURCES
 from steersman.lab.data.sportballs import SportBalls
 from steersman.lab.metrics.classification import accuracy
-from steersman.lab.train.loop import Batch, Training, fit, flipped, recalibrate, seconds_spent, shifted
+from steersman.lab.train.loop import (
+    Batch,
+    Training,
+    first_console,
+    fit,
+    flipped,
+    plan,
+    recalibrate,
+    seconds_spent,
+    shifted,
+    usage,
+)
 from steersman.models.zoo import build_network, read_network
 from steersman.names import split_options
 from steersman.schedule import VP, noised
@@ -37,6 +48,7 @@ from steersman.typed import finite
 __all__ = ["ClassificationLoss", "augmentation", "noisy", "train_classifier"]
 
 HELD_OUT = 4000
+DENOISERS = {"sportballs": "zoo:sportballs", "mnist": "zoo:mnist"}  # bundled, by the data that they draw
 TIMES = (0.1, 0.25, 0.5, 0.75, 0.9)
 """Where along the forward process the finished classifier is measured."""
 
@@ -129,11 +141,13 @@ def train_classifier(
     console: Console | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Trains a classifier, writes it, and measures what it wrote on images that it was not trained on."""
+    console = console or first_console()
     torch.manual_seed(training.seed)
     schedule = schedule or VP.cosine()
     images, unseen, classes = _split(data, resolution, num, data_seed, held_out, held_out_seed)
     channels, height, _ = images[0][0].shape
     network = build_network(architecture, len(classes), channels)
+    console.print(plan(images, classes, network, training))
     loss = ClassificationLoss(
         schedule=schedule if robust else None,
         transform=augmentation(height) if augment else None,
@@ -163,7 +177,10 @@ def train_classifier(
     written, _ = read_network(weights, card)
     facts["accuracy"] = _measure(written, unseen, schedule, training.batch_size, held_out_seed, classes)
     write_json(card, facts)
-    (console or Console()).print(f"accuracy: {facts['accuracy']}")
+    figures, denoiser = facts["accuracy"], DENOISERS.get(data.partition(":")[0], "DENOISER")
+    noisy = ", ".join(f"{share:.1%} at time {time}" for time, share in figures["noisy"].items())
+    console.print(f"accuracy on {figures['held_out']:,} held-out images: {figures['clean']:.1%}; with noise: {noisy}")
+    console.print(usage("--denoiser", denoiser, "--classifier", out, "--judge", "none", "--target", classes[0]))
     return written, facts
 
 
@@ -180,6 +197,8 @@ def _split(
             raise InputError(f"a classifier is trained on the training images, got {spec!r}; leave out the split")
         unseen, _ = load_data(f"{published}?split=test", resolution=resolution)
         return images, Subset(unseen, range(min(held_out or len(unseen), len(unseen)))), classes  # pyright: ignore[reportArgumentType]
+    if len(classes) < 2:
+        raise InputError(f"data must have images of at least 2 classes, a folder each, {spec!r} has {len(classes)}")
     held_out = held_out or HELD_OUT
     if isinstance(images, SportBalls):
         if held_out_seed == seed:

@@ -40,7 +40,7 @@ from steersman.errors import InputError, unknown
 from steersman.files import replacing_in, write_json
 from steersman.lab.data import load_data
 from steersman.lab.report import grid
-from steersman.lab.train.loop import Batch, Training, fit, flipped
+from steersman.lab.train.loop import Batch, Training, first_console, fit, flipped, plan, usage
 from steersman.models.denoisers import DiffusersDenoiser, EDMDenoiser, load_denoiser
 from steersman.models.denoisers.architectures import ADMUNet
 from steersman.models.denoisers.folder import scheduler_of
@@ -152,24 +152,24 @@ class _Loss(ABC):
 
     Attributes:
         null: The null label, or None for a model without labels.
-        dropout: How often the label becomes the null label, in [0, 1].
+        label_dropout: How often the label becomes the null label, in [0, 1].
         flip: Whether half of the images are mirrored.
     """
 
     null: int | None = None
-    dropout: float = 0.15
+    label_dropout: float = 0.15
     flip: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.dropout <= 1:
-            raise InputError(f"dropout must be in [0, 1], got {self.dropout}")
+        if not 0 <= self.label_dropout <= 1:
+            raise InputError(f"label_dropout must be in [0, 1], got {self.label_dropout}")
 
     def __call__(self, network: nn.Module, batch: Batch) -> Tensor:
         """Returns the mean squared error, ()."""
         generator = batch.generator
         x0 = flipped(batch.images, generator) if self.flip else batch.images
         level = self.level(len(x0), generator)
-        dropped = (torch.rand(len(x0), generator=generator) < self.dropout).to(x0.device)
+        dropped = (torch.rand(len(x0), generator=generator) < self.label_dropout).to(x0.device)
         labels = None if self.null is None else torch.where(dropped, self.null, batch.labels)
         eps = torch.randn(x0.shape, generator=generator).to(x0)
         input, target = self.pair(x0, eps, level)
@@ -258,14 +258,14 @@ def train_denoiser(
     data_seed: int = 0,
     noise: str | None = None,
     architecture: Architecture | None = None,
-    dropout: float = 0.15,
+    label_dropout: float = 0.15,
     shift: float = 1.0,
     flip: bool = False,
     init: str | None = None,
     half: bool = False,
     command: str = "",
 ) -> Trained:
-    """Trains a class-conditional U-Net with a null label, and writes it as a diffusers pipeline's folder."""
+    """Trains a U-Net, with a null label beside those of the classes, and writes it as a diffusers pipeline's folder."""
     if noise not in (None, "cosine", "edm"):
         raise unknown("noise", noise, ("cosine", "edm"))
     if init is not None and architecture is not None:
@@ -277,10 +277,10 @@ def train_denoiser(
     shape = tuple(images[0][0].shape)
     torch.manual_seed(training.seed)
     if first is None:
-        denoiser = _new(architecture or Architecture(), shape, classes, noise, dropout, images)
+        denoiser = _new(architecture or Architecture(), shape, classes, noise, label_dropout, images)
     else:
         denoiser = _checked(first, str(init), shape, classes, noise)
-    settings: dict[str, Any] = {"null": len(classes), "dropout": dropout, "flip": flip}
+    settings: dict[str, Any] = {"null": len(classes) or None, "label_dropout": label_dropout, "flip": flip}
     if isinstance(denoiser, EDMDenoiser):
         if shift != 1:
             raise InputError(f"shift is of the cosine schedule's times; with EDM's noise it must be 1, got {shift}")
@@ -298,7 +298,7 @@ def train_denoiser(
     def write(averaged: UNet2DModel, seen: int) -> None:
         card = {"classes": classes, "resolution": shape[-1], "data": data, "data_seed": data_seed, "command": command}
         card |= {"images_seen": seen, "dtype": "float16" if half else "float32"}
-        card |= {} if dropout else {"unconditional": False}
+        card |= {} if label_dropout else {"unconditional": False}
         with replacing_in(out) as beside:
             (copy.deepcopy(averaged).half() if half else averaged).save_pretrained(beside / "unet")
             scheduler.save_pretrained(beside / "scheduler")
@@ -308,16 +308,22 @@ def train_denoiser(
         write(averaged, seen)
         frozen: Any = copy.copy(denoiser)
         frozen.network = copy.deepcopy(averaged).requires_grad_(False)
-        labels = (torch.arange(PREVIEW) % len(classes)).to(averaged.device)
-        conditions = ({"no label": {}} if dropout else {}) | {"label": {"label": labels}}
+        conditions: dict[str, dict[str, Tensor]] = {"no label": {}} if label_dropout or not classes else {}
+        if classes:
+            conditions["label"] = {"label": (torch.arange(PREVIEW) % len(classes)).to(averaged.device)}
         drawn = {
             caption: draw(frozen, seeds=range(PREVIEW), condition=condition, device=averaged.device)
             for caption, condition in conditions.items()
         }
         grid(drawn, out / f"samples-{seen:08d}.png")
 
-    fit(network, images, loss, training, out, preview=preview)
+    console = first_console()
+    console.print(plan(images, classes, network, training))
+    fit(network, images, loss, training, out, preview=preview, console=console)
     write(network, training.steps * training.batch_size)
+    console.print(f"weights and samples in {out}")
+    label = ("--label", classes[0]) if classes else ()
+    console.print(usage("--denoiser", out, *label, "--no-guidance", "--target", "0", "--judge", "none"))
     network.requires_grad_(False)
     return denoiser
 
@@ -327,7 +333,7 @@ def _new(
     shape: tuple[int, int, int],
     classes: tuple[str, ...],
     noise: str | None,
-    dropout: float,
+    label_dropout: float,
     images: Dataset,
 ) -> Trained:
     """Returns a new denoiser, whose network puts out zeros at first."""
@@ -339,7 +345,9 @@ def _new(
         nn.init.zeros_(weight)
     if noise == "edm":
         sigma_data = _root_mean_square(images)
-        return EDMDenoiser(network, shape=shape, classes=classes, unconditional=dropout > 0, sigma_data=sigma_data)
+        return EDMDenoiser(
+            network, shape=shape, classes=classes, unconditional=label_dropout > 0, sigma_data=sigma_data
+        )
     return DiffusersDenoiser(network, schedule=VP.cosine(), parameterization="v_prediction", classes=classes)
 
 

@@ -6,7 +6,9 @@ and k.
 """
 
 import math
+import os
 import pickle
+import shlex
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,7 +33,8 @@ from steersman.lab.stop import Stop, Stopped
 from steersman.models.checkpoint import check_archive
 from steersman.typed import finite
 
-__all__ = ["Batch", "Loss", "Training", "fit", "flipped", "recalibrate", "seconds_spent", "shifted"]
+__all__ = ["Batch", "Loss", "Training", "first_console", "fit", "flipped", "plan", "recalibrate"]
+__all__ += ["seconds_spent", "shifted", "usage"]
 
 CHECKPOINT = "checkpoint.pt"
 PROGRESS_SECONDS = 20.0
@@ -155,6 +158,27 @@ def _seed(seed: int, use: Use, *key: int) -> int:
     return int(np.random.SeedSequence([seed, get_args(Use).index(use), *key]).generate_state(1)[0])
 
 
+def first_console() -> Console:
+    """Returns the console of the first process; the others print nothing."""
+    return Console(quiet=os.environ.get("RANK", "0") != "0", soft_wrap=True, highlight=False, markup=False)
+
+
+def plan(data: Dataset, classes: Sequence[str], network: nn.Module, training: Training) -> str:
+    """Returns a line on what is trained, on what, and for how long."""
+    _, height, width = data[0][0].shape
+    weights = sum(weight.numel() for weight in network.parameters())
+    return (
+        f"{len(data):,} images of {width} by {height} pixels, "  # pyright: ignore[reportArgumentType]
+        f"{f'{len(classes)} classes' if classes else 'no classes'}; a network of {weights:,} weights; "
+        f"{training.steps:,} steps of {training.batch_size} images"
+    )
+
+
+def usage(*words: object) -> str:
+    """Returns the line that says how to draw with what was trained."""
+    return f"draw with it: {shlex.join(['steersman', 'sample', *map(str, words)])}"
+
+
 def fit(
     network: Network,
     data: Dataset,
@@ -169,7 +193,7 @@ def fit(
     """Trains a network in place, from the folder's checkpoint where it has one."""
     accelerator = Accelerator(mixed_precision=training.precision, cpu=not torch.cuda.is_available())
     main, checkpoint = accelerator.is_main_process, out / CHECKPOINT
-    console = console or Console(quiet=not main)
+    console = console or first_console()
     out.mkdir(parents=True, exist_ok=True)
     network.to(accelerator.device)
     if training.channels_last:
@@ -184,6 +208,7 @@ def fit(
 
     def show() -> None:
         if preview is not None and main:
+            console.print("drawing samples")
             preview(state.averaged().eval(), state.step * training.batch_size)
             network.train()
 
