@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from steersman.api import sample
+import steersman
+from steersman.api import sample, steer
 from steersman.errors import InputError
-from steersman.models.classifiers import load_classifier
+from steersman.guidance import Guide, TargetLogit
+from steersman.models.classifiers import Classifier, Preprocess, load_classifier
 from steersman.models.denoisers import load_denoiser
 from steersman.recipes import load_recipe
 from steersman.sampling import sample as sample_batch
@@ -117,3 +120,62 @@ def test_samples_that_are_no_images_are_tensors():
         InputError, match=r"images must have 1 or 3 channels and two sides, got samples of shape \(28, 28"
     ):
         _ = series.images
+
+
+NETWORK = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+CLASSIFIER = Classifier(NETWORK, preprocess=Preprocess(), names=["cat", "dog"])
+OBJECTIVE = TargetLogit(classifier=CLASSIFIER)
+NOT_A_GUIDE = "guide must be a steersman.Guide or a list of these, as Recipe.bind returns, got"
+
+
+def steered(*arguments):
+    with steer(*arguments):
+        pass
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: steered(nn.Module(), CLASSIFIER, "dog"), f"{NOT_A_GUIDE} Classifier; a classifier is given as"),
+        (lambda: steered(nn.Module(), [CLASSIFIER], "dog"), f"{NOT_A_GUIDE} list"),
+        (lambda: steered(nn.Module(), "nrcg", "dog"), f"{NOT_A_GUIDE} str; .*, a recipe as recipe=..."),
+        (lambda: steered("zoo:mnist", Guide(objective=OBJECTIVE), "dog"), "pipe must be a pipeline with a .*, got str"),
+        (lambda: sample(CLASSIFIER), "denoiser must be a text .* got Classifier; a pipeline is steered by"),
+        (lambda: sample("zoo:mnist", seeds=2.5), "seeds must be a number of images, .*, got 2.5"),
+        (lambda: sample("zoo:mnist", condition="7"), "condition must be a mapping such as {'label': 'cat'}, got '7'"),
+        (lambda: sample("zoo:mnist", device="gpu"), "device must be cpu, cuda, cuda:0, … or mps, got 'gpu'"),
+        (lambda: sample("zoo:mnist", recipe=[OBJECTIVE]), "a recipe must be a name, a file or .*, got list"),
+        (lambda: load_classifier(NETWORK), "loaded by a text such as 'timm:resnet50', got Sequential; a network is"),
+        (lambda: load_denoiser(NETWORK), "loaded by a text such as 'zoo:sportballs', got Sequential; a pipeline is"),
+        (lambda: load_recipe("nrcg").bind([CLASSIFIER]), "or a steersman.Classifier, got list"),
+        (
+            lambda: Guide(objective=CLASSIFIER),
+            r"objective of a guide must be .*ClassProbability\(classifier=...\), got",
+        ),
+        (
+            lambda: Guide(objective=OBJECTIVE, stabilizer="ema"),
+            r"must be an object such as steersman.Ema\(\), got 'ema'",
+        ),
+        (lambda: Guide(objective=OBJECTIVE, scale="3"), "scale of a guide must be a number, got '3'"),
+        (lambda: Classifier("resnet", preprocess=Preprocess(), names=["a", "b"]), "network of a Classifier must be a"),
+        (
+            lambda: Classifier(NETWORK, preprocess=len, names=["a", "b"]),
+            "preprocess of a Classifier must be a steersman",
+        ),
+        (
+            lambda: Classifier(NETWORK, preprocess=Preprocess(), names={0: "a", 1: "b"}),
+            "names of a Classifier must be a list of",
+        ),
+    ],
+)
+def test_what_is_given_in_the_wrong_place_is_one_line(call, said):
+    with pytest.raises(InputError, match=said) as error:
+        call()
+    assert "\n" not in str(error.value)
+
+
+def test_what_there_is_can_be_listed():
+    assert {"sample", "steer", "Guide", "load_recipe", "recipe_names", "__version__"} <= set(dir(steersman))
+    assert all(hasattr(steersman, name) for name in dir(steersman))
+    assert steersman.__version__ == "0.1.0"

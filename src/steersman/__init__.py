@@ -14,7 +14,12 @@ from typing import Any
 
 import lazy_loader
 
-_attached, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_attached, _names, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+
+def __dir__() -> list[str]:
+    """Returns what is offered, for ``dir`` and completion."""
+    return [*_names(), "__version__"]
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401

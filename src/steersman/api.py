@@ -124,6 +124,16 @@ def sample(
         >>> result.tensor.shape
         torch.Size([2, 1, 28, 28])
     """
+    if not isinstance(denoiser, str | Path | Denoiser):
+        raise InputError(
+            "denoiser must be a text such as 'zoo:sportballs', a folder, or a steersman.Denoiser, got "
+            f"{type(denoiser).__name__}; a pipeline is steered by steersman.steer, a network wrapped as "
+            "NetworkDenoiser(network, schedule=..., shape=...)"
+        )
+    if not isinstance(seeds, int | Iterable) or isinstance(seeds, str):
+        raise InputError(f"seeds must be a number of images, or a list of one seed for each, got {seeds!r}")
+    if condition is not None and not isinstance(condition, Mapping):
+        raise InputError(f"condition must be a mapping such as {{'label': 'cat'}}, got {condition!r}")
     seeds = tuple(range(seeds)) if isinstance(seeds, int) else tuple(map(int, seeds))
     if not seeds:
         raise InputError("seeds must hold at least one seed, got none")
@@ -181,7 +191,10 @@ def sample(
 def _device(device: str | torch.device | None, denoiser: object) -> torch.device:
     """Returns the given device, that of the denoiser, or the accelerator if there is one."""
     if device is not None:
-        return torch.device(device)
+        try:
+            return torch.device(device)
+        except RuntimeError as error:
+            raise InputError(f"device must be cpu, cuda, cuda:0, … or mps, got {device!r}") from error
     if not isinstance(denoiser, str | Path):
         network = getattr(denoiser, "network", None)
         parameter = next(network.parameters(), None) if isinstance(network, torch.nn.Module) else None
@@ -292,9 +305,15 @@ def steer(
             raise InputError("steer needs a guide or a classifier, got neither")
         given = () if classifier is None else (classifier,)
         guide = recipe.bind(*given, device=str(getattr(pipe, "_execution_device", "cpu")))
+    guides = (guide,) if isinstance(guide, Guide) or not isinstance(guide, Sequence) else tuple(guide)
+    if isinstance(guide, str) or not all(isinstance(each, Guide) for each in guides):
+        raise InputError(
+            f"guide must be a steersman.Guide or a list of these, as Recipe.bind returns, got {type(guide).__name__}; "
+            "a classifier is given as classifier=..., a recipe as recipe=..."
+        )
     steered = SteeredPipeline(
         pipe,
-        (guide,) if isinstance(guide, Guide) else tuple(guide),
+        guides,
         target,
         recurrence=recurrence or getattr(guide, "recurrence", None) or Recurrence(),
         particles=particles or getattr(guide, "particles", None) or Particles(),

@@ -39,7 +39,7 @@ def resnet(tmp_path_factory):
 def test_what_a_training_wrote_loads_by_its_folder_as_it_was_trained(own):
     truth = load_classifier("zoo:sportballs-mobilenet")
     images = next(read_images("sportballs?num=8&seed=3").batches(8))
-    for spec in (str(own), f"torchvision:mobilenet_v3_small:{own}/model.safetensors"):
+    for spec in (str(own), f"torchvision:mobilenet_v3_small?checkpoint={own}/model.safetensors"):
         classifier = load_classifier(spec)
         assert classifier.names == truth.names and classifier.preprocess == Preprocess(size=64)
         torch.testing.assert_close(classifier(images), truth(images))
@@ -66,22 +66,19 @@ def test_a_folder_that_holds_no_classifier_is_refused(make, message, tmp_path):
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.few(2)
-@pytest.mark.parametrize("spec", ["torchvision:resnet18:{}", "torchvision:resnet18?checkpoint={}"])
-def test_without_stated_preprocessing_images_are_refused(spec, resnet):
-    spec = spec.format(resnet)
+def test_without_stated_preprocessing_images_are_refused(resnet):
+    spec = f"torchvision:resnet18?checkpoint={resnet}"
     with pytest.raises(
         InputError, match=r"nothing states how images are prepared .*preprocess=imagenet.*0\.485"
     ) as line:
         load_classifier(spec)(torch.zeros(1, 3, 64, 64))
     assert "\n" not in str(line.value)
     with pytest.raises(InputError, match="nothing states"):
-        load_classifier(f"{spec}{'&' if '?' in spec else '?'}size=64")(torch.zeros(1, 3, 64, 64))
-    join = "&" if "?" in spec else "?"
-    published = load_classifier(f"{spec}{join}preprocess=imagenet").preprocess
+        load_classifier(f"{spec}&size=64")(torch.zeros(1, 3, 64, 64))
+    published = load_classifier(f"{spec}&preprocess=imagenet").preprocess
     assert published == IMAGENET
-    assert load_classifier(f"{spec}{join}preprocess=raw").preprocess == RAW
-    stated = load_classifier(f"{spec}{join}size=32&mean=0.1,0.2,0.3&std=0.4&interpolation=bilinear&crop=0.5").preprocess
+    assert load_classifier(f"{spec}&preprocess=raw").preprocess == RAW
+    stated = load_classifier(f"{spec}&size=32&mean=0.1,0.2,0.3&std=0.4&interpolation=bilinear&crop=0.5").preprocess
     expected = Preprocess(mean=(0.1, 0.2, 0.3), std=(0.4,) * 3, size=32, interpolation="bilinear", crop=0.5)
     assert stated == expected
     # EluCD's way does not ask how images are prepared
@@ -90,9 +87,9 @@ def test_without_stated_preprocessing_images_are_refused(spec, resnet):
 
 def test_the_command_refuses_it_before_anything_is_written(resnet, call, denoiser, tmp_path):
     arguments = ["--target", "1", "--judge", "none", "--num", "1", "--steps", "2", "--recipe", "nrcg"]
-    spec = f"torchvision:resnet18:{resnet}"
+    spec = f"torchvision:resnet18?checkpoint={resnet}"
     code, _, said = call("sample", "--denoiser", denoiser, "--classifier", spec, *arguments, "--out", tmp_path / "out")
-    assert code == 2 and said.count("\n") == 1 and "?preprocess=imagenet" in said
+    assert code == 2 and said.count("\n") == 1 and "&preprocess=imagenet" in said
     assert not (tmp_path / "out").exists()
 
 
@@ -135,7 +132,7 @@ def test_what_cannot_be_stated_is_one_line(options, message):
 def test_one_logit_is_binary_whatever_names_are_stated(tmp_path):
     torch.save(models.resnet18(num_classes=1).state_dict(), tmp_path / "one.pth")
     (tmp_path / "its & names.txt").write_text("cat\n")
-    spec = f"torchvision:resnet18:{tmp_path}/one.pth?preprocess=imagenet"
+    spec = f"torchvision:resnet18?checkpoint={tmp_path}/one.pth&preprocess=imagenet"
     assert load_classifier(f"{spec}&names={tmp_path}/its & names.txt&size=64").names == ("not cat", "cat")
     with pytest.raises(InputError, match="head must be binary"):
         load_classifier(f"{spec}&head=softmax")
@@ -147,7 +144,7 @@ def test_what_training_scripts_were_told_is_read(tmp_path):
     weights = models.resnet18(num_classes=2).state_dict()
     told = argparse.Namespace(val_resize_size=72, val_crop_size=64, interpolation="bicubic")
     torch.save({"model": weights, "args": told, "epoch": 3}, tmp_path / "torchvision.pth")
-    found = load_classifier(f"torchvision:resnet18:{tmp_path}/torchvision.pth").preprocess
+    found = load_classifier(f"torchvision:resnet18?checkpoint={tmp_path}/torchvision.pth").preprocess
     assert (found.size, found.crop, found.interpolation, found.mean) == (64, 64 / 72, "bicubic", IMAGENET.mean)
     import timm
 
@@ -259,6 +256,6 @@ def test_other_channels_are_refused_in_one_line():
 def test_the_card_of_another_file_is_not_this_ones(own, tmp_path):
     shutil.copy(own / "model.safetensors", tmp_path / "other.safetensors")
     Path(tmp_path / "card.json").write_text(json.dumps({"classes": ["a"], "resolution": 8}))
-    classifier = load_classifier(f"torchvision:mobilenet_v3_small:{tmp_path}/other.safetensors")
+    classifier = load_classifier(f"torchvision:mobilenet_v3_small?checkpoint={tmp_path}/other.safetensors")
     with pytest.raises(InputError, match="nothing states"):
         classifier(torch.zeros(1, 3, 64, 64))

@@ -41,7 +41,7 @@ def test_without_a_resize_logits_are_torchvisions_own(name, height, width, pictu
     photo = picture(height, width)
     pixels = transforms(photo)[None]
     agrees(
-        load_classifier(f"torchvision:{name}:{tmp_path}/own.pth?preprocess=imagenet"),
+        load_classifier(f"torchvision:{name}?checkpoint={tmp_path}/own.pth&preprocess=imagenet"),
         photo,
         pixels,
         network(pixels).detach(),
@@ -52,7 +52,7 @@ def test_what_held_the_network_when_it_was_saved_is_left_off(resnet, tmp_path):
     network, path = resnet
     save_file({f"classifier.{key}": each for key, each in network.state_dict().items()}, tmp_path / "held.safetensors")
     weights = [
-        load_classifier(f"torchvision:resnet18:{file}").network.state_dict()
+        load_classifier(f"torchvision:resnet18?checkpoint={file}").network.state_dict()
         for file in (path, tmp_path / "held.safetensors")
     ]
     torch.testing.assert_close(*weights, rtol=0, atol=0)
@@ -65,7 +65,7 @@ def test_a_resize_differs_by_the_librarys_rounding(height, width, resnet, pictur
     photo = picture(height, width)
     for weights in ("resnet18", "efficientnet_b0"):
         transforms = models.get_model_weights(weights).DEFAULT.transforms()
-        classifier = load_classifier(f"torchvision:resnet18:{path}?preprocess=imagenet")
+        classifier = load_classifier(f"torchvision:resnet18?checkpoint={path}&preprocess=imagenet")
         if weights == "efficientnet_b0":  # bicubic
             classifier.preprocess = Preprocess(
                 mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), size=224, crop=0.875, interpolation="bicubic"
@@ -76,7 +76,7 @@ def test_a_resize_differs_by_the_librarys_rounding(height, width, resnet, pictur
 
 def test_the_named_weights_say_how_images_are_prepared(resnet):
     own = [
-        load_classifier(f"torchvision:{name}:{resnet[1]}?preprocess=imagenet")
+        load_classifier(f"torchvision:{name}?checkpoint={resnet[1]}&preprocess=imagenet")
         for name in ("resnet18", "resnet18.IMAGENET1K_V1")
     ]
     assert own[0].preprocess == own[1].preprocess
@@ -126,27 +126,29 @@ def test_densenets_published_names_are_older_than_its_modules(tmp_path):
     old = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", key): each for key, each in state.items()}
     assert len(old.keys() - state.keys()) > 500
     torch.save(old, tmp_path / "old.pth")
-    found = load_classifier(f"torchvision:densenet121:{tmp_path}/old.pth").network.state_dict()
+    found = load_classifier(f"torchvision:densenet121?checkpoint={tmp_path}/old.pth").network.state_dict()
     assert all(torch.equal(found[key], each) for key, each in state.items())
 
 
 def test_names_are_a_files_or_numbers(resnet, tmp_path):
     _, path = resnet
-    assert load_classifier(f"torchvision:resnet18:{path}").names == tuple("01234")
+    assert load_classifier(f"torchvision:resnet18?checkpoint={path}").names == tuple("01234")
+    with pytest.raises(InputError, match="a file is given as torchvision:resnet18.checkpoint=own.pth, got"):
+        load_classifier("torchvision:resnet18:own.pth")
     names = tmp_path / "names.txt"
     names.write_text("ball, sphere\ncat\n\ndog\nel\u00e9fante\nfox\n", encoding="utf-8")
-    classifier = load_classifier(f"torchvision:resnet18:{path}?names={names}")
+    classifier = load_classifier(f"torchvision:resnet18?checkpoint={path}&names={names}")
     assert (classifier.resolve("sphere"), classifier.resolve("ELÉFANTE")) == (0, 3)
     names.write_text("ball\ncat\n")
     with pytest.raises(InputError, match="must have 5 names, .*, got 2"):
-        load_classifier(f"torchvision:resnet18:{path}?names={names}")
+        load_classifier(f"torchvision:resnet18?checkpoint={path}&names={names}")
     with pytest.raises(InputError, match="names that cannot be read"):
-        load_classifier(f"torchvision:resnet18:{path}?names={tmp_path}/none.txt")
+        load_classifier(f"torchvision:resnet18?checkpoint={path}&names={tmp_path}/none.txt")
 
 
 def test_one_logit_is_binary_and_safetensors_do(tmp_path):
     save_file(built("resnet18", 1).state_dict(), tmp_path / "own.safetensors")
-    classifier = load_classifier(f"torchvision:resnet18:{tmp_path}/own.safetensors?preprocess=imagenet")
+    classifier = load_classifier(f"torchvision:resnet18?checkpoint={tmp_path}/own.safetensors&preprocess=imagenet")
     assert classifier.binary and classifier.names == ("0", "1")
     assert classifier(torch.zeros(2, 3, 64, 64)).shape == (2, 1)
 
@@ -155,7 +157,7 @@ def test_weights_for_one_channel_see_grey(resnet, picture, in_range, tmp_path):
     network = built("resnet18")
     network.conv1 = torch.nn.Conv2d(1, 64, 7, 2, 3, bias=False)
     torch.save(network.state_dict(), tmp_path / "grey.pth")
-    classifier = load_classifier(f"torchvision:resnet18:{tmp_path}/grey.pth?preprocess=imagenet")
+    classifier = load_classifier(f"torchvision:resnet18?checkpoint={tmp_path}/grey.pth&preprocess=imagenet")
     colour = picture(256, 256)
     grey = in_range(colour.convert("L"))
     # Pillow rounds grey to 8 bits
@@ -170,11 +172,11 @@ def test_the_whole_image_without_a_crop(resnet, picture, in_range):
     _, path = resnet
     image = in_range(picture(64, 64)).requires_grad_()
     for option, border in (("", False), ("&crop=none", True)):
-        classifier = load_classifier(f"torchvision:resnet18:{path}?preprocess=imagenet{option}")
+        classifier = load_classifier(f"torchvision:resnet18?checkpoint={path}&preprocess=imagenet{option}")
         (g,) = torch.autograd.grad(classifier(image).sum(), image)
         assert bool((g[..., :3] != 0).any()) == border
     with pytest.raises(InputError, match="crop must be numbers separated by commas, got 'half'"):
-        load_classifier(f"torchvision:resnet18:{path}?crop=half")
+        load_classifier(f"torchvision:resnet18?checkpoint={path}&crop=half")
 
 
 @pytest.mark.parametrize(
@@ -182,12 +184,12 @@ def test_the_whole_image_without_a_crop(resnet, picture, in_range):
     [
         ("resnet", "did you mean 'resnet"),
         ("resnet50.IMAGENET1K_V3", "unknown weights of resnet50.*IMAGENET1K_V2"),
-        ("resnet18:{path}?name=x", "did you mean 'names'"),
-        ("resnet18:{path}?names=", "names needs a value"),
+        ("resnet18?checkpoint={path}&name=x", "did you mean 'names'"),
+        ("resnet18?checkpoint={path}&names=", "names needs a value"),
         ("resnet18:none.pth", "none.pth"),
-        ("resnet34:{path}", "do not fit the network .it lacks layer1.2.conv1.weight, "),
-        ("vgg11:{path}", "it has none of the network's tensors"),
-        ("resnet18:{code}", "cannot be read"),
+        ("resnet34?checkpoint={path}", "do not fit the network .it lacks layer1.2.conv1.weight, "),
+        ("vgg11?checkpoint={path}", "it has none of the network's tensors"),
+        ("resnet18?checkpoint={code}", "cannot be read"),
     ],
 )
 def test_what_can_go_wrong_is_one_line(name, message, resnet, tmp_path):

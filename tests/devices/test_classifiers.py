@@ -25,7 +25,7 @@ def of_timm(folder):
 
 def of_torchvision(folder):
     torch.save(test_torchvision.built("resnet18").state_dict(), folder / "own.pth")
-    return f"torchvision:resnet18:{folder}/own.pth?preprocess=imagenet", {"size": 48, "softplus": 4.0}
+    return f"torchvision:resnet18?checkpoint={folder}/own.pth&preprocess=imagenet", {"size": 48, "softplus": 4.0}
 
 
 def of_transformers(folder):

@@ -130,7 +130,7 @@ def stand_ins(tmp_path_factory, clip_folder):
     texts.make("SD").save_pretrained(folder / "sd")
     return {
         "adm:256x256_diffusion_uncond.pt": f"adm:{folder}/adm.pt?heads=4&attention=legacy&size=16",
-        "torchvision:resnet101": f"torchvision:resnet18:{folder}/resnet18.pt?preprocess=imagenet",
+        "torchvision:resnet101": f"torchvision:resnet18?checkpoint={folder}/resnet18.pt&preprocess=imagenet",
         "clip:openai/clip-vit-base-patch32": f"clip:{clip_folder(length=32)}",
         "stable-diffusion-v1-5/stable-diffusion-v1-5": str(folder / "sd"),
     }

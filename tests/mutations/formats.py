@@ -152,7 +152,9 @@ def torchvision(folder: Path) -> Format:
     from torchvision import models
 
     torch.save(models.get_model("shufflenet_v2_x0_5", weights=None, num_classes=5).state_dict(), folder / "a.pth")
-    return _classifier(f"torchvision:shufflenet_v2_x0_5:{folder / 'a.pth'}?preprocess=imagenet", folder / "a.pth")
+    return _classifier(
+        f"torchvision:shufflenet_v2_x0_5?checkpoint={folder / 'a.pth'}&preprocess=imagenet", folder / "a.pth"
+    )
 
 
 def timm(folder: Path, name: str) -> Format:

@@ -20,6 +20,7 @@ the noise for spherical, and what a deterministic step makes of the change of th
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
 from itertools import zip_longest
+from numbers import Real
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -28,7 +29,7 @@ from torch import Tensor
 
 from steersman.batching import broadcast, take, total
 from steersman.denoise import Denoiser, Prediction
-from steersman.errors import InputError, unknown
+from steersman.errors import InputError, shown, unknown
 from steersman.guidance.objective import Objective
 from steersman.guidance.stabilizer import Identity, Stabilizer, State
 from steersman.guidance.step import (
@@ -50,6 +51,15 @@ from steersman.typed import brief, finite
 __all__ = ["Guide", "Steering", "Update", "Wrt", "after_decoding"]
 
 Wrt = Literal["x0_hat", "x_t"]
+
+PARTS = {
+    "objective": "ClassProbability(classifier=...)",
+    "input": "Denoised()",
+    "stabilizer": "Ema()",
+    "weight": "Variance()",
+    "injection": "Mean()",
+}
+"""The parts of a guide, each with an example."""
 
 LARGEST = 2.0**50  # of what enters a step; networks sum squares of their input, in float32 up to 2^128
 
@@ -101,6 +111,12 @@ class Guide:
         return brief(self)
 
     def __post_init__(self) -> None:
+        for axis, example in PARTS.items():
+            part = getattr(self, axis)
+            if isinstance(part, str) or hasattr(part, "preprocess"):  # a name, or the classifier itself
+                raise InputError(f"{axis} of a guide must be an object such as steersman.{example}, got {shown(part)}")
+        if not isinstance(self.scale, Real):
+            raise InputError(f"scale of a guide must be a number, got {shown(self.scale)}")
         if self.wrt not in get_args(Wrt):
             raise unknown("wrt", self.wrt, get_args(Wrt))
         if self.ascents < 1:

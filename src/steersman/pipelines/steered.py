@@ -265,7 +265,7 @@ class SteeredPipeline:
 def _modules(pipe: Any) -> dict[str, nn.Module]:  # noqa: ANN401
     """Returns the modules of a pipeline by name; refuses one without a denoising network, or that makes sounds."""
     components = getattr(pipe, "components", None)
-    named: Mapping[str, Any] = components if isinstance(components, Mapping) else vars(pipe)
+    named: Mapping[str, Any] = components if isinstance(components, Mapping) else getattr(pipe, "__dict__", {})
     modules = {key: part for key, part in named.items() if isinstance(part, nn.Module)}
     if getattr(pipe, "scheduler", None) is None or not any(key.startswith(_NETWORKS) for key in modules):
         raise InputError(

@@ -422,6 +422,8 @@ def load_recipe(
         changes["scale"] = scale
     if isinstance(name, Recipe):
         return name.changed(changes).check()
+    if not isinstance(name, str | Path):
+        raise InputError(f"a recipe must be a name, a file or a steersman.Recipe, got {type(name).__name__}")
     file, variant = recipe_file(name := str(name))
     with about("recipe", name):
         recipe = _parse(str(file), read_text(file), trusted).check()

@@ -13,7 +13,7 @@ t' with the same ``sigma' / alpha' = sigma / alpha`` both see the same picture a
     f(x_t, t) = f'(alpha' / alpha x_t, t')
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from typing import Any
 
@@ -88,6 +88,13 @@ class Classifier(nn.Module):
         schedule: Schedule | None = None,
     ) -> None:
         super().__init__()
+        for name, given, valid, wanted in (
+            ("network", network, isinstance(network, nn.Module), "a torch.nn.Module; load_classifier takes texts"),
+            ("preprocess", preprocess, isinstance(preprocess, Preprocess), "a steersman.Preprocess"),
+            ("names", names, not isinstance(names, Mapping), "a list of the classes' names, in their order"),
+        ):
+            if not valid:
+                raise InputError(f"{name} of a Classifier must be {wanted}, got {shown(given)}")
         self.network = network.requires_grad_(False)
         self.preprocess = preprocess
         self.names = tuple(names)

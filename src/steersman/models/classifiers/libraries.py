@@ -174,10 +174,12 @@ def _timm_counts(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> tupl
 
 
 def load_torchvision(spec: Spec) -> Classifier:
-    """Returns one of torchvision's classifiers, ``NAME[.WEIGHTS][:FILE]``, in float32 on the CPU."""
-    name, _, file = spec.name.partition(":")
+    """Returns one of torchvision's classifiers, ``NAME[.WEIGHTS][?checkpoint=FILE]``, in float32 on the CPU."""
+    name, colon, named = spec.name.partition(":")
+    if colon:
+        raise InputError(f"classifier: a file is given as torchvision:{name}?checkpoint={named}, got {spec.text!r}")
     architecture, weights = _torchvision_weights(name)
-    file = file or spec.options.get("checkpoint")
+    file = spec.options.get("checkpoint")
     path = Path(file) if file else fetched(spec.text, weights.url)
     checkpoint = open_checkpoint(path)
     with about("classifier", spec.text):

@@ -37,10 +37,11 @@ def load_classifier(
     Args:
         spec: Where the classifier comes from and its name there: ``imagenet:efficientnet-lite0``; ``zoo:NAME`` for a
             bundled one; ``FOLDER`` for what ``steersman train classifier`` wrote, or transformers saved;
-            ``torchvision:NAME[.WEIGHTS][:FILE]``, ``timm:NAME[?checkpoint=FILE]``, ``hf:FOLDER`` or ``hf:ID`` for those
-            libraries; ``clip:FOLDER`` or ``clip:ID`` for a CLIP, whose targets are texts; ``adm-classifier:FILE`` for a
-            noise-aware one; ``module:PACKAGE.NAME:FUNCTION`` for one's own. Options state how images are prepared, what
-            the classes are called and what the logits mean, as in ``?size=32&mean=0.5&std=0.5``
+            ``torchvision:NAME[.WEIGHTS][?checkpoint=FILE]``, ``timm:NAME[?checkpoint=FILE]``, ``hf:FOLDER`` or
+            ``hf:ID`` for those libraries; ``clip:FOLDER`` or ``clip:ID`` for a CLIP, whose targets are texts;
+            ``adm-classifier:FILE`` for a noise-aware one; ``module:PACKAGE.NAME:FUNCTION`` for one's own. Options state
+            how images are prepared, what the classes are called and what the logits mean, as in
+            ``?size=32&mean=0.5&std=0.5``
             (`steersman.models.classifiers.spec`).
         device: The device of its weights and of the images.
         dtype: Floating dtype of its weights; logits are at least float32.
@@ -64,6 +65,11 @@ def load_classifier(
         >>> sm.load_classifier("zoo:mnist-lenet", softplus=8.0).smoothed
         3
     """
+    if not isinstance(spec, str):
+        raise InputError(
+            f"a classifier is loaded by a text such as 'timm:resnet50', got {type(spec).__name__}; a network is "
+            "wrapped as Classifier(network, preprocess=..., names=...)"
+        )
     if not dtype.is_floating_point:
         raise InputError(f"a classifier's dtype must be floating, got {dtype}")
     source, separator, name = spec.partition(":")

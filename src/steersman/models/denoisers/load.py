@@ -56,6 +56,11 @@ def load_denoiser(
         >>> denoiser.shape, denoiser.classes[:2]
         ((1, 28, 28), ('0 - zero', '1 - one'))
     """
+    if not isinstance(spec, str):
+        raise InputError(
+            f"a denoiser is loaded by a text such as 'zoo:sportballs', got {type(spec).__name__}; a pipeline is "
+            "steered by steersman.steer, a network wrapped as NetworkDenoiser(network, schedule=..., shape=...)"
+        )
     source, separator, name = spec.partition(":")
     if separator and source == "module":
         return _load_module(name, device, dtype)
