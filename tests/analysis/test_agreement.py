@@ -23,11 +23,12 @@ def calibration(tmp_path):
     return folder
 
 
-def cell(fid, accuracy=0.5, **values):
+def cell(fid, accuracy=0.5, unguided=False, **values):
     known = Figure() if fid is None else Figure(fid, fid - 1, fid + 1)
     figures = {"accuracy/guide": Figure(accuracy), "fid": known, "kid": Figure(9.0)}
+    evaluations = {"denoiser": 1, "classifier": 1}
     return Row(
-        name="", values=values, figures=figures, evaluations={"denoiser": 1, "classifier": 1}, seconds=1.0, lost=()
+        name="", values=values, figures=figures, evaluations=evaluations, seconds=1.0, lost=(), unguided=unguided
     )
 
 
@@ -60,6 +61,7 @@ def test_what_is_varied_is_fixed_or_each_settings_best(tmp_path):
         cell(3.0, 0.75, input="denoised", scale="1"),
         cell(6.0, 1.0, input="denoised", scale="2"),
         cell(None, 0.5, input="lookahead", scale="2"),
+        cell(1.0, 1.0, unguided=True, input="", scale=""),  # which no calibration belongs to
     )
 
     def found(**choice):

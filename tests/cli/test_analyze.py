@@ -206,7 +206,9 @@ def test_gradients_say_what_they_are_of(call, tmp_path, monkeypatch):
 @pytest.mark.long
 def test_directions_are_written(call, tmp_path):
     code, _, _ = call("directions", "--times", "0,500", "--side", 3, "--out", tmp_path / "out")
-    assert code == 0 and {path.name for path in (tmp_path / "out").iterdir()} == {"directions.csv", "directions.png"}
+    assert code == 0 and {path.name for path in (tmp_path / "out").iterdir()} == {
+        *("directions.csv", "directions.pdf", "directions.png")
+    }
     header, *points = rows(tmp_path / "out" / "directions.csv")
     assert header == ["time", "field", "x", "y", "u", "v"] and len(points) == 2 * 4 * 9
 

@@ -249,3 +249,13 @@ def test_what_stands_in_square_brackets_is_shown(call, monkeypatch):
     monkeypatch.setenv("COLUMNS", "400")
     _, out, _ = call("recipes", "axes")
     assert "w_i = rms(x_t) [max((N+1-i) / (N+1), floor)" in out
+
+
+def test_a_sweep_takes_its_recipes_once(call, tmp_path):
+    rest = ["--target", "baseball", "--reference", "sportballs", "--out", tmp_path / "out"]
+    code, _, said = call("sweep", "nrcg", "dps", "--vary", "recipe=mpgd,dps", *rest)
+    assert code == 2 and "recipe must be given once, as arguments or by --vary, got nrcg, dps and --vary" in said
+    code, _, said = call("sweep", "nrcg", *rest)
+    assert code == 2 and "vary must be given at least once" in said
+    code, _, said = call("sweep", "nrcg", "nrgc", *rest)
+    assert code == 2 and "unknown recipe 'nrgc'" in said

@@ -24,7 +24,7 @@ def test_figures_and_statistics(call, tmp_path):
     for reference in ("real.npz", "sportballs?num=32&seed=99"):
         code, out, _ = call("evaluate", BALLS, "--reference", reference, "--target", "baseball", *SMALL)
         assert code == 0
-        assert "cfid" in out
+        assert "cFID (sportballs-judge) ↓" in out
         assert "figures in evaluation.json" in out
         figures.append(json.loads((tmp_path / "evaluation.json").read_text())["figures"])
     assert figures[0] == figures[1]

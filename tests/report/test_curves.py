@@ -22,7 +22,7 @@ def test_the_table_reads_back_exactly(tmp_path):
     assert [float(row[1]) for row in rows[:3]] == A.x and [float(row[2]) for row in rows[:3]] == A.y
     assert [float(row[3]) for row in rows[:3]] == A.spread
     assert rows[3] == ["b", "3.0", "-1.0", ""] and rows[4][2] == "nan"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["fig.1.csv", "fig.1.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fig.1.csv", "fig.1.pdf", "fig.1.png"]
     with Image.open(tmp_path / "fig.1.png") as image:
         assert image.format == "PNG" and image.width > 800
 
@@ -30,7 +30,7 @@ def test_the_table_reads_back_exactly(tmp_path):
 def test_the_same_curves_give_the_same_files(tmp_path):
     for name in ("one", "two"):
         write_curves(tmp_path / name, [A, B], x="time", y="value")
-    for ending in ("csv", "png"):
+    for ending in ("csv", "png", "pdf"):
         assert (tmp_path / f"one.{ending}").read_bytes() == (tmp_path / f"two.{ending}").read_bytes()
 
 

@@ -149,6 +149,7 @@ def test_a_sweep_shows_its_table_plots_and_images(tmp_path):
     record = {
         "varied": {"scale": [1, EVIL]},
         "reference": "sportballs",
+        "features": "zoo:judge",
         "shared": {"num": 4, "recipe": {"name": "mine"}},
     }
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(record | {"versions": {}}))
@@ -162,7 +163,8 @@ def test_a_sweep_shows_its_table_plots_and_images(tmp_path):
     Image.new("RGB", (40, 20)).save(tmp_path / "grid.png")
     Image.new("RGB", (40, 20)).save(tmp_path / "pareto-fid.png")
     reader, text = read(tmp_path)
-    assert "scale fid lost seconds 1 12.3 [11, 13] 0 9.5 <b>, x 150.3 1 7" in text
+    assert "scale FID (judge) ↓ lost seconds 1 12.3 [11, 13] 0 9.5 <b>, x 150.3 1 7" in text
+    assert "Figures of 4 images a cell are rough" in text
     assert "scale=<b>, x: images that are not finite and not written: 1." in text
     assert "not finished" not in text and "num 4" in text and "reference sportballs" in text
     assert [each["alt"].split()[0] for each in reader.all("img")] == ["fid", "fid", "the"]

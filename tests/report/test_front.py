@@ -40,7 +40,13 @@ def test_none_on_the_front_is_dominated_and_each_other_is():
 def test_plots_are_written_whole(tmp_path):
     write_front(tmp_path / "front.png", KNOWN, larger=False, x="cost", y="loss")
     write_dots(tmp_path / "dots", KNOWN, figure="loss")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["dots.csv", "dots.png", "front.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "dots.csv",
+        "dots.pdf",
+        "dots.png",
+        "front.pdf",
+        "front.png",
+    ]
     assert (tmp_path / "dots.csv").read_text().splitlines()[:2] == ["name,value,low,high", "a,9,8.5,9.5"]
     with pytest.raises(InputError, match="at least 1 point that has a cost and a quality, got none"):
         write_front(tmp_path / "none.png", [point("a", 1, float("nan"))], larger=True, x="", y="")

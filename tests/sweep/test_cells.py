@@ -4,6 +4,7 @@ import pytest
 
 from steersman.errors import InputError
 from steersman.lab.sweep.cells import Sweep, varied
+from steersman.recipes import load_recipe
 
 BASE = {"targets": ("baseball",), "num": 2, "seed": 5, "classifiers": ("zoo:sportballs-mobilenet",)}
 
@@ -16,7 +17,8 @@ def sweep(*given, **settings):
 
 
 def test_the_cells_are_the_cross_product_on_the_same_seeds():
-    cells = sweep("scale=1,2.5", "stabilizer.beta=0.5,0.9,0.99").cells()
+    *cells, unguided = sweep("scale=1,2.5", "stabilizer.beta=0.5,0.9,0.99").cells()
+    assert (unguided.name, unguided.folder, unguided.run.guided) == ("unguided", "unguided", False)
     found = [(c.run.recipe.resolved()["scale"], c.run.recipe.resolved()["stabilizer"]["beta"]) for c in cells]
     assert found == [({"value": s}, b) for s in (1, 2.5) for b in (0.5, 0.9, 0.99)]
     assert {(cell.run.num, cell.run.seed, cell.run.targets) for cell in cells} == {(2, 5, ("baseball",))}
@@ -31,7 +33,7 @@ def test_values_with_commas_stand_in_brackets_or_quotes():
         "weight": [["deviation", {"kind": "interval", "ratio_min": 0.5}], "variance"],
         "label": ["a, b", "c"],
     }
-    (first, second) = sweep("weight=[deviation, {kind: interval, ratio_min: 0.5}],variance").cells()
+    first, second, _ = sweep("weight=[deviation, {kind: interval, ratio_min: 0.5}],variance").cells()
     assert [each["kind"] for each in first.run.recipe.resolved()["weight"]] == ["deviation", "interval"]
     assert second.run.recipe.resolved()["weight"]["kind"] == "variance"
 
@@ -40,13 +42,17 @@ def test_recipes_and_classifiers_vary_whole_and_changes_hold_in_all():
     cells = sweep(
         "recipe=nrcg/ema90,nrcg/adam", "classifier=zoo:a,[zoo:a, zoo:b]", changes=("sampling.steps=7",)
     ).cells()
-    assert [cell.run.recipe.name for cell in cells] == ["nrcg/ema90", "nrcg/ema90", "nrcg/adam", "nrcg/adam"]
+    assert [cell.run.recipe.name for cell in cells[:4]] == ["nrcg/ema90", "nrcg/ema90", "nrcg/adam", "nrcg/adam"]
+    assert [cell.name for cell in cells[4:]] == [
+        "unguided, classifier=zoo:a",
+        "unguided, classifier=['zoo:a', 'zoo:b']",
+    ]
     assert [cell.run.classifiers for cell in cells[:2]] == [("zoo:a",), ("zoo:a", "zoo:b")]
     assert {cell.run.recipe.sampling()["steps"] for cell in cells} == {7}
 
 
 def test_a_case_is_several_settings_under_a_name():
-    robust, plain = sweep(
+    robust, plain, *_ = sweep(
         "case={name: robust, recipe: nrcg/robust, classifier: zoo:robust, scale: 3},{recipe: nrcg/none, steps: 9}"
     ).cells()
     assert (robust.run.recipe.name, robust.run.classifiers) == ("nrcg/robust", ("zoo:robust",))
@@ -61,6 +67,22 @@ def test_what_else_makes_a_run_can_be_varied():
         *((True, label, scale) for label in ("1", None) for scale in (1.0, 2.0))
     ]
     assert not cells[4].run.guided
+    assert not any(cell.unguided for cell in cells)  # where guidance is varied, nothing is added
+
+
+def test_without_guidance_a_cell_is_drawn_for_each_setting_that_still_matters():
+    *_, first, second = sweep("scale=1,2", "steps=4,8", changes=("recurrence.times=3",)).cells()
+    assert [first.values, second.values] == [{"scale": "", "steps": "4"}, {"scale": "", "steps": "8"}]
+    assert [first.name, second.name] == ["unguided, steps=4", "unguided, steps=8"]
+    assert first.run.recipe.sampling()["recurrence"].times == 1
+
+
+def test_a_scale_may_be_a_multiple_of_each_recipes_own():
+    cells = sweep("recipe=nrcg,dps", "scale=0.5x,2x").cells()
+    own = [load_recipe(name).resolved()["scale"]["value"] for name in ("nrcg", "dps")]
+    scales = [cell.run.recipe.resolved()["scale"]["value"] for cell in cells if not cell.unguided]
+    assert scales == [factor * scale for scale in own for factor in (0.5, 2)]
+    assert cells[0].name == "recipe=nrcg, scale=0.5x"
 
 
 REFUSED = [

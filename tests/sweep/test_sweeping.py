@@ -53,7 +53,7 @@ def done(denoiser, tmp_path_factory):
 
 
 def test_a_sweep_writes_a_run_a_cell_and_compares_them(done):
-    cells = [f"scale={scale},stabilizer={kind}" for scale in (0.5, 4) for kind in ("rms", "ema")]
+    cells = [f"scale={scale},stabilizer={kind}" for scale in (0.5, 4) for kind in ("rms", "ema")] + ["unguided"]
     assert sorted(path.name for path in (done / "cells").iterdir()) == sorted(cells)
     for name in cells:
         held = {path.name for path in (done / "cells" / name).iterdir()}
@@ -62,36 +62,43 @@ def test_a_sweep_writes_a_run_a_cell_and_compares_them(done):
             *("run.yaml", "metrics.json", "evaluation.json", "grid.png"),
         }
     plots = ["accuracy-guide", "accuracy-judge", "fid", "cfid"]
-    files = {f"{name}.{end}" for name in plots for end in ("csv", "png")} | {f"pareto-{name}.png" for name in plots}
+    files = {f"{name}.{end}" for name in plots for end in ("csv", "png", "pdf")}
+    files |= {f"pareto-{name}.{end}" for name in plots for end in ("png", "pdf")}
     assert {path.name for path in done.iterdir()} == files | {
-        "cells",
-        "grid.png",
-        "sweep.csv",
-        "sweep.md",
-        "sweep.yaml",
+        *("cells", "grid.png"),
+        *(f"sweep.{end}" for end in ("csv", "md", "tex", "yaml")),
     }
 
 
 def test_the_table_has_what_was_varied_the_figures_and_the_cost(done):
-    rows = table(done)
+    *rows, unguided = table(done)
+    assert (unguided["scale"], unguided["stabilizer"], unguided["unguided"]) == ("", "", "yes")
+    assert unguided["classifier evaluations"] == "0.0" and float(unguided["fid"]) > 0
     assert [(row["scale"], row["stabilizer"]) for row in rows] == [(s, k) for s in ("0.5", "4") for k in ("rms", "ema")]
     for row in rows:
         assert float(row["accuracy/judge low"]) <= float(row["accuracy/judge"]) <= float(row["accuracy/judge high"])
         assert float(row["fid"]) > 0 and float(row["cfid"]) > 0
         assert row["clip_score"] == ""
         assert (row["denoiser evaluations"], row["classifier evaluations"], row["lost"]) == ("2.0", "1.0", "0")
-    best = min(float(row["fid"]) for row in rows)  # all cost the same
-    assert [row for row in rows if "fid" in row["pareto"].split()] == [row for row in rows if float(row["fid"]) == best]
+        assert row["unguided"] == ""
+    best = min(float(row["fid"]) for row in rows)  # all cost the same, and more than the one without guidance
+    assert [row for row in rows if "fid" in row["pareto"].split()] == [
+        row for row in rows if float(row["fid"]) == best < float(unguided["fid"])
+    ]
     lines = (done / "sweep.md").read_text().splitlines()
     assert lines[0].startswith(
         "4 images of each target (baseball) in each cell, seeds 0 to 3; against sportballs?num=40&"
     )
-    assert lines[2].startswith("| scale | stabilizer | accuracy/guide | accuracy/judge | fid | cfid | kid |")
-    assert len(lines) == 2 + 2 + 4
+    fids = " | ".join(f"{name} (sportballs-judge) ↓" for name in ("FID", "cFID", "KID"))
+    assert lines[2].startswith(f"| scale | stabilizer | accuracy (guide) ↑ | accuracy (judge) ↑ | {fids} |")
+    assert len(lines) == 2 + 2 + 5 and lines[-1].startswith("| unguided | – |")
+    latex = (done / "sweep.tex").read_text().splitlines()
+    assert latex[2].startswith(r"\begin{tabular}{llrrrrr") and latex[-1] == r"\end{tabular}"
+    assert r"FID (sportballs-judge) $\downarrow$" in latex[4] and r"\% {\scriptsize [" in latex[6]
     curves = (done / "fid.csv").read_text().splitlines()
     assert curves[0] == "curve,x,y,spread,above"
     assert [line.split(",")[:2] for line in curves[1:]] == [
-        [f"stabilizer={kind}", scale] for kind in ("rms", "ema") for scale in ("0.5", "4.0")
+        [name, scale] for name in ("stabilizer=rms", "stabilizer=ema", "unguided") for scale in ("0.5", "4.0")
     ]
     assert [line.split(",")[2] for line in curves[1:3]] == [rows[0]["fid"], rows[2]["fid"]]
 
@@ -136,25 +143,25 @@ def test_a_killed_sweep_goes_on_with_the_missing_cells_only(denoiser, tmp_path, 
 
     monkeypatch.setattr("steersman.lab.sweep.sweeping.generate_until_stopped", counted)
     again = Sweeping(asked, out)
-    assert [cell.folder for cell in again.missing()] == ["scale=4,stabilizer=rms", "scale=4,stabilizer=ema"]
+    assert [cell.folder for cell in again.missing()] == ["scale=4,stabilizer=rms", "scale=4,stabilizer=ema", "unguided"]
     again.draw()
-    assert len(drawn) == len(set(drawn)) == 4
+    assert len(drawn) == len(set(drawn)) == 5
     assert all(os.stat(path).st_mtime_ns == time for path, time in before.items())
     rows = again.compare()
     third = Sweeping(asked, out)  # all is drawn and measured: no network is asked
     assert not third.missing() and not third.sessions
     assert [row.figures for row in third.compare()] == [row.figures for row in rows]
-    assert len(drawn) == 4
+    assert len(drawn) == 5
 
 
 def test_a_folder_of_another_sweep_is_left_alone(done, denoiser):
     before = sorted(path.name for path in done.rglob("*"))
-    for other in (
-        sweep(denoiser, "scale=0.5,4"),
-        sweep(denoiser, *TWO, base={"seed": 1}),
-        sweep(denoiser, *TWO, reference="sportballs?num=17&resolution=16"),
+    for other, named in (
+        (sweep(denoiser, "scale=0.5,4"), "varied, shared"),
+        (sweep(denoiser, *TWO, base={"seed": 1}), "shared"),
+        (sweep(denoiser, *TWO, reference="sportballs?num=17&resolution=16"), "reference"),
     ):
-        with pytest.raises(InputError, match="holds a sweep with other settings; use another folder"):
+        with pytest.raises(InputError, match=rf"holds a sweep with other settings \({named}\); give another --out"):
             Sweeping(other, done)
     assert sorted(path.name for path in done.rglob("*")) == before
 
@@ -211,7 +218,7 @@ def test_several_targets_are_compared_with_their_own_and_few_images_leave_figure
     both = {"targets": ("baseball", "soccer ball"), "num": 2}
     sweeping = Sweeping(sweep(denoiser, "stabilizer=none,ema", base=both), tmp_path)
     sweeping.draw()
-    row, _ = sweeping.compare()
+    row, *_ = sweeping.compare()
     assert row.figures["cfid"].value is not None and row.figures["accuracy/judge"].value is not None
     assert row.figures["recall"].value is None  # of four neighbours each
     assert (tmp_path / "fid.csv").read_text().startswith("name,value,low,high\nstabilizer=none,")

@@ -121,7 +121,7 @@ def evaluate(
         if save_statistics is not None:
             return
         raise InputError(f"evaluate: there is no figure to give; {'; '.join(_notes(found))}")
-    _print_figures(terminal, found)
+    _print_figures(terminal, found, extractor.name)
     folder = Path(samples)
     folder = folder if folder.is_dir() else folder.parent if folder.is_file() else Path()
     out = out or folder / "evaluation.json"
@@ -154,14 +154,16 @@ def _specs(
     return {name: None if given[name] == "none" else given[name] or own[name] for name in own}
 
 
-def _print_figures(terminal: Terminal, found: "dict[str, Figure]") -> None:
+def _print_figures(terminal: Terminal, found: "dict[str, Figure]", features: str) -> None:
+    from steersman.lab.report.tables import title
+
     rows = []
     for name, figure in found.items():
         if figure.value is not None:
             form = FORMS.get(name, ".3f")
             known = figure.low is not None and figure.high is not None
             interval = f"{figure.low:{form}} to {figure.high:{form}}" if known else "–"
-            rows.append((name, f"{figure.value:{form}}", interval))
+            rows.append((title(name, features), f"{figure.value:{form}}", interval))
     terminal.table(("figure", "value", "95% interval"), rows)
     for note in _notes(found):
         terminal.print(note)

@@ -26,6 +26,8 @@ __all__ = ["LAB", "Commands", "Terminal", "app", "main", "require_lab"]
 LAB = ("jinja2", "matplotlib", "optuna", "scipy", "torch_fidelity")
 """What the extra ``lab`` installs: the packages of measuring, comparing and plotting."""
 
+WIDEST = 1000  # characters of a table's line in a file or a pipe
+
 
 class _Command(TyperCommand):
     """A command that refuses an option given twice, of which typer would take the last in silence."""
@@ -87,6 +89,8 @@ class Terminal(Console):
 
     def __init__(self, *, quiet: bool = False, stderr: bool = False) -> None:
         super().__init__(quiet=quiet, stderr=stderr, soft_wrap=True, highlight=False, markup=False, emoji=False)
+        if not self.is_terminal:
+            self.width = WIDEST
 
     def table(
         self, header: Sequence[str], rows: Iterable[Sequence[str | Text]], *, texts: int = 1, title: str | None = None
@@ -94,7 +98,7 @@ class Terminal(Console):
         """Prints a table; the first columns hold texts, the others numbers, which are aligned to the right."""
         table = Table(box=None, pad_edge=False, title=title, title_justify="left")
         for index, name in enumerate(header):
-            table.add_column(name, justify="left" if index < texts else "right", no_wrap=index >= texts)
+            table.add_column(name, justify="left" if index < texts else "right", overflow="fold")
         for row in rows:
             table.add_row(*row)
         self.print(table, soft_wrap=False)

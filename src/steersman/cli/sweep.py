@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from steersman.cli import options
-from steersman.cli.options import option
+from steersman.cli.options import argument, option
 from steersman.cli.root import Terminal, require_lab
+from steersman.errors import InputError
+from steersman.names import recipe_file, recipe_names
 
 if TYPE_CHECKING:
     from steersman.lab.sweep import Row
@@ -19,17 +21,21 @@ __all__ = ["sweep"]
 def sweep(
     *,
     vary: Annotated[
-        list[str],
+        list[str] | None,
         option(
             "Setting to vary, and its values: a setting of the recipe, recipe, classifier, denoiser, label, "
             "cfg-scale, guidance, or case for several settings under one name ('case={name: NAME, SETTING: "
-            "VALUE}, …'). Put a value that contains commas in brackets or quotes. Repeat for all combinations.",
+            "VALUE}, …'). A scale such as 2x is a multiple of the recipe's own. Put a value that contains commas in "
+            "brackets or quotes. Repeat for all combinations.",
             metavar="AXIS.OPTION=A,B,C",
         ),
-    ],
+    ] = None,
     reference: Annotated[str, option("Reference images, in the forms that evaluate takes.")],
     out: Annotated[Path, option("Output folder; finished combinations there are kept.")],
-    recipe: options.RecipeName = "default",
+    recipe: Annotated[
+        list[str] | None,
+        argument("Recipes to compare: name, name/variant or YAML file.", check=recipe_file, known=recipe_names),
+    ] = None,
     targets: options.Targets,
     features: options.Features = "zoo:sportballs-judge",
     figures: options.Figures = None,
@@ -43,21 +49,28 @@ def sweep(
 ) -> None:
     """Draw the same seeds with all combinations of settings, and compare quality and cost in tables and plots.
 
-    Example: steersman sweep nrcg --vary scale=5,15,45 --target baseball --reference sportballs --out scales
+    The same seeds without guidance are drawn too.
+
+    Example: steersman sweep nrcg dps --vary scale=0.5x,1x,2x --target baseball --reference sportballs --out scales
     """
     require_lab("sweep")
     settings = options.run_settings(targets, models, conditioning, execution, judge=judge)
     from steersman.lab.metrics.evaluate import FIGURES
+    from steersman.lab.report.tables import few_images
     from steersman.lab.stop import Stop
     from steersman.lab.sweep import Sweep, Sweeping, varied
+    from steersman.lab.sweep.cells import RECIPE
     from steersman.lab.sweep.sweeping import fronts
 
-    terminal = Terminal()
+    terminal, recipes = Terminal(), recipe or ["default"]
+    values = varied(vary or ()) if vary or len(recipes) == 1 else {}
+    if len(recipes) > 1 and RECIPE in values:
+        raise InputError(f"recipe must be given once, as arguments or by --vary, got {', '.join(recipes)} and --vary")
     chosen = Sweep(
-        recipe=recipe,
+        recipe=recipes[0],
         changes=changes.listed(),
         settings=settings,
-        varied=varied(vary),
+        varied={RECIPE: recipes, **values} if len(recipes) > 1 else values,
         reference=reference,
         features=features,
         figures=options.listed(figures) or FIGURES,
@@ -75,7 +88,9 @@ def sweep(
         )
         measuring = progress.add_task("measuring", total=len(sweeping.cells))
         rows = sweeping.compare(pareto=pareto, on_cell=lambda _: progress.advance(measuring))
-    _print_rows(terminal, rows)
+    _print_rows(terminal, rows, sweeping.measure.extractor.name)
+    for warning in few_images(sweeping.cells[0].run.num):
+        terminal.print(warning, style="yellow")
     if pareto:
         for figure, names in fronts(rows).items():
             terminal.print(f"best for their cost by {figure}: {'; '.join(names)}")
@@ -89,19 +104,20 @@ def sweep(
         raise typer.Exit(1)
 
 
-def _print_rows(terminal: Terminal, rows: "list[Row]") -> None:
-    from steersman.lab.report.tables import as_text
+def _print_rows(terminal: Terminal, rows: "list[Row]", features: str) -> None:
+    from steersman.lab.report.tables import as_text, title
     from steersman.lab.sweep.sweeping import FRONTS, points
 
     figures = [name for name in FRONTS if points(rows, name)]
     varied = list(rows[0].values)
     lines = [
         [
-            *row.values.values(),
-            *(as_text(name, row.figures[name].value) for name in figures),
+            *row.shown.values(),
+            *(as_text(name, row.figures[name], "\n") for name in figures),
             f"{row.cost:g}",
             f"{row.seconds:.1f}",
         ]
         for row in rows
     ]
-    terminal.table([*varied, *figures, "evaluations", "seconds"], lines, texts=len(varied))
+    titles = [title(name, features).replace(" (", "\n(") for name in figures]
+    terminal.table([*varied, *titles, "evaluations", "seconds"], lines, texts=len(varied))

@@ -269,7 +269,7 @@ def read_cells(
             raise unknown("setting that the sweep varies", key, varied)
     groups = defaultdict(list)
     for row in rows:
-        if all(row[key] == value for key, value in where.items()):
+        if not row.get("unguided") and all(row[key] == value for key, value in where.items()):
             groups[", ".join(row[key] for key in varied if key not in where and key not in best)].append(row)
     if not groups:
         listed = ", ".join(f"{key}={value}" for key, value in where.items())

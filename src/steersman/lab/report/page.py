@@ -21,7 +21,7 @@ from PIL import Image
 from steersman.errors import InputError, one_line
 from steersman.files import in_rgb, open_image, read_bytes, read_csv, read_json, read_yaml, replacing
 from steersman.lab.metrics.intervals import Figure
-from steersman.lab.report.tables import as_text, in_a_line, read_figures
+from steersman.lab.report.tables import FEW, as_text, few_images, in_a_line, read_figures, title
 from steersman.lab.run import DRAWN
 
 __all__ = ["LARGEST", "SHOWN", "SIDE", "WIDEST", "Page", "embedded", "page_of", "report", "thumbnail"]
@@ -164,7 +164,7 @@ def _sweep(folder: Path) -> Content:
     counts = ", ".join(f"{len(values)} values of {key}" for key, values in varied.items())
     lines = [f"{counts}. In each cell {_seeds(shared)}; against {record['reference']}, with 95% intervals."]
     lines += [] if cells else ["The sweep is not finished: no figures yet."]
-    names = [", ".join(f"{key}={row[key]}" for key in varied if row.get(key)) for row in cells]
+    names = [", ".join(f"{key}={row[key]}" for key in varied if row.get(key)) or "unguided" for row in cells]
     warnings = [
         f"{name}: {how}: {count}."
         for column, how in (
@@ -174,13 +174,14 @@ def _sweep(folder: Path) -> Content:
         for name, row in zip(names, cells, strict=True)
         if (count := row.get(column, "0")) != "0"
     ]
+    warnings += few_images(shared.get("num", FEW))
     plots = {path: _over(path) for path in sorted(folder.glob("*.png")) if path.stem != "grid"}
     grid = {folder / "grid.png": "the first images of each cell; the same seeds in each column"}
     return (
         lines,
         warnings,
         [
-            Section(title="Figures", tables=[_table(cells)]),
+            Section(title="Figures", tables=[_table(cells, features=record.get("features", ""))]),
             Section(title="Plots", pictures=_pictures(plots)),
             Section(title="Images", pictures=_pictures(grid)),
             _settings(record | shared),
@@ -310,7 +311,9 @@ def _evaluation(content: Mapping[str, Any]) -> Table:
     return Table(rows=rows, caption=f"with 95% intervals{against}", numbers=1)
 
 
-def _table(rows: Sequence[Mapping[str, str | Figure]], *, caption: str = "", folded: bool = False) -> Table:
+def _table(
+    rows: Sequence[Mapping[str, str | Figure]], *, caption: str = "", folded: bool = False, features: str = ""
+) -> Table:
     """Returns a table of figures, each with its interval in one cell, without columns that no row has."""
     nothing = {"lost": ("", "0"), "broken": ("", "0")}
     names = [
@@ -321,7 +324,8 @@ def _table(rows: Sequence[Mapping[str, str | Figure]], *, caption: str = "", fol
     # What follows the first figure is a number as well; a table without figures has at most the count of lost images.
     first = next((i for i, name in enumerate(names) if isinstance(rows[0][name], Figure) or name == "lost"), len(names))
     content = [[as_text(name, row[name], "\n") for name in names] for row in rows]
-    return Table(header=names, rows=content, numbers=len(names) - first, caption=caption, folded=folded)
+    header = [title(name, features) for name in names]
+    return Table(header=header, rows=content, numbers=len(names) - first, caption=caption, folded=folded)
 
 
 def _over(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Plots, each with the table of its values beside it: ``PATH.png`` and ``PATH.csv``.
+"""Plots, each with the table of its values beside it: ``PATH.png``, ``PATH.pdf`` for papers, and ``PATH.csv``.
 
     curves     y(x) with a band y ± spread, in one plot or one panel each
     dots       named figures with their intervals, one below the other
@@ -214,9 +214,12 @@ def _reach(figure: Measured) -> tuple[float, float]:
 
 
 def write_figure(path: Path, figure: "Figure") -> None:
-    """Writes a figure as PNG."""
-    with replacing(path) as beside:
-        figure.savefig(beside, format="png", dpi=150, metadata={"Software": None})
+    """Writes a figure as PNG, and beside it as PDF."""
+    from matplotlib import rc_context
+
+    for kind, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
+        with replacing(path.with_suffix(f".{kind}")) as beside, rc_context({"pdf.fonttype": 42}):
+            figure.savefig(beside, format=kind, dpi=150, metadata=metadata)
 
 
 def beside(panels: int) -> int:

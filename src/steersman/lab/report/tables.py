@@ -14,11 +14,45 @@ import yaml
 from steersman.files import read_csv, replacing
 from steersman.lab.metrics.intervals import Figure
 
-__all__ = ["ENDS", "as_text", "figure_in", "in_a_line", "markdown", "read_figures", "write_figures", "write_rows"]
+__all__ = [
+    "ENDS",
+    "as_text",
+    "few_images",
+    "figure_in",
+    "in_a_line",
+    "latex",
+    "markdown",
+    "read_figures",
+    "title",
+    "write_figures",
+    "write_rows",
+]
 
 SHARES = ("accuracy", "probability", "precision", "recall", "coverage")  # figures in [0, 1], shown in per cent
 ENDS = ("", " low", " high")
 """What the columns of a figure are called after its name."""
+
+TITLES = {
+    "accuracy/guide": "accuracy (guide) ↑",
+    "accuracy/judge": "accuracy (judge) ↑",
+    "fid": "FID ({features}) ↓",
+    "cfid": "cFID ({features}) ↓",
+    "kid": "KID ({features}) ↓",
+    "precision": "precision ↑",
+    "recall": "recall ↑",
+    "density": "density ↑",
+    "coverage": "coverage ↑",
+    "clip_score": "CLIP score ↑",
+}
+FEW = 256  # images, below which distances are biased and intervals wide
+ESCAPES = {each: f"\\{each}" for each in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "–": "--",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+}
 
 
 def in_a_line(value: object) -> str:
@@ -49,6 +83,29 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int
     """Returns a table as Markdown; all but the first columns of texts are numbers, aligned to the right."""
     lines = [header, ["---"] * texts + ["---:"] * (len(header) - texts), *rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in lines) + "\n"
+
+
+def latex(header: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int) -> str:
+    """Returns a table for LaTeX with the package booktabs, in which intervals are small."""
+
+    def line(cells: Sequence[str]) -> str:
+        return " & ".join("".join(ESCAPES.get(letter, letter) for letter in cell) for cell in cells) + r" \\"
+
+    body = [line(cells).replace(" [", r" {\scriptsize [").replace("]", "]}") for cells in rows]
+    columns = "l" * texts + "r" * (len(header) - texts)
+    lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", line(header), r"\midrule", *body]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def title(figure: str, features: str) -> str:
+    """Returns the name of a figure with the features that it is by and the direction that is better."""
+    return TITLES.get(figure, figure).format(features=features.removeprefix("zoo:"))
+
+
+def few_images(count: int) -> list[str]:
+    """Returns a warning where figures are of few images."""
+    few = f"Figures of {count} images a cell are rough: distances are biased and intervals are wide. "
+    return [f"{few}Compare the cells with each other alone, or give --num {FEW} or more."] if count < FEW else []
 
 
 def write_rows(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -4,10 +4,13 @@
     recipe, classifier, …      other settings of a run (`OTHERS`); steps is sampling.steps
     case={name: robust, recipe: nrcg/robust, classifier: NAME}, …      several settings together, under a name
 
+    scale=0.5x, 1x, 2x         multiples of the recipe's own scale
+
 The text after the equals sign is the inside of a YAML list: commas separate the values; a value that contains commas is
 a list or mapping in brackets, or a text in quotes.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -35,6 +38,7 @@ Own = TypeVar("Own", bound="Study")
 
 CASE, NAME, RECIPE = "case", "name", "recipe"
 SHORT = {"steps": "sampling.steps"}
+MULTIPLE = re.compile(r"(\d+\.?\d*|\.\d+)x")  # of a recipe's own scale
 
 
 def _no_flag(value: object) -> object:
@@ -95,20 +99,25 @@ class Study:
                     raise InputError(f"{key} must be {form}, got {in_a_line(value)}") from None
             else:
                 changes[SHORT.get(key, key)] = value
-        return Run(**fields, recipe=load_recipe(recipe, self.changes).changed(changes).check())
+        loaded = load_recipe(recipe, self.changes)
+        if multiple := MULTIPLE.fullmatch(str(changes.get("scale"))):
+            changes["scale"] = float(multiple[1]) * loaded.resolved()["scale"]["value"]
+        return Run(**fields, recipe=loaded.changed(changes).check())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One combination of the varied values, as texts, and its run."""
+    """One combination of the varied values, as texts, and its run; without guidance, of those that matter there."""
 
     values: Mapping[str, str]
     run: Run
+    unguided: bool = False
 
     @property
     def name(self) -> str:
         """The values in one line."""
-        return settings_line(self.values)
+        known = settings_line({key: value for key, value in self.values.items() if value})
+        return ", ".join(filter(None, ("unguided", known))) if self.unguided else known
 
     @property
     def folder(self) -> str:
@@ -130,7 +139,10 @@ class Sweep(Study):
     varied: Mapping[str, Sequence[Any]]
 
     def cells(self) -> list[Cell]:
-        """Returns all cells, the last varied setting first, checked as far as possible without networks."""
+        """Returns all cells, the last varied setting first, checked as far as possible without networks.
+
+        The last ones are without guidance, unless guidance is varied: one for all cells that differ in guidance alone.
+        """
         cells: list[Cell] = []
         for combination in product(*self.varied.values()):
             values = dict(zip(self.varied, combination, strict=True))
@@ -148,7 +160,26 @@ class Sweep(Study):
             raise InputError(
                 f"vary: each value may be given only once, but a value of {', '.join(self.varied)} is given twice"
             )
-        return cells
+        return cells + (_unguided(cells) if all(cell.run.guided for cell in cells) else [])
+
+
+def _unguided(cells: Sequence[Cell]) -> list[Cell]:
+    """Returns a cell without guidance for each combination of the settings that still matter."""
+    groups: dict[str, list[Cell]] = {}
+    for cell in cells:
+        run, settings = cell.run, cell.run.recipe.resolved()
+        same = (run.denoiser, run.classifiers, run.label, run.cfg_scale, settings["sampler"], settings["sampling"])
+        groups.setdefault(repr(same), []).append(cell)
+    values = {key: [{cell.values[key] for cell in group} for group in groups.values()] for key in cells[0].values}
+    matter = [key for key, each in values.items() if all(len(one) == 1 for one in each) and len(set.union(*each)) > 1]
+    return [
+        Cell(
+            values={key: value if key in matter else "" for key, value in first.values.items()},
+            run=replace(first.run, guided=False, recipe=first.run.recipe.changed({"recurrence.times": 1}).check()),
+            unguided=True,
+        )
+        for first, *_ in groups.values()
+    ]
 
 
 def varied(given: Iterable[str]) -> dict[str, list[Any]]:

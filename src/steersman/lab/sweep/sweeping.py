@@ -4,14 +4,15 @@
     OUT/cells/NAME/         a run each, with its evaluation.json
     OUT/sweep.csv           a row for each cell: varied values, figures with the ends of their intervals, network
                             evaluations of an image, seconds
-    OUT/sweep.md            the same, rounded, without figures that no cell has
-    OUT/fid.csv, .png, …    each figure over the first varied setting whose values are numbers, a curve for each
+    OUT/sweep.md, .tex      the same, rounded, without figures that no cell has
+    OUT/fid.csv, .png, .pdf, …  each figure over the first varied setting whose values are numbers, a curve for each
                             combination of the others; a dot for each cell if there is no such setting
     OUT/pareto-….png        quality over cost
     OUT/grid.png            the first images of each cell; a column shares its seed
 
-A cell is finished when its ``metrics.json`` is there, which a run writes last. A sweep that was stopped continues with
-the other cells. Cost is the number of evaluations of the denoiser and of the guide that an image needed.
+The same seeds without guidance are a cell of their own. A cell is finished when its ``metrics.json`` is there, which a
+run writes last. A sweep that was stopped continues with the other cells. Cost is the number of evaluations of the
+denoiser and of the guide that an image needed.
 """
 
 import math
@@ -29,11 +30,11 @@ from steersman.files import parse_yaml, read_json, replacing, write_json, write_
 from steersman.lab.data.images import ImageSet, read_images
 from steersman.lab.generate import generate_until_stopped, open_session
 from steersman.lab.metrics.evaluate import DISTANCES, evaluate
-from steersman.lab.metrics.features import Statistics, load_extractor, read_reference, statistics_of
+from steersman.lab.metrics.features import DEFAULT, Statistics, load_extractor, read_reference, statistics_of
 from steersman.lab.metrics.intervals import Figure
 from steersman.lab.report.images import grid
 from steersman.lab.report.plots import Curve, Pair, front, write_curves, write_dots, write_front
-from steersman.lab.report.tables import as_text, markdown, write_figures
+from steersman.lab.report.tables import as_text, latex, markdown, title, write_figures
 from steersman.lab.run import check_folder, other_settings
 from steersman.lab.session import Networks, Session
 from steersman.lab.stop import Stop
@@ -49,6 +50,8 @@ FRONTS = {"accuracy/judge": True, "accuracy/guide": True, "fid": False, "cfid": 
 """The figures of quality that are compared with the cost, and whether a larger one is better."""
 
 COST = ("denoiser", "classifier")
+UNGUIDED = "unguided"
+LABELS = {"scale": "guidance scale", "steps": "sampling steps", "sampling.steps": "sampling steps"}
 
 
 class Measure:
@@ -145,6 +148,7 @@ class Row:
         seconds: Time that drawing took.
         lost: Images that became non-finite and were not written.
         broken: Images that are burnt or noise (`steersman.lab.evaluation`).
+        unguided: Whether it is without guidance; values that do not matter there are empty.
     """
 
     name: str
@@ -154,6 +158,16 @@ class Row:
     seconds: float
     lost: Sequence[str]
     broken: Sequence[str] = ()
+    unguided: bool = False
+
+    @property
+    def shown(self) -> Mapping[str, str]:
+        """The varied values as tables show them."""
+        if not self.unguided:
+            return self.values
+        first = next((key for key, value in self.values.items() if not value), next(iter(self.values)))
+        named = ", ".join(filter(None, (self.values[first], "unguided")))
+        return {key: value or "–" for key, value in self.values.items()} | {first: named}
 
     @property
     def cost(self) -> float:
@@ -168,10 +182,11 @@ class Sweeping:
         self.out, self.file = out, out / "sweep.yaml"
         self.sweep = sweep.placed(sweep.cells()[0].run, self.file)
         self.cells = self.sweep.cells()
-        self.record = _record(self.sweep, self.cells)
-        if other_settings(self.file, self.record, "sweep"):
+        self.record = _record(self.sweep, [cell for cell in self.cells if not cell.unguided])
+        if other := other_settings(self.file, self.record, "sweep"):
             raise InputError(
-                f"out: {str(out)!r} holds a sweep with other settings; use another folder, or its settings"
+                f"out: {str(out)!r} holds a sweep with other settings ({', '.join(other)}); give another --out, or the "
+                "same settings"
             )
         for cell in self.cells:
             check_folder(self.folder(cell), cell.run)
@@ -228,10 +243,11 @@ class Sweeping:
         for cell in self.cells:
             on_cell(cell)
             rows.append(self._row(cell))
-        write_table(self.out, rows, about=self._about(), pareto=fronts(rows) if pareto else None)
-        _write_plots(self.out, rows)
+        features = self.measure.extractor.name
+        write_table(self.out, rows, about=self._about(), pareto=fronts(rows) if pareto else None, features=features)
+        _write_plots(self.out, rows, features)
         if pareto:
-            _write_fronts(self.out, rows)
+            _write_fronts(self.out, rows, features)
         self._write_grid()
         return rows
 
@@ -242,14 +258,16 @@ class Sweeping:
             metrics = read_json(folder / "metrics.json", "sweep")
             results = {"evaluations": metrics["network_evaluations"], "seconds": metrics["seconds"]}
             results |= {"lost": metrics["lost"], "broken": (metrics["noise_error"] or {"broken": []})["broken"]}
-            return typed("", {"name": cell.name, "values": cell.values, "figures": figures, **results}, Row)
+            named = {"name": cell.name, "values": cell.values, "unguided": cell.unguided}
+            return typed("", {**named, "figures": figures, **results}, Row)
 
     def _about(self) -> str:
         run = self.cells[0].run
         targets = ", ".join(run.targets or run.blend)
         return (
             f"{run.num} images of each target ({targets}) in each cell, seeds {run.seed} to {run.seed + run.num - 1}; "
-            f"against {self.sweep.reference}. In brackets the 95% interval. Network evaluations are those of an image."
+            f"against {self.sweep.reference} by features of {self.measure.extractor.name}. In brackets the 95% "
+            "interval. Network evaluations are those of an image."
         )
 
     def _write_grid(self) -> None:
@@ -301,67 +319,82 @@ def fronts(rows: Sequence[Row]) -> dict[str, list[str]]:
     return {name: [point.name for point in best] for name, best in found.items() if best}
 
 
-def write_table(out: Path, rows: Sequence[Row], *, about: str, pareto: Mapping[str, Sequence[str]] | None) -> None:
-    """Writes ``sweep.csv``, and ``sweep.md`` to read, without figures that no cell has."""
+def write_table(
+    out: Path,
+    rows: Sequence[Row],
+    *,
+    about: str,
+    pareto: Mapping[str, Sequence[str]] | None,
+    features: str = DEFAULT,
+) -> None:
+    """Writes ``sweep.csv``, and ``sweep.md`` and ``sweep.tex`` to read, without figures that no cell has."""
     present = [name for name in rows[0].figures if any(row.figures[name].value is not None for row in rows)]
-    broken = any(row.broken for row in rows)
+    broken, baseline = (any(getattr(row, name) for row in rows) for name in ("broken", "unguided"))
     exact, read = [], []
     for row in rows:
         evaluations = {f"{name} evaluations": row.evaluations[name] for name in COST}
         counts = {"lost": len(row.lost), "broken": len(row.broken)}
         exact.append({**row.values, **row.figures, **counts, **evaluations, "seconds": row.seconds})
-        shown = {**row.values, **{name: as_text(name, row.figures[name]) for name in present}}
+        exact[-1] |= {UNGUIDED: "yes" if row.unguided else ""} if baseline else {}
+        shown = {**row.shown, **{title(name, features): as_text(name, row.figures[name]) for name in present}}
         shown |= {name: f"{count:g}" for name, count in evaluations.items()} | {"seconds": f"{row.seconds:.1f}"}
         read.append(shown | ({"burnt or noise": str(len(row.broken))} if broken else {}))
         if pareto is not None:
             best = [name for name, names in pareto.items() if row.name in names]
             exact[-1]["pareto"], read[-1]["best for its cost by"] = " ".join(best), ", ".join(best)
     write_figures(out / "sweep.csv", exact)
-    text = markdown(list(read[0]), [list(shown.values()) for shown in read], texts=len(rows[0].values))
-    with replacing(out / "sweep.md") as beside:
-        beside.write_text(f"{about}\n\n{text}", encoding="utf-8")
+    header, lines, texts = list(read[0]), [list(shown.values()) for shown in read], len(rows[0].values)
+    for name, text in (
+        ("sweep.md", f"{about}\n\n{markdown(header, lines, texts=texts)}"),
+        ("sweep.tex", f"% {about}\n% \\usepackage{{booktabs}}\n{latex(header, lines, texts=texts)}"),
+    ):
+        with replacing(out / name) as beside:
+            beside.write_text(text, encoding="utf-8")
 
 
-def _write_plots(out: Path, rows: Sequence[Row]) -> None:
+def _write_plots(out: Path, rows: Sequence[Row], features: str) -> None:
     """Writes accuracy, FID and cFID over the varied values, each as CSV and PNG, if any cell has them."""
-    horizontal = next((key for key in rows[0].values if all(_is_number(row.values[key]) for row in rows)), None)
+    guided = [row for row in rows if not row.unguided]
+    horizontal = next((key for key in rows[0].values if all(_number(row.values[key]) for row in guided)), None)
     for figure in FRONTS:
         path, found = out / figure.replace("/", "-"), points(rows, figure)
         if not found:
             continue
         if horizontal is None:
-            write_dots(path, found, figure=figure)
+            write_dots(path, found, figure=title(figure, features))
         else:
             curves = _curves(rows, horizontal, figure)
             logarithmic = horizontal.partition(".")[0] == "scale" and min(min(curve.x) for curve in curves) > 0
-            write_curves(path, curves, x=horizontal, y=figure, log_x=logarithmic)
+            label = LABELS.get(horizontal, horizontal)
+            label += ", as a multiple of each recipe's" if rows[0].values[horizontal].endswith("x") else ""
+            write_curves(path, curves, x=label, y=title(figure, features), log_x=logarithmic)
 
 
-def _write_fronts(out: Path, rows: Sequence[Row]) -> None:
+def _write_fronts(out: Path, rows: Sequence[Row], features: str) -> None:
     """Plots each figure of quality over the cost, and names the non-dominated cells."""
     cost = "network evaluations an image, denoiser and guide"
     for name in fronts(rows):
         path = out / f"pareto-{name.replace('/', '-')}.png"
-        write_front(path, points(rows, name), larger=FRONTS[name], x=cost, y=name)
+        write_front(path, points(rows, name), larger=FRONTS[name], x=cost, y=title(name, features))
 
 
 def _curves(rows: Sequence[Row], horizontal: str, figure: str) -> list[Curve]:
-    """Returns a figure's curve for each combination of the other varied values."""
-    groups: dict[str, list[Row]] = {}
+    """Returns a figure's curve for each combination of the other varied values; one value for all x is a level line."""
+    groups: dict[str, list[tuple[float, Figure]]] = {}
+    known = [x for row in rows for x in _number(row.values[horizontal])]
     for row in rows:
-        others = ", ".join(f"{key}={value}" for key, value in row.values.items() if key != horizontal)
-        groups.setdefault(others or figure, []).append(row)
-    curves = []
-    for name, group in groups.items():
-        found = [row for row in group if row.figures[figure].value is not None]
-        if found:
-            x = [float(row.values[horizontal]) for row in found]
-            curves.append(Curve.of(name, x, [row.figures[figure] for row in found]))
-    return curves
+        others = [f"{key}={value}" for key, value in row.values.items() if value and key != horizontal]
+        name = ", ".join([UNGUIDED, *others] if row.unguided else others or ["guided"])
+        for x in _number(row.values[horizontal]) or (min(known), max(known)):
+            groups.setdefault(name, []).append((x, row.figures[figure]))
+    found = {name: [point for point in group if point[1].value is not None] for name, group in groups.items()}
+    return [Curve.of(name, *map(list, zip(*group, strict=True))) for name, group in found.items() if group]
 
 
-def _is_number(text: str) -> bool:
+def _number(text: str) -> list[float]:
+    """Returns a number, or the factor of a multiple; nothing for another text."""
     try:
-        return math.isfinite(float(text))
+        number = float(text.removesuffix("x"))
     except ValueError:
-        return False
+        return []
+    return [number] if math.isfinite(number) else []
