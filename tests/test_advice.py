@@ -22,12 +22,12 @@ def test_guidance_that_moves_nothing_is_told_by_how_much_and_which_scale_to_try(
         run(),
     )
     assert "by 0.004 where they span 2" in line
-    assert "--scale 3.8e+02 (now 15)" in line  # 25 times: to a change of 0.1
+    assert "--scale 380 (now 15)" in line  # 25 times: to a change of 0.1
     assert "--set weight=constant" in line
 
 
 def test_a_gradient_of_zero_asks_for_a_bounded_scale():
-    assert "--scale 4.5e+02 (now 15)" in advice(metrics(0.2, 0.2), [0.0], run())[0]
+    assert "--scale 450 (now 15)" in advice(metrics(0.2, 0.2), [0.0], run())[0]
 
 
 def test_what_is_set_is_not_suggested():
@@ -65,3 +65,11 @@ def test_a_target_that_nobody_sees():
     assert line.startswith("Neither guide nor judge sees the target")
     assert "--scale 45" in line
     assert "--steps 800" in line
+    near = {"median": 0.4, "unguided": 0.35, "broken": []}
+    (line,) = advice(metrics(0.1, 0.2, noise_error=near), [0.2], run())
+    assert "--scale" not in line and "--steps 800" in line  # the next larger scale burns
+
+
+def test_a_target_that_no_network_can_tell_from_another():
+    (line,) = advice(metrics(None, None), [1.0], run(judge=None))
+    assert line.startswith("Neither guide nor judge can say whether the target is there")

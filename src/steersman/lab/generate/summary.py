@@ -126,6 +126,11 @@ def advice(metrics: Mapping[str, Any], moved: Sequence[float], run: Run) -> list
             f"The judge {run.judge} does not know the target, so only the guide says whether it is there. Name another "
             "--judge that does, and look at the pictures."
         )
+    if guide is None and judge is None:
+        warnings.append(
+            "Neither guide nor judge can say whether the target is there, as neither tells it from another class. Name "
+            "a --judge that does, and look at the pictures."
+        )
     if guide is not None and judge is not None:
         if moved and guide - judge > DISAGREE:
             said = (
@@ -140,7 +145,9 @@ def advice(metrics: Mapping[str, Any], moved: Sequence[float], run: Run) -> list
             )
     if moved and judge is not None and judge < 0.5 and not warnings:
         seen = "Neither guide nor judge sees" if guide is not None and guide < 0.5 else "The judge does not see"
-        tries = _scaled(run, 3.0) + [f"--steps {2 * run.steps}"]
+        # An error beyond that of any clear image comes before burnt images, which a larger scale would bring.
+        near = (metrics.get("noise_error") or {"median": 0.0})["median"] > CLEAR
+        tries = ([] if near else _scaled(run, 3.0)) + [f"--steps {2 * run.steps}"]
         warnings.append(_trying(f"{seen} the target in more than half of the images.", tries))
     return warnings
 
@@ -168,7 +175,7 @@ def _scale(run: Run) -> float:
 
 def _scaled(run: Run, factor: float) -> list[str]:
     """Returns the option for a scale times a factor; none where the scale is zero."""
-    return [f"--scale {_scale(run) * factor:.2g}"] if _scale(run) else []
+    return [f"--scale {float(f'{_scale(run) * factor:.2g}'):g}"] if _scale(run) else []
 
 
 def _settings(run: Run, choices: Mapping[str, str]) -> list[str]:
