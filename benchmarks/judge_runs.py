@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision.io import decode_image
 
 from steersman.lab.data import SportBalls
-from steersman.lab.metrics import classifier_features, correct, frechet_distance, mean_pairwise_distance, wilson
+from steersman.lab.metrics import classifier_features, correct, frechet_distance, spread, wilson
 from steersman.lab.run import read_run
 from steersman.models.classifiers import Classifier, load_classifier
 
@@ -63,7 +63,7 @@ def main() -> None:
                 name,
                 str(len(images)),
                 *(share(judge, images, label) for judge in judges),
-                f"{mean_pairwise_distance(seen) / mean_pairwise_distance(first):.0%}",
+                f"{spread(seen) / spread(first):.0%}",
                 f"{frechet_distance(seen, first):.2f}",
                 f"{frechet_distance(second, first):.2f}",
             )

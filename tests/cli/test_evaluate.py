@@ -67,6 +67,6 @@ def test_what_is_left_out_is_said(call, tmp_path):
     code, out, _ = call("evaluate", "set", *SMALL)
     assert code == 0
     assert "accuracy/judge: of 3 of 5 samples: the judge knows no class 'zebra'\n" in out
-    assert "fid, cfid, kid, precision, recall, density, coverage: not given, there is no reference\n" in out
+    assert "fid, cfid, kid, precision, recall, density, coverage, diversity: not given, there is no reference\n" in out
     held = json.loads((tmp_path / "set" / "evaluation.json").read_text())["figures"]
     assert held["fid"] == {"value": None, "low": None, "high": None, "note": "there is no reference"}

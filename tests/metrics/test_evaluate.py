@@ -163,6 +163,7 @@ def test_classes_have_one_name_by_wordnet_and_with_underscores(way, pixels, quar
         ("cfid", {"reference": "cubes"}, r"has no images of 'dark', its classes are cube"),
         ("cfid", {"reference": "one"}, "has no labels"),
         ("cfid", {"samples": "one", "reference": "lit"}, "the samples have no labels and no target is given"),
+        ("diversity", {"reference": "cubes"}, r"has no images of 'dark', its classes are cube"),
         ("kid", {"reference": "moments.npz"}, "holds no features of single images"),
         ("fid", {}, "there is no reference"),
         ("accuracy/guide", {}, "there is no guide"),
@@ -208,6 +209,22 @@ def test_cfid_of_several_targets_is_the_mean(lit, pixels, quarters):
     ]
     assert found.value == pytest.approx(sum(one.value for one in each) / 2)
     assert found.low < found.value < found.high
+
+
+def test_diversity_is_the_mean_over_targets_of_how_widely_images_are_spread(lit, pixels, quarters):
+    write(lit / "samples" / "dark", pixels(5, seed=4))
+    write(lit / "samples" / "light", pixels(5, bright=55, seed=4))
+    samples, reference = read_images(lit / "samples"), read_images(lit / "lit")
+    found = evaluate(samples, reference, features=quarters, resamples=4, figures=("diversity",))["diversity"]
+    rows = [
+        [torch.pdist(statistics_of(each.of(name), quarters).features.double()) for each in (samples, reference)]
+        for name in ("dark", "light")
+    ]
+    expected = sum((x.square().mean() / y.square().mean()).sqrt() for x, y in rows) / 2
+    assert found.value == pytest.approx(float(expected))
+    assert found.low < found.value < found.high
+    itself = evaluate(reference, reference, features=quarters, resamples=0, figures=("diversity",))
+    assert itself["diversity"].value == pytest.approx(1)
 
 
 def test_labels_that_the_reference_lacks_leave_cfid_out(lit, pixels, quarters):

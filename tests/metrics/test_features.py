@@ -4,16 +4,16 @@ import pytest
 import torch
 
 from steersman.errors import InputError
-from steersman.lab.metrics import classifier_features, mean_pairwise_distance
+from steersman.lab.metrics import classifier_features, spread
 from steersman.models.classifiers import RAW, Classifier
 
 
-def test_mean_pairwise_distance():
+def test_spread():
     triangle = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]])
-    assert mean_pairwise_distance(triangle) == pytest.approx((3 + 4 + 5) / 3)
-    assert mean_pairwise_distance(torch.ones(7, 3)) == 0
+    assert spread(triangle) == pytest.approx(((9 + 16 + 25) / 3) ** 0.5)
+    assert spread(torch.ones(7, 3)) == 0
     many = torch.randn(2500, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    assert mean_pairwise_distance(many) == pytest.approx(torch.pdist(many).mean().item(), rel=1e-12)
+    assert spread(many) == pytest.approx(torch.pdist(many).square().mean().sqrt().item(), rel=1e-12)
 
 
 def test_features_do_not_depend_on_the_batch():
@@ -27,4 +27,4 @@ def test_features_do_not_depend_on_the_batch():
 
 def test_refusals():
     with pytest.raises(InputError, match="got 1"):
-        mean_pairwise_distance(torch.zeros(1, 3))
+        spread(torch.zeros(1, 3))

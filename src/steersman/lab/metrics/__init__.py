@@ -1,5 +1,5 @@
 from steersman.lab.metrics.classification import accuracy, correct, target_probability
-from steersman.lab.metrics.distances import frechet_distance, mean_pairwise_distance
+from steersman.lab.metrics.distances import frechet_distance, spread
 from steersman.lab.metrics.features import classifier_features
 from steersman.lab.metrics.intervals import wilson
 
@@ -8,7 +8,7 @@ __all__ = [
     "classifier_features",
     "correct",
     "frechet_distance",
-    "mean_pairwise_distance",
+    "spread",
     "target_probability",
     "wilson",
 ]

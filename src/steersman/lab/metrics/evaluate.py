@@ -4,6 +4,8 @@
     fid, kid                                 distance to the reference                                (`.distances`)
     cfid                                     mean over targets of the FID to the reference's images of that target
     precision, recall, density, coverage     what samples and reference share                         (`.distances`)
+    diversity                                mean over targets of how widely samples are spread, as a share of the
+                                             reference's images of that target                        (`.distances`)
     clip_score                               mean of ``max(100 cos(image, text), 0)``, if targets are texts
 
 The target is the one given, else each sample's label. CLIP score: Hessel et al. 2021 with torchmetrics' factor, which
@@ -23,7 +25,7 @@ from steersman.batching import Batches
 from steersman.errors import InputError, unknown
 from steersman.lab.data.images import ImageSet
 from steersman.lab.evaluation import Evaluation, evaluate_images
-from steersman.lab.metrics.distances import COVERED, INSIDE, across, frechet, inside, moments, within, within_reach
+from steersman.lab.metrics.distances import COVERED, INSIDE, across, frechet, inside, moments, spread, within, within_reach
 from steersman.lab.metrics.features import Extractor, Statistics, device_of, statistics_of
 from steersman.lab.metrics.intervals import RESAMPLES, Figure, mean_of, resampled, share
 from steersman.models.classifiers import Classifier, TextClassifier
@@ -40,10 +42,13 @@ DISTANCES = {
     "recall": (INSIDE + 1, INSIDE + 1),
     "density": (1, COVERED + 1),
     "coverage": (1, COVERED + 1),
+    "diversity": (2, 2),
 }
 """The figures that need a reference, with the least numbers of samples and of reference images."""
 
 FIGURES = ("accuracy/guide", "accuracy/judge", *DISTANCES, "clip_score")
+
+OF_TARGETS = ("cfid", "diversity")  # figures that compare the images of each target with those of its class
 
 SHOWN = 4  # classes that a message names
 UNLABELLED = "the samples have no labels and no target is given"
@@ -80,7 +85,8 @@ def evaluate(
     wanted = [name for name in DISTANCES if name in figures]
     if reference is not None and wanted:
         _check(samples, reference, wanted)
-        if target is not None and "cfid" in wanted and reference.labels and not _known_in(reference, names[target]):
+        compared = not set(OF_TARGETS).isdisjoint(wanted)
+        if target is not None and compared and reference.labels and not _known_in(reference, names[target]):
             raise unknown(f"class of {reference.spec!r}", target, dict.fromkeys(reference.labels))
     networks = {
         role: _Network.of(role, network, samples, names) for role, network in (("guide", guide), ("judge", judge))
@@ -226,14 +232,15 @@ def _undefined(
     if isinstance(reference, Statistics) and reference.features is None:
         reason = f"{reference.spec!r} holds no features of single images"
         return found | dict.fromkeys([name for name in DISTANCES if name != "fid"], reason)
+    reason = None
     if samples.labels is None:
-        found["cfid"] = UNLABELLED
+        reason = UNLABELLED
     elif reference.labels is None:
-        found["cfid"] = f"{reference.spec!r} has no labels"
+        reason = f"{reference.spec!r} has no labels"
     elif missing := [target for target, known in names.items() if not _known_in(reference, known)]:
         classes = _listed(dict.fromkeys(reference.labels))
-        found["cfid"] = f"{reference.spec!r} has no images of {missing[0]!r}, its classes are {classes}"
-    return found
+        reason = f"{reference.spec!r} has no images of {missing[0]!r}, its classes are {classes}"
+    return found if reason is None else found | dict.fromkeys(OF_TARGETS, reason)
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -277,14 +284,16 @@ def _compared(
     if theirs.features is None:
         return found
     y: Float[Tensor, "B D"] = theirs.rows
-    if "cfid" in wanted:
+    for name, figure in (("cfid", _fid), ("diversity", _diversity)):
+        if name not in wanted:
+            continue
         each = []
         for target, known in names.items():
             some, real = ours.of(target), theirs.of(*_labels_of(theirs, known))
-            _enough("cfid", len(some.rows), 2, f"samples of {target!r}")
-            _enough("cfid", len(real.rows), 2, f"images of {target!r} in the reference")
-            each.append(_fid(some, real, draw))
-        found["cfid"] = mean_of(each)
+            _enough(name, len(some.rows), 2, f"samples of {target!r}")
+            _enough(name, len(real.rows), 2, f"images of {target!r} in the reference")
+            each.append(figure(some, real, draw))
+        found[name] = mean_of(each)
     if "kid" in wanted:
         reference, shared = within(y), across(x, y)
         found["kid"] = draw(lambda i: within(x[i]) + reference - 2 * shared[i].mean().item(), len(x), least=2)
@@ -300,6 +309,11 @@ def _compared(
         if "coverage" in wanted:
             found["coverage"] = draw(lambda i: near[i].any(0).double().mean().item(), len(x), bounds=SHARE)
     return found
+
+
+def _diversity(ours: Statistics, theirs: Statistics, draw: Callable[..., Figure]) -> Figure:
+    x, reference = ours.rows, spread(theirs.rows)
+    return draw(lambda i: spread(x[i]) / reference, len(x), least=2, bounds=POSITIVE)
 
 
 def _fid(ours: Statistics, theirs: Statistics, draw: Callable[..., Figure]) -> Figure:
