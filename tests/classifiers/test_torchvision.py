@@ -130,6 +130,19 @@ def test_densenets_published_names_are_older_than_its_modules(tmp_path):
     assert all(torch.equal(found[key], each) for key, each in state.items())
 
 
+def test_a_resnet_for_small_images_is_recognised_by_its_first_convolution(tmp_path):
+    network = built("resnet18", 2)
+    network.conv1, network.maxpool = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False), torch.nn.Identity()
+    own = {
+        key.replace("downsample", "shortcut").replace("fc.", "linear."): v for key, v in network.state_dict().items()
+    }
+    torch.save(own, tmp_path / "own.pth")
+    spec = f"torchvision:resnet18?checkpoint={tmp_path}/own.pth&size=32&mean=0.5&std=0.5&names=ball,cube"
+    classifier, images = load_classifier(spec), torch.rand(2, 3, 32, 32) * 2 - 1
+    assert classifier.names == ("ball", "cube")
+    torch.testing.assert_close(classifier(images), network(images))
+
+
 def test_names_are_a_files_or_numbers(resnet, tmp_path):
     _, path = resnet
     assert load_classifier(f"torchvision:resnet18?checkpoint={path}").names == tuple("01234")

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from steersman.errors import InputError
-from steersman.lab.reproduce import Work, load_reproduction, reproduction_names
+from steersman.lab.reproduce import Work, benchmark_names, load_benchmark, load_reproduction, reproduction_names
 from steersman.lab.reproduce.reproduction import RATE
 from steersman.recipes import recipe_names
 
@@ -36,7 +36,8 @@ def test_a_bundled_one_is_whole(name):
 
 def test_all_files_are_needed_by_one():
     content = yaml.safe_load((resources.files("steersman.lab.reproduce") / "files.yaml").read_text())
-    assert set(content) == {name for each in reproduction_names() for name in load_reproduction(each).files()}
+    wanted = [*map(load_reproduction, reproduction_names()), *map(load_benchmark, benchmark_names())]
+    assert set(content) == {name for each in wanted for name in each.files()}
 
 
 def test_what_the_papers_say():

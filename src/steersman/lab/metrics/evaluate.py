@@ -25,7 +25,17 @@ from steersman.batching import Batches
 from steersman.errors import InputError, unknown
 from steersman.lab.data.images import ImageSet
 from steersman.lab.evaluation import Evaluation, evaluate_images
-from steersman.lab.metrics.distances import COVERED, INSIDE, across, frechet, inside, moments, spread, within, within_reach
+from steersman.lab.metrics.distances import (
+    COVERED,
+    INSIDE,
+    across,
+    frechet,
+    inside,
+    moments,
+    spread,
+    within,
+    within_reach,
+)
 from steersman.lab.metrics.features import Extractor, Statistics, device_of, statistics_of
 from steersman.lab.metrics.intervals import RESAMPLES, Figure, mean_of, resampled, share
 from steersman.models.classifiers import Classifier, TextClassifier

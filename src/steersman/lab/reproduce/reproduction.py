@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 from jaxtyping import UInt8
@@ -42,7 +42,22 @@ from steersman.lab.stop import Stop
 from steersman.recipes import Recipe, load_recipe
 from steersman.typed import filled_in, typed
 
-__all__ = ["CARD", "RATE", "Reproduction", "Work", "load_reproduction", "reproduction_names"]
+__all__ = [
+    "CARD",
+    "RATE",
+    "ROOT",
+    "Located",
+    "Part",
+    "Published",
+    "Reproduction",
+    "Work",
+    "bundled",
+    "load_bundled",
+    "load_reproduction",
+    "reproduction_names",
+]
+
+Own = TypeVar("Own", bound="Published")
 
 PLACEHOLDER = re.compile(r"\{([\w-]+)\}")
 ROOT = Path(str(resources.files("steersman.lab.reproduce")))
@@ -53,11 +68,13 @@ RATE = 82.6 * 0.4
 """TFLOP a second: the card's float32 peak (NVIDIA's Ada whitepaper) times an assumed utilisation."""
 
 
-class _Part(BaseModel):
+class Part(BaseModel):
+    """A section of a bundled file."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class _File(_Part):
+class _File(Part):
     """A published file or folder: its path in one of the two folders, and its address or how to get it."""
 
     room: Literal["models", "data"]
@@ -66,22 +83,22 @@ class _File(_Part):
     get: str
 
 
-class _Tflop(_Part):
+class _Tflop(Part):
     """TFLOP for an image, of one evaluation of the denoiser and of the guide in one step."""
 
     denoiser: PositiveFloat
     guide: PositiveFloat
 
 
-class _Memory(_Part):
+class _Memory(Part):
     """GiB, at any batch size and for each image of a batch."""
 
     fixed: PositiveFloat
     image: PositiveFloat
 
 
-class Reproduction(_Part):
-    """A published run.
+class Published(Part):
+    """What a paper measured, as a bundled file says it.
 
     Attributes:
         name: Its name, with the variant's.
@@ -89,6 +106,36 @@ class Reproduction(_Part):
         paper: The paper.
         table: Table or figure of the paper.
         notes: Further remarks, such as differences from the paper.
+        variants: Changes of all this, by name.
+    """
+
+    name: str
+    title: str
+    paper: str
+    table: str
+    notes: str = ""
+    variants: dict[str, dict[str, Any]] = {}
+
+    @property
+    def specs(self) -> tuple[str, ...]:
+        """The names of all networks and sets."""
+        raise NotImplementedError
+
+    def files(self) -> dict[str, _File]:
+        """Returns the files that it needs, by their names."""
+        content = parse_yaml(read_text(ROOT / "files.yaml"))
+        found = {}
+        for name in (name for spec in self.specs for name in PLACEHOLDER.findall(spec)):
+            if name not in content:
+                raise unknown("file of files.yaml", name, content)
+            found[name] = _File.model_validate(content[name])
+        return found
+
+
+class Reproduction(Published):
+    """A published run.
+
+    Attributes:
         recipe: The recipe, as `steersman.recipes.load_recipe` takes it.
         changes: Changes of its settings.
         denoiser: As in `steersman.lab.run.Run`, as are `classifiers`, `label` and `cfg_scale`.
@@ -101,14 +148,8 @@ class Reproduction(_Part):
         side: Height and width of the images in pixels.
         tflop: Computation for an image, counted as in ``docs/footprint.md``.
         memory: GPU memory in float32, likewise.
-        variants: Changes of all this, by name.
     """
 
-    name: str
-    title: str
-    paper: str
-    table: str
-    notes: str = ""
     recipe: str
     changes: dict[str, Any] = {}
     denoiser: str
@@ -124,7 +165,11 @@ class Reproduction(_Part):
     side: PositiveInt
     tflop: _Tflop
     memory: _Memory
-    variants: dict[str, dict[str, Any]] = {}
+
+    @property
+    def specs(self) -> tuple[str, ...]:
+        """The names of all networks and sets."""
+        return (self.denoiser, *self.classifiers, self.features, self.reference or "")
 
     def check(self) -> "Reproduction":
         """Returns itself; refuses a recipe, file or figure that does not exist."""
@@ -142,69 +187,51 @@ class Reproduction(_Part):
         steps_change = {} if steps is None else {"sampling.steps": steps}
         return load_recipe(self.recipe).changed(self.changes | steps_change).check()
 
-    def files(self) -> dict[str, _File]:
-        """Returns the files that it needs, by their names."""
-        content = parse_yaml(read_text(ROOT / "files.yaml"))
-        found = {}
-        for spec in (self.denoiser, *self.classifiers, self.features, self.reference or ""):
-            for name in PLACEHOLDER.findall(spec):
-                if name not in content:
-                    raise unknown("file of files.yaml", name, content)
-                found[name] = _File.model_validate(content[name])
-        return found
-
 
 @cache
-def reproduction_names() -> list[str]:
-    """Returns the names of the bundled reproductions and of their variants."""
+def bundled(folder: str) -> list[str]:
+    """Returns the names of the bundled files of a folder and of their variants."""
     names = []
-    for file in sorted((ROOT / "tables").glob("*.yaml")):
+    for file in sorted((ROOT / folder).glob("*.yaml")):
         variants = parse_yaml(read_text(file)).get("variants", {})
         names += [file.stem, *(f"{file.stem}/{variant}" for variant in variants)]
     return names
+
+
+def load_bundled(kind: type[Own], folder: str, what: str, name: str) -> Own:
+    """Returns a bundled file, or a variant of one, as what it describes."""
+    if name not in bundled(folder):
+        raise unknown(what, name, bundled(folder), most=20)
+    file, _, variant = name.partition("/")
+    content = parse_yaml(read_text(ROOT / folder / f"{file}.yaml"))
+    return filled_in(kind, {"name": name} | content | (content["variants"][variant] if variant else {}), what, name)
+
+
+def reproduction_names() -> list[str]:
+    """Returns the names of the bundled reproductions and of their variants."""
+    return bundled("tables")
 
 
 def load_reproduction(name: str, *, trusted: Collection[str] = ()) -> Reproduction:
     """Returns a reproduction, checked."""
     if name.endswith((".yaml", ".yml")):
         with about("reproduction", name):
-            return _parsed(Path(name).stem, read_yaml(Path(name), "reproduction", trusted=trusted))
-    if name not in reproduction_names():
-        raise unknown("reproduction", name, reproduction_names(), most=20)
-    bundled, _, variant = name.partition("/")
-    content = parse_yaml(read_text(ROOT / "tables" / f"{bundled}.yaml"))
-    return _parsed(name, content | (content["variants"][variant] if variant else {}))
-
-
-def _parsed(name: str, content: dict[str, Any]) -> Reproduction:
-    return filled_in(Reproduction, {"name": name} | content, "reproduction", name).check()
+            content = {"name": Path(name).stem} | read_yaml(Path(name), "reproduction", trusted=trusted)
+            return filled_in(Reproduction, content, "reproduction", content["name"]).check()
+    return load_bundled(Reproduction, "tables", "reproduction", name).check()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
-    """A reproduction to be drawn, and what it needs.
+class Located:
+    """What a paper measured, and where its published files are.
 
     Attributes:
-        wanted: The reproduction.
+        wanted: What the paper measured.
         rooms: The folders of published files, ``models`` and ``data``.
-        out: The output folder.
-        num: Images in all.
-        steps: Sampling steps; None for the recipe's.
-        guided: Whether the images are guided.
-        batch_size: Images in a batch; None for the default on a CPU, and the reproduction's elsewhere.
-        device: Device of the networks.
-        resamples: Random halves for each interval.
     """
 
-    wanted: Reproduction
+    wanted: Published
     rooms: Mapping[str, Path]
-    out: Path
-    num: int
-    steps: int | None = None
-    guided: bool = True
-    batch_size: int | None = None
-    device: str = "cpu"
-    resamples: int = RESAMPLES
 
     @cached_property
     def paths(self) -> dict[str, Path]:
@@ -221,6 +248,30 @@ class Work:
     def filled(self, spec: str) -> str:
         """Returns the name of a network or set with paths in place of the files' names."""
         return PLACEHOLDER.sub(lambda match: str(self.paths[match[1]]), spec)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work(Located):
+    """A reproduction to be drawn, and what it needs.
+
+    Attributes:
+        out: The output folder.
+        num: Images in all.
+        steps: Sampling steps; None for the recipe's.
+        guided: Whether the images are guided.
+        batch_size: Images in a batch; None for the default on a CPU, and the reproduction's elsewhere.
+        device: Device of the networks.
+        resamples: Random halves for each interval.
+    """
+
+    wanted: Reproduction
+    out: Path
+    num: int
+    steps: int | None = None
+    guided: bool = True
+    batch_size: int | None = None
+    device: str = "cpu"
+    resamples: int = RESAMPLES
 
     @cached_property
     def recipe(self) -> Recipe:

@@ -71,6 +71,7 @@ class Study:
         features: Network whose features are compared.
         figures: Some of `steersman.lab.metrics.evaluate.FIGURES`.
         resamples: Random halves for each interval.
+        judges: Further classifiers that measure; ``accuracy/NAME`` is a figure of each.
     """
 
     changes: tuple[str, ...] = ()
@@ -79,6 +80,7 @@ class Study:
     features: str = DEFAULT
     figures: tuple[str, ...] = FIGURES
     resamples: int = RESAMPLES
+    judges: tuple[str, ...] = ()
 
     def placed(self: Own, run: Run, file: Path) -> Own:
         """Returns the study with all runs placed as its file says, else as is fastest for this one; see ``dtype``."""

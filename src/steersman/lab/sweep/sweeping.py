@@ -39,9 +39,10 @@ from steersman.lab.run import check_folder, other_settings
 from steersman.lab.session import Networks, Session
 from steersman.lab.stop import Stop
 from steersman.lab.sweep.cells import Cell, Study, Sweep
+from steersman.models.classifiers import load_classifier
 from steersman.typed import typed
 
-__all__ = ["FRONTS", "Measure", "Row", "Sweeping", "fronts", "points", "write_table"]
+__all__ = ["COST", "FRONTS", "Measure", "Row", "Sweeping", "fronts", "points", "write_table"]
 
 SHOWN = 8  # images of each cell in the grid
 FEW = max(samples for samples, _ in DISTANCES.values())  # images that every figure can be measured on
@@ -64,9 +65,12 @@ class Measure:
         self.study, self.num = study, num
         self.given = read_reference(study.reference)
         self.extractor = load_extractor(study.features, device=device)
+        self.judges = {f"accuracy/{name}": load_classifier(name, device=device) for name in study.judges}
+        self.names = (*study.figures, *self.judges)
         # The settings as `steersman evaluate` records them; None stands for those of the run.
         self.asked: dict[str, Any] = {"reference": study.reference, "features": self.extractor.name}
-        self.asked |= {"target": None, "guide": None, "judge": None, "resamples": study.resamples, "seed": 0}
+        self.asked |= {"target": None, "guide": None, "judge": None, "judges": list(study.judges)}
+        self.asked |= {"resamples": study.resamples, "seed": 0}
 
     @cached_property
     def reference(self) -> Statistics:
@@ -91,7 +95,7 @@ class Measure:
         """Returns the figures of the images in a run's folder, and writes them there."""
         images = images_of(folder)
         if images is None:
-            return dict.fromkeys(self.study.figures, Figure())
+            return dict.fromkeys(self.names, Figure())
         figures = self._figures(session, images, resamples=self.study.resamples)
         content = {
             "figures": {name: asdict(figure) for name, figure in figures.items()},
@@ -107,7 +111,7 @@ class Measure:
             content = read_json(folder / "evaluation.json")
             if any(content[key] != value for key, value in self.asked.items()):
                 return None
-            return {name: typed(name, content["figures"][name], Figure) for name in self.study.figures}
+            return {name: typed(name, content["figures"][name], Figure) for name in self.names}
         except (InputError, TypeError, KeyError):
             return None
 
@@ -115,17 +119,20 @@ class Measure:
         ours = min(images.labels.count(each) for each in images.classes) if images.labels else len(images)
         theirs = math.inf if self.reference.features is None else len(self.reference.features)
         least = {name: DISTANCES.get(name, (1, 1)) for name in self.study.figures}
+        settings: dict[str, Any] = {"features": self.extractor, "guide": session.guide}
+        settings["target"] = session.targets[0].name if len(session.targets) == 1 else None
         found = evaluate(
             images,
             self.reference,
-            features=self.extractor,
-            target=session.targets[0].name if len(session.targets) == 1 else None,
-            guide=session.guide,
             judge=session.judge,
             figures=[name for name, (samples, real) in least.items() if ours >= samples and theirs >= real],
             resamples=resamples,
+            **settings,
         )
-        return dict.fromkeys(self.study.figures, Figure()) | found
+        for name, judge in self.judges.items():
+            accuracy = evaluate(images, None, judge=judge, figures=("accuracy/judge",), **settings)
+            found[name] = accuracy["accuracy/judge"]
+        return dict.fromkeys(self.names, Figure()) | found
 
 
 def images_of(folder: Path) -> ImageSet | None:
@@ -287,6 +294,7 @@ def _record(sweep: Sweep, cells: Sequence[Cell]) -> dict[str, Any]:
         "reference": sweep.reference,
         "features": sweep.features,
         "figures": list(sweep.figures),
+        "judges": list(sweep.judges),
         "resamples": sweep.resamples,
         "versions": shared.pop("versions"),
         "shared": shared,

@@ -245,8 +245,15 @@ def _build_torchvision(spec: Spec, architecture: str, checkpoint: Checkpoint) ->
         with torch.device("cpu" if architecture.startswith("regnet") else "meta"):
             return models.get_model(architecture, weights=None, **settings, **more)
 
+    def own(key: str) -> str:
+        """Returns torchvision's name of a tensor."""
+        if residual:  # widespread networks for CIFAR-10 have other names
+            return key.replace(".shortcut.", ".downsample.").replace("linear.", "fc.")
+        return _OLD_DENSENET.sub(r"\1", key)
+
+    residual = architecture.startswith("resnet")
     parts = {
-        holder: {_OLD_DENSENET.sub(r"\1", key): tensor for key, tensor in part.items() if not _AUXILIARY.search(key)}
+        holder: {own(key): tensor for key, tensor in part.items() if not _AUXILIARY.search(key)}
         for holder, part in checkpoint.parts.items()
     }
     usual = bare()
@@ -263,6 +270,9 @@ def _build_torchvision(spec: Spec, architecture: str, checkpoint: Checkpoint) ->
         if grey := weight.ndim == 4 and weight.shape[1] == 1:
             first.in_channels, first.weight = 1, nn.Parameter(torch.empty_like(weight, device=first.weight.device))
             network.transform_input = False  # it is of three channels
+        if residual and weight.shape[2:] == (3, 3):  # for images of 32 pixels, which such a network does not shrink
+            network.conv1 = nn.Conv2d(weight.shape[1], len(weight), 3, padding=1, bias=False, device="meta")
+            network.maxpool = nn.Identity()
         network.load_state_dict(state, assign=True)
     except (Misfit, RuntimeError) as error:
         raise misfit(spec.text, error) from error

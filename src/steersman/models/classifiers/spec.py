@@ -7,6 +7,7 @@
     channels=rgb                    or bgr, or grey
     preprocess=imagenet             that of the published weights of that network; or raw, in [-1, 1]
     names=FILE                      a name a line, in the order of the logits; synonyms separated by commas
+    names=ball,cube                 the names themselves
     head=softmax                    or binary (one logit), or multilabel (a sigmoid a label)
     weights=KEY                     which copy of the weights, where a file holds several (`models.checkpoint`)
 
@@ -151,10 +152,12 @@ class Spec:
         return replace(read, **stated)
 
     def _names(self, count: int) -> tuple[str, ...]:
-        """Returns the names in the file that the spec states; a network with one logit may have one or two."""
+        """Returns the names that the spec states, or a file; a network with one logit may have one or two."""
         file, classes = self.options["names"], max(count, 2)
         try:
-            names = tuple(line.strip() for line in read_text(Path(file)).splitlines() if line.strip())
+            listed = "," in file and not Path(file).exists()
+            lines = file.split(",") if listed else read_text(Path(file)).splitlines()
+            names = tuple(line.strip() for line in lines if line.strip())
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"classifier: {self.text!r} has names that cannot be read ({one_line(error)})") from error
         if len(names) not in (count, classes):
