@@ -34,6 +34,7 @@ def short(monkeypatch):
     """Keeps runs, data and trainings small, whatever a command asks for."""
     import steersman.cli.analyze
     import steersman.lab.analysis.parts
+    import steersman.lab.choices
     import steersman.lab.data.images
     import steersman.lab.data.sportballs
     import steersman.lab.metrics.evaluate
@@ -90,6 +91,7 @@ def short(monkeypatch):
         return balls(name, num=num if num in LAZY else min(num, 24), **settings)
 
     monkeypatch.setattr(Recipe, "sampling", walked)
+    monkeypatch.setattr(steersman.lab.choices, "_counts", lambda: {"cpu": 1, "cuda": 8, "mps": 0})
     monkeypatch.setattr(steersman.lab.data.images, "_rendered", rendered)
     monkeypatch.setattr(steersman.lab.run.Run, "__post_init__", run)
     monkeypatch.setattr(steersman.lab.analysis.parts.Parts, "__init__", parts)
