@@ -359,14 +359,15 @@ def likely(posterior, x, target):
     return posterior(x, CLEAN).gather(1, torch.tensor(target).expand(len(x))[:, None])[:, 0]
 
 
-def test_unlikely_images_are_drawn_again_until_one_is_likely_enough(mixture, weigher, posterior):
+@pytest.mark.parametrize("few", [{}, {"count": 2, "ratio_min": 0.5, "retry_at": 0.0}], ids=["one", "of two"])
+def test_unlikely_images_are_drawn_again_until_one_is_likely_enough(mixture, weigher, posterior, few):
     """From the first level, which holds no signal, tries are independent: k retries accept ``1 - (1 - a)^(k + 1)``.
 
     Of 4,000 images a is known to 0.005, and so are the shares: four standard errors of both are 0.035.
     """
     settings = {"seeds": range(4000), "target": 2}
     once, *more = (
-        walk(mixture, DDPM(), [weigher], Particles(retries=retries, retry_below=-0.5), **settings)
+        walk(mixture, DDPM(), [weigher], Particles(retries=retries, retry_below=-0.5, **few), **settings)
         for retries in (0, 1, 3)
     )
     first = likely(posterior, once, 2)
@@ -390,6 +391,18 @@ def test_where_none_is_unlikely_nothing_changes(mixture, objective, sampler):
     torch.testing.assert_close(ready, plain, rtol=0, atol=1e-12)
 
 
+def test_an_image_may_be_judged_at_less_noise_than_its_particles_are(mixture, weigher):
+    """Its kept particle goes on alone to ``retry_at``; from there all particles are drawn anew."""
+    few = {"count": 3, "ratio_min": 1.0, "ratio_max": 4.0, "retries": 1, "retry_below": 1.0}  # which none reaches
+    ratios = [float(level.sigma / level.alpha) for level in mixture.schedule.levels(8)[:-1]]
+    first, last, end = (sum(ratio > limit for ratio in ratios) for limit in (4.0, 1.0, 0.3))
+    denoiser = Counting(mixture)
+    walk(denoiser, DDPM(), [weigher], Particles(**few, retry_at=0.3))
+    assert 0 < first < last < end < 8
+    alone = [5] * (end - last)
+    assert denoiser.asked == [15] * (last + 1) + alone + [15] * (last - first + 1) + alone + [5] * (8 - end)
+
+
 def test_only_what_is_tried_again_costs_more(mixture, weigher, posterior):
     """Each step asks once; where one particle is kept, it is asked to weigh them, and again for the step."""
     particles = Particles(count=3, ratio_min=0.3, ratio_max=4.0, retries=1, retry_below=-0.3)
@@ -407,6 +420,7 @@ def test_only_what_is_tried_again_costs_more(mixture, weigher, posterior):
     [
         ({"retries": -1}, "particles.retries must be at least 0, got -1"),
         ({"retries": 1, "count": 2, "corrected": True}, "particles.retries must be 0 with particles.corrected, whose"),
+        ({"ratio_min": 0.5, "retry_at": 0.6}, "particles.retry_at must be between 0 and particles.ratio_min 0.5, got 0.6"),
     ],
 )
 def test_refuses_retries_that_cannot_be(given, said):

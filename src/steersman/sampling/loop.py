@@ -248,7 +248,9 @@ class _Walk(NamedTuple):
         """Returns the particle that each image keeps at a level, and its log-likelihood."""
         prediction = self.guided.denoiser(x, level) if level.sigma > 0 else Prediction(x)
         log_likelihood = self.guided.steering.log_likelihood(x, prediction, level)
-        rows = self.population.choose(log_likelihood, level, self.draws.uniform())
+        rows = self.population.leaders
+        if self.population.count > 1:
+            rows = self.population.choose(log_likelihood, level, self.draws.uniform())
         return self.guided.take(x, rows), log_likelihood[rows].nan_to_num(nan=-math.inf, posinf=-math.inf)
 
 
@@ -258,17 +260,18 @@ def _retried(
     walk_of: Callable[[Sequence[int], Draws], _Walk],
     callbacks: Sequence[Callback],
 ) -> tuple[Float[Tensor, "B *shape"], int]:
-    """Returns each image's likeliest particle of several tries at the levels of the particles, and the last of these.
+    """Returns the likeliest of several tries of each image, and the index of the level at which they were compared.
 
     Which images are tried again is read from the device, once before each try.
     """
     particles, levels, steering = walk.population.particles, walk.levels, walk.guided.steering
     ratios = [float(level.sigma / level.alpha) for level in levels[:-1]]
-    first, last = (sum(ratio > limit for ratio in ratios) for limit in (particles.ratio_max, particles.ratio_min))
+    end = particles.ratio_min if particles.retry_at is None else particles.retry_at
+    first, last = (sum(ratio > limit for ratio in ratios) for limit in (particles.ratio_max, end))
     if first == last:
         raise InputError(
-            "particles.retries must be 0 unless a level lies between particles.ratio_min and ratio_max, got "
-            f"{particles.retries}"
+            f"particles.retries must be 0 unless a level lies between the ratios {end:g} and {particles.ratio_max:g}, "
+            f"from which to which noise is added back, got {particles.retries}"
         )
     assert isinstance(draws := walk.draws, SeededNoise), "given draws are refused with retries"
     x, found = walk.choose(walk.down(x, 0, last, callbacks), levels[last])
