@@ -28,7 +28,8 @@ def sample(denoiser, clip, call, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments, classifiers=(f"clip:{clip}",)):
-        given = ["--denoiser", denoiser, "--recipe", "elucd-clip", "--steps", 3, "--num", 1]
+        given = ["--denoiser", denoiser, "--steps", 3, "--num", 1]
+        given += [] if "--recipe" in arguments else ["--recipe", "elucd-clip"]
         for each in classifiers:
             given += ["--classifier", each]
         return call("sample", *given, *arguments)
