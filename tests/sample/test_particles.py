@@ -420,7 +420,10 @@ def test_only_what_is_tried_again_costs_more(mixture, weigher, posterior):
     [
         ({"retries": -1}, "particles.retries must be at least 0, got -1"),
         ({"retries": 1, "count": 2, "corrected": True}, "particles.retries must be 0 with particles.corrected, whose"),
-        ({"ratio_min": 0.5, "retry_at": 0.6}, "particles.retry_at must be between 0 and particles.ratio_min 0.5, got 0.6"),
+        (
+            {"ratio_min": 0.5, "retry_at": 0.6},
+            "particles.retry_at must be between 0 and particles.ratio_min 0.5, got 0.6",
+        ),
     ],
 )
 def test_refuses_retries_that_cannot_be(given, said):
