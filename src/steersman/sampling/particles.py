@@ -61,10 +61,10 @@ class Particles:
         fraction: Particles are resampled when the effective sample size is at most this fraction of the count.
         choice: The particle that is kept: the ``likeliest``, or one by ``draw`` with the weights.
         corrected: Whether the weights correct for the guidance updates (twisted SMC).
-        retries: How often, at most, noise is added back up to ``ratio_max`` and the steps from there are tried again for
-            an image that is unlikely at ``retry_at``; of its tries the likeliest is kept.
+        retries: How often, at most, noise is added back up to ``ratio_max``, and the steps from there are tried again,
+            for an image that is unlikely at ``retry_at``; of its tries the likeliest is kept.
         retry_below: The log-likelihood, of all guides that weigh, below which an image is unlikely.
-        retry_at: The ratio at which that is asked, at most ``ratio_min``, which it is by default; 0 for the clean image.
+        retry_at: The ratio at which that is asked, at most ``ratio_min``, which is the default; 0 for the clean image.
 
     Example:
         >>> import steersman as sm
