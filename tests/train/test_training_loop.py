@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import time
 import zipfile
 from pathlib import Path
 
@@ -144,6 +145,21 @@ def test_average_is_what_the_preview_sees_and_training_goes_on_from_the_weights(
         assert torch.equal(last, p) and torch.equal(p, q)
 
 
+def test_a_training_ends_when_its_minutes_are_over_and_goes_on(tmp_path):
+    class Slow(Loss):
+        def __call__(self, network, batch):
+            time.sleep(0.2)
+            return super().__call__(network, batch)
+
+    limited = training(minutes=0.3 / 60)
+    seen = fit(network(), data(), Slow(), limited, tmp_path, console=QUIET)
+    assert seen == 2 * limited.batch_size < limited.images  # a second step, begun before the time was over
+    rest, whole = network(), network()
+    assert fit(rest, data(), Loss(), training(), tmp_path, console=QUIET) == limited.steps * limited.batch_size
+    fit(whole, data(), Loss(), training(), tmp_path / "whole", console=QUIET)
+    torch.testing.assert_close(rest.state_dict(), whole.state_dict(), rtol=0, atol=0)
+
+
 def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path):
     fit(network(), data(), Loss(), training(images=4), tmp_path, console=QUIET)
     with pytest.raises(InputError, match="does not fit these settings"):
@@ -190,7 +206,8 @@ def test_recalibrated_statistics_are_those_of_the_final_weights(average: float, 
         return shown[-1]
 
     settings = training(images=12, average=average)
-    trained = fit(network(), data(), Loss(), settings, tmp_path, console=QUIET)
+    trained = network()
+    fit(trained, data(), Loss(), settings, tmp_path, console=QUIET)
     recalibrate(trained, data(), noisy, settings)
     assert not trained.training and len(shown) == 3
     convolution, normalisation = trained[0], trained[1]

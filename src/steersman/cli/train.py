@@ -49,6 +49,10 @@ class _Training:
     average: Annotated[float, option("Decay of the exponential moving average of the weights; 0 for none.")] = 0.9995
     precision: Annotated[str, option("Mixed precision: no (float32), bf16 or fp16.")] = "no"
     channels_last: Annotated[bool, option("Store tensors as channels_last; try which is faster.")] = False
+    compile: Annotated[bool, option("Compile the network with torch.compile, which takes minutes at first.")] = False
+    minutes: Annotated[
+        float | None, option("End after so many minutes, with --decay none; the same command goes on for as many.")
+    ] = None
     workers: Annotated[int, option("Worker processes that load data.")] = 0
     seed: Annotated[int, option("Seed of the weights, the order of the images and the noise.")] = 0
 

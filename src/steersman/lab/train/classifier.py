@@ -155,7 +155,7 @@ def train_classifier(
         shift=shift,
         smoothing=smoothing,
     )
-    fit(network, images, loss, training, out, console=console)
+    seen = fit(network, images, loss, training, out, console=console)
     recalibrate(network, images, loss.shown, training)
 
     weights, card = out / "model.safetensors", out / "card.json"
@@ -169,7 +169,7 @@ def train_classifier(
         "data": data,
         "data_seed": data_seed,
         "command": command,
-        "images_seen": training.steps * training.batch_size,
+        "images_seen": seen,
         "hours": round(seconds_spent(out) / 3600, 3),
     }
     _write_weights(network, weights, half=half)

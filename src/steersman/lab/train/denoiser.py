@@ -319,8 +319,8 @@ def train_denoiser(
 
     console = first_console()
     console.print(plan(images, classes, network, training))
-    fit(network, images, loss, training, out, preview=preview, console=console)
-    write(network, training.steps * training.batch_size)
+    seen = fit(network, images, loss, training, out, preview=preview, console=console)
+    write(network, seen)
     console.print(f"weights and samples in {out}")
     label = ("--label", classes[0]) if classes else ()
     console.print(usage("--denoiser", out, *label, "--no-guidance", "--target", "0", "--judge", "none"))

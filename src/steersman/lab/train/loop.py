@@ -64,6 +64,9 @@ class Training:
         average: The decay of the weights' moving average, or 0 for none; it warms up as ``1 - (1 + k)^(-3/4)``.
         precision: ``no`` for float32, ``bf16`` or ``fp16`` for mixed precision.
         channels_last: The memory layout; which is faster differs from machine to machine.
+        compile: Whether torch.compile compiles the network, which takes minutes at first.
+        minutes: End after so many minutes, if the images are not all shown by then; the same command goes on for as
+            many. None for no limit. In one process only.
         workers: Processes that load data.
         seed: What all randomness follows from, 0 or more.
         save_seconds: A checkpoint is written this often, and at the end.
@@ -80,6 +83,8 @@ class Training:
     average: float = 0.0
     precision: str = "no"
     channels_last: bool = False
+    compile: bool = False
+    minutes: float | None = None
     workers: int = 0
     seed: int = 0
     save_seconds: float = 300.0
@@ -88,6 +93,8 @@ class Training:
         for name, least in (("images", 1), ("batch_size", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.minutes is not None and not self.minutes > 0:
+            raise InputError(f"minutes must be above 0, got {self.minutes}")
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise unknown(name, getattr(self, name), known)
@@ -189,9 +196,13 @@ def fit(
     preview: Callable[[Network, int], None] | None = None,
     preview_seconds: float = 900.0,
     console: Console | None = None,
-) -> Network:
-    """Trains a network in place, from the folder's checkpoint where it has one."""
-    accelerator = Accelerator(mixed_precision=training.precision, cpu=not torch.cuda.is_available())
+) -> int:
+    """Trains a network in place, from the folder's checkpoint where it has one, and returns how many images it saw."""
+    backend = "inductor" if training.compile else None
+    cpu = not torch.cuda.is_available()
+    accelerator = Accelerator(mixed_precision=training.precision, cpu=cpu, dynamo_backend=backend)
+    if training.minutes is not None and accelerator.num_processes > 1:
+        raise InputError(f"minutes must be left out in several processes, whose clocks differ, got {training.minutes}")
     main, checkpoint = accelerator.is_main_process, out / CHECKPOINT
     console = console or first_console()
     out.mkdir(parents=True, exist_ok=True)
@@ -231,6 +242,8 @@ def fit(
             # The mean of all losses at first, then of about the last hundred.
             running = torch.lerp(value.detach().float(), running, min(0.99, (step - start) / (step - start + 1)))
             now, left = time.monotonic(), training.steps - state.step
+            if training.minutes is not None and now - began > 60 * training.minutes:
+                left = 0
             if now - told > PROGRESS_SECONDS or not left:
                 speed = (state.step - told_at) / (now - told)
                 console.print(
@@ -250,11 +263,14 @@ def fit(
                     "the same command goes on from it",
                     stop.code or 1,
                 )
+            if not left:
+                break
     if start < training.steps:
         show()
         console.print(f"trained for {(time.monotonic() - began) / 3600:.2f} hours since the start or the last restart")
     network.load_state_dict(state.averaged().state_dict())
-    return network.eval()
+    network.eval()
+    return state.step * training.batch_size
 
 
 class _State:
