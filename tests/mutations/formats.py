@@ -365,9 +365,11 @@ def sweep(folder: Path) -> Format:
 def tune(folder: Path) -> Format:
     """What a tune goes on with."""
     space = {"scale": "1.0..4.0"}
-    content = {"space": space, "recipes": ["nrcg"], "shared": {"num": 2}}
+    shared = {"num": 2, "seed": 0}
+    content = {"space": space, "recipes": ["nrcg"], "reference": "sportballs", "shared": shared}
     (folder / "tune.yaml").write_text(yaml.safe_dump(content))
-    (folder / "tune.csv").write_text("trial,settings,cost,pareto,refused\n0,scale=1,3,yes,\n1,scale=9,4,,too far\n")
+    header = "trial,settings,accuracy,distance,cost,pareto,refused"
+    (folder / "tune.csv").write_text(f"{header}\n0,scale=1,0.5,3.0,3,yes,\n1,scale=9,,,4,,too far\n")
     (folder / "prices.json").write_text(json.dumps({"a": 0.5, "b": 1.5}))
     search = Search(space, file=folder / "study.log", larger=LARGER)
     for _ in range(3):

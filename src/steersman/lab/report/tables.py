@@ -16,6 +16,7 @@ from steersman.lab.metrics.intervals import Figure
 
 __all__ = [
     "ENDS",
+    "FEW",
     "as_text",
     "few_images",
     "figure_in",

@@ -42,7 +42,7 @@ from steersman.lab.sweep.cells import Cell, Study, Sweep
 from steersman.models.classifiers import load_classifier
 from steersman.typed import typed
 
-__all__ = ["COST", "FRONTS", "Measure", "Row", "Sweeping", "fronts", "points", "write_table"]
+__all__ = ["COST", "FRONTS", "Measure", "Row", "Sweeping", "fronts", "images_of", "points", "write_table"]
 
 SHOWN = 8  # images of each cell in the grid
 FEW = max(samples for samples, _ in DISTANCES.values())  # images that every figure can be measured on
