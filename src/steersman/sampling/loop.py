@@ -177,29 +177,29 @@ def sample(
     if given is not None and particles.retries:
         raise InputError(f"noise must be left out with particles.retries {particles.retries}, got draws")
 
-    def walk_of(images: Sequence[int], draws: Draws) -> _Walk:
+    def trajectory_of(images: Sequence[int], draws: Draws) -> _Trajectory:
         population = ParticleFilter(particles, len(images), device)
         rows = send(torch.tensor(images), device)[population.rows]
         choices = {"fixed": sampler.fixed, "dtype": dtype, "clip": clip, "keeps": keeps}
         guided = GuidedDenoiser(denoiser, guides, targets, rows, conditions, **choices)
-        return _Walk(sampler, levels, recurrence, guided, population, draws)
+        return _Trajectory(sampler, levels, recurrence, guided, population, draws)
 
-    walk = walk_of(range(len(seeds)), given or SeededNoise(seeds, denoiser.shape, device, dtype))
-    walk.guided.steering.check(noisy=sampler.noisy)
-    walk.population.check(guides, noisy=sampler.noisy)
-    x, first = walk.draws("start", particles.count) * denoiser.schedule.start(levels[0]), 0
+    trajectory = trajectory_of(range(len(seeds)), given or SeededNoise(seeds, denoiser.shape, device, dtype))
+    trajectory.guided.steering.check(noisy=sampler.noisy)
+    trajectory.population.check(guides, noisy=sampler.noisy)
+    x, first = trajectory.draws("start", particles.count) * denoiser.schedule.start(levels[0]), 0
     if particles.retries:
-        x, first = _retried(x, walk, walk_of, callbacks)
-    x = walk.down(x, first, len(levels) - 1, callbacks)
-    if walk.population.weighs(levels[-1], steps):
-        x, _ = walk.choose(x, levels[-1])
+        x, first = _retried(x, trajectory, trajectory_of, callbacks)
+    x = trajectory.down(x, first, len(levels) - 1, callbacks)
+    if trajectory.population.weighs(levels[-1], steps):
+        x, _ = trajectory.choose(x, levels[-1])
     if given is not None:
         given.finish()
     return x
 
 
-class _Walk(NamedTuple):
-    """The way down the levels of some images, each with its particles."""
+class _Trajectory(NamedTuple):
+    """The sampling of some images, each with its particles, over some levels."""
 
     sampler: Sampler
     levels: tuple[Level, ...]
@@ -256,15 +256,15 @@ class _Walk(NamedTuple):
 
 def _retried(
     x: Float[Tensor, "N *shape"],
-    walk: _Walk,
-    walk_of: Callable[[Sequence[int], Draws], _Walk],
+    trajectory: _Trajectory,
+    trajectory_of: Callable[[Sequence[int], Draws], _Trajectory],
     callbacks: Sequence[Callback],
 ) -> tuple[Float[Tensor, "B *shape"], int]:
     """Returns the likeliest of several tries of each image, and the index of the level at which they were compared.
 
     Which images are tried again is read from the device, once before each try.
     """
-    particles, levels, steering = walk.population.particles, walk.levels, walk.guided.steering
+    particles, levels, steering = trajectory.population.particles, trajectory.levels, trajectory.guided.steering
     ratios = [float(level.sigma / level.alpha) for level in levels[:-1]]
     end = particles.ratio_min if particles.retry_at is None else particles.retry_at
     first, last = (sum(ratio > limit for ratio in ratios) for limit in (particles.ratio_max, end))
@@ -273,21 +273,21 @@ def _retried(
             f"particles.retries must be 0 unless a level lies between the ratios {end:g} and {particles.ratio_max:g}, "
             f"from which to which noise is added back, got {particles.retries}"
         )
-    assert isinstance(draws := walk.draws, SeededNoise), "given draws are refused with retries"
-    x, found = walk.choose(walk.down(x, 0, last, callbacks), levels[last])
+    assert isinstance(draws := trajectory.draws, SeededNoise), "given draws are refused with retries"
+    x, found = trajectory.choose(trajectory.down(x, 0, last, callbacks), levels[last])
     for _ in range(particles.retries):
         images = (found < particles.retry_below).nonzero()[:, 0]
         if not len(images):
             break
-        again = walk_of(images.tolist(), draws.of(images.tolist()))
+        again = trajectory_of(images.tolist(), draws.of(images.tolist()))
         rows = images[again.population.rows]
-        again.guided.steering.states, again.guided.peak = take((steering.states, walk.guided.peak), rows)
+        again.guided.steering.states, again.guided.peak = take((steering.states, trajectory.guided.peak), rows)
         tried = renoised(x[rows], levels[first], levels[last], again.draws("renoise", particles.count))
         tried, likelier = again.choose(again.down(tried, first, last), levels[last])
         better = (likelier > found[images]).nonzero()[:, 0]
         new = take((tried, likelier, again.guided.steering.states, again.guided.peak), better)
-        old = (x, found, steering.states, walk.guided.peak)
-        x, found, steering.states, walk.guided.peak = put(old, images[better], new)
+        old = (x, found, steering.states, trajectory.guided.peak)
+        x, found, steering.states, trajectory.guided.peak = put(old, images[better], new)
     return x, last
 
 
