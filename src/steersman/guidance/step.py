@@ -228,7 +228,7 @@ class Lookahead:
         >>> prediction = denoiser(x_t, level := denoiser.schedule.at_ratio(5.0))
         >>> inputs = (sm.Denoised(), sm.Lookahead(evaluations=2))
         >>> [round(input(x_t, prediction, level, denoiser).std().item(), 1) for input in inputs]
-        [0.6, 0.7]
+        [0.7, 0.8]
     """
 
     evaluations: int = 1
