@@ -124,7 +124,7 @@ def test_a_gpu_is_missed_without_importing_torch(monkeypatch):
         ("sample --recipe elucd-di", ["elucd-dit"]),
         ("sample --denoiser zoo:s", ["zoo:sportballs"]),
         ("sample --judge n", ["none"]),
-        ("sweep --classifier zoo:mnist", ["zoo:mnist-lenet"]),
+        ("sweep --classifier zoo:mnist", ["zoo:mnist-judge", "zoo:mnist-lenet"]),
         ("recipes show nrcg/e", ["nrcg/ema90", "nrcg/ema99"]),
         ("analyze accuracy --device c", ["cpu", "cuda"]),
         ("sample --negative-p", ["--negative-prompt"]),
