@@ -95,6 +95,14 @@ def test_steps_are_as_many_as_the_evaluations_allow(small):
     assert small._steps("mpgd", "own") == 50
 
 
+@pytest.mark.parametrize(("name", "count"), [("unguided", 1), ("mpgd", 5), ("fk-steering", 5)])
+def test_a_method_has_a_cell_for_each_value_and_no_other(small, name, count):
+    small._keep_reference()
+    cells = small._sweep(small._cases(name, 3)).cells()
+    assert len(cells) == count
+    assert all(cell.run.guided == (name != "unguided") for cell in cells)
+
+
 def test_a_method_that_it_does_not_have_is_refused(small, tmp_path):
     with pytest.raises(InputError, match="unknown method 'mpdg'; did you mean 'mpgd'"):
         Benchmarking(wanted=small.wanted, rooms={}, out=tmp_path, methods=("mpdg",))

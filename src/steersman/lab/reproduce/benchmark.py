@@ -297,6 +297,7 @@ class Benchmarking(Located):
             figures=MEASURED if final else SEARCHED,
             judges=tuple(map(self.filled, wanted.judges[1:])) if final else (),
             resamples=self.resamples if final else 0,
+            baseline=False,  # the unguided images are a method of their own
         )
 
     def _compare(self, folder: Path, cases: Sequence[Mapping[str, Any]], *, final: bool = False) -> _Compared:

@@ -17,6 +17,7 @@ e is s, or 2 s - 1 for Heun's method, which evaluates the denoiser twice in ever
 """
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
@@ -97,7 +98,7 @@ class _Memory(Part):
     image: PositiveFloat
 
 
-class Published(Part):
+class Published(Part, ABC):
     """What a paper measured, as a bundled file says it.
 
     Attributes:
@@ -117,9 +118,9 @@ class Published(Part):
     variants: dict[str, dict[str, Any]] = {}
 
     @property
+    @abstractmethod
     def specs(self) -> tuple[str, ...]:
         """The names of all networks and sets."""
-        raise NotImplementedError
 
     def files(self) -> dict[str, _File]:
         """Returns the files that it needs, by their names."""

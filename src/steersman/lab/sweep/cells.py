@@ -135,15 +135,18 @@ class Sweep(Study):
     Attributes:
         recipe: The recipe of all cells, if none is varied.
         varied: The values of each varied setting.
+        baseline: Whether cells without guidance are added.
     """
 
     recipe: str = "default"
     varied: Mapping[str, Sequence[Any]]
+    baseline: bool = True
 
     def cells(self) -> list[Cell]:
         """Returns all cells, the last varied setting first, checked as far as possible without networks.
 
-        The last ones are without guidance, unless guidance is varied: one for all cells that differ in guidance alone.
+        The last ones are the baseline, without guidance: one for all cells that differ in guidance alone, and none
+        where guidance is varied.
         """
         cells: list[Cell] = []
         for combination in product(*self.varied.values()):
@@ -162,7 +165,7 @@ class Sweep(Study):
             raise InputError(
                 f"vary: each value may be given only once, but a value of {', '.join(self.varied)} is given twice"
             )
-        return cells + (_unguided(cells) if all(cell.run.guided for cell in cells) else [])
+        return cells + (_unguided(cells) if self.baseline and all(cell.run.guided for cell in cells) else [])
 
 
 def _unguided(cells: Sequence[Cell]) -> list[Cell]:
