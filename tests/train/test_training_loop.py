@@ -1,5 +1,6 @@
 """A run that was killed and went on is the run that was not killed."""
 
+import math
 import os
 import re
 import signal
@@ -243,3 +244,33 @@ def test_a_checkpoint_that_unpacks_to_more_than_it_is_is_refused(tmp_path: Path)
     (tmp_path / "x").replace(tmp_path / "checkpoint.pt")
     with pytest.raises(InputError, match="checkpoint.pt' cannot be read .*is compressed"):
         fit(network(), data(), Loss(), training(), tmp_path, console=QUIET)
+
+
+class Broken(Loss):
+    """The same loss, whose value is not a number in some steps."""
+
+    def __init__(self, steps: range) -> None:
+        super().__init__()
+        self.steps = steps
+
+    def __call__(self, module: nn.Module, batch: Batch) -> torch.Tensor:
+        broken = self.step in self.steps
+        return super().__call__(module, batch) * (math.nan if broken else 1.0)
+
+
+def test_a_step_without_a_finite_gradient_leaves_the_weights_as_they_are(tmp_path: Path, capsys):
+    broken, whole = network(), network()
+    fit(broken, data(), Broken(range(3, 5)), training(images=20, decay="none"), tmp_path / "broken")
+    fit(whole, data(), Loss(), training(images=12, decay="none"), tmp_path / "whole", console=QUIET)
+    states = [torch.load(tmp_path / run / "checkpoint.pt", weights_only=True)["network"] for run in ("broken", "whole")]
+    for name, value in states[0].items():
+        assert "running" in name or "batches" in name or torch.equal(value, states[1][name]), name
+    assert "nan" not in capsys.readouterr().out
+
+
+def test_a_training_that_has_lost_its_way_ends_with_the_last_good_weights(tmp_path: Path):
+    with pytest.raises(InputError, match="the gradients of 50 steps in a row, up to step 53, were not finite; try a "):
+        fit(network(), data(), Broken(range(3, 99)), training(images=400), tmp_path, console=QUIET)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert state["step"] == 52
+    assert all(value.isfinite().all() for value in state["network"].values())

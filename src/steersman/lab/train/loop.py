@@ -38,6 +38,7 @@ __all__ += ["seconds_spent", "shifted", "usage"]
 
 CHECKPOINT = "checkpoint.pt"
 PROGRESS_SECONDS = 20.0
+LOST = 50  # steps in a row without a finite gradient, after which no later one will have one
 RECALIBRATION = 100  # batches, whose mean and variance are those of thousands of images
 CHOICES = {
     "decay": ("cosine", "linear", "none"),
@@ -197,7 +198,10 @@ def fit(
     preview_seconds: float = 900.0,
     console: Console | None = None,
 ) -> int:
-    """Trains a network in place, from the folder's checkpoint where it has one, and returns how many images it saw."""
+    """Trains a network in place, from the folder's checkpoint where it has one, and returns how many images it saw.
+
+    A step whose gradient is not finite leaves the weights as they are; the checkpoint never holds any that are not.
+    """
     backend = "inductor" if training.compile else None
     cpu = not torch.cuda.is_available()
     accelerator = Accelerator(mixed_precision=training.precision, cpu=cpu, dynamo_backend=backend)
@@ -226,7 +230,7 @@ def fit(
     network.train()
     running = torch.zeros((), device=accelerator.device)
     began = told = saved = shown = time.monotonic()
-    told_at = start
+    told_at, lost = start, 0
     with Stop(launched=accelerator.num_processes > 1, quiet=not main) as stop:
         for step, (images, labels) in enumerate(_loaded(loader), start):
             generator = _generator(training.seed, "loss", accelerator.process_index, step)
@@ -234,13 +238,18 @@ def fit(
             torch.manual_seed(_seed(training.seed, "network", accelerator.process_index, step))
             value = loss(model, Batch(images, labels, generator))
             accelerator.backward(value)
-            accelerator.clip_grad_norm_(network.parameters(), training.clip)
-            optimizer.step()
+            sound = accelerator.clip_grad_norm_(network.parameters(), training.clip).isfinite()
+            if sound or accelerator.scaler is not None:  # a scaler skips the step itself, and scales by less
+                optimizer.step()
             optimizer.zero_grad()
+            lost = 0 if sound else lost + 1
+            if lost == LOST:
+                raise InputError(_diverged(training, state, checkpoint))
             rates.step()
             state.stepped()
             # The mean of all losses at first, then of about the last hundred.
-            running = torch.lerp(value.detach().float(), running, min(0.99, (step - start) / (step - start + 1)))
+            weight = min(0.99, (step - start) / (step - start + 1))
+            running = torch.where(sound, torch.lerp(value.detach().float(), running, weight), running)
             now, left = time.monotonic(), training.steps - state.step
             if training.minutes is not None and now - began > 60 * training.minutes:
                 left = 0
@@ -271,6 +280,14 @@ def fit(
     network.load_state_dict(state.averaged().state_dict())
     network.eval()
     return state.step * training.batch_size
+
+
+def _diverged(training: Training, state: "_State", checkpoint: Path) -> str:
+    kept = f"; weights from before them are in {str(checkpoint)!r}" if checkpoint.exists() else ""
+    return (
+        f"the gradients of {LOST} steps in a row, up to step {state.step + 1}, were not finite; try a --learning-rate "
+        f"below {training.learning_rate:g}, or --precision no where it is fp16{kept}"
+    )
 
 
 class _State:
