@@ -1,5 +1,7 @@
 """`steersman.api.sample`: images by one call, from texts, paths or objects."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from torch import nn
 
 import steersman
 from steersman.api import sample, steer
-from steersman.errors import InputError
+from steersman.errors import InputError, Notice
 from steersman.guidance import Guide, TargetLogit
 from steersman.models.classifiers import Classifier, Preprocess, load_classifier
 from steersman.models.denoisers import load_denoiser
@@ -70,6 +72,24 @@ def test_a_callback_sees_each_step_of_each_batch():
     assert update.gradient.shape == update.stabilized.shape == update.value.shape == (2, 1, 28, 28)
     torch.testing.assert_close(update.stabilized, 0.01 * update.gradient)  # the first step of nrCG's EMA of 0.99
     assert update.log_likelihood.shape == (2,)
+
+
+@pytest.mark.parametrize(
+    ("scale", "said"),
+    [
+        (1e-6, r"^guidance hardly changed the samples, by \S+ in root mean square; try a scale 30 times as large$"),
+        (
+            1e5,
+            r"^guidance changed the samples by \S+ in root mean square, where images span 2, so that they are likely",
+        ),
+        (0.0, None),
+        (1.0, None),
+    ],
+)
+def test_what_guidance_did_is_said_where_it_was_next_to_nothing_or_too_much(scale, said):
+    warned = pytest.warns(Notice, match=said) if said else warnings.catch_warnings(action="error")
+    with warned:
+        sample("zoo:mnist", target="7", seeds=2, scale=scale, **GUIDED | {"recipe": "elucd-ddpm", "steps": 4})
 
 
 def test_memory_that_holds_one_image_is_enough(monkeypatch):

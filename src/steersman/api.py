@@ -27,8 +27,9 @@ from steersman.precision import ieee
 from steersman.recipes import Guides, Recipe, load_recipe
 from steersman.sampling import Callback
 from steersman.sampling import sample as sample_batch
-from steersman.sampling.loop import Recurrence, Watch, labelled
+from steersman.sampling.loop import Recurrence, labelled
 from steersman.sampling.particles import Particles
+from steersman.sampling.watch import Watch, warning_of
 
 __all__ = ["Result", "sample", "steer"]
 
@@ -116,6 +117,9 @@ def sample(
         InputError: Something that cannot be loaded or does not fit together, a target without a classifier or a
             classifier without a target, or a setting out of range.
 
+    Warns:
+        Notice: Images that are not finite, or that guidance hardly changed, or changed beyond recognition.
+
     Example:
         >>> import steersman as sm
         >>> result = sm.sample(
@@ -156,8 +160,8 @@ def sample(
         targets = expand(targets, len(seeds), "cpu")
     conditions = labelled(condition or {}, len(seeds), denoiser.classes, device)
 
-    def draw(numbers: range) -> tuple[Tensor, list[int]]:
-        """Returns the images of a batch, and the number of updates of each that were dropped."""
+    def draw(numbers: range) -> tuple[Tensor, list[int], list[float] | list[None]]:
+        """Returns the images of a batch, of each the number of updates that were dropped, and how far it was moved."""
         rows, count = slice(numbers.start, numbers.stop), len(numbers)
         watch = Watch(lambda share: bar.update(count * share), settings["recurrence"])
         x0 = sample_batch(
@@ -172,7 +176,11 @@ def sample(
             **settings,
         )
         images = denoiser.decode(x0)
-        return images if getattr(denoiser, "latent", False) else images.clamp(-1, 1), watch.drops(count)
+        return (
+            images if getattr(denoiser, "latent", False) else images.clamp(-1, 1),
+            watch.drops(count),
+            watch.moved(count),
+        )
 
     batches = Batches(
         min(batch_size, len(seeds)),
@@ -180,11 +188,13 @@ def sample(
         "x0_hat, or a smaller model",
     )
     with ieee(), torch.no_grad(), tqdm(total=len(seeds), disable=not progress, unit="image") as bar:
-        tensors, drops = zip(*batches.map(draw, range(len(seeds))), strict=True)
+        tensors, drops, moved = zip(*batches.map(draw, range(len(seeds))), strict=True)
     tensor = torch.cat(tensors)
     lost = [seed for seed, row in zip(seeds, tensor.flatten(1).isfinite().all(1).tolist(), strict=True) if not row]
     if lost:
         notice(f"the images of seeds {', '.join(map(str, lost))} are not finite; try a smaller scale")
+    elif said := warning_of(list(chain.from_iterable(moved))):
+        notice(said)
     return Result(tensor=tensor, seeds=seeds, dropped=tuple(chain.from_iterable(drops)))
 
 
@@ -278,6 +288,7 @@ def steer(
 
     Warns:
         UserWarning: No step was guided.
+        Notice: Guidance hardly changed the samples, or changed them beyond recognition.
 
     Example:
         >>> import steersman as sm
@@ -330,3 +341,5 @@ def steer(
                 "pipeline made, or it made none",
                 stacklevel=3,
             )
+        elif said := warning_of(steered.moved):
+            notice(said)

@@ -34,7 +34,7 @@ def test_a_part_that_was_being_written_is_not_read(tmp_path):
 
 def test_other_settings_are_refused(tmp_path):
     Parts(tmp_path, SETTINGS, 4).write([0], {KEY: torch.zeros(1, 1)})
-    with pytest.raises(InputError, match="with denoiser 'a', not 'b'; use another folder"):
+    with pytest.raises(InputError, match="with denoiser 'a', not 'b'; give another --out"):
         Parts(tmp_path, SETTINGS | {"denoiser": "b"}, 4)
     with pytest.raises(InputError, match="with high"):
         Parts(tmp_path, {key: SETTINGS[key] for key in ("denoiser", "views")}, 4)

@@ -19,7 +19,8 @@ from steersman.lab.session import Networks, load_session
 from steersman.lab.train.denoiser import unet
 from steersman.recipes import load_recipe, recipe_names
 from steersman.sampling import Report
-from steersman.sampling.loop import Recurrence, Watch
+from steersman.sampling.loop import Recurrence
+from steersman.sampling.watch import Watch
 from steersman.schedule import CLEAN
 
 GUIDE, JUDGE = "zoo:sportballs-mobilenet", "zoo:sportballs-judge"

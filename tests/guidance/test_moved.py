@@ -21,7 +21,7 @@ from steersman.guidance import (
 )
 from steersman.mixture import Mixture
 from steersman.sampling import DDIM, DDPM, DPMpp, Recurrence, sample
-from steersman.sampling.loop import Watch
+from steersman.sampling.watch import Watch
 
 F64 = torch.float64
 SETTINGS = {"target": 2, "clip": False, "dtype": F64}

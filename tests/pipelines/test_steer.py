@@ -7,7 +7,7 @@ from torch import nn
 
 import steersman
 from pipelines.families import FAMILIES, PAIRS, QUICK, draw, draws, make, reaching, wide
-from steersman.errors import InputError
+from steersman.errors import InputError, Notice
 from steersman.guidance import (
     ClassProbability,
     Constant,
@@ -35,6 +35,16 @@ def test_without_a_push_no_bit_changes(name, scheduler, guide):
     plain = draw(pipe, name)
     with pytest.warns(UserWarning, match="no step was guided"), steersman.steer(pipe, idle, target=1):
         assert torch.equal(draw(pipe, name), plain)
+
+
+@pytest.mark.parametrize(
+    ("scale", "said"), [(1e-9, "^guidance hardly changed the samples, by "), (1e6, "^guidance changed the samples by ")]
+)
+@pytest.mark.parametrize("injection", [Mean(), NoisePrediction()], ids=["mean", "noise"])
+def test_what_guidance_did_is_said_where_it_was_next_to_nothing_or_too_much(scale, said, injection, guide):
+    pipe = make("DDPM", "DDPM")
+    with pytest.warns(Notice, match=said), steersman.steer(pipe, guide(scale=scale, injection=injection), target=1):
+        draw(pipe, "DDPM")
 
 
 WAYS = {

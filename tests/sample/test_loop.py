@@ -17,7 +17,7 @@ from steersman.guidance import (
     reverse_variance,
 )
 from steersman.sampling import DDIM, DDPM, Recurrence, SeededNoise, sample
-from steersman.sampling.loop import Watch
+from steersman.sampling.watch import Watch
 from steersman.schedule import VP
 
 F64 = torch.float64

@@ -202,7 +202,7 @@ def differences(out: Path, run: Run, *, grows: bool = False) -> str:
     return "; ".join([*changes, *([f"and {len(keys) - SHOWN} more"] if len(keys) > SHOWN else [])])
 
 
-def check_folder(out: Path, run: Run, *, grows: bool = False, instead: str = "use another folder") -> None:
+def check_folder(out: Path, run: Run, *, grows: bool = False, instead: str = "give another --out") -> None:
     """Refuses a folder that holds a run with other settings, and says which, and what to do instead."""
     if other := differences(out, run, grows=grows):
         raise InputError(f"out: {str(out)!r} holds a run with other settings ({other}); {instead}")

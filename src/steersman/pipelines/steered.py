@@ -48,6 +48,7 @@ class SteeredPipeline:
         network: The name of the first one's class, which identifies the family.
         vae: The decoder of its latents, or None where it draws images.
         guided: Whether any guide was active in any call.
+        moved: How far guidance moved each sample of each call that made all its steps; None without any.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class SteeredPipeline:
         self.trajectory: PipelineTrajectory | None = None
         self.generator: Any = None
         self.guided = False
+        self.moved: list[float | None] = []
 
     def _check_scheduler(self) -> None:
         """Refuses schedulers and injections that the guides cannot work with."""
@@ -257,6 +259,8 @@ class SteeredPipeline:
             )
             outcome = self.trajectory.step(own, call, turn)
             self.guided |= self.trajectory.guided
+            if self.trajectory.ended:
+                self.moved += self.trajectory.watch.moved(self.trajectory.rows)
         self.recording.forget()
         self.recording.idle = self.trajectory.ended
         return outcome

@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from steersman.batching import broadcast, put, rms, send, take
+from steersman.batching import broadcast, put, send, take
 from steersman.denoise import Conditioned, Denoiser, Prediction, eps_from_x0
 from steersman.errors import InputError, unknown
 from steersman.guidance.guide import Guide, Steering, Update, after_decoding
@@ -37,7 +37,7 @@ from steersman.sampling.samplers import Draws, GivenNoise, Sampler, SeededNoise,
 from steersman.schedule import Level, Ratios, Schedule, Spacing, check_ratios
 from steersman.typed import finite
 
-__all__ = ["Callback", "GuidedDenoiser", "Recurrence", "Report", "Watch", "labelled", "renoised", "sample"]
+__all__ = ["Callback", "GuidedDenoiser", "Recurrence", "Report", "labelled", "renoised", "sample"]
 
 
 class Report(NamedTuple):
@@ -410,34 +410,6 @@ class _Unguided(NamedTuple):
                 "got true; use a sampler that evaluates it once, such as ddpm"
             )
         return self.guided.unguided
-
-
-class Watch:
-    """A callback that keeps, for each image, the number of dropped updates and how far guidance moved it.
-
-    Both stay on their device, so that no step waits for an accelerator. ``on_step`` is called after each step and each
-    of its repetitions, with the share that it has in all of them.
-    """
-
-    def __init__(self, on_step: Callable[[float], object], recurrence: Recurrence | None = None) -> None:
-        self.on_step, self.recurrence = on_step, recurrence or Recurrence()
-        self._dropped, self._change = torch.zeros((), dtype=torch.int64), torch.zeros(())
-
-    def __call__(self, report: Report) -> None:
-        """Adds what a step did."""
-        for update in report.updates:
-            if update is not None:
-                self._dropped = (~update.finite).to(torch.int64) + self._dropped
-                self._change = self._change + update.moved
-        self.on_step(1 / sum(map(self.recurrence.at, report.step.levels[:-1])))
-
-    def drops(self, count: int) -> list[int]:
-        """Returns the number of dropped updates of each of ``count`` images."""
-        return self._dropped.expand(count).tolist()
-
-    def moved(self, count: int) -> list[float] | list[None]:
-        """Returns the root mean square of each image's summed `Update.moved`; None where no guide was active."""
-        return rms(self._change).flatten().tolist() if self._change.ndim else [None] * count
 
 
 def renoised(x_s: Batch, level: Level, next: Level, eps: Batch) -> Batch:

@@ -45,7 +45,7 @@ class Parts:
             if before.get(key) != self.settings.get(key):
                 settings = f"{key} {shown(before.get(key))}, not {shown(self.settings.get(key))}"
                 raise InputError(
-                    f"out: {str(self.out)!r} holds an analysis with {settings}; use another folder, or the same "
+                    f"out: {str(self.out)!r} holds an analysis with {settings}; give another --out, or the same "
                     "settings"
                 )
 

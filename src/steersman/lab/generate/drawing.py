@@ -38,7 +38,7 @@ from steersman.lab.session import Networks, Session, load_session
 from steersman.lab.stop import Stop, Stopped
 from steersman.precision import ieee
 from steersman.sampling import Callback, Report
-from steersman.sampling.loop import Watch
+from steersman.sampling.watch import Watch
 
 __all__ = ["Share", "Unfinished", "generate", "generate_until_stopped", "open_session"]
 

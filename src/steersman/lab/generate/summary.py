@@ -13,14 +13,13 @@ from steersman.lab.evaluation import CLEAR, USELESS, mean_evaluations, noise_err
 from steersman.lab.generate.formats import ImageRecord
 from steersman.lab.generate.store import Store
 from steersman.lab.run import Run
+from steersman.sampling.watch import UNMOVED, larger
 
 __all__ = ["Summary", "advice", "summarize"]
 
 GRID, SHOWN = 64, 1024  # images of a target in the grid, and of all targets together
 DISAGREE = 0.25  # a difference in accuracy between guide and judge that the user is told of
 STEADIER = {"wrt": "x_t", "input": "lookahead"}  # choices by which a guide is less easily fooled
-UNMOVED, VISIBLE = 0.01, 0.1  # root mean squares of a change by guidance that hardly shows, and of one that does
-MOST = 30.0  # the largest factor on the scale that is advised
 
 
 @dataclass(kw_only=True)
@@ -118,7 +117,7 @@ def advice(metrics: Mapping[str, Any], moved: Sequence[float], run: Run) -> list
     warnings = _broken_images(metrics, run)
     change = mean(moved) if moved else None
     if change is not None and change < UNMOVED:
-        scales = _scaled(run, min(MOST, VISIBLE / max(change, VISIBLE / MOST)))
+        scales = _scaled(run, larger(change))
         tries = [f"{option} (now {_scale(run):g})" for option in scales] + _settings(run, {"weight": "constant"})
         warnings.append(_trying(f"The guidance hardly changed the images: by {change:.2g} where they span 2.", tries))
     if run.judge is not None and judge is None and guide is not None:

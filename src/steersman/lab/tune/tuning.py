@@ -181,7 +181,7 @@ class Tuning:
         self.space, self.points, self.record = tune.searched, tune.points(), _record(tune, run)
         if other := other_settings(self.file, self.record, "tune"):
             raise InputError(
-                f"out: {str(out)!r} holds a tune with other settings ({', '.join(other)}); use another folder, "
+                f"out: {str(out)!r} holds a tune with other settings ({', '.join(other)}); give another --out, "
                 "or its settings"
             )
         self.networks, self.measure = Networks(), Measure(tune, num=run.num, device=run.device)
