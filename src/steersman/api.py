@@ -239,7 +239,7 @@ def steer(
     target: Target | Iterable[Target] | None = None,
     *,
     classifier: str | Path | Classifier | None = None,
-    recipe: str | Path | Recipe = "default",
+    recipe: str | Path | Recipe | None = None,
     scale: float | None = None,
     recurrence: Recurrence | None = None,
     particles: Particles | None = None,
@@ -274,7 +274,8 @@ def steer(
         target: The target, as `sample` takes it: one for all images, or a list of one for each, in the order in which
             the pipeline returns them.
         classifier: The classifier, if no guide is given: what `steersman.load_classifier` takes, or a `Classifier`.
-        recipe: The method, if no guide is given: what `steersman.load_recipe` takes.
+        recipe: The method, if no guide is given: what `steersman.load_recipe` takes. By default ``default/once``: a
+            pipeline's steps cannot be taken back, so that no image starts again.
         scale: The guidance scale, in place of the recipe's.
         recurrence: How often steps are repeated, in place of the recipe's.
         particles: The particles of an image and their resampling, in place of the recipe's.
@@ -306,12 +307,12 @@ def steer(
     """
     if guide is not None and classifier is not None:
         raise InputError("steer needs a guide or a classifier, got both")
-    if guide is not None and (scale is not None or recipe != "default"):
+    if guide is not None and (scale is not None or recipe is not None):
         raise InputError(
             "steer takes recipe and scale with a classifier alone, got them with a guide, which has its own"
         )
     if guide is None:
-        recipe = load_recipe(recipe, scale=scale)
+        recipe = load_recipe("default/once" if recipe is None else recipe, scale=scale)
         if classifier is None and recipe.needs_classifier:
             raise InputError("steer needs a guide or a classifier, got neither")
         given = () if classifier is None else (classifier,)

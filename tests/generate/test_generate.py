@@ -48,8 +48,8 @@ def test_a_run_writes_images_grid_settings_and_metrics(denoiser, tmp_path):
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics == summary.metrics
     assert set(metrics["accuracy"]) == set(metrics["probability"]) == {"guide", "judge"}
-    # three steps, two of them guided, each of these with an evaluation from further on
-    assert metrics["network_evaluations"] == {"denoiser": 5, "classifier": 2}
+    # three steps, two of them guided
+    assert metrics["network_evaluations"] == {"denoiser": 3, "classifier": 2}
     assert metrics["nonfinite_gradients"] == 0
     assert metrics["lost"] == []
 

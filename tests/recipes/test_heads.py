@@ -65,4 +65,4 @@ def test_a_softmax_is_guided_without_a_notice():
 
     classifier = Classifier(Means([0, 1]), preprocess=RAW, names=["red", "green"])
     with warnings.catch_warnings(action="error", category=Notice):
-        assert [bool(g[0] > 0) for g in slopes("default", classifier, 0)] == [True]
+        assert [bool(g[0] > 0) for g in slopes("default", classifier, 0)] == [True, True]

@@ -403,11 +403,13 @@ def test_an_image_may_be_judged_at_less_noise_than_its_particles_are(mixture, we
     assert denoiser.asked == [15] * (last + 1) + alone + [15] * (last - first + 1) + alone + [5] * (8 - end)
 
 
-def test_only_what_is_tried_again_costs_more(mixture, weigher, posterior):
+@pytest.mark.parametrize("begins", [None, 12.0], ids=["where they are weighed", "above"])
+def test_only_what_is_tried_again_costs_more(mixture, weigher, posterior, begins):
     """Each step asks once; where one particle is kept, it is asked to weigh them, and again for the step."""
-    particles = Particles(count=3, ratio_min=0.3, ratio_max=4.0, retries=1, retry_below=-0.3)
+    particles = Particles(count=3, ratio_min=0.3, ratio_max=4.0, retries=1, retry_below=-0.3, retry_from=begins)
     ratios = [float(level.sigma / level.alpha) for level in mixture.schedule.levels(8)[:-1]]
-    first, last = (sum(ratio > limit for ratio in ratios) for limit in (4.0, 0.3))
+    first, last = (sum(ratio > limit for ratio in ratios) for limit in (begins or 4.0, 0.3))
+    assert begins is None or first < sum(ratio > 4.0 for ratio in ratios)
     denoiser = Counting(mixture)
     walk(denoiser, DDPM(), [weigher], particles)
     (bad,) = {count // 3 for count in denoiser.asked[last + 1 : -(8 - last)]}
@@ -424,6 +426,7 @@ def test_only_what_is_tried_again_costs_more(mixture, weigher, posterior):
             {"ratio_min": 0.5, "retry_at": 0.6},
             "particles.retry_at must be between 0 and particles.ratio_min 0.5, got 0.6",
         ),
+        ({"ratio_max": 5.0, "retry_from": 4.0}, "particles.retry_from must be at least particles.ratio_max 5.0, got 4"),
     ],
 )
 def test_refuses_retries_that_cannot_be(given, said):

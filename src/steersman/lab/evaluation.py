@@ -33,7 +33,7 @@ __all__ = ["CLEAR", "USELESS", "Evaluation", "evaluate_images", "mean_evaluation
 RATIO = 0.1  # sigma / alpha of the noise that is added: about 13 of 255 grey levels
 USELESS = 0.8  # a noise error that no texture explains: the denoiser recognizes next to nothing of the noise
 CLEAR = 0.3  # a noise error that is low enough whatever that of unguided images is
-BURNT = 1.25  # factor on the largest noise error of unguided images, beyond which an image is unlike them
+BURNT = 1.5  # factor on the largest noise error of unguided images, beyond which an image is unlike them
 
 
 class Evaluation(NamedTuple):

@@ -267,10 +267,11 @@ def _retried(
     particles, levels, steering = trajectory.population.particles, trajectory.levels, trajectory.guided.steering
     ratios = [float(level.sigma / level.alpha) for level in levels[:-1]]
     end = particles.ratio_min if particles.retry_at is None else particles.retry_at
-    first, last = (sum(ratio > limit for ratio in ratios) for limit in (particles.ratio_max, end))
+    beginning = particles.ratio_max if particles.retry_from is None else particles.retry_from
+    first, last = (sum(ratio > limit for ratio in ratios) for limit in (beginning, end))
     if first == last:
         raise InputError(
-            f"particles.retries must be 0 unless a level lies between the ratios {end:g} and {particles.ratio_max:g}, "
+            f"particles.retries must be 0 unless a level lies between the ratios {end:g} and {beginning:g}, "
             f"from which to which noise is added back, got {particles.retries}"
         )
     assert isinstance(draws := trajectory.draws, SeededNoise), "given draws are refused with retries"

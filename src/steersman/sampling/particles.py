@@ -15,7 +15,7 @@ a step by delta, to ``x_s = mu + delta + d``, that law is kept by the correction
     log N(x_s; mu, Sigma) / N(x_s; mu + delta, Sigma) = -sum (d + delta / 2) delta / Sigma
 
 Where even the particle that an image keeps has r below a limit, the image may go back, ``x_t = r x_s + sqrt(beta) eps``
-from ``retry_at`` to ``ratio_max``, and try again (backtracking; Zhang et al. 2025, Inference-time scaling of diffusion
+from ``retry_at`` to ``retry_from``, and try again (backtracking; Zhang et al. 2025, Inference-time scaling of diffusion
 models through classical search).
 """
 
@@ -61,10 +61,11 @@ class Particles:
         fraction: Particles are resampled when the effective sample size is at most this fraction of the count.
         choice: The particle that is kept: the ``likeliest``, or one by ``draw`` with the weights.
         corrected: Whether the weights correct for the guidance updates (twisted SMC).
-        retries: How often, at most, noise is added back up to ``ratio_max``, and the steps from there are tried again,
+        retries: How often, at most, noise is added back up to ``retry_from``, and the steps from there are tried again,
             for an image that is unlikely at ``retry_at``; of its tries the likeliest is kept.
         retry_below: The log-likelihood, of all guides that weigh, below which an image is unlikely.
         retry_at: The ratio at which that is asked, at most ``ratio_min``, which is the default; 0 for the clean image.
+        retry_from: The ratio from which steps are tried again, at least ``ratio_max``, which is the default.
 
     Example:
         >>> import steersman as sm
@@ -88,6 +89,7 @@ class Particles:
     retries: int = 0
     retry_below: float = -1.0
     retry_at: float | None = None
+    retry_from: float | None = None
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.every < 1:
@@ -103,6 +105,10 @@ class Particles:
         if self.retry_at is not None and not 0 <= self.retry_at <= self.ratio_min:
             raise InputError(
                 f"particles.retry_at must be between 0 and particles.ratio_min {self.ratio_min}, got {self.retry_at}"
+            )
+        if self.retry_from is not None and not self.retry_from >= self.ratio_max:
+            raise InputError(
+                f"particles.retry_from must be at least particles.ratio_max {self.ratio_max}, got {self.retry_from}"
             )
         if not (self.ratio_min >= 0 and self.ratio_max >= 0):
             raise InputError(
