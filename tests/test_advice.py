@@ -60,6 +60,13 @@ def test_a_judge_that_does_not_know_the_target_is_named():
     assert advice(metrics(0.9, None), [1.0], run(judge=None)) == []
 
 
+def test_of_several_targets_those_are_named_that_the_judge_does_not_know():
+    seen = {"baseball": (0.9, 0.8), "tench": (0.7, None), "mine": (None, None)}
+    targets = {name: {"accuracy": {"guide": guide, "judge": judge}} for name, (guide, judge) in seen.items()}
+    (line,) = advice(metrics(0.8, 0.8, targets=targets), [1.0], run())
+    assert "The judge zoo:sportballs-judge does not know tench, so only the guide" in line
+
+
 def test_a_target_that_nobody_sees():
     (line,) = advice(metrics(0.1, 0.2), [0.2], run())
     assert line.startswith("Neither guide nor judge sees the target")

@@ -177,8 +177,8 @@ class SteeredPipeline:
             raise InputError(f"particles.count must be 1 without a guide that weighs them, got {particles.count}")
         if particles.retries:
             raise InputError(
-                f"particles.retries must be 0 in a pipeline, whose steps cannot be taken back, got {particles.retries}; "
-                "of the recipe default, use default/once"
+                "particles.retries must be 0 in a pipeline, whose steps cannot be taken back, got "
+                f"{particles.retries}; of the recipe default, use default/once"
             )
         if particles.count > 1 and particles.corrected:
             raise InputError("particles.corrected must be false in a pipeline, whose unguided step is not known")

@@ -120,9 +120,12 @@ def advice(metrics: Mapping[str, Any], moved: Sequence[float], run: Run) -> list
         scales = _scaled(run, larger(change))
         tries = [f"{option} (now {_scale(run):g})" for option in scales] + _settings(run, {"weight": "constant"})
         warnings.append(_trying(f"The guidance hardly changed the images: by {change:.2g} where they span 2.", tries))
-    if run.judge is not None and judge is None and guide is not None:
+    of_each = {name: each["accuracy"] for name, each in metrics.get("targets", {}).items()}
+    unjudged = [name for name, each in of_each.items() if each["judge"] is None and each["guide"] is not None]
+    if run.judge is not None and guide is not None and (judge is None or unjudged):
+        what = "the target" if judge is None else ", ".join(unjudged)
         warnings.append(
-            f"The judge {run.judge} does not know the target, so only the guide says whether it is there. Name another "
+            f"The judge {run.judge} does not know {what}, so only the guide says whether it is there. Name another "
             "--judge that does, and look at the pictures."
         )
     if guide is None and judge is None:
