@@ -28,6 +28,7 @@ from steersman.pipelines.trajectory import PipelineTrajectory, Plan
 from steersman.sampling.loop import Recurrence
 from steersman.sampling.particles import Particles
 from steersman.sampling.scheduler import FAMILIES, SCHEDULERS, Adapter, Scheduler, host
+from steersman.sampling.watch import Changes
 from steersman.schedule import VP, Flow, Level, Schedule
 
 __all__ = ["MEMORYLESS", "SteeredPipeline"]
@@ -48,7 +49,6 @@ class SteeredPipeline:
         network: The name of the first one's class, which identifies the family.
         vae: The decoder of its latents, or None where it draws images.
         guided: Whether any guide was active in any call.
-        moved: How far guidance moved each sample of each call that made all its steps; None without any.
     """
 
     def __init__(
@@ -98,7 +98,12 @@ class SteeredPipeline:
         self.trajectory: PipelineTrajectory | None = None
         self.generator: Any = None
         self.guided = False
-        self.moved: list[float | None] = []
+        self._ended: list[tuple[Changes, int]] = []  # of each call that made all its steps, with its samples
+
+    @property
+    def moved(self) -> list[float | None]:
+        """How far guidance moved each sample of each call that made all its steps; None where no guide was active."""
+        return [change for changes, count in self._ended for change in changes.moved(count)]
 
     def _check_scheduler(self) -> None:
         """Refuses schedulers and injections that the guides cannot work with."""
@@ -261,7 +266,7 @@ class SteeredPipeline:
             outcome = self.trajectory.step(own, call, turn)
             self.guided |= self.trajectory.guided
             if self.trajectory.ended:
-                self.moved += self.trajectory.watch.moved(self.trajectory.rows)
+                self._ended.append((self.trajectory.changes, self.trajectory.rows))
         self.recording.forget()
         self.recording.idle = self.trajectory.ended
         return outcome

@@ -36,7 +36,7 @@ from steersman.precision import loss_scaled
 from steersman.sampling.loop import GuidedDenoiser, Recurrence, renoised
 from steersman.sampling.particles import ParticleFilter, Particles
 from steersman.sampling.scheduler import Adapter, Position, SchedulerNumbers, host, visited
-from steersman.sampling.watch import Watch
+from steersman.sampling.watch import Changes
 from steersman.schedule import CLEAN, Level, Schedule
 
 __all__ = ["PipelineTrajectory", "Plan"]
@@ -112,7 +112,7 @@ class PipelineTrajectory:
         )
         self.steering = self.denoiser.steering
         self.calls, self.guided, self.shown = 0, False, 1.0
-        self.watch = Watch()
+        self.changes = Changes()
         self.returned: Tensor | None = None
         self.others: Tensor | None = None  # the particles beside the pipeline's own, as the last step left them
         self.late: Tensor | None = None  # by how much the last step's end was moved
@@ -167,7 +167,7 @@ class PipelineTrajectory:
                 outcomes.append(own(*each.args, **each.kwargs))
             z = self._guided_end(torch.stack([_sample_of(outcome) for outcome in outcomes]), own, calls)
             updates = self.steering.updates
-            self.watch.add(take(updates, self.particles.leaders) if self.particles.count > 1 else updates)
+            self.changes.add(take(updates, self.particles.leaders) if self.particles.count > 1 else updates)
             if repeat + 1 < repeats:
                 z, output = self._renoised(z), None
         self.calls += 1

@@ -9,7 +9,7 @@ from steersman.batching import rms
 from steersman.guidance.guide import Update
 from steersman.sampling.loop import Recurrence, Report
 
-__all__ = ["UNMOVED", "Watch", "larger", "warning_of"]
+__all__ = ["UNMOVED", "Changes", "Watch", "larger", "warning_of"]
 
 # Root mean squares of a change by guidance, where images span 2:
 UNMOVED = 0.01  # hardly shows
@@ -18,23 +18,14 @@ BEYOND = 2.0  # leaves nothing of the image
 MOST = 30.0  # the largest factor on the scale that is advised
 
 
-class Watch:
-    """A callback that keeps, for each image, the number of dropped updates and how far guidance moved it.
+class Changes:
+    """For each image of a batch, the number of dropped updates and how far guidance moved it.
 
-    Both stay on their device, so that no step waits for an accelerator. ``on_step`` is called after each step and each
-    of its repetitions, with the share that it has in all of them.
+    Both stay on their device until they are asked for, so that no step waits for an accelerator.
     """
 
-    def __init__(
-        self, on_step: Callable[[float], object] = lambda _: None, recurrence: Recurrence | None = None
-    ) -> None:
-        self.on_step, self.recurrence = on_step, recurrence or Recurrence()
+    def __init__(self) -> None:
         self._dropped, self._change = torch.zeros((), dtype=torch.int64), torch.zeros(())
-
-    def __call__(self, report: Report) -> None:
-        """Adds what a step did, and reports it."""
-        self.add(report.updates)
-        self.on_step(1 / sum(map(self.recurrence.at, report.step.levels[:-1])))
 
     def add(self, updates: Iterable[Update | None]) -> None:
         """Adds the updates of a step."""
@@ -52,6 +43,22 @@ class Watch:
         return rms(self._change).flatten().tolist() if self._change.ndim else [None] * count
 
 
+class Watch(Changes):
+    """A callback that adds up the changes, and calls ``on_step`` after each step and each of its repetitions.
+
+    Its argument is the share that the step has in all of them.
+    """
+
+    def __init__(self, on_step: Callable[[float], object], recurrence: Recurrence | None = None) -> None:
+        super().__init__()
+        self.on_step, self.recurrence = on_step, recurrence or Recurrence()
+
+    def __call__(self, report: Report) -> None:
+        """Adds what a step did, and reports it."""
+        self.add(report.updates)
+        self.on_step(1 / sum(map(self.recurrence.at, report.step.levels[:-1])))
+
+
 def larger(change: float) -> float:
     """Returns the factor on the scale with which a change by guidance may be expected to show."""
     return min(MOST, VISIBLE / max(change, VISIBLE / MOST))
@@ -60,7 +67,9 @@ def larger(change: float) -> float:
 def warning_of(moved: Sequence[float | None]) -> str | None:
     """Returns what to say of the changes by guidance to some samples, None where they are such as they should be."""
     known = [change for change in moved if change is not None]
-    change = mean(known) if known else VISIBLE
+    if not known:
+        return None
+    change = mean(known)
     if change == 0:
         return "guidance did not change the samples: its gradient or its scale was zero"
     if change < UNMOVED:
